@@ -1,0 +1,51 @@
+"""The activations file: safetensors, with the positions and the prompts' hashes in its metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from abliterate.activations.collect import SetActivations
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What the directions are estimated from (``train``) and ranked by (``val``), by the set's role.
+
+    Roles are ``target``, ``baseline``, ``harmless`` and ``keep``.
+    """
+
+    train: Mapping[str, SetActivations]
+    val: Mapping[str, Float[Tensor, "prompt position layer_plus_1 d_model"]]
+    positions: tuple[int, ...]
+    hashes: Mapping[str, str]
+
+
+def save_activations(activations: Activations, path: Path) -> None:
+    """Write the file: ``<role>_mean``, ``<role>_second_moment``, ``<role>_last``, and ``<role>_val`` where there is one."""
+    tensors: dict[str, Tensor] = {}
+    for role, found in activations.train.items():
+        tensors[f"{role}_mean"] = found.mean
+        tensors[f"{role}_second_moment"] = found.second_moment
+        tensors[f"{role}_last"] = found.last.contiguous()
+    tensors |= {f"{role}_val": vectors.contiguous() for role, vectors in activations.val.items()}
+    metadata = {"positions": json.dumps(activations.positions), "prompts": json.dumps(dict(activations.hashes))}
+    save_file(tensors, path, metadata)
+
+
+def load_activations(path: Path) -> Activations:
+    """Read the file back. The vectors of ``train`` are those at the last position only."""
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    roles = [name.removesuffix("_mean") for name in tensors if name.endswith("_mean")]
+    train = {r: SetActivations(tensors[f"{r}_mean"], tensors[f"{r}_second_moment"], tensors[f"{r}_last"][:, None]) for r in roles}
+    val = {name.removesuffix("_val"): t for name, t in tensors.items() if name.endswith("_val")}
+    return Activations(train, val, tuple(json.loads(metadata["positions"])), json.loads(metadata["prompts"]))

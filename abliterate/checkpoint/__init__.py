@@ -1,0 +1,1 @@
+"""Checkpoints on disk: shard index, lazy read, exact edit, atomic write, proof."""

@@ -1,0 +1,162 @@
+"""What a safetensors checkpoint holds, from headers alone; single-file and sharded models look the same.
+
+Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data
+(https://github.com/huggingface/safetensors). A checkpoint is input from strangers: everything is checked before use.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from abliterate.errors import InputError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MAX_HEADER = 100_000_000  # the format's own bound
+DTYPES: dict[str, tuple[torch.dtype | None, int]] = {
+    "F64": (torch.float64, 8), "F32": (torch.float32, 4), "F16": (torch.float16, 2), "BF16": (torch.bfloat16, 2),
+    "I64": (torch.int64, 8), "I32": (torch.int32, 4), "I16": (torch.int16, 2), "I8": (torch.int8, 1),
+    "U8": (torch.uint8, 1), "BOOL": (torch.bool, 1), "F8_E4M3": (torch.float8_e4m3fn, 1),
+    "F8_E5M2": (torch.float8_e5m2, 1), "U64": (None, 8), "U32": (None, 4), "U16": (None, 2),
+}  # fmt: skip
+EDITABLE = ("F64", "F32", "F16", "BF16")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: bytes [start, end) of its shard file."""
+
+    name: str
+    shard: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """All tensors of a checkpoint folder by name, and the size of each shard file in bytes."""
+
+    folder: Path
+    tensors: dict[str, TensorInfo]
+    shards: dict[str, int]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.shards.values())
+
+    def in_shard(self, shard: str) -> list[TensorInfo]:
+        """The tensors of a shard in the order of their bytes."""
+        return sorted((t for t in self.tensors.values() if t.shard == shard), key=lambda t: t.start)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, read from disk in its stored type. Raises InputError where it is missing or cut short."""
+        info = self.tensors.get(name)
+        if info is None:
+            raise InputError(f"{self.folder}: the checkpoint has no tensor {name}")
+        dtype = DTYPES[info.dtype][0]
+        if dtype is None:
+            raise InputError(f"{self.folder / info.shard}: {name} is stored as {info.dtype}, which can't be read here")
+        if info.nbytes == 0:
+            return torch.empty(info.shape, dtype=dtype)
+        data = bytearray(info.nbytes)
+        with (self.folder / info.shard).open("rb") as file:
+            file.seek(info.start)
+            if file.readinto(data) != info.nbytes:
+                raise InputError(f"{self.folder / info.shard}: ends inside {name}; the file is truncated")
+        return torch.frombuffer(data, dtype=dtype).view(info.shape)
+
+
+def open_index(folder: Path) -> ShardIndex:
+    """Read the headers of a checkpoint folder. Raises InputError naming the file and what is wrong with it."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such model folder")
+    names = _shard_names(folder)
+    tensors: dict[str, TensorInfo] = {}
+    sizes: dict[str, int] = {}
+    for shard in names:
+        path = folder / shard
+        if not path.is_file():
+            raise InputError(f"{path}: the index names this shard but it is missing; download it again")
+        sizes[shard] = path.stat().st_size
+        for info in read_header(path):
+            if info.name in tensors:
+                raise InputError(f"{path}: {info.name} stands in {tensors[info.name].shard} too")
+            tensors[info.name] = info
+    return ShardIndex(folder, tensors, sizes)
+
+
+def _shard_names(folder: Path) -> list[str]:
+    index = folder / INDEX
+    if not index.is_file():
+        if (folder / SINGLE).is_file():
+            return [SINGLE]
+        if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
+            raise InputError(
+                f"{folder}: the weights are pickle files; only safetensors are read (pickles can run code): convert them first"
+            )
+        raise InputError(f"{folder}: neither {SINGLE} nor {INDEX} in it")
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{index}: not a shard index (JSON with a 'weight_map')") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise InputError(f"{index}: names the shard {name!r}; shards must be .safetensors files beside it")
+    return names
+
+
+def read_header(path: Path) -> list[TensorInfo]:
+    """The tensors of one file. Raises InputError for a malformed header, bad offsets or a truncated file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > MAX_HEADER or 8 + length > size:
+            raise InputError(f"{path}: not a safetensors file, or its header is cut short (truncated download?)")
+        try:
+            header = json.loads(file.read(length))
+            entries = [(n, e) for n, e in header.items() if n != "__metadata__"]
+        except (ValueError, AttributeError, RecursionError):
+            raise InputError(f"{path}: the header is not JSON; the file is damaged") from None
+    infos = sorted((_entry(path, name, entry, 8 + length) for name, entry in entries), key=lambda t: (t.start, t.end))
+    position = 8 + length
+    for info in infos:
+        if info.start != position:
+            raise InputError(f"{path}: {info.name} starts at byte {info.start}, expected {position}; offsets overlap or leave gaps")
+        position = info.end
+    if position > size:
+        raise InputError(f"{path}: truncated: {size} bytes, its header speaks of {position}; download it again")
+    if position < size:
+        raise InputError(f"{path}: {size - position} bytes after the last tensor; the file is damaged")
+    return infos
+
+
+def _entry(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    try:
+        dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise InputError(f"{path}: the header's entry for {name!r} is malformed")
+    if dtype not in DTYPES:
+        raise InputError(f"{path}: {name} has the unknown type {dtype!r}")
+    if end - start != math.prod(shape) * DTYPES[dtype][1]:
+        raise InputError(
+            f"{path}: {name} has {end - start} bytes, its shape {list(shape)} of {dtype} needs {math.prod(shape) * DTYPES[dtype][1]}"
+        )
+    return TensorInfo(name, path.name, dtype, shape, data_start + start, data_start + end)

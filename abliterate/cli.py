@@ -1,0 +1,154 @@
+"""Parse, validate, call. torch and transformers are imported inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from abliterate import __version__
+from abliterate.config import AuditConfig, CollectConfig, EditCommandConfig, PlanConfig, RunConfig
+from abliterate.errors import CheckError, InputError
+from abliterate.options import command, spread
+
+app = typer.Typer(
+    name="abliterate",
+    help="Find, measure and remove a chosen kind of refusal in an open-weight language model (directional ablation).",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder for the results.", show_default=False)]
+NewFolder = Annotated[Path, typer.Option("--out", help="The new checkpoint's folder.", show_default=False)]
+OutFile = Annotated[Path, typer.Option("--out", help="The activations file (.safetensors).", show_default=False)]
+INTERRUPTED = 130
+_SEVERAL = ("--target", "--baseline", "--keep", "--prompts")
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _run(config: RunConfig, out: Path) -> None:
+    _quiet()
+    from abliterate.pipeline import run
+    from abliterate.report.terminal import show
+
+    show(run(config, out), out)
+
+
+def _audit(config: AuditConfig, out: Path) -> None:
+    _quiet()
+    from abliterate.commands import audit
+    from abliterate.report.terminal import show
+
+    show(audit(config, out), out)
+
+
+def _collect(config: CollectConfig, out: Path) -> None:
+    _quiet()
+    from abliterate.commands import collect
+
+    typer.echo(collect(config, out))
+
+
+def _edit(config: EditCommandConfig, out: Path) -> None:
+    _quiet()
+    from abliterate.commands import edit
+
+    typer.echo(edit(config, out))
+
+
+def _plan(config: PlanConfig) -> None:
+    _quiet()
+    from abliterate.commands import plan
+
+    typer.echo("\n".join(plan(config)))
+
+
+command(
+    app,
+    "run",
+    RunConfig,
+    _run,
+    "The whole pipeline: find the direction, edit, test, report. The same command again resumes.",
+    out=OutFolder,
+)
+command(app, "audit", AuditConfig, _audit, "Ask one model and report what it withholds; nothing is edited.", out=OutFolder)
+command(app, "collect", CollectConfig, _collect, "Activation statistics alone.", out=OutFile)
+command(app, "edit", EditCommandConfig, _edit, "Edit a checkpoint with a direction or plan from anywhere.", out=NewFolder)
+command(
+    app,
+    "plan",
+    PlanConfig,
+    _plan,
+    "What a run would read, write, edit, need in memory and compute; reads headers only.",
+)
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="Lines of {prompt, response}, optionally facts, lang, id.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write the scored lines here instead of to stdout.")] = None,
+) -> None:
+    """Outcomes for stored transcripts: the same lines plus outcome, thought, substance, rule."""
+    from abliterate.commands import score as scored
+
+    if out is not None and out.exists() and out.samefile(file):
+        raise InputError(f"{out}: is the input itself; give another --out")
+    text = "".join(line + "\n" for line in scored(file))
+    if out is None:
+        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+    else:
+        from abliterate.report.document import write_text
+
+        write_text(text, out)
+
+
+def _quiet() -> None:
+    """Libraries' own progress bars and advice stay off the terminal; ours are enough."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit code: 0 done, 1 a check did not hold, 2 bad input, 130 interrupted."""
+    given = spread(sys.argv[1:] if arguments is None else arguments, _SEVERAL)
+    try:
+        if app(given or ["--help"], standalone_mode=False) == INTERRUPTED:
+            raise KeyboardInterrupt
+        return 0
+    except TyperException as error:
+        return _fail(error.format_message().replace("\n", " "), 2)
+    except (InputError, CheckError) as error:
+        return _fail(str(error), 2 if isinstance(error, InputError) else 1)
+    except (KeyboardInterrupt, Abort):
+        return _fail("interrupted; the same command goes on where it stopped", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(
+                f"no space left on the disk ({error.filename or 'while writing'}); make room, the same command goes on",
+                2,
+            )
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            return _fail(f"{error.filename}: {os.strerror(error.errno)}", 2)
+        raise
+
+
+def _fail(line: str, code: int) -> int:
+    typer.echo(f"abliterate: {line}", err=True)
+    return code

@@ -1,0 +1,84 @@
+"""Scores of a candidate by cause: what happens when it is applied by hooks. Forward passes only, no generation.
+
+Arditi et al. (2024, appendix C) score a direction by refusal after ablating it (bypass), refusal after adding it to
+harmless prompts (induce), and KL divergence on harmless prompts. Their refusal metric reads fixed first tokens; here it
+is the log-probability of the openings with which *this* model itself withheld, so it serves canned lines and any language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from abliterate.directions.candidates import Candidate
+from abliterate.model.forward import continuation_logprobs, first_token_logprobs
+from abliterate.model.hooks import ablated, added
+from abliterate.model.load import LocalModel
+
+Ids = Sequence[Sequence[int]]
+STAYS = -1.0  # nats a token: above it an opening is still the likely thing to say (e^-1 = 0.37 a token)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """``bypass`` and ``induce``: mean log-probability a token (nats) of the model's withholding openings, ablated on
+    target prompts, and added on baseline prompts less the unedited model there. ``stays``: share of target prompts whose
+    opening stays likely. ``kl``: mean KL(base‖ablated) of the first token on harmless prompts, nats."""
+
+    bypass: float
+    stays: float
+    induce: float
+    kl: float
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """The val prompts (encoded) that candidates are tried on, and the unedited model's figures there."""
+
+    withheld: Ids
+    openings: Ids
+    baseline: Ids
+    induced: Ids
+    harmless: Ids
+    base_openings: Float[Tensor, " prompt"]
+    base_induced: Float[Tensor, " prompt"]
+    base_first: Float[Tensor, "prompt vocab"]
+
+
+def yardstick(model: LocalModel, withheld: Ids, openings: Ids, baseline: Ids, harmless: Ids, batch_size: int) -> Yardstick:
+    """Measure the unedited model. ``openings[i]`` is how it began to withhold on ``withheld[i]``; they are dealt out to
+    the baseline prompts in turn, to see whether adding the direction brings them there."""
+    induced = [openings[i % len(openings)] for i in range(len(baseline))]
+    return Yardstick(
+        withheld,
+        openings,
+        baseline,
+        induced,
+        harmless,
+        continuation_logprobs(model, withheld, openings, batch_size),
+        continuation_logprobs(model, baseline, induced, batch_size),
+        first_token_logprobs(model, harmless, batch_size),
+    )
+
+
+def score(model: LocalModel, candidate: Candidate, by: Yardstick, batch_size: int) -> Scores:
+    """Apply the candidate by hooks and measure it."""
+    with ablated(model, candidate.plan):
+        after = continuation_logprobs(model, by.withheld, by.openings, batch_size)
+        first = first_token_logprobs(model, by.harmless, batch_size)
+    with added(model, candidate.shift_layer, candidate.shift):
+        induced = continuation_logprobs(model, by.baseline, by.induced, batch_size)
+    kl = (by.base_first.exp() * (by.base_first - first)).sum(-1).clamp(min=0)
+    return Scores(
+        bypass=float(after.mean()),
+        stays=float((after > STAYS).float().mean()),
+        induce=float((induced - by.base_induced).mean()),
+        kl=float(kl.mean()) if torch.isfinite(kl).all() else float("inf"),
+    )

@@ -1,0 +1,9 @@
+"""The two ways in which a command ends other than well; each carries one line for the user."""
+
+
+class InputError(Exception):
+    """Bad input: what is wrong, where, and what to do. The command line prints it and exits with 2."""
+
+
+class CheckError(Exception):
+    """The work was done but a check did not hold. The command line prints it and exits with 1."""

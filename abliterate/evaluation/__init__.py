@@ -1,0 +1,1 @@
+"""Evaluation: generate, judge outcomes, measure drift, count with intervals and paired tests."""

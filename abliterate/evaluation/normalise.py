@@ -1,0 +1,44 @@
+"""A response as the detector reads it: thought and answer apart, one spelling of quotes, no markdown."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+OPEN, CLOSE = "<think>", "</think>"
+_QUOTES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '"', "`": "", "*": "", "#": "", "_": "", "~": ""})
+_MARKS = re.compile(r"(?m)^\s*(?:[>•\-]\s+|\d+[.)]\s+)")
+_SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|(?<=[。！？])|\n+")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """``thought`` is None where there was no thinking block; ``closed`` says whether it ended."""
+
+    thought: str | None
+    answer: str
+    closed: bool
+
+
+def split_thought(response: str, begins_in_thought: bool = False) -> Parts:
+    """Separate the thinking block from the answer; a response may begin inside the block (the template opened it)."""
+    text = response.lstrip()
+    if CLOSE in text:
+        thought, _, answer = text.partition(CLOSE)
+        return Parts(thought.removeprefix(OPEN).strip(), answer.strip(), True)
+    if begins_in_thought or text.startswith(OPEN):
+        return Parts(text.removeprefix(OPEN).strip(), "", False)
+    return Parts(None, response.strip(), True)
+
+
+def plain(text: str) -> str:
+    """NFKC, lower case, straight quotes, no markdown marks, single spaces; line breaks stay."""
+    text = unicodedata.normalize("NFKC", text.translate(_QUOTES)).casefold().translate(_QUOTES)
+    text = _MARKS.sub("", text)
+    return "\n".join(" ".join(line.split()) for line in text.split("\n")).strip()
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences of plain text, in both scripts."""
+    return [part.strip() for part in _SENTENCE.split(text) if part.strip()]

@@ -1,0 +1,89 @@
+"""Transcript files: one JSON object a line, complete lines only, whatever interrupts the writing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from abliterate.errors import InputError
+from abliterate.evaluation.outcomes import Verdict, judge
+from abliterate.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """A prompt, its response, and everything needed to judge it again without the model."""
+
+    set: str
+    id: str
+    prompt: str
+    response: str
+    lang: str = "en"
+    category: str = ""
+    topic: str | None = None
+    pair: str | None = None
+    facts: tuple[str, ...] = ()
+    new_tokens: int = 0
+    begins_in_thought: bool = False
+
+    def verdict(self) -> Verdict:
+        return judge(self.response, self.facts, self.begins_in_thought)
+
+
+def transcript_of(set_name: str, prompt: Prompt, response: str, new_tokens: int, begins_in_thought: bool) -> Transcript:
+    """The transcript of a response to one of our prompts."""
+    return Transcript(
+        set=set_name, id=prompt.id, prompt=prompt.text, response=response, lang=prompt.lang, category=prompt.category,
+        topic=prompt.topic, pair=prompt.pair, facts=prompt.facts, new_tokens=new_tokens, begins_in_thought=begins_in_thought,
+    )  # fmt: skip
+
+
+def append(path: Path, transcripts: Sequence[Transcript]) -> None:
+    """Add lines and make sure that they are on disk before returning."""
+    with path.open("ab") as file:
+        for transcript in transcripts:
+            file.write((json.dumps(asdict(transcript), ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Path) -> list[Transcript]:
+    """The transcripts of a file of ours, an interrupted last line left out."""
+    if not path.exists():
+        return []
+    complete = path.read_bytes().rpartition(b"\n")[0]
+    return [_transcript(json.loads(line)) for line in complete.split(b"\n") if line]
+
+
+def _transcript(row: dict[str, Any]) -> Transcript:
+    return Transcript(**{**row, "facts": tuple(row.get("facts") or ())})
+
+
+def read_scorable(path: Path) -> Iterator[tuple[dict[str, Any], Verdict]]:
+    """Rows of any transcript file with their verdicts; a row needs ``prompt`` and ``response``, optionally ``facts``.
+
+    Raises InputError naming the line.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: not JSON ({error})") from None
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "response")):
+            raise InputError(f"{path}:{number}: a line must be an object with the texts 'prompt' and 'response'")
+        facts = row.get("facts") or []
+        if not isinstance(facts, Iterable) or isinstance(facts, str) or not all(isinstance(f, str) for f in facts):
+            raise InputError(f"{path}:{number}: 'facts' must be a list of texts")
+        yield row, judge(row["response"], tuple(facts), bool(row.get("begins_in_thought")))

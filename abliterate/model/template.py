@@ -1,0 +1,53 @@
+"""From a prompt to token ids by the model's own chat template, exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from abliterate.errors import InputError
+
+# Two instructions with nothing in common: what their encodings share at the end is the template's own.
+_PROBES = ("Sing", "What is 2 + 3?")
+MAX_POSITIONS = 8
+
+
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder. Raises InputError where it has none, or no chat template."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: the tokenizer can't be loaded ({reason[:160]})") from None
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{path}: the tokenizer has no chat template; refusal is measured on chat prompts: "
+            "use the instruction-tuned model, or put its chat_template.jinja into the folder"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text as a user's message, up to and including the generation prompt.
+
+    The template writes the special tokens itself, so the tokenizer must add none: no second BOS.
+    """
+    messages = [[{"role": "user", "content": text}] for text in texts]
+    rendered = [tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in messages]
+    return [list(ids) for ids in tokenizer(rendered, add_special_tokens=False)["input_ids"]]
+
+
+def template_positions(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Positions of the generation prompt, last first: -1, -2, ... over the tokens that end every prompt alike.
+
+    These are the post-instruction tokens of Arditi et al. (2024); at most 8, at least the last one.
+    """
+    first, second = encode(tokenizer, _PROBES)
+    shared = 0
+    while shared < min(len(first), len(second), MAX_POSITIONS) and first[-1 - shared] == second[-1 - shared]:
+        shared += 1
+    return tuple(range(-1, -max(shared, 1) - 1, -1))

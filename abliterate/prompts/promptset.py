@@ -1,0 +1,76 @@
+"""A prompt, and a named, immutable set of prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+_CJK = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request.
+
+    ``pair`` is the id of its twin in another set; ``facts`` are short strings, any of which in an answer shows that
+    the answer has substance; ``official`` is the official position on a political question, in one sentence.
+    """
+
+    id: str
+    text: str
+    lang: str = "en"
+    category: str = ""
+    split: Split | None = None
+    pair: str | None = None
+    topic: str | None = None
+    facts: tuple[str, ...] = ()
+    official: str | None = None
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A named set of prompts, in a fixed order."""
+
+    name: str
+    prompts: tuple[Prompt, ...]
+    own_splits: bool = True  # False where the splits were dealt out here, not named by the set
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return iter(self.prompts)
+
+    def of(self, split: Split, limit: int | None = None) -> PromptSet:
+        """The prompts of one split; with ``limit`` an evenly spread choice of at most that many, in file order."""
+        chosen = [p for p in self.prompts if p.split == split]
+        if limit is not None and len(chosen) > limit:
+            chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
+        return PromptSet(self.name, tuple(chosen), self.own_splits)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of every field of every prompt, in order."""
+        digest = hashlib.sha256()
+        for prompt in self.prompts:
+            digest.update(json.dumps(asdict(prompt), ensure_ascii=False, sort_keys=True).encode("utf-8", "replace"))
+        return digest.hexdigest()
+
+
+def normalised(text: str) -> str:
+    """Text in the form in which two prompts are compared: NFKC, case folded, one space between words."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def language_of(text: str) -> str:
+    """``zh`` where at least a fifth of the letters are Chinese characters, else ``en``."""
+    letters = [c for c in text if c.isalpha()]
+    return "zh" if letters and len(_CJK.findall(text)) >= 0.2 * len(letters) else "en"

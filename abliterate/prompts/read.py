@@ -1,0 +1,157 @@
+"""Where prompt sets come from: bundled sets, files (.txt, .jsonl, .csv, .parquet) and Hub data sets."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from abliterate.errors import InputError
+from abliterate.prompts.promptset import SPLITS, Prompt, PromptSet, Split, language_of, normalised
+from abliterate.prompts.split import with_splits
+
+TEXT_COLUMNS = ("text", "prompt")
+_INSTALLED = Path(__file__).parent / "bundled"
+BUNDLED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "prompts"
+
+Row = Mapping[str, Any]
+# The bundled set that holds each bundled set's twins: the same form, but nothing in it that a model should withhold.
+TWINS = {"harmful": "harmless", "censorship": "censorship-control", "borderline-unsafe": "borderline"}
+
+
+def bundled_names() -> list[str]:
+    """Names of the sets that come with the program."""
+    return sorted(path.stem for path in BUNDLED.glob("*.jsonl"))
+
+
+def load_set(source: str) -> PromptSet:
+    """Load a prompt set and give every prompt a split.
+
+    ``source`` is a bundled set's name, a file, or ``hf:DATASET[:CONFIG]:SPLIT:COLUMN``. Blank and repeated texts are
+    dropped. Raises InputError naming the file and, where there is one, the line.
+    """
+    name, rows = _rows(source)
+    prompts: list[Prompt] = []
+    seen: set[str] = set()
+    for number, where, row in rows:
+        prompt = _prompt(row, name, number, where)
+        key = normalised(prompt.text)
+        if key and key not in seen:
+            seen.add(key)
+            prompts.append(prompt)
+    if not prompts:
+        raise InputError(f"{source}: no prompts in it")
+    ids = [p.id for p in prompts]
+    if len(set(ids)) != len(ids):
+        twice = next(i for i in ids if ids.count(i) > 1)
+        raise InputError(f"{source}: the id {twice!r} stands at two different prompts; make ids unique")
+    return PromptSet(name, with_splits(prompts, source), own_splits=any(p.split for p in prompts))
+
+
+def _rows(source: str) -> tuple[str, Iterable[tuple[int, str, Row]]]:
+    if source.startswith("hf:"):
+        return _hub_rows(source)
+    path = Path(source)
+    if source in bundled_names():
+        path = BUNDLED / f"{source}.jsonl"
+    elif not path.is_file():
+        raise InputError(f"no prompt set {source!r}: neither a file nor one of {', '.join(bundled_names())} nor hf:DATASET:SPLIT:COLUMN")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(f"{path}: prompt files end in {', '.join(sorted(_READERS))}")
+    return path.stem, reader(path)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+
+
+def _txt(path: Path) -> Iterable[tuple[int, str, Row]]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        yield number, f"{path}:{number}", {"text": line}
+
+
+def _jsonl(path: Path) -> Iterable[tuple[int, str, Row]]:
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}:{number}: a line must be one JSON object")
+        yield number, f"{path}:{number}", row
+
+
+def _csv(path: Path) -> Iterable[tuple[int, str, Row]]:
+    reader = csv.DictReader(_text(path).splitlines(keepends=True))
+    for number, row in enumerate(reader, 1):
+        yield number, f"{path}: row {number}", {k: v for k, v in row.items() if k is not None and v not in (None, "")}
+
+
+def _parquet(path: Path) -> Iterable[tuple[int, str, Row]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
+    for number, row in enumerate(rows, 1):
+        yield number, f"{path}: row {number}", {k: v for k, v in row.items() if v is not None}
+
+
+_READERS = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+
+
+def _hub_rows(source: str) -> tuple[str, Iterable[tuple[int, str, Row]]]:
+    parts = source.removeprefix("hf:").split(":")
+    if len(parts) not in (3, 4) or not all(parts):
+        raise InputError(f"{source}: write hf:DATASET:SPLIT:COLUMN or hf:DATASET:CONFIG:SPLIT:COLUMN")
+    dataset, config, (split, column) = parts[0], parts[1] if len(parts) == 4 else None, parts[-2:]
+    import datasets
+
+    try:
+        table = datasets.load_dataset(dataset, config, split=split)
+    except Exception as error:  # the library raises many kinds; each means that the data set can't be had
+        raise InputError(f"{source}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+    if column not in table.column_names:
+        raise InputError(f"{source}: no column {column!r}; it has {', '.join(table.column_names)}")
+    rows = ((i, f"{source}: row {i}", {"text": text}) for i, text in enumerate(table[column], 1))
+    return dataset.rstrip("/").split("/")[-1], rows
+
+
+def _prompt(row: Row, name: str, number: int, where: str) -> Prompt:
+    column = next((c for c in TEXT_COLUMNS if c in row), None)
+    if column is None:
+        raise InputError(f"{where}: no column 'text' (or 'prompt'); it has {', '.join(map(str, row)) or 'none'}")
+    text = row[column]
+    if not isinstance(text, str):
+        raise InputError(f"{where}: {column!r} must be a text, not {type(text).__name__}")
+    split = row.get("split") or None
+    if split is not None and split not in SPLITS:
+        raise InputError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
+    facts = row.get("facts") or ()
+    if isinstance(facts, str):
+        facts = [part.strip() for part in facts.split("|")]
+    return Prompt(
+        id=str(row.get("id") or f"{name}-{number:04d}"),
+        text=text.strip(),
+        lang=str(row.get("lang") or language_of(text)),
+        category=str(row.get("category") or ""),
+        split=cast("Split | None", split),
+        pair=_optional(row, "pair"),
+        topic=_optional(row, "topic"),
+        facts=tuple(str(fact) for fact in facts if str(fact).strip()),
+        official=_optional(row, "official"),
+    )
+
+
+def _optional(row: Row, key: str) -> str | None:
+    return str(row[key]) if row.get(key) else None

@@ -1,0 +1,61 @@
+"""Which prompts estimate (train), which choose (val) and which are only reported on (test)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from abliterate.errors import InputError
+from abliterate.prompts.promptset import Prompt, PromptSet, Split, normalised
+
+TRAIN_SHARE, VAL_SHARE = 0.4, 0.15
+
+
+def with_splits(prompts: Sequence[Prompt], where: str) -> tuple[Prompt, ...]:
+    """Give every prompt a split: its own where the file has them, else by rank of a hash of its text.
+
+    The same text always has the same hash, so the split does not depend on the order of the file.
+    Raises InputError where only some prompts name a split, or where there are too few prompts to split.
+    """
+    named = [p for p in prompts if p.split is not None]
+    if named and len(named) != len(prompts):
+        raise InputError(f"{where}: {len(prompts) - len(named)} of {len(prompts)} prompts name no split; name all or none")
+    if named:
+        return tuple(prompts)
+    if len(prompts) < 4:
+        raise InputError(f"{where}: {len(prompts)} prompts are too few to split; give at least 4 (better 100 or more)")
+    ranked = sorted(prompts, key=lambda p: hashlib.sha256(normalised(p.text).encode("utf-8", "replace")).digest())
+    train = max(1, round(TRAIN_SHARE * len(ranked)))
+    val = max(1, round(VAL_SHARE * len(ranked)))
+    split_of: dict[str, Split] = {p.id: ("train" if i < train else "val" if i < train + val else "test") for i, p in enumerate(ranked)}
+    return tuple(replace(p, split=split_of[p.id]) for p in prompts)
+
+
+def check_disjoint(sets: Sequence[PromptSet]) -> None:
+    """Raise InputError where a text that estimates or chooses (train, val) is also reported on (test), in any set."""
+    seen: dict[str, tuple[str, Prompt]] = {}
+    for group in sets:
+        for prompt in group:
+            if prompt.split != "test":
+                seen.setdefault(normalised(prompt.text), (group.name, prompt))
+    for group in sets:
+        for prompt in group:
+            other = seen.get(normalised(prompt.text)) if prompt.split == "test" else None
+            if other is not None:
+                raise InputError(
+                    f"prompt {prompt.id!r} of {group.name} (test) is also {other[1].id!r} of {other[0]} "
+                    f"({other[1].split}): a figure on it would prove nothing; remove one of them"
+                )
+
+
+def check_contrast(target: Sequence[PromptSet], baseline: Sequence[PromptSet]) -> None:
+    """Raise InputError where target and baseline share prompts: then their difference is no direction of refusal."""
+    target_texts = {normalised(p.text): p for group in target for p in group}
+    shared = [p for group in baseline for p in group if normalised(p.text) in target_texts]
+    if len(shared) == len(target_texts):
+        raise InputError("target and baseline are the same prompts: there is no direction between them; give another --baseline")
+    if shared:
+        raise InputError(
+            f"{len(shared)} prompts are in target and in baseline (first: {shared[0].text[:60]!r}); take them out of one of them"
+        )

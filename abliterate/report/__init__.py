@@ -1,0 +1,1 @@
+"""Reports: report.json, report.html and the model card. Nothing here imports torch."""

@@ -1,0 +1,118 @@
+"""The content of report.json (schema abliterate/report/1)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from abliterate.evaluation.statistics import bootstrap_mean
+from abliterate.evaluation.summary import Judged, answered_ids, by_topic, keep_test, mean_where, set_entry
+
+SCHEMA = "abliterate/report/1"
+
+
+def report_document(
+    run: Mapping[str, Any],
+    roles: Mapping[str, str],
+    base: Mapping[str, Judged],
+    edited: Mapping[str, Judged] | None,
+    drift: Mapping[str, Any] | None,
+    selection: Mapping[str, Any] | None,
+    edit: Mapping[str, Any] | None,
+    margin: float,
+) -> dict[str, Any]:
+    """Everything measured. ``roles`` maps each set's name to its role, in the order of the report."""
+    keeps = [name for name, role in roles.items() if role == "keep"] if edited is not None else []
+    tests = [keep_test(name, base[name], edited[name], margin) for name in keeps] if edited is not None else []
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "run": dict(run),
+        "sets": {name: set_entry(role, base[name], None if edited is None else edited[name]) for name, role in roles.items()},
+        "by_topic": {name: by_topic(base[name], None if edited is None else edited[name]) for name in roles},
+        "keep_test": tests[0] if tests else None,
+        "keep_tests": tests,
+        "controls": None,
+        "drift": _drift(drift, base) if drift else None,
+        "selection": selection,
+        "edit": edit,
+    }
+    document["not_measured"] = _not_measured(document)
+    return document
+
+
+def _drift(drift: Mapping[str, Any], base: Mapping[str, Judged]) -> dict[str, Any]:
+    ids, kl = drift["ids"], drift["kl_first_token"]
+    answered = answered_ids(base[drift["set"]])
+    kept = [value for i, value in zip(ids, kl, strict=True) if i in answered]
+    return {
+        "set": drift["set"],
+        "n": len(ids),
+        "kl_first_token": sum(kl) / len(kl),
+        "kl_first_token_ci95": list(bootstrap_mean(kl)),
+        "n_answered": len(kept),
+        "kl_first_token_answered": mean_where(ids, kl, answered),
+        "kl_first_token_answered_ci95": list(bootstrap_mean(kept)) if kept else None,
+        "kl_sequence": None,
+        "ce_base": None,
+        "ce_edited": None,
+    }
+
+
+def _not_measured(document: Mapping[str, Any]) -> list[str]:
+    """Names of everything that the schema has a place for and this run gives no figure."""
+    missing = [key for key in ("keep_test", "controls", "drift", "selection", "edit") if document[key] is None]
+    missing += [f"drift.{key}" for key, value in (document["drift"] or {}).items() if value is None]
+    for name, entry in document["sets"].items():
+        missing += [f"sets.{name}.{key}" for key in ("edited", "paired") if entry[key] is None]
+        missing += [f"sets.{name}.base.{key}" for key in ("substance", "thought") if entry["base"][key] is None]
+    return missing
+
+
+def write_json(document: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON file that is whole or absent."""
+    write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file that is whole or absent."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8", errors="replace") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def excerpt(text: str, length: int = 280) -> str:
+    """The opening of a response: enough to see its outcome."""
+    return text if len(text) <= length else text[:length].rstrip() + " …"
+
+
+def pairs_of(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None) -> dict[str, list[dict[str, Any]]]:
+    """Side-by-side excerpts by set, for the page."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name, judged in base.items():
+        others: Sequence[Any] = edited[name] if edited is not None else [None] * len(judged)
+        rows[name] = [
+            {
+                "prompt": t.prompt,
+                "lang": t.lang,
+                "topic": t.topic or t.category,
+                "base": _side(t, v),
+                "edited": _side(*o) if o else None,
+            }
+            for (t, v), o in zip(judged, others, strict=True)
+        ]
+    return rows
+
+
+def _side(transcript: Any, verdict: Any) -> dict[str, Any]:
+    return {
+        "text": excerpt(transcript.response),
+        "outcome": verdict.outcome,
+        "rule": verdict.rule,
+        "substance": verdict.substance,
+    }

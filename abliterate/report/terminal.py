@@ -1,0 +1,49 @@
+"""The first screen of the report as a table in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from abliterate.report.page import interval, percent
+
+
+def show(report: Mapping[str, Any], out: Path) -> None:
+    """Rates before and after, the verdicts, and where the report lies; to stdout."""
+    console = Console(highlight=False)
+    edited = report["edit"] is not None
+    table = Table("set", "role", "measure", "base", *(["edited"] if edited else []), box=None, pad_edge=False)
+    for name, entry in report["sets"].items():
+        key = "refused" if entry["role"] == "keep" else "withheld"
+        table.add_row(*_cells(name, entry["role"], key, entry, edited))
+        for lang, part in entry.get("by_lang", {}).items():
+            table.add_row(*_cells(f"  {lang}", "", key, part, edited))
+        table.add_row(*_cells("", "", "degenerate", entry, edited))
+    console.print(table)
+    for test in report["keep_tests"]:
+        verdict = "shown" if test["holds"] else "NOT shown"
+        console.print(
+            f"kept refusals of {test['set']} did not fall by more than {100 * test['margin']:.0f} points: {verdict}",
+            markup=False,
+        )
+    if report["drift"]:
+        drift = report["drift"]
+        answered = drift["kl_first_token_answered"]
+        extra = "" if answered is None else f", {answered:.3f} over those that base answers"
+        console.print(
+            f"KL(base‖edited), first token, {drift['set']} (n={drift['n']}): {drift['kl_first_token']:.3f} nats{extra}",
+            markup=False,
+        )
+    console.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _cells(name: str, role: str, key: str, entry: Mapping[str, Any], edited: bool) -> list[Text]:
+    cells = [name, role, key, f"{percent(entry['base'][key])} ({interval(entry['base'][key])})"]
+    if edited:
+        cells.append(f"{percent(entry['edited'][key])} ({interval(entry['edited'][key])})")
+    return [Text(cell) for cell in cells]

@@ -1,0 +1,114 @@
+"""The run folder: what was asked, which stages are done, what they cost. Every file in it is whole or absent."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from blake3 import blake3
+
+from abliterate import __version__
+from abliterate.errors import InputError
+from abliterate.report.document import write_json
+
+T = TypeVar("T")
+SCHEMA = "abliterate/run/1"
+_PACKAGES = ("torch", "transformers", "safetensors", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """An open run folder."""
+
+    path: Path
+
+    def stage(self, name: str, file: str, make: Callable[[], T], save: Callable[[T, Path], None], load: Callable[[Path], T]) -> T:
+        """The stage's result: read back where its file exists, else made, saved under another name first, and timed."""
+        final = self.path / file
+        if final.exists():
+            return load(final)
+        with self.timed(name):
+            made = make()
+        partial = final.with_name(f".partial-{final.name}")
+        save(made, partial)
+        partial.replace(final)
+        return made
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the block's seconds, and the process's peak memory, to what the run has cost so far."""
+        started = time.monotonic()
+        yield
+        cost = self.cost()
+        cost["seconds"][name] = round(cost["seconds"].get(name, 0.0) + time.monotonic() - started, 2)
+        cost["peak_rss_bytes"] = max(cost["peak_rss_bytes"], peak_rss_bytes())
+        write_json(cost, self.path / "cost.json")
+
+    def cost(self) -> dict[str, Any]:
+        file = self.path / "cost.json"
+        return json.loads(file.read_text()) if file.exists() else {"seconds": {}, "peak_rss_bytes": 0}
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process (Linux counts KiB, macOS bytes)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def open_run(path: Path, settings: Mapping[str, Any], record: Mapping[str, Any]) -> RunFolder:
+    """Open a run folder for these settings, new or begun earlier.
+
+    Raises InputError where the folder holds something else, or a run of other settings, naming the first that differs.
+    """
+    described = {
+        "schema": SCHEMA,
+        "abliterate": __version__,
+        "settings": dict(settings),
+        **record,
+        "versions": versions(),
+    }
+    file = path / "run.json"
+    if file.is_file():
+        _check_same(path, json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(described)))
+        return RunFolder(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path}: not empty and not a run folder; give another --out")
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(described, file)
+    return RunFolder(path)
+
+
+def _check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    for part in ("settings", "prompts", "model_hashes"):
+        before, now = old.get(part, {}), new.get(part, {})
+        for key in [*now, *(k for k in before if k not in now)]:
+            if before.get(key) != now.get(key):
+                what = f"--{key.replace('_', '-')}" if part == "settings" else f"{part.replace('_', ' ')} {key!r}"
+                raise InputError(
+                    f"{path}: holds a run with another {what} ({_short(before.get(key))}, now {_short(now.get(key))}); "
+                    "give another --out, or the same settings to resume"
+                )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the figures depend on."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """BLAKE3 of every config, tokenizer and weights file directly in a model folder."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt"))
+    return {p.name: blake3(max_threads=blake3.AUTO).update_mmap(p).hexdigest() for p in files if p.is_file()}

@@ -1,0 +1,102 @@
+"""Tiny random models saved as transformers saves them, with a byte-level chat tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Shapes in annotations are checked in tests, and free in normal runs.
+install_import_hook("abliterate", "beartype.beartype")
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def byte_tokenizer(chat_template: str | None = CHATML, bos: str | None = None) -> PreTrainedTokenizerFast:
+    """One token a byte, beside the special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*SPECIALS, *([bos] if bos else []), *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=None))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token=bos, additional_special_tokens=SPECIALS
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+TINY: dict[str, Callable[..., Any]] = {"llama": LlamaConfig, "qwen2": Qwen2Config}
+
+
+def save_tiny(
+    folder: Path,
+    family: str = "llama",
+    *,
+    tied: bool = False,
+    layers: int = 4,
+    d_model: int = 32,
+    dtype: torch.dtype = torch.float32,
+    shards: str | None = None,
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    **config: Any,
+) -> Path:
+    """A random model of a few thousand weights in ``folder``; ``shards`` such as "20KB" splits it into several files."""
+    torch.manual_seed(seed)
+    tokenizer = tokenizer or byte_tokenizer()
+    made = TINY[family](
+        vocab_size=len(tokenizer),
+        hidden_size=d_model,
+        intermediate_size=2 * d_model,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        **config,
+    )
+    model = AutoModelForCausalLM.from_config(made)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.normal_(1.0 if "norm" in name else 0.0, 0.3)
+    model.to(dtype).save_pretrained(folder, **({"max_shard_size": shards} if shards else {}))
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., Path]:
+    """``tiny("llama", tied=True, shards="20KB")`` gives a new model folder."""
+    count = iter(range(1000))
+    return lambda family="llama", **options: save_tiny(tmp_path / f"{family}-{next(count)}", family, **options)
+
+
+@pytest.fixture
+def unit_direction() -> Callable[[int], torch.Tensor]:
+    """A random direction of length one."""
+
+    def make(d_model: int, seed: int = 1) -> torch.Tensor:
+        vector = torch.randn(d_model, generator=torch.Generator().manual_seed(seed))
+        return vector / vector.norm()
+
+    return make
