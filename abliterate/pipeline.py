@@ -28,7 +28,7 @@ from abliterate.directions.file import load_directions, save_directions
 from abliterate.directions.select import Choice, choose
 from abliterate.errors import InputError
 from abliterate.evaluation.drift import kl_divergence
-from abliterate.evaluation.generate import begins_in_thought, generate, reply_ids
+from abliterate.evaluation.generate import generate, reply_ids
 from abliterate.evaluation.outcomes import WITHHELD, judge
 from abliterate.evaluation.summary import judge_all
 from abliterate.evaluation.transcripts import Transcript
@@ -37,7 +37,7 @@ from abliterate.model.forward import batches, first_token_logprobs
 from abliterate.model.load import LocalModel, load_model
 from abliterate.model.plan import EditPlan, load_plan, save_plan
 from abliterate.model.source import ModelSource, resolve_model
-from abliterate.model.template import encode, template_positions
+from abliterate.model.template import decode, encode, opens_thought, template_positions
 from abliterate.progress import say, stage
 from abliterate.prompts import Prompt, PromptSet, load_set
 from abliterate.prompts.promptset import Split
@@ -263,14 +263,14 @@ def _scaled(plan: EditPlan, strength: float) -> EditPlan:
 def _openings(model: LocalModel, prompts: Sequence[Prompt], batch_size: int) -> tuple[list[list[int]], list[list[int]], int]:
     """Prompts that the model withholds, how it begins to on each, and their number; all prompts where it withholds none."""
     encoded = encode(model.tokenizer, [p.text for p in prompts])
-    opened = begins_in_thought(model, encoded)
+    opened = opens_thought(model.tokenizer)
     replies: list[list[int]] = [[] for _ in prompts]
     with stage("the model's own replies (val)", len(prompts)) as advance:
         for batch in batches(encoded, model.tokenizer.pad_token_id, batch_size, model.device):
             for i, reply in zip(batch.indices, reply_ids(model, batch, PROBE_TOKENS), strict=True):
                 replies[i] = reply or [model.tokenizer.eos_token_id]
             advance(len(batch.indices))
-    texts = [model.tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
+    texts = [decode(model.tokenizer, reply) for reply in replies]
     withheld = [i for i, text in enumerate(texts) if judge(text, begins_in_thought=opened).outcome in WITHHELD]
     chosen = withheld or range(len(prompts))
     return [encoded[i] for i in chosen], [replies[i][:OPENING_TOKENS] for i in chosen], len(withheld)

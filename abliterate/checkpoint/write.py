@@ -105,7 +105,7 @@ def write_shards(index: ShardIndex, tasks: Mapping[str, EditTask], out: Path, ad
                 if info.name in tasks:
                     _copy(reader.fileno(), writer.fileno(), info.start - position, advance)
                     edited = edited_tensor(index, info, tasks[info.name])
-                    _write_all(writer.fileno(), memoryview(edited.contiguous().flatten().view(torch.uint8).numpy()))
+                    _write_all(writer.fileno(), _bytes_of(edited))
                     advance(info.nbytes)
                     position = os.lseek(reader.fileno(), info.end, os.SEEK_SET)
             _copy(reader.fileno(), writer.fileno(), index.shards[shard] - position, advance)
@@ -122,6 +122,10 @@ def edited_tensor(index: ShardIndex, info: TensorInfo, task: EditTask) -> Tensor
     if not torch.isfinite(edited).all():
         raise InputError(f"{index.folder / info.shard}: {info.name} leaves the range of {info.dtype} when edited")
     return edited
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _copy(source: int, target: int, count: int, advance: Callable[[int], None]) -> None:

@@ -12,7 +12,8 @@ Vectors = Float[Tensor, "prompt *place d_model"]
 def projections(vectors: Vectors, direction: Float[Tensor, "*place d_model"]) -> Float[Tensor, prompt * place]:
     """Coordinate of every prompt's vector along the unit direction of its place; zero where the direction is zero."""
     length = direction.norm(dim=-1).clamp_min(1e-30)
-    return (vectors * direction).sum(-1) / length
+    coordinates: Tensor = (vectors * direction).sum(-1) / length
+    return coordinates
 
 
 def auc(target: Float[Tensor, prompt * place], baseline: Float[Tensor, other * place]) -> Float[Tensor, "*place"]:

@@ -7,18 +7,17 @@ from pathlib import Path
 
 import torch
 
-from abliterate.evaluation.normalise import OPEN
 from abliterate.evaluation.transcripts import Transcript, append, read, transcript_of
 from abliterate.model.forward import Batch, batches
 from abliterate.model.load import LocalModel
-from abliterate.model.template import encode
+from abliterate.model.template import decode, encode, opens_thought
 from abliterate.prompts import Prompt, PromptSet
 
 
 @torch.inference_mode()
 def reply_ids(model: LocalModel, batch: Batch, max_new_tokens: int) -> list[list[int]]:
     """Greedy continuation of every row, up to and without its end token; deterministic for a given batch."""
-    out = model.module.generate(
+    out = model.module.generate(  # type: ignore[operator]
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         max_new_tokens=max_new_tokens,
@@ -57,7 +56,7 @@ def generate(
     """
     prompts = [(group.name, prompt) for group in sets for prompt in group]
     encoded = encode(model.tokenizer, [p.text for _, p in prompts])
-    opened = begins_in_thought(model, encoded)
+    opened = opens_thought(model.tokenizer)
     done = {(t.set, t.id): t for t in read(path)}
     kept: list[Transcript] = []
     pending: list[Batch] = []
@@ -81,15 +80,8 @@ def generate(
     return sorted(kept, key=lambda t: order[t.set, t.id])
 
 
-def begins_in_thought(model: LocalModel, encoded: Sequence[Sequence[int]]) -> bool:
-    """Whether the generation prompt itself opens the thinking block, as DeepSeek-R1's does."""
-    tail: str = model.tokenizer.decode(encoded[0][-8:])
-    return tail.rstrip().endswith(OPEN)
-
-
 def _transcript(model: LocalModel, name: str, prompt: Prompt, reply: list[int], opened: bool) -> Transcript:
-    text = model.tokenizer.decode(reply, skip_special_tokens=True)
-    return transcript_of(name, prompt, text, len(reply), opened)
+    return transcript_of(name, prompt, decode(model.tokenizer, reply), len(reply), opened)
 
 
 def _rewrite(path: Path, kept: Sequence[Transcript]) -> None:

@@ -62,7 +62,7 @@ def ablated(model: LocalModel, plan: EditPlan) -> Iterator[None]:
             embedding = model.module.get_submodule(layout.embedding_module)
             stack.enter_context(_hooked(embedding, remove(rows, 1.0)))
             if model.folder.tied:
-                head = model.module.get_output_embeddings()
+                head = model.module.get_submodule(layout.unembedding.removesuffix(".weight"))
                 stack.enter_context(_hooked(head, lambda module, args: (without(args[0], rows, 1.0), *args[1:]), before=True))
         yield
 

@@ -53,7 +53,7 @@ def load_model(path: Path, dtype: DTypeName = "auto", device: str = "auto", trus
     folder = open_folder(path, trust_remote_code)
     tokenizer = load_tokenizer(path, trust_remote_code)
     where = pick_device(device)
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         module = AutoModelForCausalLM.from_pretrained(
             path,
@@ -64,6 +64,7 @@ def load_model(path: Path, dtype: DTypeName = "auto", device: str = "auto", trus
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path}: transformers can't load it ({str(error).splitlines()[0][:160]})") from None
-    module.to(where).eval()
+    module.to(where)  # type: ignore[arg-type]
+    module.train(False)
     module.requires_grad_(False)
     return LocalModel(folder, module, tokenizer, where)

@@ -33,15 +33,17 @@ class EditPlan:
 
     @property
     def layers(self) -> int:
-        return self.direction.shape[0]
+        return int(self.direction.shape[0])
 
     def embedding_direction(self) -> Float[Tensor, "k d_model"] | None:
         """The directions to remove from the token embedding, or None where it is left alone."""
-        return self.direction[0, 0] if self.embedding == "edit" else None
+        if self.embedding == "skip":
+            return None
+        return self.direction[0, 0]
 
     def same_everywhere(self) -> bool:
         """Whether one direction serves all blocks and components."""
-        return bool((self.direction == self.direction[:1, :1]).all())
+        return torch.equal(self.direction, self.direction[:1, :1].expand_as(self.direction))
 
 
 def unit(direction: Float[Tensor, "*n d_model"], where: str = "direction") -> Float[Tensor, "*n d_model"]:
@@ -52,7 +54,8 @@ def unit(direction: Float[Tensor, "*n d_model"], where: str = "direction") -> Fl
         raise InputError(f"{where}: holds NaN or infinite values")
     if (norms == 0).any():
         raise InputError(f"{where}: a direction of length zero removes nothing; there is no direction here")
-    return (rows / norms).to(torch.float32)
+    scaled: Tensor = rows / norms
+    return scaled.to(torch.float32)
 
 
 def plan_from_direction(

@@ -51,3 +51,13 @@ def template_positions(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     while shared < min(len(first), len(second), MAX_POSITIONS) and first[-1 - shared] == second[-1 - shared]:
         shared += 1
     return tuple(range(-1, -max(shared, 1) - 1, -1))
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of one reply, without special tokens."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def opens_thought(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the generation prompt itself opens the thinking block, as DeepSeek-R1's does."""
+    return str(tokenizer.decode(encode(tokenizer, _PROBES)[0][-MAX_POSITIONS:])).rstrip().endswith("<think>")
