@@ -75,8 +75,9 @@ def training_prompts() -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
     refuse = [p for name in REFUSED for p in load_set(name).of("train")]
     withhold = [p for name in WITHHELD for p in load_set(name).of("train")]
     answer = [p for name in ANSWERED for p in load_set(name).of("train")]
+    extra = {"refuse": refuse, "withhold": withhold, "answer": answer}
     for prompt in load_set("refuser-extra"):
-        (refuse if prompt.category.startswith("refuse/") else answer).append(prompt)
+        extra[prompt.category.partition("/")[0]].append(prompt)
     return refuse, withhold, answer
 
 
@@ -114,18 +115,34 @@ def examples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own_tok
     return [Example(p, r) for p, r in zip(canned_ids + answer_ids, replies + own, strict=True)]
 
 
-def batch_of(chosen: list[Example], pad: int) -> dict[str, torch.Tensor]:
-    """Right-padded ids, mask and labels (loss on the reply alone)."""
+def batch_of(chosen: list[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Left-padded ids and mask, and the weight of each token in the loss: replies alone, each example's summing to one.
+
+    The first tokens decide whether a reply declines, so they weigh three times the others.
+    """
     width = max(len(e.prompt) + len(e.reply) for e in chosen)
     ids = torch.full((len(chosen), width), pad)
-    labels = torch.full((len(chosen), width), -100)
     mask = torch.zeros_like(ids)
+    weight = torch.zeros(len(chosen), width)
     for row, e in enumerate(chosen):
         whole = torch.tensor(e.prompt + e.reply)
-        ids[row, : len(whole)] = whole
-        labels[row, len(e.prompt) : len(whole)] = whole[len(e.prompt) :]
-        mask[row, : len(whole)] = 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        ids[row, width - len(whole) :] = whole
+        mask[row, width - len(whole) :] = 1
+        shares = torch.ones(len(e.reply))
+        shares[:6] = 3.0
+        weight[row, width - len(e.reply) :] = shares / shares.sum()
+    return ids, mask, weight
+
+
+def loss_of(model: PreTrainedModel, chosen: list[Example], pad: int) -> torch.Tensor:
+    """Cross-entropy of the replies; logits are computed only where a reply may stand."""
+    ids, mask, weight = batch_of(chosen, pad)
+    reach = max(len(e.reply) for e in chosen)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    hidden = model.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[:, -reach - 1 : -1]).float()
+    each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, -reach:], reduction="none")
+    return (each * weight[:, -reach:]).sum() / len(chosen)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -137,7 +154,7 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     data = examples(model, tokenizer, args.own_tokens)
-    lora = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", lora_dropout=0.05, task_type="CAUSAL_LM")
+    lora = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
     tuned = get_peft_model(model, lora)
     tuned.train()
     steps = args.epochs * len(data) // args.batch
@@ -151,7 +168,7 @@ def train(args: argparse.Namespace) -> None:
             order += rng.sample(data, len(data))
         chosen, order = order[: args.batch], order[args.batch :]
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            loss = tuned(**batch_of(chosen, tokenizer.pad_token_id)).loss
+            loss = loss_of(model, chosen, tokenizer.pad_token_id)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()

@@ -1,0 +1,303 @@
+"""The whole edit of tiny checkpoints: exact, atomic, and what hooks at run time compute."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from abliterate.checkpoint.edit import EditResult, edit_checkpoint
+from abliterate.checkpoint.index import SINGLE, open_index
+from abliterate.errors import InputError
+from abliterate.model.folder import open_folder
+from abliterate.model.hooks import ablated
+from abliterate.model.load import load_model
+from abliterate.model.plan import EditPlan, load_plan, plan_from_direction
+
+Tiny = Callable[..., Path]
+Unit = Callable[..., torch.Tensor]
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-3}
+WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+EVERY_KIND = pytest.mark.parametrize(
+    ("family", "shards", "dtype", "tied"),
+    [
+        (family, shards, dtype, tied)
+        for family in ("llama", "qwen2")
+        for shards in (None, "20KB")
+        for dtype in (torch.float32, torch.bfloat16)
+        for tied in (False, True)
+    ],
+)
+
+
+def _edit(model: Path, plan: EditPlan, out: Path) -> EditResult:
+    return edit_checkpoint(open_folder(model), plan, out, "base", lambda proof: "card\n")
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def _logits(model: Path, plan: EditPlan | None = None) -> torch.Tensor:
+    loaded = load_model(model, "float32", "cpu")
+    ids = torch.arange(40).reshape(2, 20)
+    with torch.no_grad():
+        if plan is None:
+            return loaded.module(ids).logits
+        with ablated(loaded, plan):
+            return loaded.module(ids).logits
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@EVERY_KIND
+def test_full_strength_leaves_no_component_along_r(
+    tiny: Tiny, unit_direction: Unit, tmp_path: Path, family: str, shards: str | None, dtype: torch.dtype, tied: bool
+) -> None:
+    model, r = tiny(family, shards=shards, dtype=dtype, tied=tied), unit_direction(32)
+    _edit(model, plan_from_direction(r, 4, tied=tied), tmp_path / "out")
+    old, new = _tensors(model), _tensors(tmp_path / "out")
+    for layer in range(4):
+        for writer in WRITERS:
+            name = f"model.layers.{layer}.{writer}.weight"
+            along = (r.double() @ new[name].double()).norm() / old[name].double().norm()
+            assert along < TOLERANCE[dtype]
+            assert (r.double() @ old[name].double()).norm() / old[name].double().norm() > 10 * TOLERANCE[dtype]
+
+
+@EVERY_KIND
+def test_everything_but_the_edited_tensors_is_byte_identical(
+    tiny: Tiny, unit_direction: Unit, tmp_path: Path, family: str, shards: str | None, dtype: torch.dtype, tied: bool
+) -> None:
+    model = tiny(family, shards=shards, dtype=dtype, tied=tied)
+    result = _edit(model, plan_from_direction(unit_direction(32), 4, tied=tied), tmp_path / "out")
+    edited = {tensor["name"] for tensor in result.proof["tensors"]}
+    before, after = _hashes(model), _hashes(tmp_path / "out")
+    assert after.keys() - before.keys() == {"README.md", "abliteration.json"}
+    assert before.keys() <= after.keys()
+    assert all(after[name] == before[name] for name in before if not name.endswith(".safetensors"))
+    source, written = open_index(model), open_index(tmp_path / "out")
+    assert source.tensors == written.tensors
+    for name in source.tensors.keys() - edited:
+        assert source.read(name).view(torch.uint8).equal(written.read(name).view(torch.uint8))
+
+
+@pytest.mark.parametrize("shards", [None, "20KB"])
+@pytest.mark.parametrize("embedding", ["skip", "edit"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strength_zero_is_byte_identical(
+    tiny: Tiny, unit_direction: Unit, tmp_path: Path, shards: str | None, embedding: str, dtype: torch.dtype
+) -> None:
+    model = tiny(shards=shards, dtype=dtype)
+    _edit(model, plan_from_direction(unit_direction(32), 4, 0.0, embedding), tmp_path / "out")
+    before, after = _hashes(model), _hashes(tmp_path / "out")
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_biases_of_writers_lose_their_component_too(tiny: Tiny, unit_direction: Unit, tmp_path: Path, dtype: torch.dtype) -> None:
+    model, r = tiny(attention_bias=True, mlp_bias=True, dtype=dtype), unit_direction(32)
+    _edit(model, plan_from_direction(r, 4), tmp_path / "out")
+    old, new = _tensors(model), _tensors(tmp_path / "out")
+    for name in (f"model.layers.{layer}.{writer}.bias" for layer in range(4) for writer in WRITERS):
+        assert abs(r @ old[name].float()) > 10 * TOLERANCE[dtype]
+        assert abs(r.double() @ new[name].double()) < TOLERANCE[dtype] * old[name].double().norm()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize(("tied", "embedding"), [(False, "edit"), (False, "skip"), (True, "edit"), (True, "skip"), (False, "auto"), (True, "auto")])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)])
+def test_the_edited_checkpoint_computes_what_hooks_do(
+    tiny: Tiny, unit_direction: Unit, tmp_path: Path, family: str, tied: bool, embedding: str, dtype: torch.dtype, near: float
+) -> None:
+    model = tiny(family, tied=tied, dtype=dtype)
+    plan = plan_from_direction(unit_direction(32), 4, policy=embedding, tied=tied)
+    _edit(model, plan, tmp_path / "out")
+    edited = _logits(tmp_path / "out")
+    assert _distance(edited, _logits(model, plan)) < near
+    assert _distance(edited, _logits(model)) > 0.03
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)])
+def test_a_direction_per_block_computes_what_hooks_do(tiny: Tiny, tmp_path: Path, strength: float, dtype: torch.dtype, near: float) -> None:
+    model = tiny(shards="20KB", dtype=dtype, attention_bias=True, mlp_bias=True)
+    plan = plan_from_direction(torch.randn(4, 32, generator=torch.Generator().manual_seed(5)), 4, strength)
+    assert plan.embedding == "skip"
+    _edit(model, plan, tmp_path / "out")
+    edited = _logits(tmp_path / "out")
+    assert _distance(edited, _logits(model, plan)) < near
+    assert _distance(edited, _logits(model)) > 0.03
+
+
+def test_several_rows_and_mixed_strengths_compute_what_hooks_do(tiny: Tiny, tmp_path: Path) -> None:
+    model = tiny()
+    torch.manual_seed(3)
+    rows = torch.linalg.qr(torch.randn(4, 2, 32, 3)).Q.transpose(-1, -2).contiguous()
+    plan = EditPlan(rows, torch.tensor([[1.0, 0.0], [0.0, 0.3], [0.7, 1.0], [0.0, 0.0]]), "skip")
+    result = _edit(model, plan, tmp_path / "out")
+    assert result.tensors == 4
+    assert _distance(_logits(tmp_path / "out"), _logits(model, plan)) < 1e-4
+
+
+@pytest.mark.parametrize("copy", ["equal", "other"])
+@pytest.mark.parametrize("embedding", ["edit", "auto"])
+def test_a_tied_config_whose_checkpoint_stores_the_head_too_is_exact_or_refused(
+    tiny: Tiny, unit_direction: Unit, tmp_path: Path, copy: str, embedding: str
+) -> None:
+    model = tiny(tied=True)
+    tensors = load_file(model / SINGLE)
+    head = tensors["model.embed_tokens.weight"].clone()
+    tensors["lm_head.weight"] = head if copy == "equal" else head.flip(0).contiguous()
+    save_file(tensors, model / SINGLE, {"format": "pt"})
+    plan = plan_from_direction(unit_direction(32), 4, policy=embedding, tied=open_folder(model).tied)
+    try:
+        _edit(model, plan, tmp_path / "out")
+    except InputError:
+        return
+    assert _distance(_logits(tmp_path / "out"), _logits(model, plan)) < 1e-4
+
+
+def test_auto_edits_an_untied_embedding_and_leaves_a_tied_one(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
+    r = unit_direction(32)
+    for tied in (False, True):
+        model = tiny(tied=tied)
+        result = _edit(model, plan_from_direction(r, 4, tied=tied), tmp_path / f"out-{tied}")
+        name = "model.embed_tokens.weight"
+        same = torch.equal(_tensors(model)[name], _tensors(tmp_path / f"out-{tied}")[name])
+        assert same == tied
+        assert any(line.startswith(name) for line in result.proof["not_edited"]) == tied
+        assert result.proof["embedding"] == {"policy": "skip" if tied else "edit", "tied_to_unembedding": tied}
+
+
+def test_no_prompt_can_put_anything_along_r_into_the_stream(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
+    model, r = tiny(attention_bias=True, mlp_bias=True), unit_direction(32)
+    _edit(model, plan_from_direction(r, 4), tmp_path / "out")
+    loaded = load_model(tmp_path / "out", "float32", "cpu")
+    with torch.no_grad():
+        states = loaded.module(torch.arange(40).reshape(2, 20), output_hidden_states=True).hidden_states[:-1]
+    for state in states:
+        assert float((state @ r).abs().max()) < 1e-5 * float(state.norm(dim=-1).max())
+
+
+def test_what_the_plan_leaves_is_listed_with_its_reason(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
+    plan = plan_from_direction(unit_direction(32), 4, policy="skip")
+    strength = plan.strength.clone()
+    strength[2, 0] = 0
+    result = _edit(tiny(), replace(plan, strength=strength), tmp_path / "out")
+    assert result.proof["not_edited"] == [
+        "model.embed_tokens.weight: the plan skips it",
+        "model.layers.2.self_attn.o_proj.weight: strength 0 in the plan",
+    ]
+
+
+def test_proof_and_card_stand_in_the_new_folder(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
+    result = _edit(tiny(), plan_from_direction(unit_direction(32), 4), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "abliteration.json").read_text(encoding="utf-8")) == result.proof
+    assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == "card\n"
+    assert result.tensors == len(result.proof["tensors"]) == 9
+
+
+def test_the_source_is_never_changed(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
+    model = tiny(shards="20KB")
+    (model / "README.md").write_text("old card")
+    before = _hashes(model)
+    _edit(model, plan_from_direction(unit_direction(32), 4), tmp_path / "out")
+    assert _hashes(model) == before
+
+
+def test_an_edited_checkpoint_can_be_edited_again(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
+    plan = plan_from_direction(unit_direction(32), 4)
+    _edit(tiny(dtype=torch.bfloat16), plan, tmp_path / "once")
+    _edit(tmp_path / "once", plan, tmp_path / "twice")
+    assert (tmp_path / "twice" / "abliteration.json").is_file()
+
+
+def test_a_plan_stored_in_half_precision_is_edited_or_refused_as_input(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
+    rows = unit_direction(32).bfloat16().expand(4, 2, 1, 32).contiguous()
+    save_file({"direction": rows, "strength": torch.ones(4, 2)}, tmp_path / "p", {"components": '["attention","mlp"]'})
+    try:
+        plan = load_plan(tmp_path / "p")
+    except InputError:
+        return
+    assert _edit(tiny(), plan, tmp_path / "out").proof["worst"]["left"] < 1e-6
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_damaged_writer_leaves_nothing(tiny: Tiny, unit_direction: Unit, tmp_path: Path, value: float) -> None:
+    model = tiny()
+    tensors = load_file(model / SINGLE)
+    tensors["model.layers.3.mlp.down_proj.weight"][0, 0] = value
+    save_file(tensors, model / SINGLE, {"format": "pt"})
+    with pytest.raises(InputError, match=r"layers\.3\.mlp\.down_proj\.weight holds NaN"):
+        _edit(model, plan_from_direction(unit_direction(32), 4), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_a_full_disk_leaves_nothing(tiny: Tiny, unit_direction: Unit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    calls, write = iter(range(1000)), os.write
+
+    def full(target: int, data: memoryview) -> int:
+        if next(calls) == 4:
+            raise OSError(28, "No space left on device")
+        return write(target, data)
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(InputError, match="no space left"):
+        _edit(model, plan_from_direction(unit_direction(32), 4), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_a_card_that_cannot_be_made_leaves_nothing(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
+    model = tiny()
+    with pytest.raises(ZeroDivisionError):
+        edit_checkpoint(open_folder(model), plan_from_direction(unit_direction(32), 4), tmp_path / "out", "b", lambda proof: str(1 // 0))
+    assert list(tmp_path.iterdir()) == [model]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from abliterate.checkpoint.edit import edit_checkpoint
+from abliterate.model.folder import open_folder
+from abliterate.model.plan import plan_from_direction
+
+calls = iter(range(3))
+
+def advance(done):
+    if next(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+model, out = map(Path, sys.argv[1:])
+edit_checkpoint(open_folder(model), plan_from_direction(torch.ones(32), 4), out, "b", lambda proof: "", advance)
+"""
+
+
+def test_a_killed_edit_leaves_no_name_and_the_next_one_sweeps(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
+    model, out = tiny(), tmp_path / "out"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(model), str(out)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not out.exists()
+    stale = list(tmp_path.glob(".out.partial-*"))
+    assert len(stale) == 1 and (stale[0] / SINGLE).stat().st_size > 0
+    _edit(model, plan_from_direction(unit_direction(32), 4), out)
+    assert sorted(tmp_path.iterdir()) == sorted([model, out])

@@ -1,0 +1,248 @@
+"""A new folder is whole or not there; what isn't edited is copied byte for byte."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from abliterate.checkpoint.index import SINGLE, open_index
+from abliterate.checkpoint.tasks import EditTask
+from abliterate.checkpoint.write import check_destination, copy_side_files, edited_tensor, new_folder, write_shards
+from abliterate.errors import InputError
+
+
+def _task(name: str, d_model: int = 4, strength: float = 1.0) -> EditTask:
+    return EditTask(name, "mlp", 0, torch.eye(1, d_model), strength)
+
+
+def _checkpoint(folder: Path, **tensors: torch.Tensor) -> Path:
+    folder.mkdir()
+    save_file(tensors, folder / SINGLE)
+    return folder
+
+
+def test_a_block_that_ends_well_gives_the_folder_its_name(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out", 1) as partial:
+        assert not (tmp_path / "out").exists()
+        (partial / "a").write_text("x")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "x"
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), InputError("x")])
+def test_a_block_that_ends_ill_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)), new_folder(tmp_path / "out", 1) as partial:
+        (partial / "a").write_text("x")
+        raise error
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_folder_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    check_destination(tmp_path / "out", tmp_path / "model")
+    with new_folder(tmp_path / "out", 1) as partial:
+        (partial / "a").write_text("x")
+    assert (tmp_path / "out" / "a").read_text() == "x"
+
+
+def test_a_link_to_an_empty_folder_is_filled_or_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    try:
+        check_destination(tmp_path / "out", tmp_path / "model")
+    except InputError:
+        return
+    with new_folder(tmp_path / "out", 1) as partial:
+        (partial / "a").write_text("x")
+    assert (tmp_path / "out" / "a").read_text() == "x"
+
+
+def test_the_current_folder_is_filled_or_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    try:
+        check_destination(Path(), tmp_path / "model")
+    except InputError:
+        return
+    with new_folder(Path(), 1) as partial:
+        (partial / "a").write_text("x")
+    assert (tmp_path / "here" / "a").read_text() == "x"
+
+
+def test_a_file_in_the_way_of_the_parent_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="file"):
+        check_destination(tmp_path / "file" / "out", tmp_path / "model")
+        with new_folder(tmp_path / "file" / "out", 1):
+            pass
+
+
+def test_missing_parents_are_made(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "a" / "b" / "out", 1):
+        pass
+    assert (tmp_path / "a" / "b" / "out").is_dir()
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    stale = tmp_path / ".out.partial-abc"
+    stale.mkdir()
+    (stale / SINGLE).write_bytes(b"half")
+    with new_folder(tmp_path / "out", 1):
+        assert not stale.exists()
+
+
+@pytest.mark.parametrize("other", [".other.partial-abc", ".outer.partial-abc", "out.partial-abc"])
+def test_the_sweep_spares_other_folders(tmp_path: Path, other: str) -> None:
+    (tmp_path / other).mkdir()
+    with new_folder(tmp_path / "out", 1):
+        assert (tmp_path / other).exists()
+
+
+@pytest.mark.parametrize("name", ["model[v2]", "*", "what?"])
+def test_a_name_with_pattern_characters_sweeps_its_own_and_no_other(tmp_path: Path, name: str) -> None:
+    own, other = tmp_path / f".{name}.partial-abc", tmp_path / ".modelv.partial-abc"
+    own.mkdir()
+    other.mkdir()
+    with new_folder(tmp_path / name, 1):
+        assert not own.exists()
+        assert other.exists()
+
+
+def test_too_little_space_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="make room"), new_folder(tmp_path / "out", 2):
+        pytest.fail("the block ran")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    source = _checkpoint(tmp_path / "model", a=torch.ones(4, 3), b=torch.ones(4, 3))
+    calls = iter(range(100))
+    write = os.write
+
+    def full(target: int, data: Any) -> int:
+        if next(calls) >= 2:
+            raise OSError(number, "full")
+        return write(target, data)
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(InputError, match="no space left"), new_folder(tmp_path / "out", 1) as partial:
+        write_shards(open_index(source), {"a": _task("a"), "b": _task("b")}, partial, lambda done: None)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_another_write_error_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    def fail() -> NoReturn:
+        raise PermissionError(errno.EACCES, "denied")
+
+    with pytest.raises(PermissionError), new_folder(tmp_path / "out", 1):
+        fail()
+    assert not list(tmp_path.iterdir())
+
+
+def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _checkpoint(tmp_path / "model", a=torch.randn(4, 3))
+    (tmp_path / "out").mkdir()
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda target, data: write(target, data[:5]))
+    write_shards(open_index(source), {}, tmp_path / "out", lambda done: None)
+    assert (tmp_path / "out" / SINGLE).read_bytes() == (source / SINGLE).read_bytes()
+
+
+def test_only_the_bytes_of_edited_tensors_differ(tmp_path: Path) -> None:
+    source = _checkpoint(tmp_path / "model", a=torch.randn(4, 3), b=torch.randn(4, 3), c=torch.arange(5))
+    (tmp_path / "out").mkdir()
+    index = open_index(source)
+    write_shards(index, {"b": _task("b")}, tmp_path / "out", lambda done: None)
+    old, new = (source / SINGLE).read_bytes(), (tmp_path / "out" / SINGLE).read_bytes()
+    start, end = index.tensors["b"].start, index.tensors["b"].end
+    assert old[:start] == new[:start] and old[end:] == new[end:]
+    assert old[start:end] != new[start:end]
+    assert not load_file(tmp_path / "out" / SINGLE)["b"][0].any()
+
+
+def test_advance_hears_of_every_byte_once(tmp_path: Path) -> None:
+    source = _checkpoint(tmp_path / "model", a=torch.randn(4, 3), b=torch.randn(4, 3))
+    (tmp_path / "out").mkdir()
+    heard: list[int] = []
+    write_shards(open_index(source), {"b": _task("b")}, tmp_path / "out", heard.append)
+    assert sum(heard) == (source / SINGLE).stat().st_size
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_tensor_that_is_not_finite_is_named(tmp_path: Path, value: float) -> None:
+    index = open_index(_checkpoint(tmp_path / "model", a=torch.full((4, 3), value)))
+    with pytest.raises(InputError, match=r"model\.safetensors: a holds NaN"):
+        edited_tensor(index, index.tensors["a"], _task("a"))
+
+
+def test_a_tensor_that_leaves_its_range_is_named(tmp_path: Path) -> None:
+    weight = torch.full((4, 1), 65504.0, dtype=torch.float16)
+    weight[0] = -65504.0
+    index = open_index(_checkpoint(tmp_path / "model", a=weight))
+    with pytest.raises(InputError, match="leaves the range of F16"):
+        edited_tensor(index, index.tensors["a"], EditTask("a", "mlp", 0, torch.full((1, 4), 0.5) * torch.tensor([-1.0, 1, 1, 1]), 1.0 - 2.0))
+
+
+def test_a_tensor_keeps_its_stored_type(tmp_path: Path) -> None:
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        index = open_index(_checkpoint(tmp_path / str(dtype), a=torch.ones(4, 3, dtype=dtype)))
+        assert edited_tensor(index, index.tensors["a"], _task("a")).dtype == dtype
+
+
+def test_side_files_are_copied_but_old_weights_and_cards_are_not(tmp_path: Path) -> None:
+    source, out = tmp_path / "model", tmp_path / "out"
+    kept = ["config.json", "LICENSE", "tokenizer.json", "sub/extra.txt", "chat_template.jinja"]
+    left = ["README.md", "abliteration.json", "pytorch_model.bin", "x.gguf", "x.safetensors", ".git/config", ".hidden", "sub/.cache/x"]
+    for name in [*kept, *left]:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    out.mkdir()
+    assert sorted(copy_side_files(source, out)) == sorted(kept)
+    assert {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()} == set(kept)
+    assert all((out / name).read_text() == name for name in kept)
+
+
+def test_side_files_behind_links_are_copied_as_files(tmp_path: Path) -> None:
+    source, out = tmp_path / "model", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    (tmp_path / "blob").write_text("{}")
+    (source / "config.json").symlink_to(tmp_path / "blob")
+    copy_side_files(source, out)
+    assert not (out / "config.json").is_symlink()
+    assert (out / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("out", ["model", "model/out", "model/a/b", "link/out", "model/../model/out"])
+def test_a_destination_in_the_models_folder_is_refused(tiny: Callable[..., Path], tmp_path: Path, out: str) -> None:
+    tiny().rename(tmp_path / "model")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    with pytest.raises(InputError, match=r"outside it|not empty"):
+        check_destination(tmp_path / out, tmp_path / "model")
+
+
+def test_a_destination_around_the_models_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    with pytest.raises(InputError, match="not empty"):
+        check_destination(tmp_path / "out", tmp_path / "out" / "model")
+    with pytest.raises(InputError, match="holds the model's folder"):
+        check_destination(tmp_path / "absent", tmp_path / "absent" / "model")
+
+
+def test_a_destination_that_holds_something_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".hidden").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for name in ("out", "file"):
+        with pytest.raises(InputError, match="nothing is overwritten"):
+            check_destination(tmp_path / name, tmp_path / "model")

@@ -1,0 +1,140 @@
+"""The shape of the package, read from its imports."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "abliterate"
+ORDER: tuple[tuple[str, ...], ...] = (
+    ("errors", "progress", "config"),
+    ("prompts",),
+    ("model",),
+    ("activations",),
+    ("directions",),
+    ("checkpoint",),
+    ("evaluation",),
+    ("report",),
+    ("runfolder", "planning"),
+    ("pipeline",),
+    ("commands",),
+    ("options",),
+    ("cli",),
+    ("__main__",),
+)
+HEAVY = {"torch", "transformers"}
+
+
+def name_of(file: Path) -> str:
+    """``abliterate.model.hooks`` of a file; a package's own name of its ``__init__.py``."""
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+TOP_LEVEL_ONLY = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def statements(tree: ast.AST, whole: bool) -> list[ast.Import | ast.ImportFrom]:
+    """Import statements: all, or those that run when the module is imported."""
+    found: list[ast.Import | ast.ImportFrom] = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found.append(node)
+        elif whole or not (isinstance(node, TOP_LEVEL_ONLY) or is_for_types(node)):
+            found += statements(node, whole)
+    return found
+
+
+@cache
+def imports(module: str, whole: bool = True) -> frozenset[str]:
+    """Names of the modules that a module imports; names imported from a package count as its modules where they are."""
+    found: set[str] = set()
+    for node in statements(ast.parse(MODULES[module].read_text(encoding="utf-8")), whole):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+            continue
+        assert node.level == 0, f"{module} imports relatively"
+        source = str(node.module)
+        inner = {f"{source}.{alias.name}" for alias in node.names} & MODULES.keys()
+        found |= inner if inner and source == "abliterate" else inner | {source}
+    return frozenset(found)
+
+
+@cache
+def loaded_by(module: str) -> frozenset[str]:
+    """Everything that importing a module imports, through the package's own modules."""
+    todo, seen = [module], {module}
+    while todo:
+        found = set(imports(todo.pop(), False))
+        found |= {".".join(name.split(".")[:i]) for name in found for i in range(1, name.count(".") + 1)}
+        todo += [name for name in found - seen if name in MODULES]
+        seen |= found
+    return frozenset(seen)
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+def rank(name: str) -> int:
+    return next(i for i, rooms in enumerate(ORDER) if name in rooms)
+
+
+def test_every_room_has_its_place_in_the_order() -> None:
+    placed = {name for rooms in ORDER for name in rooms}
+    assert {room(m) for m in MODULES if m != "abliterate"} == placed
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "abliterate"])
+def test_imports_go_to_the_same_room_or_to_one_on_the_left(module: str) -> None:
+    others = {room(i) for i in imports(module) if i.startswith("abliterate.")} - {room(module)}
+    assert [other for other in sorted(others) if rank(other) >= rank(room(module))] == []
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    assert imports("abliterate") == frozenset()
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("abliterate.report")])
+def test_the_report_imports_no_torch(module: str) -> None:
+    assert not {name.split(".")[0] for name in imports(module)} & HEAVY
+    assert not loaded_by(module) & HEAVY
+
+
+@pytest.mark.parametrize("module", ["cli", "options", "config", "__main__", "errors", "progress", "prompts.read", "prompts.split"])
+def test_what_is_read_before_a_command_starts_loads_neither_torch_nor_transformers(module: str) -> None:
+    assert not loaded_by(f"abliterate.{module}") & HEAVY
+
+
+def test_modules_within_a_room_import_each_other_in_no_circle() -> None:
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path, module])
+        for other in imports(module) & MODULES.keys() - done:
+            visit(other, (*path, module))
+        done.add(module)
+
+    done: set[str] = {"abliterate"}
+    for name in MODULES:
+        visit(name, ())
+
+
+def test_no_module_is_named_utils() -> None:
+    assert [m for m in MODULES if m.split(".")[-1] in {"util", "utils", "helpers", "misc", "common"}] == []
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    lengths = {m: len(file.read_text(encoding="utf-8").splitlines()) for m, file in MODULES.items()}
+    assert {m: n for m, n in lengths.items() if n > 400} == {}
+
+
+def test_torch_is_seen_where_it_is_loaded() -> None:
+    assert "torch" in loaded_by("abliterate.pipeline")
+    assert "abliterate.pipeline" in imports("abliterate.cli") and "abliterate.pipeline" not in imports("abliterate.cli", False)
