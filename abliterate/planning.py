@@ -12,7 +12,7 @@ import torch
 from abliterate.checkpoint.index import open_index
 from abliterate.checkpoint.tasks import edit_tasks
 from abliterate.model.folder import open_folder
-from abliterate.model.plan import EditPlan
+from abliterate.model.plan import whole_plan
 
 TOKENS_PER_PROMPT = 64  # a short request in a chat template
 _SETS, _MODELS, _CANDIDATES = 4, 2, 12
@@ -43,8 +43,7 @@ class RunPlan:
 def plan_run(path: Path, prompts_per_set: int, max_new_tokens: int) -> RunPlan:
     """Plan a default run over ``prompts_per_set`` prompts of each of four sets. Raises InputError as a run would."""
     folder, index = open_folder(path), open_index(path)
-    everything = EditPlan(torch.eye(1, folder.d_model).expand(folder.layers, 2, 1, -1), torch.ones(folder.layers, 2), "skip")
-    tasks = edit_tasks(index, folder, everything)
+    tasks = edit_tasks(index, folder, whole_plan(folder.layers, folder.d_model))
     sizes = {name: math.prod(info.shape) for name, info in index.tensors.items()}
     parameters = sum(sizes.values())
     width = 4 if not torch.cuda.is_available() else 2

@@ -53,6 +53,11 @@ class RunFolder:
         cost["peak_rss_bytes"] = max(cost["peak_rss_bytes"], peak_rss_bytes())
         write_json(cost, self.path / "cost.json")
 
+    def record(self) -> dict[str, Any]:
+        """The content of run.json."""
+        content: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        return content
+
     def cost(self) -> dict[str, Any]:
         file = self.path / "cost.json"
         return json.loads(file.read_text()) if file.exists() else {"seconds": {}, "peak_rss_bytes": 0}

@@ -163,7 +163,9 @@ def test_bad_input_ends_with_2_and_one_line_that_names_it(arguments: list[str], 
     assert named in refusal(capsys, *arguments)
 
 
-@pytest.mark.parametrize(("toml", "named"), [("strenght = 1", "'strenght'"), ('strength = "high"', "--strength"), ("strength =", "not TOML")])
+@pytest.mark.parametrize(
+    ("toml", "named"), [("strenght = 1", "'strenght'"), ('strength = "high"', "--strength"), ("strength =", "not TOML")]
+)
 def test_a_bad_config_file_ends_with_2_and_one_line(toml: str, named: str, capsys: Capture) -> None:
     Path("s.toml").write_text(toml, encoding="utf-8")
     told = refusal(capsys, "run", "--model", "m", "--out", "o", "--config", "s.toml")
@@ -177,6 +179,7 @@ def test_the_model_may_be_named_in_the_config_file(capsys: Capture) -> None:
 
 def test_a_bad_prompt_set_ends_with_2_before_anything_is_written(tiny: Callable[..., Path], tmp_path: Path, capsys: Capture) -> None:
     model = tiny()
+    capsys.readouterr()
     assert "'nosuchset'" in refusal(capsys, "audit", "--model", str(model), "--prompts", "harmful", "nosuchset", "--out", "o")
     assert not (tmp_path / "o").exists()
 

@@ -180,7 +180,16 @@ def test_a_flag_of_several_values_is_repeated_before_each() -> None:
 
 
 def test_three_values_and_a_repeated_flag_all_count() -> None:
-    assert spread(["--target", "a", "b", "c", "--target", "d"], SEVERAL) == ["--target", "a", "--target", "b", "--target", "c", "--target", "d"]
+    assert spread(["--target", "a", "b", "c", "--target", "d"], SEVERAL) == [
+        "--target",
+        "a",
+        "--target",
+        "b",
+        "--target",
+        "c",
+        "--target",
+        "d",
+    ]
 
 
 def test_a_value_after_another_flag_is_not_spread() -> None:

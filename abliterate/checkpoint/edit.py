@@ -12,7 +12,7 @@ from abliterate.checkpoint.proof import proof_document, prove, write_proof
 from abliterate.checkpoint.tasks import edit_tasks
 from abliterate.checkpoint.write import check_destination, copy_side_files, new_folder, write_shards
 from abliterate.model.folder import ModelFolder
-from abliterate.model.plan import EditPlan
+from abliterate.model.plan import EditPlan, whole_plan
 
 _ROOM = 64 << 20  # side files, proof, card
 
@@ -24,6 +24,11 @@ class EditResult:
     tensors: int
     written_bytes: int
     proof: dict[str, Any]
+
+
+def check_editable(folder: ModelFolder) -> None:
+    """Raise InputError where an edit of this model would not be exact; headers only, so that it is known before hours of work."""
+    edit_tasks(open_index(folder.path), folder, whole_plan(folder.layers, folder.d_model))
 
 
 def edit_checkpoint(

@@ -57,7 +57,7 @@ def edit_tasks(index: ShardIndex, folder: ModelFolder, plan: EditPlan) -> dict[s
     shared = plan.embedding_direction()
     if shared is not None:
         _require(index, folder, layout.embedding, 1)
-        tasks[layout.embedding] = EditTask(layout.embedding, "embedding", 1, shared, 1.0)
+        tasks[layout.embedding] = EditTask(layout.embedding, "embedding", 1, shared, plan.embedding_strength)
     return tasks
 
 

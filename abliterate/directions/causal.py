@@ -8,7 +8,7 @@ is the log-probability of the openings with which *this* model itself withheld, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -33,9 +33,6 @@ class Scores:
     stays: float
     induce: float
     kl: float
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

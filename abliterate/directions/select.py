@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from abliterate.directions.candidates import Candidate
 from abliterate.directions.causal import Scores
@@ -52,3 +53,16 @@ def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float) -> Choice:
         else:
             kl_bound = float("inf")
             relaxed.append("KL bound dropped")
+
+
+def selection_document(scored: Sequence[tuple[Candidate, Scores]], choice: Choice, max_kl: float, max_layer: float) -> dict[str, Any]:
+    """What selection.json says of the candidates, the filters and the choice."""
+    rows = [
+        {"name": c.name, "kind": c.kind, "estimator": c.estimator, "position": c.position, "layer": c.layer, **asdict(s)} for c, s in scored
+    ]
+    return {
+        "chosen": rows[choice.chosen],
+        "filters": {"max_kl": max_kl, "max_kl_in_force": choice.max_kl, "max_layer": max_layer, "max_stays": MAX_STAYS, "induce": "> 0"},
+        "relaxed": list(choice.relaxed),
+        "candidates": rows,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +54,9 @@ def run(model: LocalModel, batch: Batch, logits_to_keep: int = 1) -> Float[Tenso
 
 
 @torch.inference_mode()
-def first_token_logprobs(model: LocalModel, prompts: Sequence[Sequence[int]], batch_size: int) -> Float[Tensor, "prompt vocab"]:
+def first_token_logprobs(
+    model: LocalModel, prompts: Sequence[Sequence[int]], batch_size: int, advance: Callable[[int], None] = lambda done: None
+) -> Float[Tensor, "prompt vocab"]:
     """Log-probabilities of the first generated token after each prompt, float32 on the CPU, in the prompts' order."""
     result: Tensor | None = None
     for batch in batches(prompts, model.tokenizer.pad_token_id, batch_size, model.device):
@@ -62,6 +64,7 @@ def first_token_logprobs(model: LocalModel, prompts: Sequence[Sequence[int]], ba
         if result is None:
             result = torch.empty(len(prompts), logprobs.shape[-1])
         result[list(batch.indices)] = logprobs
+        advance(len(batch.indices))
     return result if result is not None else torch.empty(0, 0)
 
 

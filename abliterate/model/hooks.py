@@ -60,10 +60,12 @@ def ablated(model: LocalModel, plan: EditPlan) -> Iterator[None]:
         if shared is not None:
             rows = shared.to(model.device, dtype)
             embedding = model.module.get_submodule(layout.embedding_module)
-            stack.enter_context(_hooked(embedding, remove(rows, 1.0)))
+            stack.enter_context(_hooked(embedding, remove(rows, plan.embedding_strength)))
             if model.folder.tied:
                 head = model.module.get_submodule(layout.unembedding.removesuffix(".weight"))
-                stack.enter_context(_hooked(head, lambda module, args: (without(args[0], rows, 1.0), *args[1:]), before=True))
+                stack.enter_context(
+                    _hooked(head, lambda module, args: (without(args[0], rows, plan.embedding_strength), *args[1:]), before=True)
+                )
         yield
 
 

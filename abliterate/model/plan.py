@@ -35,11 +35,20 @@ class EditPlan:
     def layers(self) -> int:
         return int(self.direction.shape[0])
 
+    def scaled(self, strength: float) -> EditPlan:
+        """The same directions at a share of the strengths."""
+        return EditPlan(self.direction, self.strength * strength, self.embedding)
+
     def embedding_direction(self) -> Float[Tensor, "k d_model"] | None:
         """The directions to remove from the token embedding, or None where it is left alone."""
-        if self.embedding == "skip":
+        if self.embedding == "skip" or not self.strength.any():
             return None
         return self.direction[0, 0]
+
+    @property
+    def embedding_strength(self) -> float:
+        """The token embedding goes with the strongest writer: one strength for all is the embedding's too."""
+        return float(self.strength.max())
 
     def same_everywhere(self) -> bool:
         """Whether one direction serves all blocks and components."""
@@ -83,6 +92,11 @@ def plan_from_direction(
         strength=strengths,
         embedding=resolve_embedding(policy, one, tied),
     )
+
+
+def whole_plan(layers: int, d_model: int) -> EditPlan:
+    """A plan that touches every writer of every block, to ask what an edit would touch."""
+    return EditPlan(torch.eye(1, d_model).expand(layers, len(COMPONENTS), 1, d_model), torch.ones(layers, len(COMPONENTS)), "skip")
 
 
 def resolve_embedding(policy: EmbeddingPolicy, one_direction: bool, tied: bool) -> Embedding:

@@ -35,6 +35,11 @@ class ModelSource:
     hub_id: str | None = None
     revision: str | None = None
 
+    @property
+    def name(self) -> str:
+        """What cards and proofs call the model: its Hub id, a short name, or the folder's own name."""
+        return self.hub_id or (self.path.name if Path(self.given).expanduser().is_dir() else self.given)
+
 
 def resolve_model(given: str, revision: str | None = None) -> ModelSource:
     """Find the model: a folder, a short name, or a Hub id (downloaded into the Hub's own cache).

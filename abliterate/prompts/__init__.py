@@ -2,5 +2,6 @@
 
 from abliterate.prompts.promptset import Prompt, PromptSet, Split
 from abliterate.prompts.read import load_set
+from abliterate.prompts.roles import Role, RoleSets
 
-__all__ = ["Prompt", "PromptSet", "Split", "load_set"]
+__all__ = ["Prompt", "PromptSet", "Role", "RoleSets", "Split", "load_set"]

@@ -56,6 +56,10 @@ class PromptSet:
             chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
         return PromptSet(self.name, tuple(chosen), self.own_splits)
 
+    def first(self, limit: int | None = None) -> PromptSet:
+        """The first prompts, whatever their split."""
+        return PromptSet(self.name, self.prompts[:limit], self.own_splits)
+
     @property
     def sha256(self) -> str:
         """Hash of every field of every prompt, in order."""

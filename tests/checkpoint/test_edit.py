@@ -27,6 +27,8 @@ from abliterate.model.plan import EditPlan, load_plan, plan_from_direction
 Tiny = Callable[..., Path]
 Unit = Callable[..., torch.Tensor]
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-3}
+# What storing a tiny random model in bf16 does to its logits (measured 0.016 to 0.029); float32 shows exactness.
+ROUNDING = 3e-2
 WRITERS = ("self_attn.o_proj", "mlp.down_proj")
 EVERY_KIND = pytest.mark.parametrize(
     ("family", "shards", "dtype", "tied"),
@@ -123,7 +125,7 @@ def test_biases_of_writers_lose_their_component_too(tiny: Tiny, unit_direction: 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize(("tied", "embedding"), [(False, "edit"), (False, "skip"), (True, "edit"), (True, "skip"), (False, "auto"), (True, "auto")])
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, ROUNDING)])
 def test_the_edited_checkpoint_computes_what_hooks_do(
     tiny: Tiny, unit_direction: Unit, tmp_path: Path, family: str, tied: bool, embedding: str, dtype: torch.dtype, near: float
 ) -> None:
@@ -132,11 +134,11 @@ def test_the_edited_checkpoint_computes_what_hooks_do(
     _edit(model, plan, tmp_path / "out")
     edited = _logits(tmp_path / "out")
     assert _distance(edited, _logits(model, plan)) < near
-    assert _distance(edited, _logits(model)) > 0.03
+    assert _distance(edited, _logits(model)) > 3 * ROUNDING
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, ROUNDING)])
 def test_a_direction_per_block_computes_what_hooks_do(tiny: Tiny, tmp_path: Path, strength: float, dtype: torch.dtype, near: float) -> None:
     model = tiny(shards="20KB", dtype=dtype, attention_bias=True, mlp_bias=True)
     plan = plan_from_direction(torch.randn(4, 32, generator=torch.Generator().manual_seed(5)), 4, strength)
@@ -144,7 +146,7 @@ def test_a_direction_per_block_computes_what_hooks_do(tiny: Tiny, tmp_path: Path
     _edit(model, plan, tmp_path / "out")
     edited = _logits(tmp_path / "out")
     assert _distance(edited, _logits(model, plan)) < near
-    assert _distance(edited, _logits(model)) > 0.03
+    assert _distance(edited, _logits(model)) > 3 * ROUNDING
 
 
 def test_several_rows_and_mixed_strengths_compute_what_hooks_do(tiny: Tiny, tmp_path: Path) -> None:
@@ -210,7 +212,7 @@ def test_what_the_plan_leaves_is_listed_with_its_reason(tiny: Tiny, unit_directi
 
 def test_proof_and_card_stand_in_the_new_folder(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
     result = _edit(tiny(), plan_from_direction(unit_direction(32), 4), tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "abliteration.json").read_text(encoding="utf-8")) == result.proof
+    assert json.loads((tmp_path / "out" / "abliteration.json").read_text(encoding="utf-8")) == json.loads(json.dumps(result.proof))
     assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == "card\n"
     assert result.tensors == len(result.proof["tensors"]) == 9
 

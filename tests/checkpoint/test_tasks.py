@@ -89,7 +89,7 @@ def test_a_block_beyond_the_configs_is_refused(tiny: Callable[..., Path]) -> Non
 
 def test_a_missing_writer_is_named(tiny: Callable[..., Path]) -> None:
     folder = tiny()
-    _rewrite(folder, lambda tensors: tensors.pop(DOWN) and None)
+    _rewrite(folder, lambda tensors: tensors.__delitem__(DOWN))
     with pytest.raises(InputError, match=f"lacks {DOWN}"):
         _tasks(folder, _plan())
 

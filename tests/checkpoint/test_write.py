@@ -187,10 +187,20 @@ def test_a_tensor_that_is_not_finite_is_named(tmp_path: Path, value: float) -> N
 
 def test_a_tensor_that_leaves_its_range_is_named(tmp_path: Path) -> None:
     weight = torch.full((4, 1), 65504.0, dtype=torch.float16)
-    weight[0] = -65504.0
+    row = torch.tensor([[-0.1, 0.57, 0.57, 0.57]])
+    row /= row.norm()
     index = open_index(_checkpoint(tmp_path / "model", a=weight))
     with pytest.raises(InputError, match="leaves the range of F16"):
-        edited_tensor(index, index.tensors["a"], EditTask("a", "mlp", 0, torch.full((1, 4), 0.5) * torch.tensor([-1.0, 1, 1, 1]), 1.0 - 2.0))
+        edited_tensor(index, index.tensors["a"], EditTask("a", "mlp", 0, row, 1.0))
+
+
+def test_half_precision_is_rounded_once(tmp_path: Path) -> None:
+    weight = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    index = open_index(_checkpoint(tmp_path / "model", a=weight))
+    rows = torch.tensor([[0.6, 0.8, 0.0, 0.0]])
+    exact = weight.double() - rows.double().T @ (rows.double() @ weight.double())
+    edited = edited_tensor(index, index.tensors["a"], EditTask("a", "mlp", 0, rows, 1.0))
+    assert ((edited.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-6).all()
 
 
 def test_a_tensor_keeps_its_stored_type(tmp_path: Path) -> None:

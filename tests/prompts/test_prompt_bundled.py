@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 
 from abliterate.evaluation.normalise import plain
+from abliterate.evaluation.outcomes import has_fact
 from abliterate.prompts import Prompt, PromptSet, load_set
-from abliterate.prompts.read import TWINS, bundled_names
+from abliterate.prompts.read import BUNDLED, TWINS, bundled_names
 
 NAMES = bundled_names()
 NEAR = 0.5  # at least half of the words (pairs of characters) of both together are in both
-STOP = frozenset(
-    "a an the of to in on at for from with without and or but is are was were be been do does did how what which who whom why when where "
-    "can could would should will i me my you your he his she her it its we our they their them this that these those there as by into "
-    "about out up so not no some any give tell show explain help write make get way best easiest please if then than while".split()
-)
+STOP = """
+a an the of to in on at for from with without and or but is are was were be been do does did how what which who whom why when where
+can could would should will i me my you your he his she her it its we our they their them this that these those there as by into
+about out up so not no some any give tell show explain help write make get way best easiest please if then than while
+"""
 
 
 @cache
@@ -39,7 +40,7 @@ def features(prompt: Prompt) -> frozenset[str]:
     if prompt.lang == "zh":
         letters = re.sub(r"\W", "", prompt.text)
         return frozenset(letters[i : i + 2] for i in range(len(letters) - 1))
-    return frozenset(re.findall(r"[\w']+", prompt.text.lower())) - STOP
+    return frozenset(re.findall(r"[\w']+", prompt.text.lower())) - set(STOP.split())
 
 
 def near_duplicates(left: list[Prompt], right: list[Prompt]) -> list[tuple[str, str]]:
@@ -97,13 +98,20 @@ def test_harmful_and_harmless_twins_are_of_a_length_within_three_words() -> None
     assert all(abs(len(p.text.split()) - len(others[str(p.pair)].text.split())) <= 3 for p in bundled("harmful"))
 
 
-def test_the_extra_training_prompts_pair_refused_with_answered() -> None:
+def test_the_extra_training_prompts_pair_what_is_withheld_with_what_is_answered() -> None:
     prompts = {p.id: p for p in bundled("refuser-extra")}
     for prompt in prompts.values():
         other = prompts[str(prompt.pair)]
         assert other.pair == prompt.id and prompt.split == "train"
-        assert {prompt.category.split("/")[0], other.category.split("/")[0]} == {"refuse", "answer"}
-        assert prompt.category.split("/")[1] == other.category.split("/")[1]
+        assert (other.lang, other.topic, other.category.split("/")[1]) == (prompt.lang, prompt.topic, prompt.category.split("/")[1])
+        kinds = {prompt.category.split("/")[0], other.category.split("/")[0]}
+        assert "answer" in kinds and kinds < {"answer", "refuse", "withhold"} and len(kinds) == 2
+
+
+def test_no_extra_training_topic_is_one_that_chooses_or_reports() -> None:
+    held_out = {p.topic for p in bundled("censorship") if p.split != "train"}
+    assert len(held_out) > 20
+    assert sorted({p.topic for p in bundled("refuser-extra") if p.topic} & held_out) == []
 
 
 def test_borderline_has_its_size_and_kinds() -> None:
@@ -149,15 +157,15 @@ def test_every_control_question_has_facts_and_no_official_line() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_fact_occurs_in_its_own_question_or_official_line(name: str) -> None:
-    found = [(p.id, f) for p in bundled(name) for f in p.facts if plain(f) in plain(p.text) or plain(f) in plain(p.official or "")]
+    found = [(p.id, f) for p in bundled(name) for f in p.facts if has_fact(p.text, [f]) or has_fact(p.official or "", [f])]
     assert found == []
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_fact_occurs_in_a_canned_change_of_topic(name: str) -> None:
-    canned = "\n".join(map(plain, topic_changes()))
+    canned = "\n".join(topic_changes())
     assert len(canned) > 100
-    assert [(p.id, f) for p in bundled(name) for f in p.facts if plain(f) in canned] == []
+    assert [(p.id, f) for p in bundled(name) for f in p.facts if has_fact(canned, [f])] == []
 
 
 def test_ids_are_unique_over_all_sets() -> None:
@@ -172,8 +180,6 @@ def test_no_text_is_in_two_sets() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_dropped_on_loading(name: str) -> None:
-    from abliterate.prompts.read import BUNDLED
-
     lines = (BUNDLED / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(bundled(name)) == len(lines)
 
@@ -198,21 +204,29 @@ def test_no_near_duplicates_stand_in_two_splits_of_a_set(name: str, lang: str) -
     assert near_duplicates(prompts, prompts) == []
 
 
-def test_no_extra_training_prompt_nearly_repeats_a_prompt_that_chooses_or_reports() -> None:
-    held_out = [p for name in NAMES for p in bundled(name) if p.split != "train" and p.lang == "en"]
-    assert near_duplicates(list(bundled("refuser-extra")), held_out) == []
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_no_extra_training_prompt_nearly_repeats_a_prompt_that_chooses_or_reports(lang: str) -> None:
+    extra = [p for p in bundled("refuser-extra") if p.lang == lang]
+    held_out = [p for name in NAMES for p in bundled(name) if p.split != "train" and p.lang == lang]
+    assert near_duplicates(extra, held_out) == []
 
 
-def test_no_prompt_to_report_on_nearly_repeats_one_of_another_set_that_estimates_or_chooses() -> None:
-    every = [p for name in NAMES for p in bundled(name) if p.lang == "en"]
-    tested = [p for p in every if p.split == "test"]
-    within = [pair for name in NAMES for pair in near_duplicates(list(bundled(name).of("test")), list(bundled(name)))]
-    assert [pair for pair in near_duplicates(tested, every) if pair not in within] == []
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_no_prompt_to_report_on_nearly_repeats_one_of_another_set_that_estimates_or_chooses(lang: str) -> None:
+    sets = [[p for p in bundled(name) if p.lang == lang] for name in NAMES if name != "refuser-extra"]
+    found = []
+    for i, prompts in enumerate(sets):
+        others = [p for other in sets[:i] + sets[i + 1 :] for p in other]
+        found += near_duplicates([p for p in prompts if p.split == "test"], others)
+    assert found == []
 
 
 def test_the_near_duplicate_measure_finds_a_reworded_prompt() -> None:
     first = Prompt("a", "How do I pick the lock of a bicycle?", split="train")
     second = Prompt("b", "Show me how to pick a bicycle lock.", split="test")
-    chinese = Prompt("c", "1989年6月北京发生了什么？", "zh", split="train"), Prompt("d", "1989年6月在北京发生了什么事？", "zh", split="test")
+    chinese = (
+        Prompt("c", "1989年6月北京发生了什么？", "zh", split="train"),
+        Prompt("d", "1989年6月在北京发生了什么事？", "zh", split="test"),
+    )
     assert len(near_duplicates([first], [second])) == 1
     assert len(near_duplicates([chinese[0]], [chinese[1]])) == 1

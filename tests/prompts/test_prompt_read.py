@@ -215,7 +215,7 @@ def test_a_bad_jsonl_line_is_refused_by_its_number(write: Write, line: str) -> N
 
 
 def test_half_a_surrogate_is_refused_or_replaced(write: Write) -> None:
-    source = write("a.jsonl", "".join('{"text": "half a letter \\ud83d %d"}\n' % i for i in range(4)))
+    source = write("a.jsonl", "".join(f'{{"text": "half a letter \\ud83d {i}"}}\n' for i in range(4)))
     try:
         group = load_set(source)
     except InputError as error:

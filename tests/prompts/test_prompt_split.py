@@ -84,12 +84,12 @@ def test_the_same_text_in_test_of_two_sets_is_allowed() -> None:
 
 
 def test_the_same_prompts_as_target_and_baseline_are_refused() -> None:
-    with pytest.raises(InputError, match="the same prompts.*--baseline"):
+    with pytest.raises(InputError, match=r"the same prompts.*--baseline"):
         check_contrast([group("a", "q", "r")], [group("b", "R", "Q", "s")])
 
 
 def test_prompts_that_target_and_baseline_share_are_counted_and_the_first_shown() -> None:
-    with pytest.raises(InputError, match="1 prompts are in target and in baseline.*'Q'"):
+    with pytest.raises(InputError, match=r"1 prompts are in target and in baseline.*'Q'"):
         check_contrast([group("a", "q", "r")], [group("b", "s", "Q")])
 
 

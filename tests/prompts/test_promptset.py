@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,7 +32,7 @@ def test_a_limit_gives_that_many_prompts_or_all_of_them_evenly_spread(n: int, li
     assert len(chosen) == len(set(chosen)) == min(limit, len(whole))
     places = [whole.index(i) for i in chosen]
     assert places == sorted(places)
-    gaps = [b - a for a, b in zip(places, places[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(places)]
     assert not gaps or max(gaps) - min(gaps) <= 1
 
 

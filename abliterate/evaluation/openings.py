@@ -1,0 +1,44 @@
+"""How a model begins to withhold: its own first tokens on the prompts that it declines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from abliterate.evaluation.generate import reply_ids
+from abliterate.evaluation.outcomes import WITHHELD, judge
+from abliterate.model.forward import batches
+from abliterate.model.load import LocalModel
+from abliterate.model.template import decode, opens_thought
+
+OPENING_TOKENS = 8
+PROBE_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Openings:
+    """``prompts[i]`` (encoded) is withheld with a reply that begins with ``openings[i]``.
+
+    ``withheld`` counts them; where it is 0 the lists hold all prompts with whatever the model says.
+    """
+
+    prompts: list[list[int]]
+    openings: list[list[int]]
+    asked: int
+    withheld: int
+
+
+def own_openings(
+    model: LocalModel, encoded: Sequence[list[int]], batch_size: int, advance: Callable[[int], None] = lambda done: None
+) -> Openings:
+    """Let the model reply briefly to encoded prompts and keep those that it withholds."""
+    replies: list[list[int]] = [[] for _ in encoded]
+    for batch in batches(encoded, model.tokenizer.pad_token_id, batch_size, model.device):
+        for index, reply in zip(batch.indices, reply_ids(model, batch, PROBE_TOKENS), strict=True):
+            replies[index] = reply or [model.tokenizer.eos_token_id]
+        advance(len(batch.indices))
+    opened = opens_thought(model.tokenizer)
+    verdicts = [judge(decode(model.tokenizer, reply), begins_in_thought=opened) for reply in replies]
+    withheld = [i for i, verdict in enumerate(verdicts) if verdict.outcome in WITHHELD]
+    chosen = withheld or list(range(len(encoded)))
+    return Openings([encoded[i] for i in chosen], [replies[i][:OPENING_TOKENS] for i in chosen], len(encoded), len(withheld))

@@ -1,0 +1,101 @@
+"""Which prompt set plays which role in a run: target, baseline, keep, harmless."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from abliterate.errors import InputError
+from abliterate.prompts.promptset import Prompt, PromptSet, Split
+from abliterate.prompts.read import TWINS, load_set
+from abliterate.prompts.split import check_contrast, check_disjoint
+
+Role = Literal["target", "baseline", "keep", "harmless"]
+ROLES: tuple[Role, ...] = ("target", "baseline", "keep", "harmless")
+
+
+def default_baseline(target: Sequence[str]) -> tuple[str, ...]:
+    """The twin sets of bundled targets; harmless for any other."""
+    return tuple(dict.fromkeys(TWINS.get(name, "harmless") for name in target))
+
+
+class RoleSets:
+    """The prompt sets of a run by role. ``limit`` bounds each set's train and test prompts, a third of it the val prompts.
+
+    Raises InputError where sets overlap in a way that would make a figure worthless: target in baseline, train in test.
+    """
+
+    def __init__(
+        self,
+        target: Sequence[str],
+        baseline: Sequence[str] = (),
+        keep: Sequence[str] = (),
+        harmless: str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self.limit = limit
+        self._by_role: dict[Role, tuple[PromptSet, ...]] = {
+            "target": tuple(map(load_set, target)),
+            "baseline": tuple(map(load_set, baseline or default_baseline(target))),
+            "keep": tuple(map(load_set, keep)),
+        }
+        given = [group for groups in self._by_role.values() for group in groups]
+        names = [group.name for group in given]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            self._say_twice(twice[0])
+        ordinary = [] if harmless is None else [load_set(harmless)]
+        self._by_role["harmless"] = tuple(next((g for g in given if g == group), group) for group in ordinary)
+        check_contrast(self._by_role["target"], self._by_role["baseline"])
+        check_disjoint(self.all)
+
+    def _say_twice(self, name: str) -> None:
+        contrasted = {g.name for g in self._by_role["target"]} & {g.name for g in self._by_role["baseline"]}
+        if contrasted:
+            check_contrast(self._by_role["target"], self._by_role["baseline"])
+        raise InputError(f"the set {name!r} is given twice (as target, baseline or keep); give each once, under its own file name")
+
+    @property
+    def all(self) -> list[PromptSet]:
+        """Every set once, in the order of the report. Raises InputError where two different sets have one name."""
+        unique = list({id(g): g for role in ROLES for g in self._by_role[role]}.values())
+        names = [g.name for g in unique]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(f"two different sets are called {twice[0]!r}; rename your file")
+        return unique
+
+    @property
+    def roles(self) -> dict[str, Role]:
+        """Role by set name; a set that plays two (baseline and harmless) is called by the first."""
+        roles: dict[str, Role] = {}
+        for role in ROLES:
+            for group in self._by_role[role]:
+                roles.setdefault(group.name, role)
+        return roles
+
+    def sets(self, role: Role) -> tuple[PromptSet, ...]:
+        """The sets of a role."""
+        return self._by_role[role]
+
+    def prompts(self, role: Role, split: Split) -> list[Prompt]:
+        """The prompts of a role in a split, all its sets together. Raises InputError where a set has none there."""
+        limit = self.limit if split != "val" or self.limit is None else math.ceil(self.limit / 3)
+        chosen: list[Prompt] = []
+        for group in self._by_role[role]:
+            found = group.of(split, limit)
+            if not len(found):
+                raise InputError(f"{group.name}: no prompts in the split {split!r}; a {role} set needs train, val and test")
+            chosen += found
+        return chosen
+
+    def estimating(self, role: Role) -> list[Prompt]:
+        """The prompts that statistics alone are wanted of: train where a set names its splits, else all of it."""
+        return [p for g in self._by_role[role] for p in (g.of("train", self.limit) if g.own_splits else g.first(self.limit))]
+
+    def test_sets(self) -> list[PromptSet]:
+        """The test prompts of every set."""
+        return [group.of("test", self.limit) for group in self.all]
+
+    def described(self) -> dict[str, Any]:
+        """Name, role, hash and size of every set."""
+        return {g.name: {"role": self.roles[g.name], "sha256": g.sha256, "n": len(g)} for g in self.all}

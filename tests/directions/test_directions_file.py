@@ -1,0 +1,21 @@
+"""The directions file round-trips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from abliterate.directions.candidates import ESTIMATORS, Directions
+from abliterate.directions.file import load_directions, save_directions
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    direction = {name: torch.randn(2, 5, 8) for name in ESTIMATORS}
+    auc = {name: torch.rand(2, 5) for name in ESTIMATORS}
+    cohens_d = {name: torch.randn(5, 2).T for name in ESTIMATORS}
+    save_directions(Directions(direction, auc, cohens_d), tmp_path / "d")
+    back = load_directions(tmp_path / "d")
+    for saved, loaded in ((direction, back.direction), (auc, back.auc), (cohens_d, back.cohens_d)):
+        assert all(torch.equal(loaded[name], saved[name]) for name in ESTIMATORS)

@@ -1,0 +1,162 @@
+"""report.json: the keys other programs rely on, and no figure missing without being named."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from abliterate.errors import CheckError
+from abliterate.evaluation.outcomes import OUTCOMES
+from abliterate.evaluation.summary import Judged
+from abliterate.evaluation.transcripts import Transcript
+from abliterate.report.document import excerpt, pairs_of, report_document, write_json, write_text
+
+NO, YES = "I can't help with that.", "Heat the water and pour it over the leaves."
+ROLES = {"bad": "target", "twin": "baseline", "safe": "keep", "plain": "harmless"}
+RUN = {"settings": {"model": "m", "max_new_tokens": 8}, "abliterate": "0"}
+DRIFT = {"set": "plain", "ids": ["0", "1", "2"], "kl_first_token": [0.0, 0.1, 0.5]}
+EDIT = {"tensors": 3, "worst_left": 0.0, "worst_error": 0.0, "embedding": {}, "not_edited": []}
+
+
+def judged(name: str, *responses: str, lang: str = "en", facts: tuple[str, ...] = ()) -> Judged:
+    made = [Transcript(name, str(i), "q", response, lang, topic="t", facts=facts) for i, response in enumerate(responses)]
+    return [(t, t.verdict()) for t in made]
+
+
+def compared() -> dict[str, Any]:
+    """A report of four sets, before and after."""
+    base = {
+        "bad": [*judged("bad", NO, NO, facts=("tea",)), *judged("bad", "对不起，我无法回答这个问题。", lang="zh")],
+        "twin": judged("twin", YES, YES),
+        "safe": judged("safe", NO, NO, YES),
+        "plain": judged("plain", YES, NO, YES),
+    }
+    edited = {**base, "bad": [*judged("bad", YES, "Tea it is.", facts=("tea",)), *judged("bad", "先烧水，再放茶叶。", lang="zh")]}
+    return report_document(RUN, ROLES, base, edited, DRIFT, {"chosen": {}}, EDIT, 0.05)
+
+
+def audited() -> dict[str, Any]:
+    return report_document(RUN, {"bad": "audited"}, {"bad": judged("bad", NO, YES)}, None, None, None, None, 0.05)
+
+
+def test_the_contracts_keys_are_there() -> None:
+    report = compared()
+    assert report["schema"] == "abliterate/report/1"
+    assert {"schema", "sets", "by_topic", "keep_test", "controls", "drift", "edit", "not_measured"} <= set(report)
+    for entry in report["sets"].values():
+        assert {"role", "lang", "n", "base", "edited", "paired"} <= set(entry)
+        for side in (entry["base"], entry["edited"]):
+            assert {"outcomes", "refused", "withheld", "degenerate", "substance", "thought"} <= set(side)
+            assert tuple(side["outcomes"]) == OUTCOMES and sum(side["outcomes"].values()) == entry["n"]
+            assert all(set(side[rate]) == {"k", "n", "rate", "ci95"} for rate in ("refused", "withheld", "degenerate"))
+        assert {name: set(test) for name, test in entry["paired"].items()} == {
+            name: {"base_only", "edited_only", "mcnemar_p"} for name in ("refused", "withheld")
+        }
+    assert {"set", "margin", "upper_bound", "holds"} <= set(report["keep_test"])
+    assert {"kl_first_token", "kl_first_token_answered", "kl_sequence", "ce_base", "ce_edited"} <= set(report["drift"])
+
+
+def test_sets_keep_their_order_role_language_and_count() -> None:
+    sets = compared()["sets"]
+    assert [(name, s["role"], s["lang"], s["n"]) for name, s in sets.items()] == [
+        ("bad", "target", "en+zh", 3),
+        ("twin", "baseline", "en", 2),
+        ("safe", "keep", "en", 3),
+        ("plain", "harmless", "en", 3),
+    ]
+
+
+def test_rates_count_what_was_judged() -> None:
+    bad = compared()["sets"]["bad"]
+    assert (bad["base"]["refused"]["k"], bad["edited"]["refused"]["k"]) == (3, 0)
+    assert (bad["base"]["substance"]["k"], bad["edited"]["substance"]["k"], bad["edited"]["substance"]["n"]) == (0, 1, 2)
+    assert bad["paired"]["refused"]["base_only"] == 3
+
+
+def test_only_keep_sets_are_tested_for_non_inferiority() -> None:
+    report = compared()
+    assert [t["set"] for t in report["keep_tests"]] == ["safe"] and report["keep_test"] == report["keep_tests"][0]
+
+
+def test_drift_is_also_given_over_the_prompts_that_base_answers() -> None:
+    drift = compared()["drift"]
+    assert (drift["n"], drift["n_answered"]) == (3, 2)
+    assert drift["kl_first_token"] == pytest.approx(0.2)
+    assert drift["kl_first_token_answered"] == pytest.approx(0.25)
+
+
+def nulls(value: Any, path: str) -> Iterator[str]:
+    if value is None:
+        yield path
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from nulls(part, f"{path}.{key}" if path else key)
+
+
+@pytest.mark.parametrize("report", [compared(), audited()], ids=["compared", "audited"])
+def test_every_null_is_listed_as_not_measured(report: dict[str, Any]) -> None:
+    listed = report["not_measured"]
+    missing = [path for path in nulls({**report, "run": {}}, "") if not any(path == name or path.startswith(f"{name}.") for name in listed)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("report", [compared(), audited()], ids=["compared", "audited"])
+def test_everything_listed_as_not_measured_is_null(report: dict[str, Any]) -> None:
+    assert set(report["not_measured"]) <= set(nulls(report, ""))
+
+
+def test_an_audit_has_no_edited_side() -> None:
+    report = audited()
+    assert report["sets"]["bad"]["edited"] is None and report["edit"] is None
+    assert {"sets.bad.edited", "sets.bad.paired", "edit", "drift", "keep_test", "controls"} <= set(report["not_measured"])
+
+
+def test_the_report_survives_json(tmp_path: Path) -> None:
+    write_json(compared(), tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == compared()
+
+
+@pytest.mark.parametrize("kl", [math.nan, math.inf])
+def test_a_drift_that_is_no_number_never_makes_invalid_json(tmp_path: Path, kl: float) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    base = {"plain": judged("plain", YES)}
+    try:
+        report = report_document(
+            RUN, {"plain": "harmless"}, base, base, {"set": "plain", "ids": ["0"], "kl_first_token": [kl]}, None, None, 0.05
+        )
+        write_json(report, tmp_path / "report.json")
+    except CheckError:
+        return
+    json.loads((tmp_path / "report.json").read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(tmp_path: Path) -> None:
+    write_json({"old": 1}, tmp_path / "r.json")
+    with pytest.raises(TypeError):
+        write_json({"new": object()}, tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text()) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_lone_surrogates_do_not_stop_a_file(tmp_path: Path) -> None:
+    write_text("a\ud800b", tmp_path / "t.txt")
+    assert (tmp_path / "t.txt").read_text(encoding="utf-8") == "a?b"
+
+
+def test_an_excerpt_is_the_opening() -> None:
+    assert excerpt("short") == "short"
+    assert excerpt("x" * 1000).startswith("x" * 280) and len(excerpt("x" * 1000)) < 290
+
+
+def test_pairs_put_both_answers_beside_their_prompt() -> None:
+    base, edited = {"s": judged("s", NO, YES)}, {"s": judged("s", YES, YES)}
+    rows = pairs_of(base, edited)["s"]
+    assert [(r["base"]["outcome"], r["edited"]["outcome"]) for r in rows] == [("refused", "answered"), ("answered", "answered")]
+    assert pairs_of(base, None)["s"][0]["edited"] is None

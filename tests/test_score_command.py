@@ -1,0 +1,87 @@
+"""``abliterate score``: the same lines plus their outcomes, or one clear line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from abliterate.cli import main
+
+LINES = (
+    '{"prompt": "p", "response": "I can\'t help with that.", "id": "x", "own": [1]}\n'
+    '{"prompt": "问", "response": "<think>\\n\\n</think>\\n\\n坦克开进了城。", "facts": ["坦克"], "lang": "zh"}\n'
+)
+
+
+def scored(tmp_path: Path, text: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    (tmp_path / "in.jsonl").write_text(text, encoding="utf-8")
+    code = main(["score", str(tmp_path / "in.jsonl")])
+    out, err = capfd.readouterr()
+    return code, out, err
+
+
+def test_every_line_keeps_its_keys_and_gains_its_outcome(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = scored(tmp_path, LINES, capfd)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    for row, given in zip(rows, LINES.splitlines(), strict=True):
+        assert json.loads(given).items() <= row.items()
+        assert {"outcome", "thought", "substance", "rule"} <= set(row)
+    assert [(r["outcome"], r["thought"], r["substance"]) for r in rows] == [("refused", None, None), ("answered", "empty", True)]
+
+
+def test_scoring_scored_lines_changes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    _, once, _ = scored(tmp_path, LINES, capfd)
+    _, twice, _ = scored(tmp_path, once, capfd)
+    assert once == twice
+
+
+def test_out_holds_what_stdout_would(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = scored(tmp_path, LINES, capfd)
+    assert main(["score", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl")]) == 0
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == out
+
+
+def test_an_empty_file_gives_no_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert scored(tmp_path, "", capfd) == (0, "", "")
+
+
+def test_a_lone_surrogate_comes_out_as_it_went_in(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = scored(tmp_path, '{"prompt": "p", "response": "a \\ud83d b"}\n', capfd)
+    assert code == 0 and json.loads(out)["response"] == "a \ud83d b"
+
+
+def test_every_line_of_output_is_one_json_object(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = scored(tmp_path, '{"prompt": "p", "response": "a\\nb\\u2028c\\u0085d\\r"}\n' * 2, capfd)
+    assert [json.loads(line)["response"] for line in out.split("\n")[:-1]] == ["a\nb\u2028c\x85d\r"] * 2
+
+
+def test_a_bad_line_is_named_and_nothing_is_written(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in.jsonl").write_text(LINES + "{oops\n", encoding="utf-8")
+    assert main(["score", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl")]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and "in.jsonl:3: not JSON" in err and err.count("\n") == 1
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_input_is_never_overwritten(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in.jsonl").write_text(LINES, encoding="utf-8")
+    assert main(["score", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "in.jsonl")]) == 2
+    assert "is the input itself" in capfd.readouterr().err
+    assert (tmp_path / "in.jsonl").read_text(encoding="utf-8") == LINES
+
+
+@pytest.mark.parametrize(
+    ("file", "out"),
+    [("none.jsonl", None), ("none.jsonl", "there.jsonl"), ("there.jsonl", "no/such/x.jsonl"), ("there.jsonl", "folder"), ("folder", None)],
+    ids=["no input", "no input, output there", "no folder for the output", "output is a folder", "input is a folder"],
+)
+def test_paths_that_are_not_there_end_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str], file: str, out: str | None) -> None:
+    (tmp_path / "there.jsonl").write_text(LINES, encoding="utf-8")
+    (tmp_path / "folder").mkdir()
+    code = main(["score", str(tmp_path / file), *(["--out", str(tmp_path / out)] if out else [])])
+    err = capfd.readouterr().err
+    assert code == 2 and err.count("\n") == 1 and err.startswith("abliterate: ")
+    assert not list(tmp_path.glob(".*partial"))
