@@ -30,7 +30,7 @@ INTERRUPTED = 130
 _SEVERAL = ("--target", "--baseline", "--keep", "--prompts")
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
 ) -> None:
@@ -104,14 +104,19 @@ def score(
     """Outcomes for stored transcripts: the same lines plus outcome, thought, substance, rule."""
     from abliterate.commands import score as scored
 
-    if out is not None and out.exists() and out.samefile(file):
-        raise InputError(f"{out}: is the input itself; give another --out")
+    if out is not None and out.exists():
+        raise InputError(f"{out}: already there; give another --out (nothing is overwritten)")
     text = "".join(line + "\n" for line in scored(file))
     if out is None:
-        sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+        try:
+            sys.stdout.buffer.write(text.encode("utf-8", "replace"))
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader has seen enough (head)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     else:
         from abliterate.report.document import write_text
 
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_text(text, out)
 
 
@@ -124,8 +129,8 @@ def _quiet() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0 done, 1 a check did not hold, 2 bad input, 130 interrupted."""
-    given = spread(sys.argv[1:] if arguments is None else arguments, _SEVERAL)
     try:
+        given = spread(sys.argv[1:] if arguments is None else arguments, _SEVERAL)
         if app(given or ["--help"], standalone_mode=False) == INTERRUPTED:
             raise KeyboardInterrupt
         return 0
@@ -135,20 +140,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2 if isinstance(error, InputError) else 1)
     except (KeyboardInterrupt, Abort):
         return _fail("interrupted; the same command goes on where it stopped", INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fail(
                 f"no space left on the disk ({error.filename or 'while writing'}); make room, the same command goes on",
                 2,
             )
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
             return _fail(f"{error.filename}: {os.strerror(error.errno)}", 2)
         raise
 
 
 def _fail(line: str, code: int) -> int:
-    typer.echo(f"abliterate: {line}", err=True)
+    typer.echo(f"abliterate: {' '.join(line.split())}", err=True)
     return code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from abliterate.checkpoint.index import open_index
 from abliterate.config import AuditConfig, CollectConfig, EditCommandConfig, PlanConfig
 from abliterate.errors import InputError
 from abliterate.evaluation.summary import judge_all
-from abliterate.evaluation.transcripts import read_scorable
+from abliterate.evaluation.transcripts import line_of, read_scorable
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.plan import EditPlan, load_direction, load_plan, plan_from_direction
 from abliterate.model.source import resolve_model
@@ -92,7 +91,7 @@ def _plan_of(config: EditCommandConfig, folder: ModelFolder) -> EditPlan:
 def score(file: Path) -> Iterator[str]:
     """Each line of a transcript file with its outcome, thought, substance and rule added."""
     for row, verdict in read_scorable(file):
-        yield json.dumps({**row, **asdict(verdict)}, ensure_ascii=False)
+        yield line_of({**row, **asdict(verdict)})
 
 
 def plan(config: PlanConfig) -> list[str]:

@@ -18,7 +18,9 @@ class Config(BaseModel):
 class ModelConfig(Config):
     """The model and how it is computed."""
 
-    model: str = Field(description="A folder, a Hub id, or a short name (deepseek-r1-distill-qwen-32b, smollm2-refuser, ...).")
+    model: str = Field(
+        min_length=1, description="A folder, a Hub id, or a short name (deepseek-r1-distill-qwen-32b, smollm2-refuser, ...)."
+    )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type to compute in; auto: bfloat16 on a GPU, float32 on a CPU."
@@ -31,7 +33,7 @@ class ModelConfig(Config):
 class ContrastConfig(Config):
     """What is contrasted with what."""
 
-    target: Sets = Field(("harmful",), description="What should go: prompt sets (names, files, hf:DATASET:SPLIT:COLUMN).")
+    target: Sets = Field(("harmful",), min_length=1, description="What should go: prompt sets (names, files, hf:DATASET:SPLIT:COLUMN).")
     baseline: Sets = Field((), description="What the target is contrasted with; default: the bundled target's twin set, else harmless.")
     limit: int | None = Field(None, ge=4, description="At most this many prompts of each set in train and in test, a third of it in val.")
 
@@ -72,7 +74,6 @@ class SelectConfig(Config):
         description="First-token KL bound on harmless prompts, nats; relaxed by doubling where nothing passes.",
     )
     max_layer: float = Field(0.8, gt=0, le=1, description="Single directions come from below this share of the depth.")
-    seed: int = Field(0, description="Seed of everything random.")
 
 
 class RunConfig(EvaluateConfig, EditConfig, SelectConfig, CollectConfig):
@@ -86,7 +87,7 @@ class RunConfig(EvaluateConfig, EditConfig, SelectConfig, CollectConfig):
 class AuditConfig(EvaluateConfig, ModelConfig):
     """Evaluation and report of one model, nothing edited."""
 
-    prompts: Sets = Field(description="Prompt sets to ask; every prompt of their test split.")
+    prompts: Sets = Field(min_length=1, description="Prompt sets to ask; every prompt of their test split.")
     limit: int | None = Field(None, ge=1, description="At most this many prompts of each set.")
     split: Literal["train", "val", "test", "all"] = Field("test", description="Which split is asked.")
 
@@ -94,7 +95,7 @@ class AuditConfig(EvaluateConfig, ModelConfig):
 class EditCommandConfig(EditConfig):
     """Edit alone."""
 
-    model: str = Field(description="A folder, a Hub id, or a short name.")
+    model: str = Field(min_length=1, description="A folder, a Hub id, or a short name.")
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     direction: str | None = Field(None, description="Direction file (safetensors, [d_model] or [layer, d_model]).")
     plan: str | None = Field(None, description="Plan file (safetensors: directions and strengths a layer and component).")
@@ -103,7 +104,7 @@ class EditCommandConfig(EditConfig):
 class PlanConfig(Config):
     """What a run would read, write and cost."""
 
-    model: str = Field(description="A folder, a Hub id, or a short name.")
+    model: str = Field(min_length=1, description="A folder, a Hub id, or a short name.")
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     prompts_per_set: int = Field(120, ge=1, description="Prompts of each set in the estimate.")
     max_new_tokens: int = Field(64, ge=1, description="Length of the generated responses, in tokens.")

@@ -75,10 +75,12 @@ def build(config: type[C], file: Path | None, given: dict[str, Any]) -> C:
     values: dict[str, Any] = {}
     if file is not None:
         try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
+            values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise InputError(f"{file}: no such file") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise InputError(f"{file}: can't be read ({error.strerror})") from None
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file}: not TOML ({error})") from None
         values = {key.replace("-", "_"): value for key, value in values.items()}
         for key, value in values.items():
@@ -98,15 +100,22 @@ def build(config: type[C], file: Path | None, given: dict[str, Any]) -> C:
 
 
 def spread(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """``--target a b`` as ``--target a --target b``, for the flags that take several values."""
+    """``--target a b`` as ``--target a --target b``, for the flags that take several values.
+
+    Raises InputError where such a flag has none.
+    """
     result: list[str] = []
     current: str | None = None
     for argument in arguments:
         if argument.startswith("-") and argument != "-":
+            if current is not None and result[-1] == current:
+                raise InputError(f"{current} needs a value")
             current = argument if argument in flags else None
             result.append(argument)
         elif current is not None and result[-1] != current:
             result += [current, argument]
         else:
             result.append(argument)
+    if current is not None and result[-1] == current:
+        raise InputError(f"{current} needs a value")
     return result

@@ -23,7 +23,7 @@ from abliterate.directions.candidates import Directions, candidates, estimate
 from abliterate.directions.causal import score, yardstick
 from abliterate.directions.file import load_directions, save_directions
 from abliterate.directions.select import choose, selection_document
-from abliterate.errors import InputError
+from abliterate.errors import CheckError
 from abliterate.evaluation.drift import kl_divergence
 from abliterate.evaluation.generate import generate
 from abliterate.evaluation.openings import own_openings
@@ -118,11 +118,8 @@ def positions_of(model: LocalModel, config: CollectConfig) -> int:
 
 
 def collected(model: LocalModel, prompts: Sequence[Prompt], positions: int, batch_size: int, what: str) -> SetActivations:
-    """Activations of prompts, with progress. Raises InputError where a prompt is shorter than the positions asked for."""
+    """Activations of prompts, with progress."""
     encoded = encode(model.tokenizer, [p.text for p in prompts])
-    shortest = min(map(len, encoded))
-    if shortest < positions:
-        raise InputError(f"--positions {positions}: the shortest prompt has only {shortest} tokens")
     with stage(what, len(encoded)) as advance:
         return collect(model, encoded, positions, batch_size, advance)
 
@@ -212,6 +209,8 @@ def _drift(folder: RunFolder, base: Session, edited: Session, sets: RoleSets, co
     def make() -> dict[str, Any]:
         after = first(edited, "edited")
         kl = kl_divergence(first(base, "base"), after)
+        if not kl.isfinite().all():
+            raise CheckError(f"{folder.path / 'checkpoint'}: the edited model's outputs are not finite; the edit broke it")
         return {"set": group.name, "ids": [p.id for p in group], "kl_first_token": kl.tolist()}
 
     return folder.stage("drift", "drift.json", make, write_json, lambda path: dict(json.loads(path.read_text(encoding="utf-8"))))

@@ -22,6 +22,7 @@ from abliterate.report.document import write_json
 
 T = TypeVar("T")
 SCHEMA = "abliterate/run/1"
+_COMPARED = ("settings", "prompts", "model_hashes")
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "scipy")
 
 
@@ -47,11 +48,13 @@ class RunFolder:
     def timed(self, name: str) -> Iterator[None]:
         """Add the block's seconds, and the process's peak memory, to what the run has cost so far."""
         started = time.monotonic()
-        yield
-        cost = self.cost()
-        cost["seconds"][name] = round(cost["seconds"].get(name, 0.0) + time.monotonic() - started, 2)
-        cost["peak_rss_bytes"] = max(cost["peak_rss_bytes"], peak_rss_bytes())
-        write_json(cost, self.path / "cost.json")
+        try:
+            yield
+        finally:
+            cost = self.cost()
+            cost["seconds"][name] = round(cost["seconds"].get(name, 0.0) + time.monotonic() - started, 2)
+            cost["peak_rss_bytes"] = max(cost["peak_rss_bytes"], peak_rss_bytes())
+            write_json(cost, self.path / "cost.json")
 
     def record(self) -> dict[str, Any]:
         """The content of run.json."""
@@ -82,17 +85,29 @@ def open_run(path: Path, settings: Mapping[str, Any], record: Mapping[str, Any])
     }
     file = path / "run.json"
     if file.is_file():
-        _check_same(path, json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(described)))
+        _check_same(path, _recorded(file), json.loads(json.dumps(described)))
         return RunFolder(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(p.name != ".run.json.partial" for p in path.iterdir())):
         raise InputError(f"{path}: not empty and not a run folder; give another --out")
     path.mkdir(parents=True, exist_ok=True)
     write_json(described, file)
     return RunFolder(path)
 
 
+def _recorded(file: Path) -> dict[str, Any]:
+    """What a run.json holds. Raises InputError where it is not ours."""
+    try:
+        old = json.loads(file.read_text(encoding="utf-8"))
+        ours = old["schema"] == SCHEMA and all(isinstance(old[part], dict) for part in _COMPARED)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        ours = False
+    if not ours:
+        raise InputError(f"{file}: not the record of a run of ours; give another --out")
+    return dict(old)
+
+
 def _check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    for part in ("settings", "prompts", "model_hashes"):
+    for part in _COMPARED:
         before, now = old.get(part, {}), new.get(part, {})
         for key in [*now, *(k for k in before if k not in now)]:
             if before.get(key) != now.get(key):

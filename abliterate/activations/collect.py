@@ -18,11 +18,14 @@ from abliterate.model.load import LocalModel
 
 @dataclass(frozen=True)
 class SetActivations:
-    """Statistics of one prompt set; the first axis of the means runs over positions -1, -2, ... (last token first)."""
+    """Statistics of one prompt set; the first axis of the means runs over positions -1, -2, ... (last token first).
+
+    ``vectors`` holds every position after collection, and the last one only when read back from a file.
+    """
 
     mean: Float[Tensor, "position layer_plus_1 d_model"]
     second_moment: Float[Tensor, "position layer_plus_1 d_model"]
-    vectors: Float[Tensor, "prompt position layer_plus_1 d_model"]
+    vectors: Float[Tensor, "prompt kept_position layer_plus_1 d_model"]
 
     @property
     def last(self) -> Float[Tensor, "prompt layer_plus_1 d_model"]:
@@ -42,6 +45,8 @@ def collect(
 
     Raises InputError where a stream is not finite, naming the first layer at which it is so.
     """
+    if prompts and min(map(len, prompts)) < positions:
+        raise InputError(f"--positions {positions}: the shortest prompt has only {min(map(len, prompts))} tokens")
     shape = (positions, model.folder.layers + 1, model.folder.d_model)
     moments = RunningMoments(shape)
     vectors = torch.empty(len(prompts), *shape)

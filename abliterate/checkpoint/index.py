@@ -84,7 +84,7 @@ def open_index(folder: Path) -> ShardIndex:
     """Read the headers of a checkpoint folder. Raises InputError naming the file and what is wrong with it."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such model folder")
-    names = _shard_names(folder)
+    names, promised = _shard_names(folder)
     tensors: dict[str, TensorInfo] = {}
     sizes: dict[str, int] = {}
     for shard in names:
@@ -94,30 +94,37 @@ def open_index(folder: Path) -> ShardIndex:
         sizes[shard] = path.stat().st_size
         for info in read_header(path):
             if info.name in tensors:
-                raise InputError(f"{path}: {info.name} stands in {tensors[info.name].shard} too")
+                raise InputError(f"{path}: {info.name!r} stands in {tensors[info.name].shard} too")
             tensors[info.name] = info
+    if lost := sorted(name for name, shard in promised.items() if name not in tensors or tensors[name].shard != shard):
+        raise InputError(
+            f"{folder / INDEX}: says that {lost[0]!r} is in {promised[lost[0]]}, where it isn't; download the checkpoint again"
+        )
     return ShardIndex(folder, tensors, sizes)
 
 
-def _shard_names(folder: Path) -> list[str]:
+def _shard_names(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The shard files, and where the index says that each tensor is."""
     index = folder / INDEX
+    if index.is_file() and (folder / SINGLE).is_file():
+        raise InputError(f"{folder}: holds {SINGLE} and {INDEX}; remove the one that is not the model")
     if not index.is_file():
         if (folder / SINGLE).is_file():
-            return [SINGLE]
+            return [SINGLE], {}
         if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
             raise InputError(
                 f"{folder}: the weights are pickle files; only safetensors are read (pickles can run code): convert them first"
             )
         raise InputError(f"{folder}: neither {SINGLE} nor {INDEX} in it")
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{index}: not a shard index (JSON with a 'weight_map')") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise InputError(f"{index}: names the shard {name!r}; shards must be .safetensors files beside it")
-    return names
+    return names, weight_map
 
 
 def read_header(path: Path) -> list[TensorInfo]:
@@ -136,7 +143,7 @@ def read_header(path: Path) -> list[TensorInfo]:
     position = 8 + length
     for info in infos:
         if info.start != position:
-            raise InputError(f"{path}: {info.name} starts at byte {info.start}, expected {position}; offsets overlap or leave gaps")
+            raise InputError(f"{path}: {info.name!r} starts at byte {info.start}, expected {position}; offsets overlap or leave gaps")
         position = info.end
     if position > size:
         raise InputError(f"{path}: truncated: {size} bytes, its header speaks of {position}; download it again")
@@ -153,10 +160,10 @@ def _entry(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
         whole = False
     if not whole:
         raise InputError(f"{path}: the header's entry for {name!r} is malformed")
-    if dtype not in DTYPES:
-        raise InputError(f"{path}: {name} has the unknown type {dtype!r}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise InputError(f"{path}: {name!r} has the unknown type {dtype!r}")
     if end - start != math.prod(shape) * DTYPES[dtype][1]:
         raise InputError(
-            f"{path}: {name} has {end - start} bytes, its shape {list(shape)} of {dtype} needs {math.prod(shape) * DTYPES[dtype][1]}"
+            f"{path}: {name!r} has {end - start} bytes, its shape {list(shape)} of {dtype} needs {math.prod(shape) * DTYPES[dtype][1]}"
         )
     return TensorInfo(name, path.name, dtype, shape, data_start + start, data_start + end)

@@ -50,7 +50,7 @@ def prove(source: ShardIndex, edited: Path, tasks: Mapping[str, EditTask], advan
     for name, task in tasks.items():
         proofs.append(_measure(source, written, name, task))
         advance(1)
-    wrong = [p for p in proofs if p.error > TOLERANCE[p.dtype]]
+    wrong = [p for p in proofs if not p.error <= TOLERANCE[p.dtype]]  # NaN is wrong too
     if wrong:
         worst = max(wrong, key=lambda p: p.error)
         raise CheckError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -26,6 +27,11 @@ _REPLACED = ("README.md", "abliteration.json", "pytorch_model.bin.index.json")
 
 def check_destination(out: Path, source: Path) -> None:
     """Raises InputError where the new folder can't be: it holds something, or lies inside the source (or around it)."""
+    if out.is_symlink() or out.resolve() == Path.cwd():
+        raise InputError(f"{out}: is a link or the current folder; give a new folder's name")
+    above = next((p for p in out.absolute().parents if p.exists()), None)
+    if above is not None and not above.is_dir():
+        raise InputError(f"{above}: is a file, so {out} can't be made; give another --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: already there and not empty; give another --out (nothing is overwritten)")
     real, base = out.resolve(), source.resolve()
@@ -67,7 +73,7 @@ def new_folder(out: Path, needed_bytes: int) -> Iterator[Path]:
 
 def _sweep(out: Path) -> None:
     """Remove what a killed process left half-written."""
-    for stale in out.parent.glob(f".{out.name}.partial-*"):
+    for stale in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
         shutil.rmtree(stale, ignore_errors=True)
 
 

@@ -44,9 +44,9 @@ class Yardstick:
     baseline: Ids
     induced: Ids
     harmless: Ids
-    base_openings: Float[Tensor, " prompt"]
-    base_induced: Float[Tensor, " prompt"]
-    base_first: Float[Tensor, "prompt vocab"]
+    base_openings: Float[Tensor, " withheld"]
+    base_induced: Float[Tensor, " baseline"]
+    base_first: Float[Tensor, "harmless vocab"]
 
 
 def yardstick(model: LocalModel, withheld: Ids, openings: Ids, baseline: Ids, harmless: Ids, batch_size: int) -> Yardstick:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from abliterate.directions.candidates import Candidate
 from abliterate.directions.causal import Scores
+from abliterate.errors import InputError
 
 MAX_STAYS = 0.1
 
@@ -26,33 +28,30 @@ def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float) -> Choice:
 
     Filters (Arditi et al. 2024, appendix C): KL < ``max_kl``, induce > 0 (layer < 0.8 L holds by construction), and the
     model's own openings stay likely on at most 10 % of the target prompts. KL is relaxed first, by doubling, then the
-    openings, then induce.
+    openings, then induce. Raises InputError where no candidate has finite scores.
     """
-    relaxed: list[str] = []
-    kl_bound = max_kl
-    largest = max(s.kl for _, s in scored)
-    filters = {"stays": True, "induce": True}
-    while True:
-        passing = [
-            i
-            for i, (_, s) in enumerate(scored)
-            if s.kl < kl_bound and (s.stays <= MAX_STAYS or not filters["stays"]) and (s.induce > 0 or not filters["induce"])
-        ]
+    finite = [i for i, (_, s) in enumerate(scored) if all(map(math.isfinite, (s.kl, s.bypass, s.stays, s.induce)))]
+    if not finite:
+        raise InputError("no candidate direction leaves the model's outputs finite; try --dtype float32")
+    stays_note = f"no candidate makes the model's openings unlikely on {1 - MAX_STAYS:.0%} of target prompts: filter dropped"
+    induce_note = "no candidate induces withholding when added: filter dropped"
+    for dropped in ((), (stays_note,), (stays_note, induce_note)):
+        passing = [i for i in finite if (dropped or scored[i][1].stays <= MAX_STAYS) and (len(dropped) == 2 or scored[i][1].induce > 0)]
         if passing:
-            best = min(passing, key=lambda i: (scored[i][1].bypass, i))
-            return Choice(best, kl_bound, tuple(relaxed))
-        if kl_bound <= largest and kl_bound < float("inf"):
-            kl_bound *= 2
-            relaxed.append(f"KL bound to {kl_bound:g} nats")
-        elif filters["stays"]:
-            filters["stays"], kl_bound = False, max_kl
-            relaxed = [f"no candidate makes the model's openings unlikely on {1 - MAX_STAYS:.0%} of target prompts: filter dropped"]
-        elif filters["induce"]:
-            filters["induce"], kl_bound = False, max_kl
-            relaxed = ["no candidate induces withholding when added: filter dropped", "openings filter dropped"]
-        else:
-            kl_bound = float("inf")
-            relaxed.append("KL bound dropped")
+            bound, steps = _relaxed_kl(min(scored[i][1].kl for i in passing), max_kl)
+            within = [i for i in passing if scored[i][1].kl < bound]
+            best = min(within, key=lambda i: (scored[i][1].bypass, i))
+            return Choice(best, bound, (*dropped, *steps))
+    raise AssertionError("the last round drops every filter but KL, which doubles until something passes")
+
+
+def _relaxed_kl(lowest: float, bound: float) -> tuple[float, tuple[str, ...]]:
+    """The bound doubled until the lowest KL is below it, and each step in words."""
+    steps: list[str] = []
+    while lowest >= bound:
+        bound *= 2
+        steps.append(f"KL bound to {bound:g} nats")
+    return bound, tuple(steps)
 
 
 def selection_document(scored: Sequence[tuple[Candidate, Scores]], choice: Choice, max_kl: float, max_layer: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from transformers import GenerationConfig
 
 from abliterate.evaluation.transcripts import Transcript, append, read, transcript_of
 from abliterate.model.forward import Batch, batches
@@ -17,17 +18,14 @@ from abliterate.prompts import Prompt, PromptSet
 @torch.inference_mode()
 def reply_ids(model: LocalModel, batch: Batch, max_new_tokens: int) -> list[list[int]]:
     """Greedy continuation of every row, up to and without its end token; deterministic for a given batch."""
+    ends = _end_ids(model)
     out = model.module.generate(  # type: ignore[operator]
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        pad_token_id=model.tokenizer.pad_token_id,
+        generation_config=GenerationConfig(  # plain greedy: the model's own sampling advice and penalties don't apply
+            max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=model.tokenizer.pad_token_id
+        ),
     )
-    ends = _end_ids(model)
     replies = []
     for row in out[:, batch.input_ids.shape[1] :].tolist():
         cut = next((i for i, token in enumerate(row) if token in ends), len(row))

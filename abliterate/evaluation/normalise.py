@@ -9,7 +9,7 @@ from dataclasses import dataclass
 OPEN, CLOSE = "<think>", "</think>"
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '"', "`": "", "*": "", "#": "", "_": "", "~": ""})
 _MARKS = re.compile(r"(?m)^\s*(?:[>•\-]\s+|\d+[.)]\s+)")
-_SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|(?<=[。！？])|\n+")
+_SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|(?<=[。！？])|(?<=[!?])(?=[\u4e00-\u9fff])|\n+")
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,11 @@ def split_thought(response: str, begins_in_thought: bool = False) -> Parts:
     return Parts(None, response.strip(), True)
 
 
-def plain(text: str) -> str:
+def plain(text: str, marks: bool = True) -> str:
     """NFKC, lower case, straight quotes, no markdown marks, single spaces; line breaks stay."""
     text = unicodedata.normalize("NFKC", text.translate(_QUOTES)).casefold().translate(_QUOTES)
-    text = _MARKS.sub("", text)
+    if marks:
+        text = _MARKS.sub("", text)
     return "\n".join(" ".join(line.split()) for line in text.split("\n")).strip()
 
 

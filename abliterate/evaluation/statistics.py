@@ -67,6 +67,7 @@ def bootstrap_mean(values: Sequence[float], confidence: float = 0.95, draws: int
     if not values:
         raise ValueError("no values")
     data = np.asarray(values, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(0, len(data), size=(draws, len(data)))
-    low, high = np.quantile(data[picks].mean(1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    rng = np.random.default_rng(seed)
+    means = [data[rng.integers(0, len(data), size=len(data))].mean() for _ in range(draws)]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from abliterate.errors import InputError
+from abliterate.errors import InputError, first_line
 from abliterate.evaluation.outcomes import Verdict, judge
 from abliterate.prompts import Prompt
 
@@ -43,12 +43,24 @@ def transcript_of(set_name: str, prompt: Prompt, response: str, new_tokens: int,
 
 
 def append(path: Path, transcripts: Sequence[Transcript]) -> None:
-    """Add lines and make sure that they are on disk before returning."""
-    with path.open("ab") as file:
+    """Add lines, after cutting off a half-written one, and make sure that they are on disk before returning."""
+    with path.open("ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
         for transcript in transcripts:
-            file.write((json.dumps(asdict(transcript), ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+            file.write((line_of(asdict(transcript)) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """A row as one line of JSON, readable where UTF-8 can hold it and escaped where it can't (lone surrogates)."""
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(row)
+    return text
 
 
 def read(path: Path) -> list[Transcript]:
@@ -79,11 +91,14 @@ def read_scorable(path: Path) -> Iterator[tuple[dict[str, Any], Verdict]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}:{number}: not JSON ({error})") from None
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{number}: not JSON ({first_line(error)})") from None
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "response")):
             raise InputError(f"{path}:{number}: a line must be an object with the texts 'prompt' and 'response'")
         facts = row.get("facts") or []
-        if not isinstance(facts, Iterable) or isinstance(facts, str) or not all(isinstance(f, str) for f in facts):
+        if not isinstance(facts, list) or not all(isinstance(f, str) for f in facts):
             raise InputError(f"{path}:{number}: 'facts' must be a list of texts")
-        yield row, judge(row["response"], tuple(facts), bool(row.get("begins_in_thought")))
+        begins = row.get("begins_in_thought", False)
+        if not isinstance(begins, bool):
+            raise InputError(f"{path}:{number}: 'begins_in_thought' must be true or false")
+        yield row, judge(row["response"], tuple(facts), begins)

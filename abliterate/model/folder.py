@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from abliterate.errors import InputError
+from abliterate.errors import InputError, first_line
 from abliterate.model.layouts import Layout, layout_for
 
 
@@ -32,10 +32,11 @@ def open_folder(path: Path, trust_remote_code: bool = False) -> ModelFolder:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
         model_type = str(raw["model_type"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{file}: not a model config (JSON with 'model_type')") from None
     if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
+        quantised = raw["quantization_config"]
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
         raise InputError(f"{path}: the weights are quantised ({method}); give the unquantised checkpoint (bf16, fp16 or fp32)")
     layout = layout_for(model_type)
     from transformers import AutoConfig
@@ -43,7 +44,9 @@ def open_folder(path: Path, trust_remote_code: bool = False) -> ModelFolder:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # transformers raises many kinds for a config it can't use
-        raise InputError(f"{file}: transformers can't use it ({str(error).splitlines()[0][:160]})") from None
+        raise InputError(f"{file}: transformers can't use it ({first_line(error)})") from None
+    if min(int(config.num_hidden_layers), int(config.hidden_size)) < 1:
+        raise InputError(f"{file}: num_hidden_layers and hidden_size must be at least 1")
     return ModelFolder(
         path=path,
         model_type=model_type,

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from abliterate.errors import InputError
+from abliterate.errors import InputError, first_line
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.template import load_tokenizer
 
@@ -37,7 +38,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} can't be used here ({str(error).splitlines()[0][:120]})") from None
+        raise InputError(f"device {name!r} can't be used here ({first_line(error)})") from None
     return device
 
 
@@ -55,15 +56,18 @@ def load_model(path: Path, dtype: DTypeName = "auto", device: str = "auto", trus
     where = pick_device(device)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        module = AutoModelForCausalLM.from_pretrained(
+        module, loading = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=pick_dtype(dtype, where),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: transformers can't load it ({str(error).splitlines()[0][:160]})") from None
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{path}: transformers can't load it ({first_line(error)})") from None
+    if missing := sorted(loading["missing_keys"]):
+        raise InputError(f"{path}: the checkpoint lacks {missing[0]!r} ({len(missing)} tensors missing); download it again")
     module.to(where)  # type: ignore[arg-type]
     module.train(False)
     module.requires_grad_(False)

@@ -122,25 +122,39 @@ def load_plan(path: Path) -> EditPlan:
     direction, strength = tensors["direction"].float(), tensors["strength"].float()
     if direction.ndim != 4 or strength.shape != direction.shape[:2]:
         raise InputError(f"{path}: direction {list(direction.shape)} and strength {list(strength.shape)} don't fit together")
-    if metadata.get("components") != json.dumps(COMPONENTS):
-        try:
-            same = tuple(json.loads(metadata.get("components", "null")) or ()) == COMPONENTS
-        except (ValueError, TypeError):
-            same = False
-        if not same or direction.shape[1] != len(COMPONENTS):
-            raise InputError(f"{path}: metadata 'components' must be {json.dumps(COMPONENTS)}")
+    if _components(metadata) != COMPONENTS or direction.shape[1] != len(COMPONENTS):
+        raise InputError(f"{path}: metadata 'components' must be {json.dumps(COMPONENTS)}, and the direction has that many")
+    if 0 in direction.shape:
+        raise InputError(f"{path}: direction {list(direction.shape)} is empty; there is nothing to remove")
     if not (torch.isfinite(strength).all() and (strength >= 0).all() and (strength <= 1).all()):
         raise InputError(f"{path}: strengths must lie in [0, 1]")
-    gram = direction @ direction.transpose(-1, -2)
-    used = strength > 0
-    if used.any() and not torch.allclose(gram[used], torch.eye(direction.shape[2]).expand_as(gram[used]), atol=1e-3):
-        raise InputError(f"{path}: the rows of each direction must be orthonormal")
+    direction = _orthonormal(direction, strength > 0, path)
     embedding = metadata.get("embedding", "skip")
     if embedding not in ("edit", "skip"):
         raise InputError(f"{path}: embedding {embedding!r} is not supported; use edit or skip")
     plan = EditPlan(direction, strength, "edit" if embedding == "edit" else "skip")
     resolve_embedding(plan.embedding, plan.same_everywhere(), tied=False)
     return plan
+
+
+def _components(metadata: dict[str, str]) -> tuple[str, ...]:
+    try:
+        return tuple(json.loads(metadata.get("components", "null")) or ())
+    except (ValueError, TypeError, RecursionError):
+        return ()
+
+
+def _orthonormal(direction: Tensor, used: Tensor, path: Path) -> Tensor:
+    """The rows that are used, made orthonormal to float32 (a plan may be stored in half precision). Raises InputError."""
+    wide = direction[used].double()
+    gram = wide @ wide.transpose(-1, -2)
+    if not torch.allclose(gram, torch.eye(direction.shape[2], dtype=gram.dtype).expand_as(gram), atol=1e-2):
+        raise InputError(f"{path}: the rows of each direction must be orthonormal")
+    q, r = torch.linalg.qr(wide.transpose(-1, -2))
+    signs = r.diagonal(dim1=-2, dim2=-1).sign()
+    made = direction.clone()
+    made[used] = (q * signs[..., None, :]).transpose(-1, -2).float()
+    return made
 
 
 def load_direction(path: Path) -> Tensor:

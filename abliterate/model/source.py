@@ -23,6 +23,7 @@ _WANTED = [
     "NOTICE*",
     "README.md",
 ]
+_UNWANTED = ["consolidated*.safetensors", "original/*"]  # second copies of the weights in their makers' own form
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -46,25 +47,35 @@ def resolve_model(given: str, revision: str | None = None) -> ModelSource:
 
     Raises InputError where there is no such model or the Hub can't be reached, saying which folder would do.
     """
-    folder = Path(given).expanduser()
-    if folder.is_dir():
+    folder = _local(given)
+    if folder is not None and folder.is_dir():
         return ModelSource(given, folder.resolve())
-    if given in BUILT_HERE:
-        return ModelSource(given, BUILT_HERE[given]().resolve())
+    if given.lower() in BUILT_HERE:
+        return ModelSource(given, BUILT_HERE[given.lower()]().resolve())
     hub_id = HUB_IDS.get(given.lower(), given)
-    if folder.is_file() or not _HUB_ID.fullmatch(hub_id) or given.startswith((".", "/", "~")):
+    if folder is None or folder.is_file() or not _HUB_ID.fullmatch(hub_id) or given.startswith((".", "/", "~")):
         raise InputError(
-            f"no model {given!r}: not a folder, not a Hub id (owner/name), not a short name "
+            f"no model {given[:100]!r}: not a folder, not a Hub id (owner/name), not a short name "
             f"({', '.join([*BUILT_HERE, *list(HUB_IDS)[:3]])}, ...)"
         )
     return _from_hub(given, hub_id, revision)
+
+
+def _local(given: str) -> Path | None:
+    """What the name is as a path, or None where it can't be one."""
+    try:
+        folder = Path(given).expanduser()
+        folder.exists()
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a null character
+        return None
+    return folder
 
 
 def _from_hub(given: str, hub_id: str, revision: str | None) -> ModelSource:
     from huggingface_hub import snapshot_download
 
     try:
-        path = Path(snapshot_download(hub_id, revision=revision, allow_patterns=_WANTED))
+        path = Path(snapshot_download(hub_id, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
     except Exception as error:  # the Hub's client raises many kinds: offline, unknown, gated, interrupted
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

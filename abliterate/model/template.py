@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from abliterate.errors import InputError
+from abliterate.errors import InputError, first_line
 
 # Two instructions with nothing in common: what their encodings share at the end is the template's own.
 _PROBES = ("Sing", "What is 2 + 3?")
@@ -19,25 +20,30 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: the tokenizer can't be loaded ({reason[:160]})") from None
+        raise InputError(f"{path}: the tokenizer can't be loaded ({first_line(error)})") from None
     if not tokenizer.chat_template:
         raise InputError(
             f"{path}: the tokenizer has no chat template; refusal is measured on chat prompts: "
             "use the instruction-tuned model, or put its chat_template.jinja into the folder"
         )
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)  # masked wherever it stands
     return tokenizer
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text as a user's message, up to and including the generation prompt.
 
-    The template writes the special tokens itself, so the tokenizer must add none: no second BOS.
+    The template writes the special tokens itself, so the tokenizer must add none: no second BOS. Raises InputError where the
+    template fails.
     """
+    if not texts:
+        return []
     messages = [[{"role": "user", "content": text}] for text in texts]
-    rendered = [tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in messages]
+    try:
+        rendered = [tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in messages]
+    except jinja2.TemplateError as error:
+        raise InputError(f"{tokenizer.name_or_path}: the chat template fails: {first_line(error)}") from None
     return [list(ids) for ids in tokenizer(rendered, add_special_tokens=False)["input_ids"]]
 
 

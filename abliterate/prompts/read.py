@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -56,12 +58,21 @@ def _rows(source: str) -> tuple[str, Iterable[tuple[int, str, Row]]]:
     path = Path(source)
     if source in bundled_names():
         path = BUNDLED / f"{source}.jsonl"
-    elif not path.is_file():
-        raise InputError(f"no prompt set {source!r}: neither a file nor one of {', '.join(bundled_names())} nor hf:DATASET:SPLIT:COLUMN")
+    elif not _is_file(path):
+        raise InputError(
+            f"no prompt set {source[:100]!r}: neither a file nor one of {', '.join(bundled_names())} nor hf:DATASET:SPLIT:COLUMN"
+        )
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: prompt files end in {', '.join(sorted(_READERS))}")
     return path.stem, reader(path)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long to be one
+        return False
 
 
 def _text(path: Path) -> str:
@@ -82,17 +93,19 @@ def _jsonl(path: Path) -> Iterable[tuple[int, str, Row]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})") from None
+        except (ValueError, RecursionError) as error:
+            why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep or too large a number"
+            raise InputError(f"{path}:{number}: not JSON ({why})") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}:{number}: a line must be one JSON object")
         yield number, f"{path}:{number}", row
 
 
 def _csv(path: Path) -> Iterable[tuple[int, str, Row]]:
-    reader = csv.DictReader(_text(path).splitlines(keepends=True))
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
     for number, row in enumerate(reader, 1):
-        yield number, f"{path}: row {number}", {k: v for k, v in row.items() if k is not None and v not in (None, "")}
+        yield number, f"{path}: row {number}", {k: v or "" for k, v in row.items() if k is not None}
 
 
 def _parquet(path: Path) -> Iterable[tuple[int, str, Row]]:
@@ -101,10 +114,10 @@ def _parquet(path: Path) -> Iterable[tuple[int, str, Row]]:
 
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
     for number, row in enumerate(rows, 1):
-        yield number, f"{path}: row {number}", {k: v for k, v in row.items() if v is not None}
+        yield number, f"{path}: row {number}", {k: v if v is not None else "" for k, v in row.items()}
 
 
 _READERS = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
@@ -134,24 +147,31 @@ def _prompt(row: Row, name: str, number: int, where: str) -> Prompt:
     text = row[column]
     if not isinstance(text, str):
         raise InputError(f"{where}: {column!r} must be a text, not {type(text).__name__}")
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise InputError(f"{where}: {column!r} holds half a character (a lone surrogate); save the text as valid Unicode")
     split = row.get("split") or None
     if split is not None and split not in SPLITS:
         raise InputError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
-    facts = row.get("facts") or ()
-    if isinstance(facts, str):
-        facts = [part.strip() for part in facts.split("|")]
     return Prompt(
-        id=str(row.get("id") or f"{name}-{number:04d}"),
+        id=_optional(row, "id") or f"{name}-{number:04d}",
         text=text.strip(),
         lang=str(row.get("lang") or language_of(text)),
         category=str(row.get("category") or ""),
         split=cast("Split | None", split),
         pair=_optional(row, "pair"),
         topic=_optional(row, "topic"),
-        facts=tuple(str(fact) for fact in facts if str(fact).strip()),
+        facts=_facts(row.get("facts"), where),
         official=_optional(row, "official"),
     )
 
 
 def _optional(row: Row, key: str) -> str | None:
-    return str(row[key]) if row.get(key) else None
+    return str(row[key]) if row.get(key) not in (None, "") else None
+
+
+def _facts(given: Any, where: str) -> tuple[str, ...]:
+    """A list of texts, or one text with bars between the facts."""
+    facts = given.split("|") if isinstance(given, str) else given if given is not None else []
+    if not isinstance(facts, list | tuple) or not all(isinstance(fact, str) for fact in facts):
+        raise InputError(f"{where}: 'facts' must be a list of texts (or one text, facts apart by |)")
+    return tuple(fact.strip() for fact in facts if fact.strip())

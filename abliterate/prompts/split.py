@@ -51,9 +51,10 @@ def check_disjoint(sets: Sequence[PromptSet]) -> None:
 
 def check_contrast(target: Sequence[PromptSet], baseline: Sequence[PromptSet]) -> None:
     """Raise InputError where target and baseline share prompts: then their difference is no direction of refusal."""
-    target_texts = {normalised(p.text): p for group in target for p in group}
-    shared = [p for group in baseline for p in group if normalised(p.text) in target_texts]
-    if len(shared) == len(target_texts):
+    target_texts = {normalised(p.text) for group in target for p in group}
+    baseline_texts = {normalised(p.text): p for group in baseline for p in group}
+    shared = [p for text, p in baseline_texts.items() if text in target_texts]
+    if target_texts == baseline_texts.keys():
         raise InputError("target and baseline are the same prompts: there is no direction between them; give another --baseline")
     if shared:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from abliterate import __version__
 from abliterate.report.page import interval, percent
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
@@ -23,9 +26,17 @@ def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> st
     made.filters["percent"] = percent
     made.filters["interval"] = interval
     made.filters["line"] = one_line
-    return made.get_template("card.md.jinja2").render(proof=proof, report=report, version=__version__)
+    made.filters["code"] = code
+    hub_id = proof["base_model"] if _HUB_ID.fullmatch(proof["base_model"]) else None
+    return made.get_template("card.md.jinja2").render(proof=proof, report=report, version=__version__, hub_id=hub_id)
 
 
 def one_line(text: object) -> str:
-    """A user's text as one line of Markdown that starts no markup."""
-    return " ".join(str(text).split()).replace("`", "'").replace("<", "&lt;").replace("|", "\\|")
+    """A user's text as one line of Markdown in which nothing is markup."""
+    flat = " ".join(str(text).split()).replace("`", "'").replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\\[\]*_!|~#])", r"\\\1", flat)
+
+
+def code(text: object) -> str:
+    """A user's text for a code span of one line."""
+    return " ".join(str(text).split()).replace("`", "'")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +62,25 @@ def _drift(drift: Mapping[str, Any], base: Mapping[str, Judged]) -> dict[str, An
 
 
 def _not_measured(document: Mapping[str, Any]) -> list[str]:
-    """Names of everything that the schema has a place for and this run gives no figure."""
-    missing = [key for key in ("keep_test", "controls", "drift", "selection", "edit") if document[key] is None]
-    missing += [f"drift.{key}" for key, value in (document["drift"] or {}).items() if value is None]
-    for name, entry in document["sets"].items():
-        missing += [f"sets.{name}.{key}" for key in ("edited", "paired") if entry[key] is None]
-        missing += [f"sets.{name}.base.{key}" for key in ("substance", "thought") if entry["base"][key] is None]
-    return missing
+    """Names of everything that the schema has a place for and this run gives no figure: every null, by its path."""
+    measured = {key: value for key, value in document.items() if key != "run"}
+    return list(_nulls(measured, ""))
+
+
+def _nulls(value: Any, path: str) -> Iterator[str]:
+    if value is None:
+        yield path
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _nulls(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _nulls(inner, f"{path}[{number}]")
 
 
 def write_json(document: Mapping[str, Any], path: Path) -> None:
     """Write a JSON file that is whole or absent."""
-    write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", path)
+    write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", path)
 
 
 def write_text(text: str, path: Path) -> None:
@@ -98,7 +105,7 @@ def pairs_of(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None) ->
         others: Sequence[Any] = edited[name] if edited is not None else [None] * len(judged)
         rows[name] = [
             {
-                "prompt": t.prompt,
+                "prompt": excerpt(t.prompt),
                 "lang": t.lang,
                 "topic": t.topic or t.category,
                 "base": _side(t, v),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 
 _GREY = "#8a8f98"
@@ -19,7 +20,7 @@ def layer_plot(series: Mapping[str, Sequence[float]]) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "abliterate", "text.color": _GREY, "axes.labelcolor": _GREY}):
         figure = Figure(figsize=(7.2, 2.6), layout="constrained")
         axes = figure.add_subplot()
-        for (name, values), style in zip(series.items(), ("-", "--", ":", "-."), strict=False):
+        for (name, values), style in zip(series.items(), itertools.cycle(("-", "--", ":", "-.")), strict=False):
             axes.plot(range(len(values)), values, style, label=name, linewidth=1.8)
         axes.axhline(0.5, color=_GREY, linewidth=0.8)
         axes.set(xlabel="activation index (0 = embedding, l + 1 = after block l)", ylabel="AUC on val", ylim=(0, 1.03))

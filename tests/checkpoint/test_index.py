@@ -164,7 +164,9 @@ def test_a_missing_shard_is_named(tiny: Callable[..., Path]) -> None:
         open_index(folder)
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "x.bin", "", "..", 7, None, "x\0.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "x.bin", "", "..", 7, None, "x\0.safetensors"]
+)
 def test_an_index_may_only_name_shards_beside_it(tmp_path: Path, name: Any) -> None:
     save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors")
     (tmp_path / "sub").mkdir()

@@ -71,7 +71,9 @@ def test_each_block_gets_its_own_row(tiny: Callable[..., Path]) -> None:
     assert torch.equal(tasks[DOWN].rows, rows[1:2])
 
 
-@pytest.mark.parametrize("name", ["model.layers.0.mlp.experts.down_proj.weight", "lm_head.bias", "model.embed_positions.weight", "score.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.mlp.experts.down_proj.weight", "lm_head.bias", "model.embed_positions.weight", "score.weight"]
+)
 def test_a_tensor_outside_the_layout_is_refused(tiny: Callable[..., Path], name: str) -> None:
     folder = tiny()
     _rewrite(folder, lambda tensors: tensors.update({name: torch.ones(32)}))

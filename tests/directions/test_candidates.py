@@ -111,7 +111,9 @@ def test_block_l_loses_the_direction_measured_after_it(directions: Directions) -
         torch.testing.assert_close(_first_row(c.plan, layer), measured / measured.norm())
 
 
-@pytest.mark.parametrize(("policy", "tied", "expected"), [("auto", False, "edit"), ("auto", True, "skip"), ("edit", True, "edit"), ("skip", False, "skip")])
+@pytest.mark.parametrize(
+    ("policy", "tied", "expected"), [("auto", False, "edit"), ("auto", True, "skip"), ("edit", True, "edit"), ("skip", False, "skip")]
+)
 def test_singles_follow_the_embedding_policy(directions: Directions, policy: str, tied: bool, expected: str) -> None:
     singles = [c for c in candidates(directions, 4, 0.8, policy, tied) if c.kind == "single"]
     assert {c.plan.embedding for c in singles} == {expected}

@@ -47,7 +47,9 @@ def test_the_first_wins_a_tie() -> None:
     assert choose(_scored(_good(-3), _good(-3)), 0.1).chosen == 0
 
 
-@pytest.mark.parametrize("bad", [_good(-9, kl=0.1), _good(-9, kl=2.0), _good(-9, induce=0.0), _good(-9, induce=-1.0), _good(-9, stays=0.11)])
+@pytest.mark.parametrize(
+    "bad", [_good(-9, kl=0.1), _good(-9, kl=2.0), _good(-9, induce=0.0), _good(-9, induce=-1.0), _good(-9, stays=0.11)]
+)
 def test_a_candidate_that_fails_a_filter_loses_to_a_worse_one_that_passes(bad: Scores) -> None:
     choice = choose(_scored(bad, _good(-1)), 0.1)
     assert (choice.chosen, choice.relaxed) == (1, ())

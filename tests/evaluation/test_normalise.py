@@ -61,3 +61,7 @@ def test_a_decimal_point_ends_no_sentence() -> None:
 @given(st.text(max_size=60))
 def test_sentences_lose_nothing_but_white_space(text: str) -> None:
     assert "".join("".join(sentences(text)).split()) == "".join(text.split())
+
+
+def test_plain_chinese_text_still_falls_into_its_sentences() -> None:
+    assert len(sentences(plain("一！二？三。四"))) == 4

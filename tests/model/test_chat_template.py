@@ -13,7 +13,9 @@ from abliterate.errors import InputError
 from abliterate.model.template import MAX_POSITIONS, encode, load_tokenizer, template_positions
 
 BOS = "<s>"
-DEEPSEEK = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+DEEPSEEK = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+)
 
 
 def _saved(folder: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerBase:

@@ -145,8 +145,14 @@ VIOLATIONS: dict[str, tuple[dict[str, str], dict[str, torch.Tensor]]] = {
     "components nested deep": ({"components": "[" * 200_000}, {}),
     "an unknown embedding": ({"embedding": "perhaps"}, {}),
     "embedding edit, a direction per block": ({"embedding": "edit"}, {}),
-    "embedding edit, long rows that no block uses": ({"embedding": "edit"}, {"direction": _shared() * 5, "strength": torch.zeros(LAYERS, 2)}),
-    "embedding edit, zero rows that no block uses": ({"embedding": "edit"}, {"direction": _shared() * 0, "strength": torch.zeros(LAYERS, 2)}),
+    "embedding edit, long rows that no block uses": (
+        {"embedding": "edit"},
+        {"direction": _shared() * 5, "strength": torch.zeros(LAYERS, 2)},
+    ),
+    "embedding edit, zero rows that no block uses": (
+        {"embedding": "edit"},
+        {"direction": _shared() * 0, "strength": torch.zeros(LAYERS, 2)},
+    ),
     "another tensor": ({}, {"more": torch.ones(1)}),
 }
 

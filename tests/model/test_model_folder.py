@@ -53,7 +53,9 @@ def test_a_config_that_is_none_is_refused(tmp_path: Path, content: bytes) -> Non
         open_folder(tmp_path)
 
 
-@pytest.mark.parametrize("changes", [{"num_hidden_layers": v} for v in (None, "x", -1, 0, 1.5, [])] + [{"hidden_size": v} for v in (None, 0, -4)])
+@pytest.mark.parametrize(
+    "changes", [{"num_hidden_layers": v} for v in (None, "x", -1, 0, 1.5, [])] + [{"hidden_size": v} for v in (None, 0, -4)]
+)
 def test_figures_that_cant_be_are_refused(tiny: Callable[..., Path], changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"config\.json"):
         open_folder(_with(tiny(), **changes))

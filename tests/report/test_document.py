@@ -127,10 +127,9 @@ def test_a_drift_that_is_no_number_never_makes_invalid_json(tmp_path: Path, kl: 
         raise AssertionError(f"{constant} is no JSON")
 
     base = {"plain": judged("plain", YES)}
+    drift = {"set": "plain", "ids": ["0"], "kl_first_token": [kl]}
     try:
-        report = report_document(
-            RUN, {"plain": "harmless"}, base, base, {"set": "plain", "ids": ["0"], "kl_first_token": [kl]}, None, None, 0.05
-        )
+        report = report_document(RUN, {"plain": "harmless"}, base, base, drift, None, None, 0.05)
         write_json(report, tmp_path / "report.json")
     except CheckError:
         return

@@ -47,19 +47,15 @@ class Elements(HTMLParser):
 
 def judged(name: str, texts: list[str], **fields: Any) -> Judged:
     made = [Transcript(name, str(i), fields.get("prompt", text), text, topic=fields.get("topic")) for i, text in enumerate(texts)]
-    return [(t, t.verdict()) for t in made]
+    verdicts = {t.response: t.verdict() for t in {t.response: t for t in made}.values()}
+    return [(t, verdicts[t.response]) for t in made]
 
 
 def page_of(base: dict[str, Judged], edited: dict[str, Judged] | None = None, model: str = "some/model") -> str:
     run = {"settings": {"model": model, "max_new_tokens": 8}, "abliterate": "0"}
-    roles = {name: role for name, role in zip(base, ("target", "keep", "baseline", "harmless"), strict=False)}
-    edit = {
-        "tensors": 3,
-        "worst_left": 1e-7,
-        "worst_error": 1e-8,
-        "embedding": {"policy": "skip", "tied_to_unembedding": True},
-        "not_edited": [],
-    }
+    roles = dict(zip(base, ("target", "keep", "baseline", "harmless"), strict=False))
+    embedding = {"policy": "skip", "tied_to_unembedding": True}
+    edit = {"tensors": 3, "worst_left": 1e-7, "worst_error": 1e-8, "embedding": embedding, "not_edited": []}
     chosen = {"name": "mean <b>", "bypass": 1.0, "stays": 0.5, "induce": 0.1, "kl": 0.01}
     selection = {"chosen": chosen, "candidates": [chosen], "relaxed": ["max_kl <i>"]}
     drift = {"set": next(iter(base)), "ids": ["0"], "kl_first_token": [0.25]}
@@ -90,12 +86,8 @@ def test_hostile_texts_are_shown_as_they_are(text: str) -> None:
 def test_nothing_is_loaded_from_anywhere() -> None:
     elements = Elements(hostile_page()).tags
     assert not {tag for tag, _ in elements} & {"script", "link", "iframe", "object", "embed", "base", "form", "video", "audio"}
-    loaded = [
-        attributes[key] or ""
-        for _, attributes in elements
-        for key in ("src", "href", "srcset", "xlink:href", "action")
-        if key in attributes
-    ]
+    keys = ("src", "href", "srcset", "xlink:href", "action")
+    loaded = [attributes[key] or "" for _, attributes in elements for key in keys if key in attributes]
     assert loaded and all(url.startswith("data:image/svg+xml;base64,") for url in loaded)
 
 
@@ -105,9 +97,8 @@ def test_the_page_names_no_external_address() -> None:
 
 
 def test_the_content_policy_forbids_scripts_and_loading() -> None:
-    policies = [
-        a["content"] or "" for tag, a in Elements(hostile_page()).tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"
-    ]
+    metas = [attributes for tag, attributes in Elements(hostile_page()).tags if tag == "meta"]
+    policies = [a["content"] or "" for a in metas if a.get("http-equiv") == "Content-Security-Policy"]
     assert len(policies) == 1
     assert "default-src 'none'" in policies[0] and "script-src" not in policies[0] and "img-src data:" in policies[0]
 
@@ -138,7 +129,7 @@ def test_a_page_of_lone_surrogates_is_written(tmp_path: Path) -> None:
 def test_an_audit_speaks_of_no_edit() -> None:
     page = page_of({"a": judged("a", ["I can't help with that.", "Paris."])})
     assert "The edited tensors" not in page and "McNemar" not in page
-    assert "edited: " not in "".join(Elements(page).texts)
+    assert not [text for text in Elements(page).texts if text.startswith("edited")]
 
 
 def test_what_was_not_measured_is_listed() -> None:
