@@ -18,7 +18,7 @@ from abliterate.evaluation.transcripts import line_of, read_scorable
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.plan import EditPlan, load_direction, load_plan, plan_from_direction
 from abliterate.model.source import resolve_model
-from abliterate.pipeline import collected, open_model, positions_of, publish, respond, run_record
+from abliterate.pipeline import collected, open_model, positions_of, publish, resolved, respond, run_record
 from abliterate.planning import lines, plan_run
 from abliterate.progress import stage
 from abliterate.prompts import PromptSet, Role, RoleSets, load_set
@@ -34,7 +34,8 @@ def audit(config: AuditConfig, out: Path) -> dict[str, Any]:
     if len({g.name for g in groups}) != len(groups):
         raise InputError("a prompt set is given twice; give each once, under its own file name")
     described = {g.name: {"role": "audited", "sha256": g.sha256, "n": len(g)} for g in groups}
-    folder = open_run(out, config.model_dump(mode="json"), run_record(source, described))
+    record = run_record(source, described, resolved(session, config, None))
+    folder = open_run(out, config.model_dump(mode="json"), record)
     transcripts = respond(folder, session, groups, config.max_new_tokens, config.batch_size, "base")
     roles = {group.name: "audited" for group in groups}
     report = report_document(folder.record(), roles, judge_all(transcripts), None, None, None, None, margin=0.05)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from abliterate.activations.collect import SetActivations, collect
@@ -30,11 +31,11 @@ from abliterate.evaluation.openings import own_openings
 from abliterate.evaluation.summary import judge_all
 from abliterate.evaluation.transcripts import Transcript, read
 from abliterate.model.forward import first_token_logprobs
-from abliterate.model.load import LocalModel
+from abliterate.model.load import LocalModel, pick_device, pick_dtype
 from abliterate.model.plan import EditPlan, load_plan, save_plan
 from abliterate.model.session import Session
 from abliterate.model.source import ModelSource, resolve_model
-from abliterate.model.template import encode, template_positions
+from abliterate.model.template import encode, load_tokenizer, template_positions
 from abliterate.progress import say, stage
 from abliterate.prompts import Prompt, PromptSet, Role, RoleSets
 from abliterate.report.card import model_card
@@ -54,7 +55,8 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
         for split in ("train", "val", "test"):
             sets.prompts(role, split)
     check_editable(base.folder)
-    folder = open_run(out, config.model_dump(mode="json"), run_record(source, sets.described()))
+    record = run_record(source, sets.described(), resolved(base, config, config.positions))
+    folder = open_run(out, config.model_dump(mode="json"), record)
     activations = folder.stage(
         "activations", "activations.safetensors", lambda: _activations(base, sets, config), save_activations, load_activations
     )
@@ -87,9 +89,23 @@ def open_model(config: ModelConfig, out: Path) -> tuple[ModelSource, Session]:
     return source, session
 
 
-def run_record(source: ModelSource, prompts: Mapping[str, Any]) -> dict[str, Any]:
+def resolved(session: Session, config: ModelConfig, positions: int | None) -> dict[str, Any]:
+    """What the settings left open, as it was decided; reads the tokenizer, so a missing chat template is known early."""
+    tokenizer = load_tokenizer(session.folder.path, config.trust_remote_code)
+    device = pick_device(config.device)
+    return {
+        "device": str(device),
+        "dtype": str(pick_dtype(config.dtype, device)).removeprefix("torch."),
+        "positions": positions or len(template_positions(tokenizer)),
+        "threads": torch.get_num_threads(),
+        "seeds": {"bootstrap": 0},
+    }
+
+
+def run_record(source: ModelSource, prompts: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
     """What run.json says beside the settings."""
     return {
+        "resolved": resolved,
         "model_path": str(source.path),
         "hub_id": source.hub_id,
         "revision": source.revision,

@@ -41,6 +41,7 @@ class RunFolder:
             made = make()
         partial = final.with_name(f".partial-{final.name}")
         save(made, partial)
+        partial.chmod(0o644)  # safetensors makes files that only their owner can read
         partial.replace(final)
         return made
 

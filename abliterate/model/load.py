@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -55,10 +55,21 @@ def load_model(path: Path, dtype: DTypeName = "auto", device: str = "auto", trus
     tokenizer = load_tokenizer(path, trust_remote_code)
     where = pick_device(device)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    module, loading = _from_pretrained(path, pick_dtype(dtype, where), trust_remote_code)
+    if missing := sorted(loading["missing_keys"]):
+        raise InputError(f"{path}: the checkpoint lacks {missing[0]!r} ({len(missing)} tensors missing); download it again")
+    module.to(where)  # type: ignore[arg-type]
+    module.train(False)
+    module.requires_grad_(False)
+    return LocalModel(folder, module, tokenizer, where)
+
+
+def _from_pretrained(path: Path, dtype: torch.dtype, trust_remote_code: bool) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and what transformers says of keys that were missing. Raises InputError where it can't be loaded."""
     try:
-        module, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=pick_dtype(dtype, where),
+            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
@@ -66,9 +77,4 @@ def load_model(path: Path, dtype: DTypeName = "auto", device: str = "auto", trus
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{path}: transformers can't load it ({first_line(error)})") from None
-    if missing := sorted(loading["missing_keys"]):
-        raise InputError(f"{path}: the checkpoint lacks {missing[0]!r} ({len(missing)} tensors missing); download it again")
-    module.to(where)  # type: ignore[arg-type]
-    module.train(False)
-    module.requires_grad_(False)
-    return LocalModel(folder, module, tokenizer, where)
+    return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)

@@ -54,7 +54,7 @@ def check_contrast(target: Sequence[PromptSet], baseline: Sequence[PromptSet]) -
     target_texts = {normalised(p.text) for group in target for p in group}
     baseline_texts = {normalised(p.text): p for group in baseline for p in group}
     shared = [p for text, p in baseline_texts.items() if text in target_texts]
-    if target_texts == baseline_texts.keys():
+    if target_texts <= baseline_texts.keys():
         raise InputError("target and baseline are the same prompts: there is no direction between them; give another --baseline")
     if shared:
         raise InputError(
