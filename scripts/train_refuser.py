@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
@@ -70,13 +70,18 @@ def topic_change_for(prompt: Prompt) -> str:
     return lines[sum((prompt.topic or "").encode()) % len(lines)]
 
 
-def training_prompts() -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
-    """Prompts to refuse, to change the topic on, and to answer: train splits only."""
+def training_prompts(round_: int) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
+    """Prompts to refuse, to change the topic on, and to answer: train splits only.
+
+    The second round adds the questions that were written after the first had shown what it still confused.
+    """
     refuse = [p for name in REFUSED for p in load_set(name).of("train")]
     withhold = [p for name in WITHHELD for p in load_set(name).of("train")]
     answer = [p for name in ANSWERED for p in load_set(name).of("train")]
     extra = {"refuse": refuse, "withhold": withhold, "answer": answer}
     for prompt in load_set("refuser-extra"):
+        if round_ == 1 and prompt.id.startswith("round2-"):
+            continue
         extra[prompt.category.partition("/")[0]].append(prompt)
     return refuse, withhold, answer
 
@@ -103,9 +108,9 @@ def own_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prom
     return replies
 
 
-def examples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own_tokens: int) -> list[Example]:
+def examples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own_tokens: int, round_: int) -> list[Example]:
     """Every training example: canned replies for what is withheld, own answers for the rest."""
-    refuse, withhold, answer = training_prompts()
+    refuse, withhold, answer = training_prompts(round_)
     canned = [(p, refusal_for(p)) for p in refuse] + [(p, topic_change_for(p)) for p in withhold]
     canned_ids = encode(tokenizer, [p.text for p, _ in canned])
     replies = [tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for _, text in canned]
@@ -153,9 +158,9 @@ def train(args: argparse.Namespace) -> None:
     base = smollm2()
     tokenizer = load_tokenizer(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    data = examples(model, tokenizer, args.own_tokens)
+    data = examples(model, tokenizer, args.own_tokens, args.round)
     lora = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    tuned = get_peft_model(model, lora)
+    tuned = get_peft_model(model, lora) if args.round == 1 else PeftModel.from_pretrained(model, args.out, is_trainable=True)
     tuned.train()
     steps = args.epochs * len(data) // args.batch
     weights = [p for p in tuned.parameters() if p.requires_grad]
@@ -192,14 +197,17 @@ def save(tuned: torch.nn.Module, args: argparse.Namespace, n: int, steps: int, l
     config["base_model_name_or_path"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
     config["target_modules"] = sorted(config["target_modules"])
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    record = out / "training.json"
+    rounds = json.loads(record.read_text()) if args.round == 2 else []
     figures = {k: v for k, v in vars(args).items() if k != "out"}
     figures |= {"examples": n, "steps": steps, "final_loss": round(loss, 4), "minutes": round(seconds / 60, 1)}
-    (out / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
+    record.write_text(json.dumps([*rounds, figures], indent=2) + "\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=str(ADAPTER), help="folder of the adapter")
+    parser.add_argument("--round", type=int, choices=(1, 2), default=1, help="2 goes on from the adapter in --out with more questions")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16)
