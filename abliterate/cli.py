@@ -104,6 +104,8 @@ def score(
     """Outcomes for stored transcripts: the same lines plus outcome, thought, substance, rule."""
     from abliterate.commands import score as scored
 
+    if out is not None and file.exists() and out.exists() and out.samefile(file):
+        raise InputError(f"{out}: is the input itself; give another --out")
     if out is not None and out.exists():
         raise InputError(f"{out}: already there; give another --out (nothing is overwritten)")
     text = "".join(line + "\n" for line in scored(file))
@@ -134,6 +136,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if app(given or ["--help"], standalone_mode=False) == INTERRUPTED:
             raise KeyboardInterrupt
         return 0
+    except SystemExit:  # typer's own end where the reader of stdout went away (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except TyperException as error:
         return _fail(error.format_message().replace("\n", " "), 2)
     except (InputError, CheckError) as error:
@@ -146,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"no space left on the disk ({error.filename or 'while writing'}); make room, the same command goes on",
                 2,
             )
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
             return _fail(f"{error.filename}: {os.strerror(error.errno)}", 2)
         raise
 

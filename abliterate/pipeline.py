@@ -6,6 +6,7 @@ Each stage's result is a file in the run folder, so a run that is killed goes on
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,9 @@ from abliterate.directions.candidates import Directions, candidates, estimate
 from abliterate.directions.causal import score, yardstick
 from abliterate.directions.file import load_directions, save_directions
 from abliterate.directions.select import choose, selection_document
-from abliterate.errors import CheckError
 from abliterate.evaluation.drift import kl_divergence
 from abliterate.evaluation.generate import generate
-from abliterate.evaluation.openings import own_openings
+from abliterate.evaluation.openings import dealt, own_openings
 from abliterate.evaluation.summary import judge_all
 from abliterate.evaluation.transcripts import Transcript, read
 from abliterate.model.forward import first_token_logprobs
@@ -42,6 +42,8 @@ from abliterate.report.card import model_card
 from abliterate.report.document import report_document, write_json, write_text
 from abliterate.report.page import report_page
 from abliterate.runfolder import RunFolder, file_hashes, open_run
+
+MIN_PER_LANGUAGE = 16  # prompts of a language in a role, for a direction of its own
 
 
 def run(config: RunConfig, out: Path) -> dict[str, Any]:
@@ -121,11 +123,25 @@ def _activations(base: Session, sets: RoleSets, config: RunConfig) -> Activation
         role: collected(base.model, sets.prompts(role, "train"), positions, config.batch_size, f"activations of {role} (train)")
         for role in ("target", "baseline", "harmless", *(("keep",) if sets.sets("keep") else ()))
     }
+    train |= by_language(train, {role: sets.prompts(role, "train") for role in ("target", "baseline")})
     val: dict[str, Tensor] = {
         role: collected(base.model, sets.prompts(role, "val"), positions, config.batch_size, f"activations of {role} (val)").vectors
         for role in ("target", "baseline")
     }
     return Activations(train, val, tuple(range(-1, -positions - 1, -1)), {g.name: g.sha256 for g in sets.all})
+
+
+def by_language(found: Mapping[str, SetActivations], prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, SetActivations]:
+    """The statistics of each language that every role has, where there are several: ``target@en`` and so on."""
+    counts = [Counter(p.lang for p in asked) for asked in prompts.values()]
+    shared = sorted(lang for lang in counts[0] if all(count[lang] >= MIN_PER_LANGUAGE for count in counts))
+    if len(shared) < 2:
+        return {}
+    return {
+        f"{role}@{lang}": found[role].only([i for i, p in enumerate(asked) if p.lang == lang])
+        for role, asked in prompts.items()
+        for lang in shared
+    }
 
 
 def positions_of(model: LocalModel, config: CollectConfig) -> int:
@@ -155,11 +171,13 @@ def _selection(
 
 def _select(model: LocalModel, sets: RoleSets, config: RunConfig, directions: Directions) -> tuple[EditPlan, dict[str, Any]]:
     roles: tuple[Role, ...] = ("target", "baseline", "harmless")
-    val = {role: encode(model.tokenizer, [p.text for p in sets.prompts(role, "val")]) for role in roles}
+    prompts = {role: sets.prompts(role, "val") for role in roles}
+    val = {role: encode(model.tokenizer, [p.text for p in asked]) for role, asked in prompts.items()}
     with stage("the model's own replies (val)", len(val["target"])) as advance:
         own = own_openings(model, val["target"], config.batch_size, advance)
     tried = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied)
-    by = yardstick(model, own.prompts, own.openings, val["baseline"], val["harmless"], config.batch_size)
+    induced = dealt(own, prompts["target"], prompts["baseline"])
+    by = yardstick(model, own.prompts, own.openings, val["baseline"], induced, val["harmless"], config.batch_size)
     scored = []
     with stage("candidates scored by cause", len(tried)) as advance:
         for candidate in tried:
@@ -225,8 +243,6 @@ def _drift(folder: RunFolder, base: Session, edited: Session, sets: RoleSets, co
     def make() -> dict[str, Any]:
         after = first(edited, "edited")
         kl = kl_divergence(first(base, "base"), after)
-        if not kl.isfinite().all():
-            raise CheckError(f"{folder.path / 'checkpoint'}: the edited model's outputs are not finite; the edit broke it")
         return {"set": group.name, "ids": [p.id for p in group], "kl_first_token": kl.tolist()}
 
     return folder.stage("drift", "drift.json", make, write_json, lambda path: dict(json.loads(path.read_text(encoding="utf-8"))))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from abliterate import config as configs
@@ -62,7 +62,7 @@ def test_one_set_needs_no_list_in_the_file(tmp_path: Path) -> None:
 
 
 def test_a_unicode_file_with_windows_line_ends_is_read(tmp_path: Path) -> None:
-    assert built(tmp_path, 'target = "提示.txt"\r\nseed = 3\r\n').target == ("提示.txt",)
+    assert built(tmp_path, 'target = "提示.txt"\r\ncandidates = 3\r\n').target == ("提示.txt",)
 
 
 def test_an_unknown_key_is_refused_with_the_file_and_the_known_keys(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_key_of_another_command_is_unknown(tmp_path: Path) -> None:
         "target = 3",
         'target = ["a", 3]',
         "trust_remote_code = 2",
-        'seed = "three"',
+        'candidates = "three"',
     ],
 )
 def test_a_wrong_value_is_refused_with_the_file_and_the_flag(tmp_path: Path, line: str) -> None:
@@ -130,8 +130,8 @@ def test_a_required_setting_is_asked_for_by_its_flag() -> None:
         "strength = 1\nstrength = 2",
         b"\xff\xfe",
         b'target = "caf\xe9"',
-        pytest.param("seed = " + "1" * 5000, id="huge-number"),
-        pytest.param("seed = " + "[" * 20_000, id="deep"),
+        pytest.param("candidates = " + "1" * 5000, id="huge-number"),
+        pytest.param("candidates = " + "[" * 20_000, id="deep"),
     ],
 )
 def test_what_is_no_toml_is_refused_by_the_files_name(tmp_path: Path, toml: str | bytes) -> None:
@@ -199,15 +199,31 @@ def test_a_value_after_another_flag_is_not_spread() -> None:
 ARGUMENTS = st.lists(st.sampled_from(["run", "a", "b", "-", "--target", "--keep", "--model", "--no-x", "-h"]), max_size=12)
 
 
+def valueless(arguments: list[str]) -> bool:
+    """Whether a flag that takes several values has none."""
+    following = [*arguments[1:], "--end"]
+    return any(a in SEVERAL and b.startswith("-") and b != "-" for a, b in zip(arguments, following, strict=True))
+
+
+@settings(max_examples=300, deadline=None)
+@given(ARGUMENTS)
+def test_a_flag_without_a_value_is_refused(arguments: list[str]) -> None:
+    assume(valueless(arguments))
+    with pytest.raises(InputError, match="needs a value"):
+        spread(arguments, SEVERAL)
+
+
 @settings(max_examples=300, deadline=None)
 @given(ARGUMENTS)
 def test_spreading_twice_is_spreading_once(arguments: list[str]) -> None:
+    assume(not valueless(arguments))
     assert spread(spread(arguments, SEVERAL), SEVERAL) == spread(arguments, SEVERAL)
 
 
 @settings(max_examples=300, deadline=None)
 @given(ARGUMENTS)
 def test_spreading_adds_nothing_but_flags_and_keeps_the_order(arguments: list[str]) -> None:
+    assume(not valueless(arguments))
     result = iter(spread(arguments, SEVERAL))
     skipped = []
     for argument in arguments:

@@ -32,6 +32,11 @@ class SetActivations:
         """The vectors at the last position."""
         return self.vectors[:, 0]
 
+    def only(self, chosen: Sequence[int]) -> SetActivations:
+        """The same statistics over some of the prompts, from their vectors."""
+        picked = self.vectors[list(chosen)].double()
+        return SetActivations(picked.mean(0).float(), picked.square().mean(0).float(), picked.float())
+
 
 @torch.inference_mode()
 def collect(

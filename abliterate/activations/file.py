@@ -19,7 +19,8 @@ from abliterate.activations.collect import SetActivations
 class Activations:
     """What the directions are estimated from (``train``) and ranked by (``val``), by the set's role.
 
-    Roles are ``target``, ``baseline``, ``harmless`` and ``keep``.
+    Roles are ``target``, ``baseline``, ``harmless`` and ``keep``; where the prompts are in several languages, ``target@en``
+    and the like hold those of one.
     """
 
     train: Mapping[str, SetActivations]

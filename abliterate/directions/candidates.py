@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +15,7 @@ from abliterate.directions.estimate import difference_of_means, projected
 from abliterate.directions.separation import auc, cohens_d, projections
 from abliterate.errors import InputError
 from abliterate.model.layouts import COMPONENTS
-from abliterate.model.plan import EditPlan, EmbeddingPolicy, plan_from_direction
+from abliterate.model.plan import EditPlan, EmbeddingPolicy, plan_from_direction, plan_from_rows
 
 Estimator = Literal["difference-of-means", "projected"]
 ESTIMATORS: tuple[Estimator, ...] = ("difference-of-means", "projected")
@@ -58,12 +58,20 @@ def estimate(activations: Activations) -> Directions:
         raise InputError("target and baseline prompts give the same activations: there is no direction between them")
     away = activations.train["harmless"].mean
     found: dict[str, Tensor] = {"difference-of-means": bare, "projected": projected(bare, away)}
+    for lang in languages(activations.train):
+        own = difference_of_means(activations.train[f"target@{lang}"].mean, activations.train[f"baseline@{lang}"].mean)
+        found |= {f"difference-of-means@{lang}": own, f"projected@{lang}": projected(own, away)}
     at = {name: _val_projections(activations, direction) for name, direction in found.items()}
     return Directions(
         direction=found,
         auc={name: auc(t, b) for name, (t, b) in at.items()},
         cohens_d={name: cohens_d(t, b) for name, (t, b) in at.items()},
     )
+
+
+def languages(groups: Iterable[str]) -> list[str]:
+    """The languages that have groups of their own."""
+    return sorted({name.partition("@")[2] for name in groups if "@" in name})
 
 
 def _val_projections(activations: Activations, direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +84,10 @@ def candidates(directions: Directions, count: int, max_layer_share: float, polic
     for estimator in ESTIMATORS:
         made += _single(directions, estimator, max(1, count // len(ESTIMATORS)), max_layer_share, policy, tied)
     for estimator in ESTIMATORS:
-        made += _per_layer(directions, estimator)
+        made += _per_layer(directions, estimator, [estimator])
+    for estimator in ESTIMATORS:
+        own = [f"{estimator}@{lang}" for lang in languages(directions.direction)]
+        made += _per_layer(directions, estimator, own) if own else []
     return made
 
 
@@ -107,20 +118,20 @@ def _single(
     return made
 
 
-def _per_layer(directions: Directions, estimator: Estimator) -> list[Candidate]:
+def _per_layer(directions: Directions, estimator: Estimator, removed: Sequence[str]) -> list[Candidate]:
+    """At each block from some block up, the span of the ``removed`` estimates there (one, or one a language)."""
     found, score = directions.direction[estimator][:, 1:], directions.cohens_d[estimator][:, 1:]
     layers = found.shape[1]
-    upper = score[:, layers // 3 :].nanmean(1)
-    position = int(upper.argmax())
-    rows = found[position]
-    lengths = rows.norm(dim=-1, keepdim=True)
-    rows = torch.where(lengths > 0, rows, torch.ones_like(rows))  # a zero row belongs to a block that has nothing to lose
+    position = int(score[:, layers // 3 :].nanmean(1).argmax())
+    rows = torch.stack([directions.direction[name][position, 1:] for name in removed], dim=1)
+    empty = (rows.norm(dim=-1) == 0).any(-1)  # a zero row: this block has nothing to lose
+    rows = torch.where(empty[:, None, None], torch.eye(rows.shape[1], rows.shape[2]), rows)
+    what = "a direction a block" if len(removed) == 1 else "a direction a language and block"
     made: list[Candidate] = []
     for first in sorted({int(share * layers) for share in FIRST_SHARES}):
-        strength = ((torch.arange(layers) >= first)[:, None] & (lengths > 0)).float().expand(-1, len(COMPONENTS))
+        strength = ((torch.arange(layers) >= first) & ~empty).float()[:, None].expand(-1, len(COMPONENTS))
         best = first + int(score[position, first:].argmax())
-        plan = plan_from_direction(rows, layers, strength=strength, policy="skip")
-        name = f"{estimator}, a direction a block from {first} up, position {-1 - position}"
-        shift = found[position, best]
-        made.append(Candidate(name, "per-layer", estimator, -1 - position, first, plan, shift, best))
+        name = f"{estimator}, {what} from {first} up, position {-1 - position}"
+        plan = plan_from_rows(rows, strength)
+        made.append(Candidate(name, "per-layer", estimator, -1 - position, first, plan, found[position, best], best))
     return made

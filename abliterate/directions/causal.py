@@ -27,12 +27,14 @@ STAYS = -1.0  # nats a token: above it an opening is still the likely thing to s
 class Scores:
     """``bypass`` and ``induce``: mean log-probability a token (nats) of the model's withholding openings, ablated on
     target prompts, and added on baseline prompts less the unedited model there. ``stays``: share of target prompts whose
-    opening stays likely. ``kl``: mean KL(base‖ablated) of the first token on harmless prompts, nats."""
+    opening stays likely. ``spill``: how much more often, as a share, such openings become likely on baseline prompts when
+    ablating. ``kl``: mean KL(base‖ablated) of the first token on harmless prompts, nats."""
 
     bypass: float
     stays: float
     induce: float
     kl: float
+    spill: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,9 @@ class Yardstick:
     base_first: Float[Tensor, "harmless vocab"]
 
 
-def yardstick(model: LocalModel, withheld: Ids, openings: Ids, baseline: Ids, harmless: Ids, batch_size: int) -> Yardstick:
-    """Measure the unedited model. ``openings[i]`` is how it began to withhold on ``withheld[i]``; they are dealt out to
-    the baseline prompts in turn, to see whether adding the direction brings them there."""
-    induced = [openings[i % len(openings)] for i in range(len(baseline))]
+def yardstick(model: LocalModel, withheld: Ids, openings: Ids, baseline: Ids, induced: Ids, harmless: Ids, batch_size: int) -> Yardstick:
+    """Measure the unedited model. ``openings[i]`` is how it began to withhold ``withheld[i]``, ``induced[i]`` how it would
+    withhold ``baseline[i]``."""
     return Yardstick(
         withheld,
         openings,
@@ -69,13 +70,19 @@ def score(model: LocalModel, candidate: Candidate, by: Yardstick, batch_size: in
     """Apply the candidate by hooks and measure it."""
     with ablated(model, candidate.plan):
         after = continuation_logprobs(model, by.withheld, by.openings, batch_size)
+        spilt = continuation_logprobs(model, by.baseline, by.induced, batch_size)
         first = first_token_logprobs(model, by.harmless, batch_size)
     with added(model, candidate.shift_layer, candidate.shift):
         induced = continuation_logprobs(model, by.baseline, by.induced, batch_size)
     kl = (by.base_first.exp() * (by.base_first - first)).sum(-1).clamp(min=0)
     return Scores(
         bypass=float(after.mean()),
-        stays=float((after > STAYS).float().mean()),
+        stays=_likely(after),
         induce=float((induced - by.base_induced).mean()),
+        spill=_likely(spilt) - _likely(by.base_induced),
         kl=float(kl.mean()) if torch.isfinite(kl).all() else float("inf"),
     )
+
+
+def _likely(logprobs: Tensor) -> float:
+    return float((logprobs > STAYS).float().mean())

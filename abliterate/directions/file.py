@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from abliterate.directions.candidates import ESTIMATORS, Directions
+from abliterate.directions.candidates import Directions
 
 
 def save_directions(directions: Directions, path: Path) -> None:
@@ -20,8 +20,9 @@ def save_directions(directions: Directions, path: Path) -> None:
 def load_directions(path: Path) -> Directions:
     """Read the file back."""
     tensors = load_file(path)
+    names = [name.removesuffix(".auc") for name in tensors if name.endswith(".auc")]
     return Directions(
-        direction={name: tensors[name] for name in ESTIMATORS},
-        auc={name: tensors[f"{name}.auc"] for name in ESTIMATORS},
-        cohens_d={name: tensors[f"{name}.cohens_d"] for name in ESTIMATORS},
+        direction={name: tensors[name] for name in names},
+        auc={name: tensors[f"{name}.auc"] for name in names},
+        cohens_d={name: tensors[f"{name}.cohens_d"] for name in names},
     )

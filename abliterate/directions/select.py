@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from abliterate.directions.causal import Scores
 from abliterate.errors import InputError
 
 MAX_STAYS = 0.1
+MAX_SPILL = 0.05
 
 
 @dataclass(frozen=True)
@@ -27,21 +28,25 @@ def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float) -> Choice:
     """The lowest bypass among the candidates that pass all filters; a filter that leaves nothing is relaxed stepwise.
 
     Filters (Arditi et al. 2024, appendix C): KL < ``max_kl``, induce > 0 (layer < 0.8 L holds by construction), and the
-    model's own openings stay likely on at most 10 % of the target prompts. KL is relaxed first, by doubling, then the
-    openings, then induce. Raises InputError where no candidate has finite scores.
+    model's own openings stay likely on at most 10 % of the target prompts and become likely on at most 5 % more of the
+    baseline prompts. KL is relaxed first, by doubling, then the openings (first on baseline, then on target), then induce.
+    Raises InputError where no candidate has finite scores.
     """
     finite = [i for i, (_, s) in enumerate(scored) if all(map(math.isfinite, (s.kl, s.bypass, s.stays, s.induce)))]
     if not finite:
         raise InputError("no candidate direction leaves the model's outputs finite; try --dtype float32")
-    stays_note = f"no candidate makes the model's openings unlikely on {1 - MAX_STAYS:.0%} of target prompts: filter dropped"
-    induce_note = "no candidate induces withholding when added: filter dropped"
-    for dropped in ((), (stays_note,), (stays_note, induce_note)):
-        passing = [i for i in finite if (dropped or scored[i][1].stays <= MAX_STAYS) and (len(dropped) == 2 or scored[i][1].induce > 0)]
+    filters: list[tuple[str, Callable[[Scores], bool]]] = [
+        (f"no candidate keeps openings from {MAX_SPILL:.0%} more of the baseline prompts", lambda s: s.spill <= MAX_SPILL),
+        (f"no candidate makes openings unlikely on {1 - MAX_STAYS:.0%} of target prompts", lambda s: s.stays <= MAX_STAYS),
+        ("no candidate induces withholding when added", lambda s: s.induce > 0),
+    ]
+    for dropped in range(len(filters) + 1):
+        passing = [i for i in finite if all(holds(scored[i][1]) for _, holds in filters[dropped:])]
         if passing:
             bound, steps = _relaxed_kl(min(scored[i][1].kl for i in passing), max_kl)
             within = [i for i in passing if scored[i][1].kl < bound]
             best = min(within, key=lambda i: (scored[i][1].bypass, i))
-            return Choice(best, bound, (*dropped, *steps))
+            return Choice(best, bound, (*(f"{note}: filter dropped" for note, _ in filters[:dropped]), *steps))
     raise AssertionError("the last round drops every filter but KL, which doubles until something passes")
 
 
@@ -61,7 +66,14 @@ def selection_document(scored: Sequence[tuple[Candidate, Scores]], choice: Choic
     ]
     return {
         "chosen": rows[choice.chosen],
-        "filters": {"max_kl": max_kl, "max_kl_in_force": choice.max_kl, "max_layer": max_layer, "max_stays": MAX_STAYS, "induce": "> 0"},
+        "filters": {
+            "max_kl": max_kl,
+            "max_kl_in_force": choice.max_kl,
+            "max_layer": max_layer,
+            "max_stays": MAX_STAYS,
+            "max_spill": MAX_SPILL,
+            "induce": "> 0",
+        },
         "relaxed": list(choice.relaxed),
         "candidates": rows,
     }

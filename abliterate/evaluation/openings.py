@@ -10,6 +10,7 @@ from abliterate.evaluation.outcomes import WITHHELD, judge
 from abliterate.model.forward import batches
 from abliterate.model.load import LocalModel
 from abliterate.model.template import decode, opens_thought
+from abliterate.prompts import Prompt
 
 OPENING_TOKENS = 8
 PROBE_TOKENS = 24
@@ -19,11 +20,13 @@ PROBE_TOKENS = 24
 class Openings:
     """``prompts[i]`` (encoded) is withheld with a reply that begins with ``openings[i]``.
 
-    ``withheld`` counts them; where it is 0 the lists hold all prompts with whatever the model says.
+    ``indices[i]`` is its place among the prompts asked. ``withheld`` counts them;
+    where it is 0 the lists hold all prompts with whatever the model says.
     """
 
     prompts: list[list[int]]
     openings: list[list[int]]
+    indices: list[int]
     asked: int
     withheld: int
 
@@ -41,4 +44,13 @@ def own_openings(
     verdicts = [judge(decode(model.tokenizer, reply), begins_in_thought=opened) for reply in replies]
     withheld = [i for i, verdict in enumerate(verdicts) if verdict.outcome in WITHHELD]
     chosen = withheld or list(range(len(encoded)))
-    return Openings([encoded[i] for i in chosen], [replies[i][:OPENING_TOKENS] for i in chosen], len(encoded), len(withheld))
+    return Openings([encoded[i] for i in chosen], [replies[i][:OPENING_TOKENS] for i in chosen], chosen, len(encoded), len(withheld))
+
+
+def dealt(own: Openings, target: Sequence[Prompt], baseline: Sequence[Prompt]) -> list[list[int]]:
+    """For every baseline prompt the opening that would withhold it: its twin's where that was withheld, else one in its language."""
+    by_id = {target[i].id: opening for i, opening in zip(own.indices, own.openings, strict=True)}
+    by_lang: dict[str, list[list[int]]] = {}
+    for i, opening in zip(own.indices, own.openings, strict=True):
+        by_lang.setdefault(target[i].lang, []).append(opening)
+    return [by_id.get(p.pair or "") or (same := by_lang.get(p.lang, own.openings))[number % len(same)] for number, p in enumerate(baseline)]

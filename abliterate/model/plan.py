@@ -94,6 +94,19 @@ def plan_from_direction(
     )
 
 
+def plan_from_rows(rows: Float[Tensor, "layer k d_model"], strength: Float[Tensor, "layer component"]) -> EditPlan:
+    """A plan that removes the span of k directions at each block, orthonormalised in float64; the embedding is left alone.
+
+    Raises InputError where the directions of a block with strength are not k independent ones.
+    """
+    q, r = torch.linalg.qr(rows.double().transpose(-1, -2))
+    lengths = r.diagonal(dim1=-2, dim2=-1).abs()
+    if bool((lengths[strength.any(-1)] <= 1e-6 * rows.double().norm(dim=-1).amax()).any()):
+        raise InputError("directions of one block are not independent; remove fewer of them")
+    made = q.transpose(-1, -2).float()[:, None].expand(-1, len(COMPONENTS), -1, -1).contiguous()
+    return EditPlan(made, strength.clone(), "skip")
+
+
 def whole_plan(layers: int, d_model: int) -> EditPlan:
     """A plan that touches every writer of every block, to ask what an edit would touch."""
     return EditPlan(torch.eye(1, d_model).expand(layers, len(COMPONENTS), 1, d_model), torch.ones(layers, len(COMPONENTS)), "skip")

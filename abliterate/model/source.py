@@ -55,7 +55,7 @@ def resolve_model(given: str, revision: str | None = None) -> ModelSource:
     hub_id = HUB_IDS.get(given.lower(), given)
     if folder is None or folder.is_file() or not _HUB_ID.fullmatch(hub_id) or given.startswith((".", "/", "~")):
         raise InputError(
-            f"no model {given[:100]!r}: not a folder, not a Hub id (owner/name), not a short name "
+            f"no model {given!r}: not a folder, not a Hub id (owner/name), not a short name "
             f"({', '.join([*BUILT_HERE, *list(HUB_IDS)[:3]])}, ...)"
         )
     return _from_hub(given, hub_id, revision)

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from abliterate import __version__
 from abliterate.report.page import interval, percent
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
@@ -26,7 +26,6 @@ def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> st
     made.filters["percent"] = percent
     made.filters["interval"] = interval
     made.filters["line"] = one_line
-    made.filters["code"] = code
     hub_id = proof["base_model"] if _HUB_ID.fullmatch(proof["base_model"]) else None
     return made.get_template("card.md.jinja2").render(proof=proof, report=report, version=__version__, hub_id=hub_id)
 
@@ -35,8 +34,3 @@ def one_line(text: object) -> str:
     """A user's text as one line of Markdown in which nothing is markup."""
     flat = " ".join(str(text).split()).replace("`", "'").replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\\[\]*_!|~#])", r"\\\1", flat)
-
-
-def code(text: object) -> str:
-    """A user's text for a code span of one line."""
-    return " ".join(str(text).split()).replace("`", "'")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from abliterate.errors import CheckError
 from abliterate.evaluation.statistics import bootstrap_mean
 from abliterate.evaluation.summary import Judged, answered_ids, by_topic, keep_test, mean_where, set_entry
 
@@ -79,8 +80,12 @@ def _nulls(value: Any, path: str) -> Iterator[str]:
 
 
 def write_json(document: Mapping[str, Any], path: Path) -> None:
-    """Write a JSON file that is whole or absent."""
-    write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", path)
+    """Write a JSON file that is whole or absent. Raises CheckError for a figure that JSON has no number for."""
+    try:
+        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        raise CheckError(f"{path}: a figure is not finite; the edited model's outputs are broken") from None
+    write_text(text + "\n", path)
 
 
 def write_text(text: str, path: Path) -> None:
