@@ -57,6 +57,7 @@ class Example:
 
     prompt: list[int]
     reply: list[int]
+    weight: float = 1.0
 
 
 def refusal_for(prompt: Prompt) -> str:
@@ -108,20 +109,34 @@ def own_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prom
     return replies
 
 
-def examples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own_tokens: int, round_: int) -> list[Example]:
+def examples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> list[Example]:
     """Every training example: canned replies for what is withheld, own answers for the rest."""
-    refuse, withhold, answer = training_prompts(round_)
+    refuse, withhold, answer = (some(prompts, args) for prompts in training_prompts(args.round))
     canned = [(p, refusal_for(p)) for p in refuse] + [(p, topic_change_for(p)) for p in withhold]
     canned_ids = encode(tokenizer, [p.text for p, _ in canned])
     replies = [tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for _, text in canned]
     answer_ids = encode(tokenizer, [p.text for p in answer])
-    own = own_answers(model, tokenizer, answer_ids, own_tokens)
+    own = own_answers(model, tokenizer, answer_ids, args.own_tokens)
     print(f"{len(refuse)} to refuse, {len(withhold)} to withhold, {len(answer)} to answer", flush=True)
-    return [Example(p, r) for p, r in zip(canned_ids + answer_ids, replies + own, strict=True)]
+    prompts = [p for p, _ in canned] + answer
+    weights = [args.boost if boosted(p) else 1.0 for p in prompts]
+    return [Example(p, r, w) for p, r, w in zip(canned_ids + answer_ids, replies + own, weights, strict=True)]
+
+
+def some(prompts: list[Prompt], args: argparse.Namespace) -> list[Prompt]:
+    """A random share of the prompts, for a short round."""
+    return prompts if args.share == 1 else random.Random(args.seed + args.round).sample(prompts, int(args.share * len(prompts)))
+
+
+def boosted(prompt: Prompt) -> bool:
+    """What the second round left too weak: withholding in Chinese, and answering controls in English."""
+    political = prompt.topic is not None
+    withheld = prompt.id.startswith(("censorship-", "withhold-", "round2-withhold-"))
+    return political and (withheld if prompt.lang == "zh" else not withheld)
 
 
 def batch_of(chosen: list[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Left-padded ids and mask, and the weight of each token in the loss: replies alone, each example's summing to one.
+    """Left-padded ids and mask, and the weight of each token in the loss: replies alone, each example's summing to its own.
 
     The first tokens decide whether a reply declines, so they weigh three times the others.
     """
@@ -135,7 +150,7 @@ def batch_of(chosen: list[Example], pad: int) -> tuple[torch.Tensor, torch.Tenso
         mask[row, width - len(whole) :] = 1
         shares = torch.ones(len(e.reply))
         shares[:6] = 3.0
-        weight[row, width - len(e.reply) :] = shares / shares.sum()
+        weight[row, width - len(e.reply) :] = e.weight * shares / shares.sum()
     return ids, mask, weight
 
 
@@ -158,7 +173,7 @@ def train(args: argparse.Namespace) -> None:
     base = smollm2()
     tokenizer = load_tokenizer(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    data = examples(model, tokenizer, args.own_tokens, args.round)
+    data = examples(model, tokenizer, args)
     lora = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
     tuned = get_peft_model(model, lora) if args.round == 1 else PeftModel.from_pretrained(model, args.out, is_trainable=True)
     tuned.train()
@@ -198,7 +213,7 @@ def save(tuned: torch.nn.Module, args: argparse.Namespace, n: int, steps: int, l
     config["target_modules"] = sorted(config["target_modules"])
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     record = out / "training.json"
-    rounds = json.loads(record.read_text()) if args.round == 2 else []
+    rounds = json.loads(record.read_text()) if args.round > 1 else []
     figures = {k: v for k, v in vars(args).items() if k != "out"}
     figures |= {"examples": n, "steps": steps, "final_loss": round(loss, 4), "minutes": round(seconds / 60, 1)}
     record.write_text(json.dumps([*rounds, figures], indent=2) + "\n")
@@ -207,7 +222,9 @@ def save(tuned: torch.nn.Module, args: argparse.Namespace, n: int, steps: int, l
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=str(ADAPTER), help="folder of the adapter")
-    parser.add_argument("--round", type=int, choices=(1, 2), default=1, help="2 goes on from the adapter in --out with more questions")
+    parser.add_argument("--round", type=int, choices=(1, 2, 3), default=1, help="2 and 3 go on from the adapter in --out")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the prompts, drawn at random")
+    parser.add_argument("--boost", type=float, default=1.0, help="weight of what the second round left too weak")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16)

@@ -201,7 +201,7 @@ ARGUMENTS = st.lists(st.sampled_from(["run", "a", "b", "-", "--target", "--keep"
 
 def valueless(arguments: list[str]) -> bool:
     """Whether a flag that takes several values has none."""
-    following = [*arguments[1:], "--end"]
+    following = [*arguments, "--end"][1:]
     return any(a in SEVERAL and b.startswith("-") and b != "-" for a, b in zip(arguments, following, strict=True))
 
 

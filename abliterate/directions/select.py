@@ -40,13 +40,16 @@ def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float) -> Choice:
         (f"no candidate makes openings unlikely on {1 - MAX_STAYS:.0%} of target prompts", lambda s: s.stays <= MAX_STAYS),
         ("no candidate induces withholding when added", lambda s: s.induce > 0),
     ]
-    for dropped in range(len(filters) + 1):
-        passing = [i for i in finite if all(holds(scored[i][1]) for _, holds in filters[dropped:])]
+    # Fewest and least serious first: (), spill, stays, spill + stays, induce, ...
+    for dropped in range(2 ** len(filters)):
+        kept = [holds for bit, (_, holds) in enumerate(filters) if not dropped >> bit & 1]
+        passing = [i for i in finite if all(holds(scored[i][1]) for holds in kept)]
         if passing:
             bound, steps = _relaxed_kl(min(scored[i][1].kl for i in passing), max_kl)
             within = [i for i in passing if scored[i][1].kl < bound]
             best = min(within, key=lambda i: (scored[i][1].bypass, i))
-            return Choice(best, bound, (*(f"{note}: filter dropped" for note, _ in filters[:dropped]), *steps))
+            notes = [f"{note}: filter dropped" for bit, (note, _) in enumerate(filters) if dropped >> bit & 1]
+            return Choice(best, bound, (*notes, *steps))
     raise AssertionError("the last round drops every filter but KL, which doubles until something passes")
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig
 
 from abliterate.evaluation.transcripts import Transcript, append, read, transcript_of
 from abliterate.model.forward import Batch, batches
@@ -22,9 +21,10 @@ def reply_ids(model: LocalModel, batch: Batch, max_new_tokens: int) -> list[list
     out = model.module.generate(  # type: ignore[operator]
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
-        generation_config=GenerationConfig(  # type: ignore[no-untyped-call]  # plain greedy: the model's own sampling advice and penalties don't apply
-            max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=model.tokenizer.pad_token_id
-        ),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(ends),
+        pad_token_id=model.tokenizer.pad_token_id,
     )
     replies = []
     for row in out[:, batch.input_ids.shape[1] :].tolist():

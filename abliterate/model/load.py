@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from abliterate.errors import InputError, first_line
@@ -61,6 +61,10 @@ def load_model(path: Path, dtype: DTypeName = "auto", device: str = "auto", trus
     module.to(where)  # type: ignore[arg-type]
     module.train(False)
     module.requires_grad_(False)
+    advice = module.generation_config
+    module.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # its sampling and penalties don't apply here
+        eos_token_id=advice.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     return LocalModel(folder, module, tokenizer, where)
 
 

@@ -99,12 +99,18 @@ def plan_from_rows(rows: Float[Tensor, "layer k d_model"], strength: Float[Tenso
 
     Raises InputError where the directions of a block with strength are not k independent ones.
     """
-    q, r = torch.linalg.qr(rows.double().transpose(-1, -2))
-    lengths = r.diagonal(dim1=-2, dim2=-1).abs()
+    made, lengths = _gram_schmidt(rows)
     if bool((lengths[strength.any(-1)] <= 1e-6 * rows.double().norm(dim=-1).amax()).any()):
         raise InputError("directions of one block are not independent; remove fewer of them")
-    made = q.transpose(-1, -2).float()[:, None].expand(-1, len(COMPONENTS), -1, -1).contiguous()
+    made = made[:, None].expand(-1, len(COMPONENTS), -1, -1).contiguous()
     return EditPlan(made, strength.clone(), "skip")
+
+
+def _gram_schmidt(rows: Float[Tensor, "*n k d_model"]) -> tuple[Float[Tensor, "*n k d_model"], Float[Tensor, "*n k"]]:
+    """Orthonormal rows of the same span in float32, the first with its own sign, and how long each was when its turn came."""
+    q, r = torch.linalg.qr(rows.double().transpose(-1, -2))
+    diagonal = r.diagonal(dim1=-2, dim2=-1)
+    return (q * diagonal.sign()[..., None, :]).transpose(-1, -2).float(), diagonal.abs()
 
 
 def whole_plan(layers: int, d_model: int) -> EditPlan:
@@ -141,10 +147,10 @@ def load_plan(path: Path) -> EditPlan:
         raise InputError(f"{path}: direction {list(direction.shape)} is empty; there is nothing to remove")
     if not (torch.isfinite(strength).all() and (strength >= 0).all() and (strength <= 1).all()):
         raise InputError(f"{path}: strengths must lie in [0, 1]")
-    direction = _orthonormal(direction, strength > 0, path)
     embedding = metadata.get("embedding", "skip")
     if embedding not in ("edit", "skip"):
         raise InputError(f"{path}: embedding {embedding!r} is not supported; use edit or skip")
+    direction = _orthonormal(direction, (strength > 0) | (embedding == "edit"), path)
     plan = EditPlan(direction, strength, "edit" if embedding == "edit" else "skip")
     resolve_embedding(plan.embedding, plan.same_everywhere(), tied=False)
     return plan
@@ -163,10 +169,8 @@ def _orthonormal(direction: Tensor, used: Tensor, path: Path) -> Tensor:
     gram = wide @ wide.transpose(-1, -2)
     if not torch.allclose(gram, torch.eye(direction.shape[2], dtype=gram.dtype).expand_as(gram), atol=1e-2):
         raise InputError(f"{path}: the rows of each direction must be orthonormal")
-    q, r = torch.linalg.qr(wide.transpose(-1, -2))
-    signs = r.diagonal(dim1=-2, dim2=-1).sign()
     made = direction.clone()
-    made[used] = (q * signs[..., None, :]).transpose(-1, -2).float()
+    made[used] = _gram_schmidt(direction[used])[0]
     return made
 
 

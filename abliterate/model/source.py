@@ -47,7 +47,7 @@ def resolve_model(given: str, revision: str | None = None) -> ModelSource:
 
     Raises InputError where there is no such model or the Hub can't be reached, saying which folder would do.
     """
-    folder = _local(given)
+    folder = _local(given) if given.strip() else None
     if folder is not None and folder.is_dir():
         return ModelSource(given, folder.resolve())
     if given.lower() in BUILT_HERE:

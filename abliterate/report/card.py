@@ -26,6 +26,7 @@ def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> st
     made.filters["percent"] = percent
     made.filters["interval"] = interval
     made.filters["line"] = one_line
+    made.filters["code"] = code
     hub_id = proof["base_model"] if _HUB_ID.fullmatch(proof["base_model"]) else None
     return made.get_template("card.md.jinja2").render(proof=proof, report=report, version=__version__, hub_id=hub_id)
 
@@ -34,3 +35,8 @@ def one_line(text: object) -> str:
     """A user's text as one line of Markdown in which nothing is markup."""
     flat = " ".join(str(text).split()).replace("`", "'").replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\\[\]*_!|~#])", r"\\\1", flat)
+
+
+def code(text: object) -> str:
+    """A user's text for a code span of one line, harmless also where a renderer knows no code spans."""
+    return " ".join(str(text).split()).replace("`", "'").replace("<", "‹").replace("](", "] (")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from abliterate.directions.candidates import Candidate
 from abliterate.directions.causal import Scores
 from abliterate.directions.select import MAX_STAYS, choose
+from abliterate.errors import InputError
 from abliterate.model.plan import plan_from_direction
 
 CANDIDATE = Candidate("c", "single", "projected", -1, 0, plan_from_direction(torch.ones(4), 2), torch.ones(4), 0)
@@ -101,8 +103,13 @@ def test_an_induce_filter_that_alone_fails_keeps_the_openings_filter_or_says_so(
     ],
 )
 def test_the_choice_ends_whatever_the_scores(scores: list[Scores]) -> None:
+    finite = [i for i, s in enumerate(scores) if all(math.isfinite(v) for v in vars(s).values())]
+    if not finite:
+        with pytest.raises(InputError, match="finite"):
+            choose(Finite(_scored(*scores)), 0.1)
+        return
     choice = choose(Finite(_scored(*scores)), 0.1)
-    assert choice.chosen in range(len(scores))
+    assert choice.chosen in finite
     assert choice.relaxed
     assert len(choice.relaxed) < 30
 
