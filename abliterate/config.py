@@ -67,7 +67,7 @@ class EvaluateConfig(Config):
 class SelectConfig(Config):
     """The choice of the edit."""
 
-    candidates: int = Field(6, ge=2, le=200, description="How many single-layer directions are tried (beside the per-layer ones).")
+    candidates: int = Field(4, ge=2, le=200, description="How many single-layer directions are tried (beside the per-layer ones).")
     max_kl: float = Field(
         0.1,
         gt=0,

@@ -20,12 +20,12 @@ from abliterate.model.hooks import ablated, added
 from abliterate.model.load import LocalModel
 
 Ids = Sequence[Sequence[int]]
-STAYS = -1.0  # nats a token: above it an opening is still the likely thing to say (e^-1 = 0.37 a token)
+STAYS = -1.0  # nats: above it the whole opening is still the likely thing to say (e^-1 = 0.37)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """``bypass`` and ``induce``: mean log-probability a token (nats) of the model's withholding openings, ablated on
+    """``bypass`` and ``induce``: mean log-probability (nats, the whole opening) of the model's withholding openings, ablated on
     target prompts, and added on baseline prompts less the unedited model there. ``stays``: share of target prompts whose
     opening stays likely. ``spill``: how much more often, as a share, such openings become likely on baseline prompts when
     ablating. ``kl``: mean KL(base‖ablated) of the first token on harmless prompts, nats."""
@@ -60,8 +60,8 @@ def yardstick(model: LocalModel, withheld: Ids, openings: Ids, baseline: Ids, in
         baseline,
         induced,
         harmless,
-        continuation_logprobs(model, withheld, openings, batch_size),
-        continuation_logprobs(model, baseline, induced, batch_size),
+        opening_logprobs(model, withheld, openings, batch_size),
+        opening_logprobs(model, baseline, induced, batch_size),
         first_token_logprobs(model, harmless, batch_size),
     )
 
@@ -69,11 +69,11 @@ def yardstick(model: LocalModel, withheld: Ids, openings: Ids, baseline: Ids, in
 def score(model: LocalModel, candidate: Candidate, by: Yardstick, batch_size: int) -> Scores:
     """Apply the candidate by hooks and measure it."""
     with ablated(model, candidate.plan):
-        after = continuation_logprobs(model, by.withheld, by.openings, batch_size)
-        spilt = continuation_logprobs(model, by.baseline, by.induced, batch_size)
+        after = opening_logprobs(model, by.withheld, by.openings, batch_size)
+        spilt = opening_logprobs(model, by.baseline, by.induced, batch_size)
         first = first_token_logprobs(model, by.harmless, batch_size)
     with added(model, candidate.shift_layer, candidate.shift):
-        induced = continuation_logprobs(model, by.baseline, by.induced, batch_size)
+        induced = opening_logprobs(model, by.baseline, by.induced, batch_size)
     kl = (by.base_first.exp() * (by.base_first - first)).sum(-1).clamp(min=0)
     return Scores(
         bypass=float(after.mean()),
@@ -82,6 +82,12 @@ def score(model: LocalModel, candidate: Candidate, by: Yardstick, batch_size: in
         spill=_likely(spilt) - _likely(by.base_induced),
         kl=float(kl.mean()) if torch.isfinite(kl).all() else float("inf"),
     )
+
+
+def opening_logprobs(model: LocalModel, prompts: Ids, openings: Ids, batch_size: int) -> Float[Tensor, " prompt"]:
+    """Log-probability of each whole opening. Not a token's mean: once a canned line has begun, the rest of it is certain
+    under any edit, and would hide that its first token has become unlikely."""
+    return continuation_logprobs(model, prompts, openings, batch_size) * torch.tensor([len(o) for o in openings])
 
 
 def _likely(logprobs: Tensor) -> float:

@@ -9,8 +9,8 @@ import torch
 from conftest import save_tiny
 
 from abliterate.directions.candidates import Candidate
-from abliterate.directions.causal import STAYS, Yardstick, score, yardstick
-from abliterate.model.forward import continuation_logprobs, first_token_logprobs
+from abliterate.directions.causal import STAYS, Yardstick, opening_logprobs, score, yardstick
+from abliterate.model.forward import first_token_logprobs
 from abliterate.model.hooks import ablated, added
 from abliterate.model.load import LocalModel, load_model
 from abliterate.model.plan import plan_from_direction
@@ -50,10 +50,10 @@ def test_scores_are_those_of_plain_passes_under_the_hooks(model: LocalModel, by:
     candidate = _candidate(1.0, 5.0)
     found = score(model, candidate, by, 4)
     with ablated(model, candidate.plan):
-        after = continuation_logprobs(model, by.withheld, by.openings, 1)
+        after = opening_logprobs(model, by.withheld, by.openings, 1)
         first = first_token_logprobs(model, by.harmless, 1)
     with added(model, 1, candidate.shift):
-        induced = continuation_logprobs(model, by.baseline, by.induced, 1)
+        induced = opening_logprobs(model, by.baseline, by.induced, 1)
     kl = torch.nn.functional.kl_div(first, by.base_first, log_target=True, reduction="batchmean")
     assert found.bypass == pytest.approx(float(after.mean()), abs=1e-4)
     assert found.induce == pytest.approx(float((induced - by.base_induced).mean()), abs=1e-4)
@@ -64,3 +64,11 @@ def test_scores_are_those_of_plain_passes_under_the_hooks(model: LocalModel, by:
 def test_a_model_thrown_out_of_range_has_infinite_kl(model: LocalModel, by: Yardstick) -> None:
     broken = Yardstick(**{**vars(by), "base_first": torch.full_like(by.base_first, float("nan"))})
     assert score(model, _candidate(1.0, 1.0), broken, 4).kl == float("inf")
+
+
+def test_an_opening_counts_whole(model: LocalModel) -> None:
+    prompts, openings = _ids(1, 8, 5), _ids(2, 3, 4)
+    step = [[[*p, *o[:i]] for i in range(len(o))] for p, o in zip(prompts, openings, strict=True)]
+    for found, prefixes, opening in zip(opening_logprobs(model, prompts, openings, 2), step, openings, strict=True):
+        by_token = [float(first_token_logprobs(model, [prefix], 1)[0, token]) for prefix, token in zip(prefixes, opening, strict=True)]
+        assert float(found) == pytest.approx(sum(by_token), abs=1e-3)
