@@ -36,10 +36,10 @@ def audit(config: AuditConfig, out: Path) -> dict[str, Any]:
     described = {g.name: {"role": "audited", "sha256": g.sha256, "n": len(g)} for g in groups}
     record = run_record(source, described, resolved(session, config, None))
     folder = open_run(out, config.model_dump(mode="json"), record)
-    transcripts = respond(folder, session, groups, config.max_new_tokens, config.batch_size, "base")
+    judged = judge_all(respond(folder, session, groups, config.max_new_tokens, config.batch_size, "base"))
     roles = {group.name: "audited" for group in groups}
-    report = report_document(folder.record(), roles, judge_all(transcripts), None, None, None, None, margin=0.05)
-    return publish(folder, report, transcripts, None, None)
+    report = report_document(folder.record(), roles, judged, None, None, None, None, margin=0.05)
+    return publish(folder, report, judged, None, None)
 
 
 def _asked(group: PromptSet, config: AuditConfig) -> PromptSet:

@@ -28,7 +28,7 @@ from abliterate.directions.select import choose, selection_document
 from abliterate.evaluation.drift import kl_divergence
 from abliterate.evaluation.generate import generate
 from abliterate.evaluation.openings import dealt, own_openings
-from abliterate.evaluation.summary import judge_all
+from abliterate.evaluation.summary import Judged, judge_all
 from abliterate.evaluation.transcripts import Transcript, read
 from abliterate.model.forward import first_token_logprobs
 from abliterate.model.load import LocalModel, pick_device, pick_dtype
@@ -64,16 +64,16 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
     )
     directions = folder.stage("directions", "directions.safetensors", lambda: estimate(activations), save_directions, load_directions)
     plan, selection = _selection(folder, base, sets, config, directions)
-    before = respond(folder, base, sets.test_sets(), config.max_new_tokens, config.batch_size, "base")
+    before = judge_all(respond(folder, base, sets.test_sets(), config.max_new_tokens, config.batch_size, "base"))
     proof = _edit(folder, base, plan, source)
     edited = Session(config, out / "checkpoint")
-    after = respond(folder, edited, sets.test_sets(), config.max_new_tokens, config.batch_size, "edited")
+    after = judge_all(respond(folder, edited, sets.test_sets(), config.max_new_tokens, config.batch_size, "edited"))
     drift = _drift(folder, base, edited, sets, config)
     report = report_document(
         run=folder.record(),
         roles=sets.roles,
-        base=judge_all(before),
-        edited=judge_all(after),
+        base=before,
+        edited=after,
         drift=drift,
         selection=selection,
         edit=_edit_summary(proof),
@@ -251,15 +251,14 @@ def _drift(folder: RunFolder, base: Session, edited: Session, sets: RoleSets, co
 def publish(
     folder: RunFolder,
     report: Mapping[str, Any],
-    before: Sequence[Transcript],
-    after: Sequence[Transcript] | None,
+    before: Mapping[str, Judged],
+    after: Mapping[str, Judged] | None,
     auc: Mapping[str, Sequence[float]] | None,
 ) -> dict[str, Any]:
     """Write report.json, report.html and the derived checkpoint's card. Returns the report with its cost."""
     whole = {**report, "cost": folder.cost()}
     write_json(whole, folder.path / "report.json")
-    page = report_page(whole, judge_all(before), None if after is None else judge_all(after), auc)
-    write_text(page, folder.path / "report.html")
+    write_text(report_page(whole, before, after, auc), folder.path / "report.html")
     card = folder.path / "checkpoint" / "README.md"
     if card.is_file():
         proof = json.loads((card.parent / PROOF).read_text(encoding="utf-8"))

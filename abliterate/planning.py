@@ -32,7 +32,6 @@ class RunPlan:
     free_bytes: int
     edited_tensors: int
     edited_bytes: int
-    largest_tensor_bytes: int
     model_memory_bytes: int
     edit_memory_bytes: int
     collect_flops: float
@@ -47,7 +46,6 @@ def plan_run(path: Path, prompts_per_set: int, max_new_tokens: int) -> RunPlan:
     sizes = {name: math.prod(info.shape) for name, info in index.tensors.items()}
     parameters = sum(sizes.values())
     width = 4 if not torch.cuda.is_available() else 2
-    largest = max(info.nbytes for info in index.tensors.values())
     largest_edited = max(sizes[name] for name in tasks)
     tokens = _SETS * prompts_per_set * TOKENS_PER_PROMPT
     return RunPlan(
@@ -61,7 +59,6 @@ def plan_run(path: Path, prompts_per_set: int, max_new_tokens: int) -> RunPlan:
         free_bytes=shutil.disk_usage(path).free,
         edited_tensors=len(tasks),
         edited_bytes=sum(index.tensors[name].nbytes for name in tasks),
-        largest_tensor_bytes=largest,
         model_memory_bytes=parameters * width,
         edit_memory_bytes=4 * 4 * largest_edited,
         collect_flops=2.0 * parameters * tokens,

@@ -78,8 +78,7 @@ def test_the_activations_file_follows_the_contract(tiny: Tiny, sets: dict[str, s
     with safe_open(out / "activations.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["positions"]) == [-1, -2, -3]
         assert list(file.get_slice("target_mean").get_shape()) == [3, 5, 32]
-        train = len([p for p in (out / "run.json").read_text() if p]) and file.get_slice("target_last").get_shape()
-        assert list(train)[1:] == [5, 32]
+        assert list(file.get_slice("target_last").get_shape())[1:] == [5, 32]
         assert {"baseline_mean", "keep_mean", "keep_last", "harmless_mean", "target_second_moment"} <= set(file.keys())
 
 
@@ -94,8 +93,6 @@ def die(*args, **options):
     if not which or which in args:
         os.kill(os.getpid(), number)
     return real(*args, **options)
-if name == "append":
-    pass
 setattr(pipeline, name, die)
 from abliterate.cli import main
 sys.exit(main(sys.argv[3:]))

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class FirstTokenDrift:
-    """KL(base‖edited) of the first generated token a prompt, nats, with the prompts' ids."""
-
-    ids: tuple[str, ...]
-    kl: tuple[float, ...]
 
 
 def kl_divergence(base: Float[Tensor, "prompt vocab"], edited: Float[Tensor, "prompt vocab"]) -> Float[Tensor, " prompt"]:
