@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from abliterate import __version__
-from abliterate.config import AuditConfig, CollectConfig, EditCommandConfig, PlanConfig, RunConfig
+from abliterate.config import AuditConfig, CollectConfig, EditCommandConfig, PlanConfig, RunConfig, VerifyConfig
 from abliterate.errors import CheckError, InputError
 from abliterate.options import command, spread
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder for the results.", show_default=False)]
 NewFolder = Annotated[Path, typer.Option("--out", help="The new checkpoint's folder.", show_default=False)]
 OutFile = Annotated[Path, typer.Option("--out", help="The activations file (.safetensors).", show_default=False)]
+Checkpoint = Annotated[Path, typer.Argument(metavar="DIR", help="The edited checkpoint.", show_default=False)]
 INTERRUPTED = 130
 _SEVERAL = ("--target", "--baseline", "--keep", "--prompts")
 
@@ -69,6 +70,13 @@ def _edit(config: EditCommandConfig, out: Path) -> None:
     typer.echo(edit(config, out))
 
 
+def _verify(config: VerifyConfig, checkpoint: Path) -> None:
+    _quiet()
+    from abliterate.commands import verify
+
+    typer.echo(verify(config, checkpoint))
+
+
 def _plan(config: PlanConfig) -> None:
     _quiet()
     from abliterate.commands import plan
@@ -87,6 +95,14 @@ command(
 command(app, "audit", AuditConfig, _audit, "Ask one model and report what it withholds; nothing is edited.", out=OutFolder)
 command(app, "collect", CollectConfig, _collect, "Activation statistics alone.", out=OutFile)
 command(app, "edit", EditCommandConfig, _edit, "Edit a checkpoint with a direction or plan from anywhere.", out=NewFolder)
+command(
+    app,
+    "verify",
+    VerifyConfig,
+    _verify,
+    "Derive the proof of an edited checkpoint again, from its bytes and, with --base, its base's.",
+    checkpoint=Checkpoint,
+)
 command(
     app,
     "plan",

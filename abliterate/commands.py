@@ -1,22 +1,26 @@
-"""The single-stage commands, each a function from its config: audit, collect, edit, score, plan."""
+"""The single-stage commands, each a function from its config: audit, collect, edit, verify, score, plan."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from abliterate.activations.collect import SetActivations
 from abliterate.activations.file import Activations, save_activations
-from abliterate.checkpoint.edit import edit_checkpoint
+from abliterate.checkpoint.adapter import write_adapter
+from abliterate.checkpoint.edit import check_editable, edit_checkpoint
 from abliterate.checkpoint.index import open_index
-from abliterate.config import AuditConfig, CollectConfig, EditCommandConfig, PlanConfig
+from abliterate.checkpoint.tasks import edit_tasks
+from abliterate.checkpoint.verify import steps
+from abliterate.checkpoint.verify import verify as verify_checkpoint
+from abliterate.config import AuditConfig, CollectConfig, EditCommandConfig, PlanConfig, VerifyConfig
 from abliterate.errors import InputError
 from abliterate.evaluation.summary import judge_all
 from abliterate.evaluation.transcripts import line_of, read_scorable
 from abliterate.model.folder import ModelFolder, open_folder
-from abliterate.model.plan import EditPlan, load_direction, load_plan, plan_from_direction
+from abliterate.model.plan import EditPlan, load_direction, load_plan, plan_from_direction, resolve_embedding
 from abliterate.model.source import resolve_model
 from abliterate.pipeline import collected, open_model, positions_of, publish, resolved, respond, run_record
 from abliterate.planning import lines, plan_run
@@ -75,8 +79,14 @@ def edit(config: EditCommandConfig, out: Path) -> str:
     if (config.direction is None) == (config.plan is None):
         raise InputError("give either --direction FILE or --plan FILE")
     source = resolve_model(config.model, config.revision)
-    folder = open_folder(source.path)
+    folder = open_folder(source.path, config.trust_remote_code, config.layout_file)
     plan = _plan_of(config, folder)
+    if config.as_adapter:
+        tensors = open_index(source.path).tensors
+        edited = sum(tensors[name].nbytes for name in edit_tasks(open_index(source.path), folder, plan) if name in tensors)
+        with stage("bytes read", edited) as advance:
+            matrices, size = write_adapter(folder, plan, out, source.name, advance)
+        return f"{out}: a LoRA adapter of {size / 1e6:.2f} MB that changes {matrices} matrices"
     with stage("bytes written", open_index(source.path).nbytes) as advance:
         result = edit_checkpoint(folder, plan, out, source.name, lambda proof: model_card(proof, None), advance)
     return f"{out}: {result.tensors} tensors edited, at most {result.proof['worst']['left']:.2e} of the component left"
@@ -84,9 +94,24 @@ def edit(config: EditCommandConfig, out: Path) -> str:
 
 def _plan_of(config: EditCommandConfig, folder: ModelFolder) -> EditPlan:
     if config.plan is not None:
-        return load_plan(Path(config.plan)).scaled(config.strength)
+        plan = load_plan(Path(config.plan)).scaled(config.strength)
+        if config.embedding != "auto":
+            plan = replace(plan, embedding=resolve_embedding(config.embedding, plan.same_everywhere(), folder.tied))
+        return replace(plan, keep_norms=True) if config.norms == "keep" else plan
     direction = load_direction(Path(str(config.direction)))
-    return plan_from_direction(direction, folder.layers, config.strength, config.embedding, folder.tied)
+    return plan_from_direction(direction, folder.layers, config.strength, config.embedding, folder.tied, config.norms == "keep")
+
+
+def verify(config: VerifyConfig, checkpoint: Path) -> str:
+    """Derive an edited checkpoint's proof again. Raises CheckError with the first difference."""
+    folder = open_folder(checkpoint, config.trust_remote_code, config.layout_file)
+    base = None
+    if config.base is not None:
+        base = open_folder(resolve_model(config.base, config.revision).path, config.trust_remote_code, config.layout_file)
+    with stage("tensors checked", steps(folder, base is not None)) as advance:
+        measured, compared = verify_checkpoint(folder, base, advance)
+    rest = f", all {compared} compared with the base" if base is not None else "; the others were not looked at (give --base)"
+    return f"{checkpoint}: {measured} edited tensors are as proven{rest}"
 
 
 def score(file: Path) -> Iterator[str]:
@@ -97,4 +122,6 @@ def score(file: Path) -> Iterator[str]:
 
 def plan(config: PlanConfig) -> list[str]:
     """The plan of a run, a figure a line."""
-    return lines(plan_run(resolve_model(config.model, config.revision).path, config.prompts_per_set, config.max_new_tokens))
+    folder = open_folder(resolve_model(config.model, config.revision).path, config.trust_remote_code, config.layout_file)
+    check_editable(folder)
+    return lines(plan_run(folder, config.prompts_per_set, config.max_new_tokens))

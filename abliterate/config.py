@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,19 +16,34 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class ModelConfig(Config):
-    """The model and how it is computed."""
+class FolderConfig(Config):
+    """How a model's folder is read."""
+
+    layout: str | None = Field(None, description="TOML file that says which tensors of an unknown architecture write to the stream.")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model. Recorded in the report.")
+
+    @property
+    def layout_file(self) -> Path | None:
+        return Path(self.layout) if self.layout is not None else None
+
+
+class SourceConfig(FolderConfig):
+    """Where the model comes from."""
 
     model: str = Field(
         min_length=1, description="A folder, a Hub id, or a short name (deepseek-r1-distill-qwen-32b, smollm2-refuser, ...)."
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+
+
+class ModelConfig(SourceConfig):
+    """The model and how it is computed."""
+
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type to compute in; auto: bfloat16 on a GPU, float32 on a CPU."
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
     batch_size: int = Field(32, ge=1, description="Prompts computed at once.")
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model. Recorded in the report.")
 
 
 class ContrastConfig(Config):
@@ -53,9 +69,12 @@ class EditConfig(Config):
     """The edit."""
 
     strength: float = Field(1.0, ge=0, le=1, description="Share of the component along the direction that is removed.")
-    embedding: Literal["auto", "edit", "skip"] = Field(
-        "auto", description="Token embedding; auto: edited when untied and one direction serves all blocks."
+    embedding: Literal["auto", "edit", "skip", "untie"] = Field(
+        "auto",
+        description="Token embedding; auto: edited when untied and one direction serves all blocks; "
+        "untie: a tied unembedding keeps its weights.",
     )
+    norms: Literal["free", "keep"] = Field("free", description="keep: each column of an edited matrix gets its old length back.")
 
 
 class EvaluateConfig(Config):
@@ -92,19 +111,23 @@ class AuditConfig(EvaluateConfig, ModelConfig):
     split: Literal["train", "val", "test", "all"] = Field("test", description="Which split is asked.")
 
 
-class EditCommandConfig(EditConfig):
+class EditCommandConfig(EditConfig, SourceConfig):
     """Edit alone."""
 
-    model: str = Field(min_length=1, description="A folder, a Hub id, or a short name.")
-    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     direction: str | None = Field(None, description="Direction file (safetensors, [d_model] or [layer, d_model]).")
     plan: str | None = Field(None, description="Plan file (safetensors: directions and strengths a layer and component).")
+    as_adapter: bool = Field(False, description="Write the edit as a LoRA adapter (PEFT) instead of a checkpoint.")
 
 
-class PlanConfig(Config):
+class VerifyConfig(FolderConfig):
+    """The proof of an edited checkpoint, derived again."""
+
+    base: str | None = Field(None, description="The base model: every other byte must be its own. A folder, a Hub id, or a short name.")
+    revision: str | None = Field(None, description="The base's branch, tag or commit on the Hub.")
+
+
+class PlanConfig(SourceConfig):
     """What a run would read, write and cost."""
 
-    model: str = Field(min_length=1, description="A folder, a Hub id, or a short name.")
-    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     prompts_per_set: int = Field(120, ge=1, description="Prompts of each set in the estimate.")
     max_new_tokens: int = Field(64, ge=1, description="Length of the generated responses, in tokens.")

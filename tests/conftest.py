@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,7 @@ from jaxtyping import install_import_hook
 install_import_hook("abliterate", "beartype.beartype")
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
-from transformers import (  # noqa: E402
-    AutoModelForCausalLM,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -42,9 +37,6 @@ def byte_tokenizer(chat_template: str | None = CHATML, bos: str | None = None) -
     return tokenizer
 
 
-TINY: dict[str, Callable[..., Any]] = {"llama": LlamaConfig, "qwen2": Qwen2Config}
-
-
 def save_tiny(
     folder: Path,
     family: str = "llama",
@@ -58,10 +50,11 @@ def save_tiny(
     tokenizer: PreTrainedTokenizerFast | None = None,
     **config: Any,
 ) -> Path:
-    """A random model of a few thousand weights in ``folder``; ``shards`` such as "20KB" splits it into several files."""
+    """A random model of a few thousand weights in ``folder``: ``family`` is its ``model_type``; ``shards`` ("20KB") splits it."""
     torch.manual_seed(seed)
     tokenizer = tokenizer or byte_tokenizer()
-    made = TINY[family](
+    made = AutoConfig.for_model(
+        family,
         vocab_size=len(tokenizer),
         hidden_size=d_model,
         intermediate_size=2 * d_model,
@@ -82,6 +75,21 @@ def save_tiny(
     model.to(dtype).save_pretrained(folder, **({"max_shard_size": shards} if shards else {}))
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache for this session, where the self-check of each architecture is kept."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _away_from_the_users_cache(request: pytest.FixtureRequest, own_cache: Path) -> Iterator[None]:
+    """Only the tests of the real model, which is built once, use the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("real") is None:
+            patch.setenv("ABLITERATE_CACHE", str(own_cache))
+        yield
 
 
 @pytest.fixture

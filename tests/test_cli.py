@@ -13,7 +13,7 @@ import pytest
 
 from abliterate import __version__, commands
 from abliterate.cli import app, main
-from abliterate.config import AuditConfig, CollectConfig, Config, EditCommandConfig, PlanConfig, RunConfig
+from abliterate.config import AuditConfig, CollectConfig, Config, EditCommandConfig, PlanConfig, RunConfig, VerifyConfig
 from abliterate.errors import CheckError, InputError
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +22,7 @@ COMMANDS: dict[str, type[Config] | None] = {
     "audit": AuditConfig,
     "collect": CollectConfig,
     "edit": EditCommandConfig,
+    "verify": VerifyConfig,
     "plan": PlanConfig,
     "score": None,
 }
@@ -74,6 +75,13 @@ def test_every_field_of_the_config_is_a_flag_with_its_default(name: str, config:
         assert f"--{field.replace('_', '-')} " in shown
         assert " ".join(str(info.description).split()[:4]) in shown
     assert "--config" in shown
+
+
+def test_help_of_verify_names_its_argument_and_what_the_base_is_for(capsys: Capture) -> None:
+    assert main(["verify", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "verify [OPTIONS] {DIR}" in shown and "DIR <path> The edited checkpoint." in shown
+    assert "every other byte must be its own" in shown and "--out" not in shown
 
 
 def test_defaults_stand_in_the_help(capsys: Capture) -> None:
@@ -152,6 +160,13 @@ def test_a_reader_that_goes_away_is_no_failed_check() -> None:
         (["audit", "--model", "m", "--prompts", "--out", "o"], "--prompts"),
         (["edit", "--model", "m", "--out", "o"], "--direction"),
         (["edit", "--model", "m", "--out", "o", "--direction", "d", "--plan", "p"], "--plan"),
+        (["edit", "--model", "m", "--out", "o", "--direction", "d", "--norms", "tidy"], "--norms"),
+        (["edit", "--model", "m", "--out", "o", "--direction", "d", "--embedding", "cut"], "--embedding"),
+        (["verify"], "DIR"),
+        (["verify", "nowhere"], "nowhere: no such model folder"),
+        (["verify", "a", "b"], "b"),
+        (["verify", "a", "--model", "m"], "--model"),
+        (["verify", "."], ".: no config.json"),
         (["score"], "FILE"),
         (["score", "none.jsonl"], "none.jsonl"),
         (["score", "new\nline.jsonl"], "line.jsonl"),

@@ -1,4 +1,4 @@
-"""The single-stage commands on tiny models: audit, collect, edit, plan."""
+"""The single-stage commands on tiny models: audit, collect, edit, verify, plan."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from packed import save_mxfp4
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from abliterate.cli import main
 from abliterate.model.hooks import ablated
 from abliterate.model.load import load_model
-from abliterate.model.plan import load_plan, plan_from_direction
+from abliterate.model.plan import load_plan, plan_from_direction, save_plan
 from abliterate.model.template import encode
 
 Tiny = Callable[..., Path]
@@ -89,8 +91,6 @@ def test_edit_with_a_direction_file_equals_the_hooks(
 
 
 def test_edit_with_a_saved_plan_gives_the_same_bytes(tiny: Tiny, tmp_path: Path, unit_direction: Direction) -> None:
-    from abliterate.model.plan import save_plan
-
     model = tiny()
     save_file({"direction": unit_direction(32)}, tmp_path / "r.safetensors")
     save_plan(plan_from_direction(unit_direction(32), 4), tmp_path / "plan.safetensors")
@@ -98,6 +98,232 @@ def test_edit_with_a_saved_plan_gives_the_same_bytes(tiny: Tiny, tmp_path: Path,
     for flag, file, out in (("--direction", "r", "a"), ("--plan", "plan", "b")):
         assert main(["edit", "--model", str(model), flag, str(tmp_path / f"{file}.safetensors"), "--out", str(tmp_path / out)]) == 0
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
+def test_the_flags_of_the_edit_win_over_what_a_plan_says(tiny: Tiny, tmp_path: Path, unit_direction: Direction) -> None:
+    model, direction = tiny(), ["--direction", str(tmp_path / "r")]
+    save_file({"direction": unit_direction(32)}, tmp_path / "r")
+    save_plan(plan_from_direction(unit_direction(32), 4, policy="edit"), tmp_path / "plan")
+    flags = ["--embedding", "skip", "--norms", "keep", "--strength", "0.5"]
+    for given, out in ((direction, "a"), (["--plan", str(tmp_path / "plan")], "b")):
+        assert main(["edit", "--model", str(model), *given, *flags, "--out", str(tmp_path / out)]) == 0
+    plan = load_plan(tmp_path / "b" / "abliteration.plan")
+    assert (plan.embedding, plan.keep_norms, plan.embedding_strength) == ("skip", True, 0.5)
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
+def test_a_plan_keeps_its_own_policies_where_no_flag_says_otherwise(tiny: Tiny, tmp_path: Path, unit_direction: Direction) -> None:
+    save_plan(plan_from_direction(unit_direction(32), 4, policy="skip", keep_norms=True), tmp_path / "plan")
+    assert main(["edit", "--model", str(tiny()), "--plan", str(tmp_path / "plan"), "--out", str(tmp_path / "e")]) == 0
+    plan = load_plan(tmp_path / "e" / "abliteration.plan")
+    assert (plan.embedding, plan.keep_norms) == ("skip", True)
+
+
+def test_a_plan_of_several_directions_can_not_edit_the_embedding(
+    tiny: Tiny, tmp_path: Path, unit_direction: Direction, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny()
+    save_plan(plan_from_direction(torch.stack([unit_direction(32, seed) for seed in range(4)]), 4), tmp_path / "plan")
+    capsys.readouterr()
+    call = ["edit", "--model", str(model), "--plan", str(tmp_path / "plan"), "--embedding", "edit", "--out", str(tmp_path / "e")]
+    assert main(call) == 2
+    assert "use --embedding skip" in _one_line(capsys)
+
+
+def test_kept_norms_keep_each_columns_length_and_untying_keeps_the_unembedding(
+    tiny: Tiny, tmp_path: Path, unit_direction: Direction
+) -> None:
+    model, file, out, r = tiny("qwen2", tied=True), tmp_path / "r", tmp_path / "e", unit_direction(32)
+    save_file({"direction": r}, file)
+    call = ["edit", "--model", str(model), "--direction", str(file), "--norms", "keep", "--embedding", "untie", "--out", str(out)]
+    assert main(call) == 0
+    before, after = load_file(model / "model.safetensors"), load_file(out / "model.safetensors")
+    assert "lm_head.weight" not in before and torch.equal(after["lm_head.weight"], before["model.embed_tokens.weight"])
+    assert json.loads((out / "config.json").read_text(encoding="utf-8"))["tie_word_embeddings"] is False
+    embedding, was = after["model.embed_tokens.weight"], before["model.embed_tokens.weight"]
+    assert float((embedding @ r).abs().max()) < 1e-5 < 0.1 < float((was @ r).abs().max())
+    torch.testing.assert_close(embedding.norm(dim=1), was.norm(dim=1))
+    for layer in range(4):
+        weight, was = (tensors[f"model.layers.{layer}.mlp.down_proj.weight"] for tensors in (after, before))
+        assert float((r @ weight).abs().max()) < 1e-5 < 0.1 < float((r @ was).abs().max())
+        torch.testing.assert_close(weight.norm(dim=0), was.norm(dim=0))
+    loaded = load_model(out)
+    assert not loaded.folder.tied and torch.equal(loaded.module.get_output_embeddings().weight, before["model.embed_tokens.weight"])
+    proof = json.loads((out / "abliteration.json").read_text(encoding="utf-8"))
+    assert proof["norms"] == "keep" and proof["embedding"] == {"policy": "untie", "tied_to_unembedding": False}
+    assert main(["verify", str(out), "--base", str(model)]) == 0
+
+
+def test_edit_as_adapter_writes_one_that_peft_loads(
+    tiny: Tiny, tmp_path: Path, unit_direction: Direction, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, file, out = tiny(), tmp_path / "r", tmp_path / "adapter"
+    save_file({"direction": unit_direction(32)}, file)
+    capsys.readouterr()
+    assert main(["edit", "--model", str(model), "--direction", str(file), "--as-adapter", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}: a LoRA adapter of 0.00 MB that changes 9 matrices\n"
+    assert main(["edit", "--model", str(model), "--direction", str(file), "--out", str(tmp_path / "edited")]) == 0
+    base, edited = load_model(model), load_model(tmp_path / "edited")
+    ids = torch.tensor(encode(base.tokenizer, ["What is this?"]))
+    with torch.inference_mode():
+        expected, adapted = edited.module(ids).logits, PeftModel.from_pretrained(base.module, out)(ids).logits
+    assert torch.allclose(adapted, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tied", "flags", "named"),
+    [(False, ["--norms", "keep"], "norms"), (True, ["--embedding", "untie"], "--embedding skip"),
+     (True, ["--embedding", "edit"], "--embedding skip"), (False, ["--strength", "0"], "strength")],
+    ids=["norms", "untie", "tied", "nothing"],
+)  # fmt: skip
+def test_what_no_adapter_can_do_is_bad_input(
+    tied: bool, flags: list[str], named: str, tiny: Tiny, tmp_path: Path, unit_direction: Direction, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, file, out = tiny(tied=tied), tmp_path / "r", tmp_path / "adapter"
+    save_file({"direction": unit_direction(32)}, file)
+    capsys.readouterr()
+    assert main(["edit", "--model", str(model), "--direction", str(file), "--as-adapter", *flags, "--out", str(out)]) == 2
+    assert named in _one_line(capsys) and not out.exists()
+
+
+def test_packed_experts_as_an_adapter_are_bad_input(tmp_path: Path, unit_direction: Direction, capsys: pytest.CaptureFixture[str]) -> None:
+    model, file = save_mxfp4(tmp_path / "base"), tmp_path / "r"
+    save_file({"direction": unit_direction(64)}, file)
+    capsys.readouterr()
+    assert main(["edit", "--model", str(model), "--direction", str(file), "--as-adapter", "--out", str(tmp_path / "a")]) == 2
+    assert "is not a plain matrix" in _one_line(capsys) and not (tmp_path / "a").exists()
+
+
+LAYOUT = """
+attention = ["self_attn.o_proj"]
+mlp = [{ weight = "mlp.down_proj.weight" }]
+"""
+
+
+def test_a_layout_file_that_says_what_the_table_says_gives_the_same_bytes(tiny: Tiny, tmp_path: Path, unit_direction: Direction) -> None:
+    model, file = tiny(), tmp_path / "r"
+    save_file({"direction": unit_direction(32)}, file)
+    (tmp_path / "mine.toml").write_text(LAYOUT, encoding="utf-8")
+    for flags, out in (([], "a"), (["--layout", str(tmp_path / "mine.toml")], "b")):
+        assert main(["edit", "--model", str(model), "--direction", str(file), *flags, "--out", str(tmp_path / out)]) == 0
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    proof = json.loads((tmp_path / "b" / "abliteration.json").read_text(encoding="utf-8"))
+    assert proof["self_check"]["layout"] == "mine"
+    assert main(["verify", str(tmp_path / "b"), "--base", str(model), "--layout", str(tmp_path / "mine.toml")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ('attention = ["self_attn.o_proj"]\nmlp = []', "down_proj"),
+        ('attention = ["self_attn.q_proj"]', "o_proj"),
+        ('mlp = ["mlp.dwon_proj"]', "down_proj"),
+        ('mlp = [{ weight = "mlp.down_proj.weight", axis = 1 }]', "axis 1 must be 32"),
+        ('mlp = [{ weight = "mlp.down_proj.weight", axis = 3 }]', "axis"),
+        ('block = "model.blocks.{}"', "block 0 has no tensor"),
+        ('block = "model.layers"', "block"),
+        ('writers = ["x"]', "'writers'"),
+        ("attention = [", "not a readable TOML file"),
+        (None, "not a readable TOML file"),
+    ],
+    ids=[
+        "a writer less",
+        "another writer",
+        "a misspelt writer",
+        "another axis",
+        "no axis",
+        "no such blocks",
+        "no number",
+        "key",
+        "no TOML",
+        "none",
+    ],
+)
+def test_a_layout_file_that_does_not_fit_is_refused_before_anything_is_written(
+    content: str | None, named: str, tiny: Tiny, tmp_path: Path, unit_direction: Direction, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, file, out = tiny(), tmp_path / "r", tmp_path / "e"
+    save_file({"direction": unit_direction(32)}, file)
+    if content is not None:
+        (tmp_path / "mine.toml").write_text(content, encoding="utf-8")
+    capsys.readouterr()
+    layout = ["--layout", str(tmp_path / "mine.toml")]
+    assert main(["edit", "--model", str(model), "--direction", str(file), *layout, "--out", str(out)]) == 2
+    assert named in _one_line(capsys) and not out.exists()
+    assert main(["plan", "--model", str(model), *layout]) == 2
+    assert named in _one_line(capsys)
+
+
+def _one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command that ended other than well said: one line on stderr, nothing on stdout."""
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and captured.err.startswith("abliterate: ")
+    return captured.err
+
+
+@pytest.fixture
+def edited(tiny: Tiny, tmp_path: Path, unit_direction: Direction, capsys: pytest.CaptureFixture[str]) -> tuple[Path, Path]:
+    """A sharded model and its edited checkpoint; nothing on the terminal yet."""
+    model = tiny(shards="20KB")
+    save_file({"direction": unit_direction(32)}, tmp_path / "r")
+    assert main(["edit", "--model", str(model), "--direction", str(tmp_path / "r"), "--out", str(tmp_path / "edited")]) == 0
+    capsys.readouterr()
+    return model, tmp_path / "edited"
+
+
+def test_verify_of_a_good_checkpoint_ends_with_0(edited: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = edited
+    assert main(["verify", str(out)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{out}: 9 edited tensors are as proven; the others were not looked at (give --base)\n"
+    assert captured.err.startswith("tensors checked: 9 in ") and captured.err.count("\n") == 1
+    assert main(["verify", str(out), "--base", str(model)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{out}: 9 edited tensors are as proven, all 39 compared with the base\n"
+    assert captured.err.startswith("tensors checked: 48 in ") and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda out: _shard(out).unlink(), "model-00002-of-"),
+        (lambda out: (out / "model.safetensors.index.json").unlink(), "model.safetensors.index.json"),
+        (lambda out: _flip_last(_shard(out)), "model.layers."),
+        (lambda out: (out / "tokenizer.json").write_text("{}"), "tokenizer.json"),
+    ],
+    ids=["shard", "index", "bit", "tokenizer"],
+)
+def test_verify_of_a_changed_checkpoint_ends_with_1_and_one_line(
+    damage: Callable[[Path], object], named: str, edited: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = edited
+    damage(out)
+    assert main(["verify", str(out), "--base", str(model)]) == 1
+    assert named in _one_line(capsys)
+
+
+def _shard(folder: Path) -> Path:
+    return sorted(folder.glob("*.safetensors"))[1]
+
+
+def _flip_last(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_verify_of_what_was_never_edited_ends_with_2_and_one_line(
+    edited: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = edited
+    for arguments, named in (
+        ([str(model)], "no abliteration.json"),
+        ([str(tmp_path / "nowhere")], "nowhere: no such model folder"),
+        ([str(out), "--base", str(tmp_path / "nowhere")], "no model"),
+        ([str(out), "--layout", str(tmp_path / "none.toml")], "none.toml"),
+    ):
+        assert main(["verify", *arguments]) == 2
+        assert named in _one_line(capsys)
 
 
 @pytest.mark.parametrize("given", [[], ["--direction", "r", "--plan", "p"]])
@@ -121,7 +347,18 @@ def test_plan_reads_headers_only(tiny: Tiny, capsys: pytest.CaptureFixture[str])
 
 def test_plan_of_an_unknown_architecture_is_bad_input(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny()
+    capsys.readouterr()
+    for model_type in ("t5", "nonsense"):
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+        assert main(["plan", "--model", str(model)]) == 2
+        assert model_type in _one_line(capsys)
+
+
+def test_plan_refuses_what_a_run_would_refuse(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny()
+    capsys.readouterr()
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "model_type": "gemma2"}))
+    (model / "config.json").write_text(json.dumps({**config, "model_type": "gemma2"}))  # whose blocks have more norms
     assert main(["plan", "--model", str(model)]) == 2
-    assert "gemma2" in capsys.readouterr().err
+    assert "norm" in _one_line(capsys)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from abliterate.checkpoint.index import open_index
-from abliterate.checkpoint.proof import proof_document, prove, write_proof
-from abliterate.checkpoint.tasks import edit_tasks
-from abliterate.checkpoint.write import check_destination, copy_side_files, new_folder, write_shards
+from abliterate.checkpoint.index import INDEX, ShardIndex, open_index
+from abliterate.checkpoint.output import Output, new_config, new_index, plan_output
+from abliterate.checkpoint.proof import PLAN, proof_document, prove, write_proof
+from abliterate.checkpoint.selfcheck import SelfCheck, self_check
+from abliterate.checkpoint.stream import write_shards
+from abliterate.checkpoint.tasks import edit_tasks, placed_writers
+from abliterate.checkpoint.write import check_destination, copy_side_files, new_folder
+from abliterate.errors import CheckError, InputError
 from abliterate.model.folder import ModelFolder
-from abliterate.model.plan import EditPlan, whole_plan
+from abliterate.model.layouts import text_name
+from abliterate.model.plan import EditPlan, save_plan, whole_plan
 
 _ROOM = 64 << 20  # side files, proof, card
 
@@ -26,9 +32,11 @@ class EditResult:
     proof: dict[str, Any]
 
 
-def check_editable(folder: ModelFolder) -> None:
-    """Raise InputError where an edit of this model would not be exact; headers only, so that it is known before hours of work."""
-    edit_tasks(open_index(folder.path), folder, whole_plan(folder.layers, folder.d_model))
+def check_editable(folder: ModelFolder) -> SelfCheck:
+    """Raise InputError where an edit of this model would not be exact: headers and a small copy only, before hours of work."""
+    index = open_index(folder.path)
+    edit_tasks(index, folder, whole_plan(folder.layers, folder.d_model))
+    return self_check(folder, index)
 
 
 def edit_checkpoint(
@@ -47,26 +55,62 @@ def edit_checkpoint(
     index = open_index(folder.path)
     check_destination(out, folder.path)
     tasks = edit_tasks(index, folder, plan)
-    with new_folder(out, index.nbytes + _ROOM) as partial:
+    checked = self_check(folder, index)
+    output = plan_output(index, tasks, to_untie(index, folder, plan))
+    with new_folder(out, output.nbytes + _ROOM) as partial:
         copy_side_files(folder.path, partial)
-        write_shards(index, tasks, partial, advance)
-        proofs = prove(index, partial, tasks, lambda done: None)
-        document = proof_document(proofs, base, plan.embedding, folder.tied, _not_edited(folder, plan, set(tasks)))
+        _write_settings(index, folder, output, partial)
+        before = write_shards(index, output, tasks, partial, advance)
+        written = open_index(partial)
+        if written.tensors != output.tensors:
+            raise CheckError(f"{partial}: the tensors written are not those of {folder.path}")
+        proofs = prove(written, tasks, before)
+        save_plan(plan, partial / PLAN)
+        edit = {
+            "embedding": {"policy": plan.embedding, "tied_to_unembedding": folder.tied and plan.embedding != "untie"},
+            "norms": "keep" if plan.keep_norms else "free",
+            "unpacked": list(output.unpacked),
+        }
+        skipped = not_edited(index, folder, tasks)
+        document = proof_document(proofs, base, edit, asdict(checked), skipped)
         write_proof(document, partial)
         (partial / "README.md").write_text(card(document), encoding="utf-8")
-    return EditResult(len(tasks), index.nbytes, document)
+    return EditResult(len(tasks), output.nbytes, document)
 
 
-def _not_edited(folder: ModelFolder, plan: EditPlan, edited: set[str]) -> list[str]:
+def to_untie(index: ShardIndex, folder: ModelFolder, plan: EditPlan) -> tuple[str, str] | None:
+    """The embedding and the name of the unembedding that gets its old weights, where the plan unties them."""
+    if plan.embedding != "untie" or not folder.tied:
+        return None
+    layout = folder.layout
+    embedding = next((name for name in index.tensors if text_name(name) == layout.embedding), None)
+    if embedding is None or any(text_name(name) == layout.unembedding for name in index.tensors):
+        raise InputError(f"{folder.path}: holds no {layout.embedding} alone to untie; use --embedding edit or skip")
+    return embedding, layout.unembedding
+
+
+def _write_settings(index: ShardIndex, folder: ModelFolder, output: Output, partial: Path) -> None:
+    """The shard index, and a config that says what changed in the checkpoint's form."""
+    content = new_index(index, output)
+    if content is not None:
+        (partial / INDEX).write_bytes(content)
+    config = json.loads((folder.path / "config.json").read_text(encoding="utf-8"))
+    changed = new_config(config, output)
+    if changed is not None:
+        (partial / "config.json").write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def not_edited(index: ShardIndex, folder: ModelFolder, edited: Collection[str]) -> list[str]:
     """Writers that keep what they write along the directions, each with the reason."""
     reasons = []
-    if folder.layout.embedding not in edited:
-        why = "it is tied to the unembedding" if folder.tied else "the plan skips it"
-        reasons.append(f"{folder.layout.embedding}: {why}")
-    for writer in folder.layout.writers:
-        reasons += [
-            f"{name}: strength 0 in the plan"
-            for name in (writer.weight.format(layer=layer) for layer in range(plan.layers))
-            if name not in edited
-        ]
+    for name in sorted(index.tensors):
+        if text_name(name) in (folder.layout.embedding, folder.layout.positions) and name not in edited:
+            reasons.append(f"{name}: {_why_skipped(folder)}")
+    reasons += [f"{placed.name}: strength 0 in the plan" for placed in placed_writers(index, folder) if placed.name not in edited]
     return reasons
+
+
+def _why_skipped(folder: ModelFolder) -> str:
+    if folder.tied:
+        return "it is tied to the unembedding"
+    return "a norm stands behind it" if folder.layout.embedding_norm else "the plan skips it"

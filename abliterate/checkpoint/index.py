@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,18 @@ from abliterate.errors import InputError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-MAX_HEADER = 100_000_000  # the format's own bound
+MAX_HEADER = 100_000_000  # bytes, the format's own bound
+MAX_NAME = 1000  # characters of a tensor's name
+MAX_AXES = 64  # more than PyTorch can have
 DTYPES: dict[str, tuple[torch.dtype | None, int]] = {
     "F64": (torch.float64, 8), "F32": (torch.float32, 4), "F16": (torch.float16, 2), "BF16": (torch.bfloat16, 2),
     "I64": (torch.int64, 8), "I32": (torch.int32, 4), "I16": (torch.int16, 2), "I8": (torch.int8, 1),
     "U8": (torch.uint8, 1), "BOOL": (torch.bool, 1), "F8_E4M3": (torch.float8_e4m3fn, 1),
-    "F8_E5M2": (torch.float8_e5m2, 1), "U64": (None, 8), "U32": (None, 4), "U16": (None, 2),
+    "F8_E5M2": (torch.float8_e5m2, 1), "F8_E8M0": (torch.float8_e8m0fnu, 1), "U64": (None, 8), "U32": (None, 4), "U16": (None, 2),
 }  # fmt: skip
 EDITABLE = ("F64", "F32", "F16", "BF16")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,12 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """All tensors of a checkpoint folder by name, and the size of each shard file in bytes."""
+    """All tensors of a checkpoint folder by name, the size of each shard file in bytes, and what shows that a shard was changed."""
 
     folder: Path
     tensors: dict[str, TensorInfo]
     shards: dict[str, int]
+    stamps: dict[str, Stamp]
 
     @property
     def nbytes(self) -> int:
@@ -73,7 +79,7 @@ class ShardIndex:
         if info.nbytes == 0:
             return torch.empty(info.shape, dtype=dtype)
         data = bytearray(info.nbytes)
-        with (self.folder / info.shard).open("rb") as file:
+        with reading(self.folder / info.shard), (self.folder / info.shard).open("rb") as file:
             file.seek(info.start)
             if file.readinto(data) != info.nbytes:
                 raise InputError(f"{self.folder / info.shard}: ends inside {name}; the file is truncated")
@@ -82,16 +88,49 @@ class ShardIndex:
 
 def open_index(folder: Path) -> ShardIndex:
     """Read the headers of a checkpoint folder. Raises InputError naming the file and what is wrong with it."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such model folder")
+    with reading(folder):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such model folder")
+        _no_way_out(folder)
+        return _opened(folder)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What the disk says while ``path`` is read (a bad sector, a file that is gone), as an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename or path}: can't be read ({error.strerror or error})") from None
+
+
+def stamp(path: Path) -> Stamp:
+    """What differs once a file was changed: its size, time of change and inode."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _no_way_out(folder: Path) -> None:
+    """Raise InputError for a link that leaves the folder: a stranger's checkpoint could put any file of this machine into the new one.
+
+    The Hub's cache is let be: the files of ``snapshots/REVISION`` are links into ``blobs`` beside ``snapshots``.
+    """
+    real = folder.resolve()
+    allowed = {real, real.parent.parent / "blobs"} if real.parent.name == "snapshots" else {real}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and path.is_file() and allowed.isdisjoint(path.resolve().parents):
+            raise InputError(f"{path}: is a link out of the model's folder, to {path.resolve()}; put the file itself there")
+
+
+def _opened(folder: Path) -> ShardIndex:
     names, promised = _shard_names(folder)
     tensors: dict[str, TensorInfo] = {}
-    sizes: dict[str, int] = {}
+    stamps: dict[str, Stamp] = {}
     for shard in names:
         path = folder / shard
         if not path.is_file():
             raise InputError(f"{path}: the index names this shard but it is missing; download it again")
-        sizes[shard] = path.stat().st_size
+        stamps[shard] = stamp(path)
         for info in read_header(path):
             if info.name in tensors:
                 raise InputError(f"{path}: {info.name!r} stands in {tensors[info.name].shard} too")
@@ -100,7 +139,7 @@ def open_index(folder: Path) -> ShardIndex:
         raise InputError(
             f"{folder / INDEX}: says that {lost[0]!r} is in {promised[lost[0]]}, where it isn't; download the checkpoint again"
         )
-    return ShardIndex(folder, tensors, sizes)
+    return ShardIndex(folder, tensors, {shard: size for shard, (size, _, _) in stamps.items()}, stamps)
 
 
 def _shard_names(folder: Path) -> tuple[list[str], dict[str, str]]:
@@ -116,29 +155,52 @@ def _shard_names(folder: Path) -> tuple[list[str], dict[str, str]]:
                 f"{folder}: the weights are pickle files; only safetensors are read (pickles can run code): convert them first"
             )
         raise InputError(f"{folder}: neither {SINGLE} nor {INDEX} in it")
+    if index.stat().st_size > MAX_HEADER:
+        raise InputError(f"{index}: too large for a shard index; the file is damaged")
     try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: dict[str, str] = _json(index.read_bytes(), index)["weight_map"]
         names = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{index}: not a shard index (JSON with a 'weight_map')") from None
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise InputError(f"{index}: names the shard {name!r}; shards must be .safetensors files beside it")
+        if not _is_file_name(name) or not name.endswith(".safetensors"):
+            raise InputError(f"{index}: names the shard {str(name)[:80]!r}; shards must be .safetensors files beside it")
     return names, weight_map
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and name.isprintable() and len(name.encode()) < 256 and Path(name).name == name
+
+
+def _json(text: bytes, path: Path) -> Any:
+    """JSON in which no name stands twice: readers differ in which one they take. Raises ValueError, RecursionError, InputError."""
+
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            seen: set[str] = set()
+            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            raise InputError(f"{path}: {twice[:80]!r} stands in it twice; the file is damaged")
+        return made
+
+    return json.loads(text.decode(), object_pairs_hook=table)
 
 
 def read_header(path: Path) -> list[TensorInfo]:
     """The tensors of one file. Raises InputError for a malformed header, bad offsets or a truncated file."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
+        size = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > MAX_HEADER or 8 + length > size:
             raise InputError(f"{path}: not a safetensors file, or its header is cut short (truncated download?)")
         try:
-            header = json.loads(file.read(length))
+            header = _json(file.read(length), path)
             entries = [(n, e) for n, e in header.items() if n != "__metadata__"]
+            metadata = (header.get("__metadata__") or {}).values()
         except (ValueError, AttributeError, RecursionError):
             raise InputError(f"{path}: the header is not JSON; the file is damaged") from None
+    if not all(isinstance(value, str) for value in metadata):
+        raise InputError(f"{path}: the header's metadata hold something else than text; the file is damaged")
     infos = sorted((_entry(path, name, entry, 8 + length) for name, entry in entries), key=lambda t: (t.start, t.end))
     position = 8 + length
     for info in infos:
@@ -153,15 +215,19 @@ def read_header(path: Path) -> list[TensorInfo]:
 
 
 def _entry(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    if not name.isprintable() or len(name) > MAX_NAME:
+        raise InputError(f"{path}: {name[:80]!r} can't be a tensor's name; the file is damaged")
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
+        whole = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, end)) and len(shape) <= MAX_AXES
     except (KeyError, TypeError, ValueError):
         whole = False
     if not whole:
         raise InputError(f"{path}: the header's entry for {name!r} is malformed")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise InputError(f"{path}: {name!r} has the unknown type {dtype!r}")
+        raise InputError(f"{path}: {name!r} has the unknown type {str(dtype)[:80]!r}")
+    if math.prod(n or 1 for n in shape) >= 2**62:
+        raise InputError(f"{path}: {name!r} can't have the shape {list(shape)}")
     if end - start != math.prod(shape) * DTYPES[dtype][1]:
         raise InputError(
             f"{path}: {name!r} has {end - start} bytes, its shape {list(shape)} of {dtype} needs {math.prod(shape) * DTYPES[dtype][1]}"

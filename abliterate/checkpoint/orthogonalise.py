@@ -1,26 +1,180 @@
-"""The edit itself, as pure functions of tensors."""
+"""The edit itself, as pure functions of tensors.
+
+An update removes what a writer puts along k directions: W' = W - alpha w (q W), with d_model on one axis of W, ``q`` [k, d_model]
+reading the component and ``w`` [d_model, k] taking it out. Without a norm behind the writer q = R and w = R^T (Arditi et al. 2024,
+section 2.4); behind a norm that multiplies by gamma, q = R D and w = D^-1 R^T with D = diag(gamma), so that what enters the
+stream, gamma * norm(W' x), has nothing along R.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from abliterate.errors import InputError
 
-def orthogonalise(weight: Tensor, rows: Float[Tensor, "k d_model"], strength: float, axis: int) -> Tensor:
-    """W' = W - alpha R^T (R W), with d_model on ``axis`` of W; in float32, returned in float32 (float64 stays float64).
+# How much an oblique removal may lengthen a vector before the orthogonal one along gamma * r is taken instead.
+MAX_STRETCH = 100.0
+_CHUNK = 1 << 24  # elements in float32 at once: 64 MB
 
-    ``rows`` R are k orthonormal directions. Works for a matrix or a bias (Arditi et al. 2024, section 2.4).
+
+@dataclass(frozen=True)
+class Removal:
+    """``q`` reads the component along the directions, ``w`` takes it out; ``oblique`` says whether a norm made them differ."""
+
+    q: Float[Tensor, "k d_model"]
+    w: Float[Tensor, "d_model k"]
+    scale: Float[Tensor, " d_model"] | None = None
+
+    @property
+    def oblique(self) -> bool:
+        return self.scale is not None
+
+
+def removal(rows: Float[Tensor, "k d_model"], gamma: Float[Tensor, " d_model"] | None = None) -> Removal:
+    """What removes the orthonormal ``rows`` from what a writer puts into the stream through a norm's ``gamma`` (None: no norm).
+
+    Where gamma is so small in places that D^-1 R^T would tear the weights apart, the span of gamma * r is projected out
+    orthogonally, which is as exact. Raises InputError where gamma leaves nothing of a direction.
     """
-    wide = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
-    basis = rows.to(wide.dtype)
-    moved = wide.movedim(axis, 0).reshape(wide.shape[axis], -1)
-    edited = moved - strength * (basis.T @ (basis @ moved))
-    shape = wide.movedim(axis, 0).shape
-    return edited.reshape(shape).movedim(0, axis).contiguous()
+    wide = rows.double()
+    span = torch.linalg.solve(wide @ wide.T, wide)  # the rows again, but for the rounding of their lengths
+    if gamma is None:
+        return Removal(wide, span.T.contiguous())
+    scale = gamma.double()
+    q = wide * scale
+    lengths = q.norm(dim=-1)
+    if not bool((lengths > 0).all()):
+        raise InputError("a norm's weight is zero all along the direction, so its writer puts nothing there")
+    w = (span / scale).T
+    if not torch.isfinite(w).all() or float((w.norm(dim=0) * lengths).max()) > MAX_STRETCH:
+        w = torch.linalg.pinv(q)
+    return Removal(q, w.contiguous(), scale)
+
+
+def panels(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
+    """A tensor's shape as (outer, d_model, inner), d_model being ``axis``."""
+    outer = inner = 1
+    for size in shape[:axis]:
+        outer *= size
+    for size in shape[axis + 1 :]:
+        inner *= size
+    return outer, shape[axis], inner
+
+
+def _blocks(outer: int, width: int, inner: int) -> Iterator[tuple[slice, slice]]:
+    """Contiguous pieces of [outer, width, inner] of at most ``_CHUNK`` elements, each within one outer where inner > 1."""
+    if inner == 1:
+        step = max(1, _CHUNK // width)
+        yield from ((slice(start, min(start + step, outer)), slice(0, width)) for start in range(0, outer, step))
+        return
+    step = max(1, _CHUNK // inner)
+    for o in range(outer):
+        yield from ((slice(o, o + 1), slice(start, min(start + step, width))) for start in range(0, width, step))
+
+
+@dataclass
+class Readings:
+    """What a pass over a tensor found: its component along q per column (float64 sums of float32 products), and norms.
+
+    ``columns`` is each column's squared length, ``lean`` its product with w; both only where asked for.
+    """
+
+    component: Float[Tensor, "outer k inner"]
+    squares: float
+    finite: bool
+    columns: Float[Tensor, "outer inner"] | None = None
+    lean: Float[Tensor, "outer k inner"] | None = None
+
+    @property
+    def along(self) -> float:
+        """The Frobenius norm of q W."""
+        return float(self.component.norm())
+
+    @property
+    def size(self) -> float:
+        """The Frobenius norm of W, or of D W behind a norm."""
+        return float(self.squares**0.5)
+
+    def restoring(self, task: Removal, strength: float) -> Float[Tensor, "outer inner"]:
+        """Old length over new length of every column; 1 where nothing is left of it."""
+        assert self.columns is not None and self.lean is not None
+        taken = strength * self.component
+        gram = task.w.T @ task.w
+        change = (gram @ taken * taken).sum(1) - 2 * (self.lean * taken).sum(1)
+        new = (self.columns + change).clamp(min=0)
+        kept = new > 1e-12 * self.columns
+        return torch.where(kept, (self.columns / torch.where(kept, new, 1.0)).sqrt(), 1.0)
+
+
+def read_component(weight: Tensor, task: Removal, axis: int, columns: bool = False) -> Readings:
+    """One pass over ``weight`` (any float type), a block of it in float32 (with ``columns`` float64) at a time."""
+    outer, width, inner = panels(tuple(weight.shape), axis)
+    view = weight.view(outer, width, inner)
+    k = task.q.shape[0]
+    wide = torch.float64 if columns or weight.dtype == torch.float64 else torch.float32
+    component = torch.zeros(outer, k, inner, dtype=torch.float64)
+    lean = torch.zeros_like(component) if columns else None
+    squared = torch.zeros(outer, inner, dtype=torch.float64) if columns else None
+    q, w, squares, finite = task.q.to(wide), task.w.to(wide), 0.0, True
+    for o, rows in _blocks(outer, width, inner):
+        block = view[o, rows].to(wide)
+        scaled = block if task.scale is None else block * task.scale[rows].to(wide)[:, None]
+        length = float(torch.linalg.vector_norm(scaled))
+        part = length * length  # a power would raise where float64 overflows
+        finite &= part < float("inf")
+        squares += part
+        component[o] += _times(q[:, rows], block)
+        if columns and lean is not None and squared is not None:
+            lean[o] += _times(w.T[:, rows], block)
+            squared[o] += block.double().square().sum(1)
+    return Readings(component, squares, finite, squared, lean)
+
+
+def _times(rows: Tensor, block: Tensor) -> Tensor:
+    """rows [k, d] times block [o, d, i] as [o, k, i]."""
+    if block.shape[2] == 1:
+        return (block[:, :, 0] @ rows.T)[:, :, None]
+    return rows @ block
+
+
+def remove(weight: Tensor, task: Removal, strength: float, axis: int, found: Readings) -> None:
+    """Take ``strength`` of the component out of ``weight``, in place, a block in float32 at a time, each rounded once.
+
+    With ``found.columns`` every column (the vector that one input writes) gets its old length back, which moves nothing
+    back along the directions at strength 1; in float64, since what rounding leaves there is lengthened with the column.
+    """
+    outer, width, inner = panels(tuple(weight.shape), axis)
+    view = weight.view(outer, width, inner)
+    wide = torch.float64 if found.columns is not None or weight.dtype == torch.float64 else torch.float32
+    w = task.w.to(wide)
+    taken = (strength * found.component).to(wide)
+    factor = None if found.columns is None else found.restoring(task, strength).to(wide)
+    for o, rows in _blocks(outer, width, inner):
+        block = view[o, rows].to(wide)
+        if inner == 1:
+            block[:, :, 0] -= taken[o, :, 0] @ w[rows].T
+        else:
+            block -= w[rows] @ taken[o]
+        if factor is not None:
+            block *= factor[o][:, None, :]
+        view[o, rows] = block.to(weight.dtype)
+
+
+def orthogonalise(
+    weight: Tensor, rows: Float[Tensor, "k d_model"], strength: float, axis: int, gamma: Tensor | None = None, columns: bool = False
+) -> Tensor:
+    """``weight`` without ``strength`` of its component along ``rows``, computed and returned in float32 (float64 stays float64)."""
+    wide = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32, copy=True).contiguous()
+    task = removal(rows, gamma)
+    remove(wide, task, strength, axis, read_component(wide, task, axis, columns))
+    return wide
 
 
 def component_along(weight: Tensor, rows: Float[Tensor, "k d_model"], axis: int) -> float:
-    """Frobenius norm of R W, the part of a writer that lies along the directions; float64."""
-    moved = weight.to(torch.float64).movedim(axis, 0).reshape(weight.shape[axis], -1)
-    return float((rows.to(torch.float64) @ moved).norm())
+    """Frobenius norm of R W, the part of a writer that lies along the directions."""
+    return read_component(weight.contiguous(), removal(rows), axis).along

@@ -1,32 +1,36 @@
-"""The proof of an edit, measured on the bytes on disk: ``abliteration.json``."""
+"""The proof of an edit, measured on the bytes on disk: ``abliteration.json``, and beside it the plan that it is a proof of."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from abliterate import __version__
-from abliterate.checkpoint.index import ShardIndex, open_index
-from abliterate.checkpoint.orthogonalise import component_along
-from abliterate.checkpoint.tasks import EditTask
+from abliterate.checkpoint import fp8
+from abliterate.checkpoint.index import ShardIndex
+from abliterate.checkpoint.orthogonalise import read_component
+from abliterate.checkpoint.stream import Before, digest_of
+from abliterate.checkpoint.tasks import SCALES, EditTask
 from abliterate.errors import CheckError
 
 NAME = "abliteration.json"
-SCHEMA = "abliterate/abliteration/1"
-# Largest left-over of a full-strength edit, relative to the tensor's norm, by the type that it is rounded to.
-TOLERANCE = {"F64": 1e-6, "F32": 1e-6, "F16": 1e-3, "BF16": 1e-3}
+PLAN = "abliteration.plan"  # a plan file; not called .safetensors, which engines load as weights
+SCHEMA = "abliterate/abliteration/2"
+# Largest distance of ‖R W'‖ from its aim, relative to the tensor's norm, by the type that it is rounded to.
+TOLERANCE = {"F64": 1e-6, "F32": 1e-6, "F16": 1e-3, "BF16": 1e-3, "F8_E4M3": 1e-3}
 
 
 @dataclass(frozen=True)
 class TensorProof:
-    """What one tensor held along the directions before and after.
+    """What one tensor held along the directions before and after, as it enters the stream.
 
-    ``left`` is ‖R W'‖ / ‖R W‖, what is left of the component (1 - strength when exact); ``error`` is the distance of
-    ‖R W'‖ from that aim relative to ‖W‖, and is what the tolerance of the storage type judges.
+    ``left`` is ‖R W'‖ / ‖R W‖, what is left of the component (1 - strength when exact); ``error`` is the distance of ‖R W'‖ from
+    that aim relative to ‖W‖, and is what the tolerance of the storage type judges. ``rounding`` and ``plain_rounding``: see ``Before``.
     """
 
     name: str
@@ -35,20 +39,23 @@ class TensorProof:
     dtype: str
     strength: float
     before: float
+    aim: float
     after: float
     left: float
     error: float
-    sha256: str
+    blake3_before: str
+    blake3_after: str
+    rounding: float | None
+    plain_rounding: float | None
 
 
-def prove(source: ShardIndex, edited: Path, tasks: Mapping[str, EditTask], advance: Callable[[int], None]) -> list[TensorProof]:
+def prove(
+    written: ShardIndex, tasks: Mapping[str, EditTask], before: Mapping[str, Before], advance: Callable[[int], None] = lambda done: None
+) -> list[TensorProof]:
     """Read every edited tensor back from the new folder and measure it. Raises CheckError where one is not exact."""
-    written = open_index(edited)
-    if set(written.tensors) != set(source.tensors):
-        raise CheckError(f"{edited}: the tensors written are not those of {source.folder}")
     proofs = []
     for name, task in tasks.items():
-        proofs.append(_measure(source, written, name, task))
+        proofs.append(measure(written, task, before[name]))
         advance(1)
     wrong = [p for p in proofs if not p.error <= TOLERANCE[p.dtype]]  # NaN is wrong too
     if wrong:
@@ -59,29 +66,42 @@ def prove(source: ShardIndex, edited: Path, tasks: Mapping[str, EditTask], advan
     return proofs
 
 
-def _measure(source: ShardIndex, written: ShardIndex, name: str, task: EditTask) -> TensorProof:
-    old, new = source.read(name), written.read(name)
-    before, after = component_along(old, task.rows, task.axis), component_along(new, task.rows, task.axis)
-    size = float(old.double().norm())
-    info = written.tensors[name]
-    with (written.folder / info.shard).open("rb") as file:
-        file.seek(info.start)
-        digest = hashlib.sha256(file.read(info.nbytes)).hexdigest()
-    aim = (1 - task.strength) * before
+def measure(written: ShardIndex, task: EditTask, before: Before) -> TensorProof:
+    """One tensor of the new folder against what it was."""
+    stored = stored_parts(written, task)
+    info = written.tensors[task.name]
+    found = read_component(values(task, stored), task.removal, task.axis)
+    after = found.along if found.finite else float("nan")
     return TensorProof(
-        name=name, kind=task.kind, shape=info.shape, dtype=info.dtype, strength=task.strength, before=before, after=after,
-        left=after / before if before else 0.0, error=abs(after - aim) / size if size else 0.0, sha256=digest,
+        name=task.name, kind=task.kind, shape=info.shape, dtype=info.dtype, strength=task.strength, before=before.component, aim=before.aim,
+        after=after, left=after / before.component if before.component else 0.0,
+        error=abs(after - before.aim) / before.size if before.size else 0.0, blake3_before=before.blake3, blake3_after=digest_of(*stored),
+        rounding=before.rounding, plain_rounding=before.plain_rounding,
     )  # fmt: skip
 
 
-def proof_document(proofs: list[TensorProof], base: str, embedding: str, tied: bool, skipped: list[str]) -> dict[str, Any]:
-    """The content of ``abliteration.json``."""
+def stored_parts(index: ShardIndex, task: EditTask) -> list[Tensor]:
+    """A tensor as stored, with its scales where it is FP8."""
+    weight = index.read(task.name)
+    return [weight, index.read(task.name + SCALES)] if index.tensors[task.name].dtype == "F8_E4M3" else [weight]
+
+
+def values(task: EditTask, stored: Sequence[Tensor]) -> Tensor:
+    """What a stored tensor's bytes mean: FP8 by its block scales, every other type as it is."""
+    return fp8.dequantise(stored[0], stored[1], task.block) if len(stored) > 1 else stored[0]
+
+
+def proof_document(
+    proofs: list[TensorProof], base: str, edit: Mapping[str, Any], check: Mapping[str, Any], skipped: list[str]
+) -> dict[str, Any]:
+    """The content of ``abliteration.json``: how it was edited, what the self-check of its architecture showed, every tensor."""
     return {
         "schema": SCHEMA,
         "abliterate": __version__,
         "base_model": base,
-        "embedding": {"policy": embedding, "tied_to_unembedding": tied},
-        "formula": "W' = W - strength * R^T (R W), in float32, rounded once",
+        **edit,
+        "formula": "W' = W - strength * w (q W), in float32, rounded once; q = R and w = R^T, behind a norm q = R D and w = D^-1 R^T",
+        "self_check": dict(check),
         "tensors": [asdict(p) for p in proofs],
         "worst": {
             "left": max((p.left for p in proofs), default=0.0),
@@ -92,4 +112,5 @@ def proof_document(proofs: list[TensorProof], base: str, embedding: str, tied: b
 
 
 def write_proof(document: dict[str, Any], folder: Path) -> None:
+    """Write ``abliteration.json``."""
     (folder / NAME).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

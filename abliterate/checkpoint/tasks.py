@@ -1,7 +1,9 @@
-"""From a plan and a layout to the list of tensors to edit, by name on disk."""
+"""From a plan and a layout to the list of tensors to edit, by name on disk; every tensor is placed or the edit is refused."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,74 +11,258 @@ from jaxtyping import Float
 from torch import Tensor
 
 from abliterate.checkpoint.index import EDITABLE, ShardIndex
+from abliterate.checkpoint.orthogonalise import Removal, removal
 from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
-from abliterate.model.layouts import COMPONENTS
+from abliterate.model.layouts import COMPONENTS, Layout, Writer, is_buffer, projector_axis, template, text_name
 from abliterate.model.plan import EditPlan
 
-WriterKind = Literal["attention", "mlp", "embedding"]
+WriterKind = Literal["attention", "mlp", "mtp", "embedding", "positions", "projector"]
+_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(.+)")
+Form = Literal["plain", "fp8", "mxfp4"]
+SCALES = "_scale_inv"  # FP8: the block scales of NAME are NAME_scale_inv
+BLOCKS, EXPONENTS = "_blocks", "_scales"  # MXFP4: NAME is stored as NAME_blocks and NAME_scales
 
 
 @dataclass(frozen=True)
 class EditTask:
-    """One tensor to edit: which axis is d_model, the orthonormal rows to remove, and how strongly."""
+    """One tensor to edit: which axis is d_model, what reads and removes the component, and how strongly.
+
+    ``name`` is the tensor's in the new checkpoint; ``form`` how the old one stores it, ``block`` the block of FP8 scales,
+    ``powers`` whether these are powers of two.
+    """
 
     name: str
     kind: WriterKind
     axis: int
-    rows: Float[Tensor, "k d_model"]
+    removal: Removal
     strength: float
+    keep_norms: bool = False
+    form: Form = "plain"
+    block: tuple[int, int] = (128, 128)
+    powers: bool = False
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor of a block that belongs to a writer."""
+
+    name: str
+    layer: int
+    writer: Writer
+    bias: bool
+    form: Form
+    mtp: bool
 
 
 def edit_tasks(index: ShardIndex, folder: ModelFolder, plan: EditPlan) -> dict[str, EditTask]:
     """Every tensor that the plan changes. Raises InputError where the checkpoint, the layout and the plan don't fit."""
-    layout = folder.layout
-    if unknown := layout.unknown(index.tensors):
-        raise InputError(
-            f"{folder.path}: {len(unknown)} tensors are not in the layout {layout.name!r} (first: {unknown[0]}); "
-            "a writer may be among them, so the edit would not be exact"
-        )
-    if beyond := _beyond(index, folder):
-        raise InputError(f"{folder.path}: {beyond!r} belongs to no block of the config ({folder.layers} blocks); config and weights differ")
     if plan.layers != folder.layers or plan.direction.shape[-1] != folder.d_model:
         raise InputError(
             f"the direction is for {plan.layers} blocks of width {plan.direction.shape[-1]}; "
             f"{folder.path} has {folder.layers} of width {folder.d_model}"
         )
     tasks: dict[str, EditTask] = {}
-    for layer in range(folder.layers):
-        for writer in layout.writers:
-            component = COMPONENTS.index(writer.component)
-            strength = float(plan.strength[layer, component])
-            rows = plan.direction[layer, component]
-            weight, bias = writer.weight.format(layer=layer), writer.bias.format(layer=layer)
-            _require(index, folder, weight, writer.axis)
-            if strength:
-                tasks[weight] = EditTask(weight, writer.component, writer.axis, rows, strength)
-                if bias in index.tensors:
-                    _require(index, folder, bias, 0)
-                    tasks[bias] = EditTask(bias, writer.component, 0, rows, strength)
-    shared = plan.embedding_direction()
-    if shared is not None:
-        if folder.tied and layout.unembedding in index.tensors:
-            raise InputError(f"{folder.path}: the config ties the embeddings, but {layout.unembedding} is stored too; use --embedding skip")
-        _require(index, folder, layout.embedding, 1)
-        tasks[layout.embedding] = EditTask(layout.embedding, "embedding", 1, shared, plan.embedding_strength)
+    for placed in placed_writers(index, folder):
+        layer = min(placed.layer, folder.layers - 1)  # a block of multi-token prediction goes with the last block
+        component = COMPONENTS.index(placed.writer.component)
+        strength = float(plan.strength[layer, component])
+        if strength:
+            removed = _Gammas(index, folder).removal(placed, plan.direction[layer, component])
+            kind: WriterKind = "mtp" if placed.mtp else placed.writer.component
+            axis = _axis(index, placed)
+            tasks[placed.name] = EditTask(
+                placed.name, kind, axis, removed, strength, plan.keep_norms, placed.form, folder.fp8_block, folder.fp8_powers
+            )
+    return tasks | _shared_tasks(index, folder, plan)
+
+
+def placed_writers(index: ShardIndex, folder: ModelFolder) -> list[Placed]:
+    """The writers of every block, in the order of their names. Raises InputError where a block has none or one doesn't fit."""
+    found: list[Placed] = []
+    for name in sorted(index.tensors):
+        placed = _place(name, index, folder)
+        if placed is not None:
+            _fits(index, folder, placed)
+            found.append(placed)
+    if empty := sorted(set(range(folder.layers)) - {p.layer for p in found}):
+        raise InputError(f"{folder.path}: block {empty[0]} has no tensor that its layout {folder.layout.name!r} calls a writer")
+    return found
+
+
+def _place(name: str, index: ShardIndex, folder: ModelFolder) -> Placed | None:
+    text, layout = text_name(name), folder.layout
+    where = layout.in_block(text) if text is not None else None
+    if where is None:
+        if text in layout.mtp_root:
+            return Placed(name, folder.layers, Writer(str(text), "mlp"), False, _form(index, name), True)
+        return None
+    number, inner, in_mtp = where
+    stored = name
+    if inner.endswith(BLOCKS):
+        inner, stored = inner.removesuffix(BLOCKS), name.removesuffix(BLOCKS)
+    writer = layout.writer_of(inner)
+    if writer is None:
+        return None
+    layer = folder.layers if in_mtp else number
+    return Placed(stored, layer, writer[0], writer[1], "mxfp4" if stored != name else _form(index, name), layer >= folder.layers)
+
+
+def _form(index: ShardIndex, name: str) -> Form:
+    return "fp8" if index.tensors[name].dtype == "F8_E4M3" else "plain"
+
+
+def _axis(index: ShardIndex, placed: Placed) -> int:
+    return len(index.tensors[placed.name].shape) - 1 if placed.bias else placed.writer.axis
+
+
+def _fits(index: ShardIndex, folder: ModelFolder, placed: Placed) -> None:
+    """Raise InputError where a writer's shape or type is not what its layout says."""
+    if placed.form == "mxfp4":
+        shape = index.tensors[placed.name + BLOCKS].shape
+        lost = placed.name + EXPONENTS not in index.tensors or placed.name in index.tensors
+        if lost or len(shape) != 4 or shape[1] != folder.d_model or placed.writer.axis != 2 or 0 in shape:
+            raise InputError(f"{folder.path}: {placed.name}{BLOCKS} has shape {list(shape)}, or its scales are missing")
+        return
+    info, axis = index.tensors[placed.name], _axis(index, placed)
+    if not 0 <= axis < len(info.shape) or info.shape[axis] != folder.d_model or 0 in info.shape:
+        raise InputError(f"{folder.path}: {placed.name} has shape {list(info.shape)}; axis {axis} must be {folder.d_model}")
+    if placed.form == "fp8":
+        if placed.name + SCALES not in index.tensors or len(info.shape) != 2:
+            raise InputError(f"{folder.path}: {placed.name} is stored as FP8 without {placed.name}{SCALES}, so its values are unknown")
+        scales = index.tensors[placed.name + SCALES]
+        blocks = tuple(-(-size // block) for size, block in zip(info.shape, folder.fp8_block, strict=True))
+        if scales.shape != blocks or scales.dtype not in (*EDITABLE, "F8_E8M0"):
+            raise InputError(
+                f"{folder.path}: {scales.name} is {scales.dtype} {list(scales.shape)}, blocks {list(folder.fp8_block)} need {list(blocks)}"
+            )
+    elif info.dtype not in EDITABLE:
+        raise InputError(
+            f"{folder.path}: {placed.name} is stored as {info.dtype}, which can't be edited; use a bf16, fp16 or fp32 checkpoint"
+        )
+
+
+class _Gammas:
+    """The norms that stand between writers and the stream, read as they are needed."""
+
+    def __init__(self, index: ShardIndex, folder: ModelFolder) -> None:
+        self._index, self._folder = index, folder
+
+    def removal(self, placed: Placed, rows: Float[Tensor, "k d_model"]) -> Removal:
+        gamma: Tensor | None = None
+        inside = placed.writer.weight if not placed.bias else str(placed.writer.bias)
+        head = placed.name.removesuffix(_filled(inside, placed.name))
+        for norm in placed.writer.norms:
+            name = f"{head}{norm}.weight"
+            if name in self._index.tensors:
+                weight = self._weight(name) + placed.writer.offset
+                gamma = weight if gamma is None else gamma * weight
+        return removal(rows, gamma)
+
+    def _weight(self, name: str) -> Tensor:
+        info = self._index.tensors[name]
+        if info.shape != (self._folder.d_model,) or info.dtype not in EDITABLE:
+            raise InputError(f"{self._folder.path}: {name} has shape {list(info.shape)} of {info.dtype}, expected [{self._folder.d_model}]")
+        weight: Tensor = self._index.read(name).double()
+        if not bool(weight.isfinite().all()):
+            raise InputError(f"{self._folder.path}: {name} holds NaN or infinite values; the checkpoint is damaged")
+        return weight
+
+
+def _filled(inner: str, name: str) -> str:
+    """The end of ``name`` that the template ``inner`` stands for."""
+    return ".".join(name.split(".")[-len(inner.split(".")) :])
+
+
+def _shared_tasks(index: ShardIndex, folder: ModelFolder, plan: EditPlan) -> dict[str, EditTask]:
+    """The token embedding and what goes with it: learned positions, a vision projector's last layer."""
+    rows = plan.embedding_direction()
+    if rows is None:
+        return {}
+    layout, removed = folder.layout, removal(rows)
+    if layout.embedding_norm is not None:
+        raise InputError(f"{folder.path}: a norm stands behind the token embedding, so it can't be edited exactly; use --embedding skip")
+    if folder.tied and plan.embedding == "edit" and any(text_name(n) == layout.unembedding for n in index.tensors):
+        raise InputError(f"{folder.path}: the config ties the embeddings, but {layout.unembedding} is stored too; use --embedding skip")
+    tasks = {}
+    for name, info in index.tensors.items():
+        kind, axis = _shared_kind(name, layout)
+        if kind is None:
+            continue
+        if len(info.shape) != 2 or info.shape[axis] != folder.d_model or info.dtype not in EDITABLE:
+            raise InputError(f"{folder.path}: {name} has shape {list(info.shape)} of {info.dtype}; axis {axis} must be {folder.d_model}")
+        tasks[name] = EditTask(name, kind, axis, removed, plan.embedding_strength, plan.keep_norms)
+    if not any(task.kind == "embedding" for task in tasks.values()):
+        raise InputError(f"{folder.path}: the checkpoint lacks {layout.embedding}, which its architecture needs")
     return tasks
 
 
-def _beyond(index: ShardIndex, folder: ModelFolder) -> str | None:
-    """The first tensor of a block that the config doesn't have."""
-    head, _, _ = folder.layout.block.partition("{layer}")
-    numbers = {name: name.removeprefix(head).partition(".")[0] for name in index.tensors if name.startswith(head)}
-    return next((name for name, number in sorted(numbers.items()) if number.isdigit() and int(number) >= folder.layers), None)
+def _shared_kind(name: str, layout: Layout) -> tuple[WriterKind | None, int]:
+    text = text_name(name)
+    if text == layout.embedding or (text is not None and _is_mtp_embedding(text, layout)):
+        return "embedding", 1
+    if text is not None and text == layout.positions:
+        return "positions", 1
+    axis = projector_axis(name)
+    return ("projector", axis) if axis is not None else (None, 0)
 
 
-def _require(index: ShardIndex, folder: ModelFolder, name: str, axis: int) -> None:
-    info = index.tensors.get(name)
-    if info is None:
-        raise InputError(f"{folder.path}: the checkpoint lacks {name}, which its architecture needs")
-    if len(info.shape) <= axis or info.shape[axis] != folder.d_model or 0 in info.shape:
-        raise InputError(f"{folder.path}: {name} has shape {list(info.shape)}; axis {axis} must be {folder.d_model}")
-    if info.dtype not in EDITABLE:
-        raise InputError(f"{folder.path}: {name} is stored as {info.dtype}, which can't be edited; use a bf16, fp16 or fp32 checkpoint")
+def _is_mtp_embedding(text: str, layout: Layout) -> bool:
+    """Blocks of multi-token prediction may hold their own copy of the embedding."""
+    where = layout.in_block(text)
+    return (where is not None and where[1] == "embed_tokens.weight") or text == "mtp.embed_tokens.weight"
+
+
+def unplaced(names: Collection[str], folder: ModelFolder, known: Collection[str]) -> list[str]:
+    """Tensors that the small copy (whose names are ``known``) has no counterpart of and that nothing explains.
+
+    A writer may hide among them. Blocks behind the last one may hold what multi-token prediction needs; vision parts, buffers,
+    scales and a stored copy of a tied unembedding write nothing to the stream.
+    """
+    layout, left = folder.layout, []
+    templates = {template(name) for name in known}
+    inside = {template(found[1]) for name in known if (found := layout.in_block(name))}
+    behind = inside | set(layout.mtp_others) | {f"{module}.weight" for module in layout.mtp}
+    for name in names:
+        text = text_name(name)
+        if text is None or is_buffer(name) or text == layout.unembedding or text in layout.mtp_root or text in layout.mtp_others:
+            continue
+        plain, where = _plain(template(text)), layout.in_block(text)
+        beyond = where is not None and (where[2] or (bool(layout.mtp) and where[0] >= folder.layers))
+        if plain in templates or (beyond and where is not None and _plain(template(where[1])) in behind):
+            continue
+        left.append(name)
+    return sorted(left)
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without what quantised formats append."""
+    return name.removesuffix(SCALES).removesuffix(BLOCKS).removesuffix(EXPONENTS)
+
+
+def writer_kinds(names: Collection[str], folder: ModelFolder) -> dict[int, frozenset[str]]:
+    """The writers, and the norms behind them, that each block of the model has, as names inside the block with ``*`` for experts."""
+    kinds: dict[int, set[str]] = {layer: set() for layer in range(folder.layers)}
+    norms = {f"{norm}.weight" for writer in folder.layout.writers for norm in writer.norms}
+    for name in names:
+        text = text_name(name)
+        where = folder.layout.in_block(text) if text is not None else None
+        if where is not None and not where[2] and where[0] < folder.layers:
+            inner = template(where[1]).removesuffix(BLOCKS).removesuffix(EXPONENTS)
+            if inner in norms or folder.layout.writer_of(inner) is not None:
+                kinds[where[0]].add(inner)
+    return {layer: frozenset(kind) for layer, kind in kinds.items()}
+
+
+def missing_expert(names: Collection[str]) -> str | None:
+    """The first tensor that one expert lacks and its neighbours have, None where every expert is whole."""
+    numbers: dict[str, dict[str, set[int]]] = {}
+    for name in names:
+        if match := _EXPERT.fullmatch(name):
+            numbers.setdefault(match[1], {}).setdefault(match[3], set()).add(int(match[2]))
+    for stem, tails in sorted(numbers.items()):
+        everyone = set().union(*tails.values())
+        for tail, have in sorted(tails.items()):
+            if lost := sorted(everyone - have):
+                return f"{stem}.{lost[0]}.{tail}"
+    return None

@@ -1,4 +1,4 @@
-"""A new checkpoint folder from an old one: copied byte for byte but for the edited tensors, whole or not at all."""
+"""The new checkpoint's folder: whole under its name, or not there at all."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from safetensors import SafetensorError
 
-from abliterate.checkpoint.index import INDEX, ShardIndex, TensorInfo
-from abliterate.checkpoint.orthogonalise import orthogonalise
-from abliterate.checkpoint.tasks import EditTask
-from abliterate.errors import InputError
+from abliterate.errors import CheckError, InputError, first_line
 
-_BLOCK = 1 << 24
 # Not part of the derived checkpoint: other formats of the old weights, and the old card (a new one is written).
 _LEFT_BEHIND = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".safetensors")
-_REPLACED = ("README.md", "abliteration.json", "pytorch_model.bin.index.json")
+_REPLACED = ("README.md", "abliteration.json", "abliteration.plan", "pytorch_model.bin.index.json", "model.safetensors.index.json")
+# A disk that fails, a source that is gone, a file system that can't hold so large a file.
+_FAILED = (errno.EIO, errno.ENOENT, errno.ESTALE, errno.EFBIG)
 
 
 def check_destination(out: Path, source: Path) -> None:
@@ -62,11 +59,20 @@ def new_folder(out: Path, needed_bytes: int) -> Iterator[Path]:
         _sync(partial)
         partial.chmod(0o755)
         partial.replace(out)
-        _sync(out.parent)
+        try:
+            _sync(out.parent)
+        except OSError:
+            shutil.rmtree(out, ignore_errors=True)
+            raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"{out.parent}: no space left on the disk; nothing was kept, make room and run again") from None
+        if error.errno in _FAILED:
+            where = error.filename or out.parent
+            raise InputError(f"{where}: {error.strerror} while the checkpoint was written; nothing was kept") from None
         raise
+    except SafetensorError as error:  # how this library tells of a disk that is full or fails
+        raise InputError(f"{out.parent}: a file can't be written ({first_line(error)}); nothing was kept") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -81,6 +87,9 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems can't sync a folder
+            raise
     finally:
         os.close(descriptor)
 
@@ -88,62 +97,28 @@ def _sync(path: Path) -> None:
 def copy_side_files(source: Path, out: Path) -> list[str]:
     """Copy tokenizer, config, licence and the like, byte for byte; returns their names."""
     copied = []
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if not path.is_file() or hidden or path.suffix in _LEFT_BEHIND or str(name) in _REPLACED:
-            continue
+    for name in side_files(source):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, out / name)
+        shutil.copyfile(source / name, out / name)
         copied.append(str(name))
     return copied
 
 
-def write_shards(index: ShardIndex, tasks: Mapping[str, EditTask], out: Path, advance: Callable[[int], None]) -> None:
-    """Write every shard; types, shapes, names and order stay, so headers and untouched bytes are the source's own.
-
-    Holds one edited tensor at a time. ``advance`` hears of bytes. Raises InputError for a tensor with NaN or Inf.
-    """
-    for shard in index.shards:
-        with (index.folder / shard).open("rb") as reader, (out / shard).open("xb") as writer:
-            position = 0
-            for info in index.in_shard(shard):
-                if info.name in tasks:
-                    _copy(reader.fileno(), writer.fileno(), info.start - position, advance)
-                    edited = edited_tensor(index, info, tasks[info.name])
-                    _write_all(writer.fileno(), _bytes_of(edited))
-                    advance(info.nbytes)
-                    position = os.lseek(reader.fileno(), info.end, os.SEEK_SET)
-            _copy(reader.fileno(), writer.fileno(), index.shards[shard] - position, advance)
-    if (index.folder / INDEX).is_file() and not (out / INDEX).is_file():
-        shutil.copyfile(index.folder / INDEX, out / INDEX)
+def side_files(source: Path) -> list[Path]:
+    """What belongs to a checkpoint beside its weights, relative to its folder."""
+    found = []
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if path.is_file() and not hidden and path.suffix not in _LEFT_BEHIND and str(name) not in _REPLACED:
+            found.append(name)
+    return found
 
 
-def edited_tensor(index: ShardIndex, info: TensorInfo, task: EditTask) -> Tensor:
-    """The new tensor in its stored type: edited in float32 or wider, rounded once."""
-    stored = index.read(info.name)
-    if not torch.isfinite(stored).all():
-        raise InputError(f"{index.folder / info.shard}: {info.name} holds NaN or infinite values; the checkpoint is damaged")
-    edited = orthogonalise(stored, task.rows, task.strength, task.axis).to(stored.dtype)
-    if not torch.isfinite(edited).all():
-        raise InputError(f"{index.folder / info.shard}: {info.name} leaves the range of {info.dtype} when edited")
-    return edited
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
-def _copy(source: int, target: int, count: int, advance: Callable[[int], None]) -> None:
-    while count:
-        data = os.read(source, min(count, _BLOCK))
-        if not data:
-            raise InputError("a shard became shorter while it was read; run again on an unchanging folder")
-        _write_all(target, memoryview(data))
-        count -= len(data)
-        advance(len(data))
-
-
-def _write_all(target: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(target, data) :]
+def same_side_files(source: Path, out: Path, but: Collection[str]) -> None:
+    """Raise CheckError where a side file of ``source`` is missing from ``out`` or differs from it."""
+    for name in side_files(source):
+        if str(name) in but:
+            continue
+        if not (out / name).is_file() or (out / name).read_bytes() != (source / name).read_bytes():
+            raise CheckError(f"{out / name}: {'differs from' if (out / name).is_file() else 'is missing; it is in'} the base's")

@@ -5,14 +5,26 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
+
+from transformers import AutoConfig, PretrainedConfig
 
 from abliterate.errors import InputError, first_line
-from abliterate.model.layouts import Layout, layout_for
+from abliterate.model.guess import guess_layout
+from abliterate.model.layouts import Layout, aliased, known_types, layout_for, load_layout, refusal_of
+
+Quantisation = Literal["fp8", "mxfp4"]
+# What to do about weights that can't be edited exactly in their format.
+_REFUSED = {
+    "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed-tensors", "aqlm": "AQLM",
+    "hqq": "HQQ", "quanto": "Quanto", "torchao": "torchao", "eetq": "EETQ", "modelopt": "ModelOpt", "auto-round": "AutoRound",
+    "bitnet": "BitNet", "fbgemm_fp8": "FBGEMM FP8", "vptq": "VPTQ", "spqr": "SpQR", "higgs": "HIGGS", "fp_quant": "FP-Quant",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model's folder and the figures of its config that an edit needs."""
+    """A model's folder and the figures of its (text) config that an edit needs."""
 
     path: Path
     model_type: str
@@ -20,38 +32,98 @@ class ModelFolder:
     layers: int
     d_model: int
     tied: bool
+    config: PretrainedConfig
+    quantisation: Quantisation | None = None
+    fp8_block: tuple[int, int] = (128, 128)
+    fp8_powers: bool = False
+    trust_remote_code: bool = False
 
 
-def open_folder(path: Path, trust_remote_code: bool = False) -> ModelFolder:
-    """Read ``config.json``. Raises InputError: no folder, no or broken config, unknown architecture, quantised weights."""
+def open_folder(path: Path, trust_remote_code: bool = False, layout: Path | None = None) -> ModelFolder:
+    """Read ``config.json``; the layout is the user's file's, the table's, or a guess that the self-check must prove.
+
+    Raises InputError: no folder, no or broken config, an architecture without a layout, weights in a format that can't be edited.
+    """
+    file = path / "config.json"
+    raw = _raw_config(path, file)
+    quantisation, block, powers = _quantisation(path, raw)
+    config = _config(file, raw, trust_remote_code)
+    text = config.get_text_config()
+    layers, d_model = int(getattr(text, "num_hidden_layers", 0)), int(getattr(text, "hidden_size", 0))
+    if min(layers, d_model) < 1:
+        raise InputError(f"{file}: num_hidden_layers and hidden_size must be at least 1")
+    model_type = str(text.model_type)
+    if (reason := refusal_of(model_type)) is not None:
+        raise InputError(f"{path}: {model_type!r} can't be edited exactly: {reason}")
+    known = load_layout(layout) if layout else layout_for(model_type) or layout_for(str(raw["model_type"]))
+    return ModelFolder(
+        path=path,
+        model_type=str(raw["model_type"]),
+        layout=known or _guessed(text, model_type),
+        layers=layers,
+        d_model=d_model,
+        tied=bool(getattr(config, "tie_word_embeddings", False)),
+        config=text,
+        quantisation=quantisation,
+        fp8_block=block,
+        fp8_powers=powers,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def _raw_config(path: Path, file: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise InputError(f"{path}: no such model folder")
-    file = path / "config.json"
     if not file.is_file():
         raise InputError(f"{path}: no config.json in it; give the folder of a transformers model")
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        model_type = str(raw["model_type"])
+        raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        str(raw["model_type"])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"{file}: not a model config (JSON with 'model_type')") from None
-    if raw.get("quantization_config"):
-        quantised = raw["quantization_config"]
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
-        raise InputError(f"{path}: the weights are quantised ({method}); give the unquantised checkpoint (bf16, fp16 or fp32)")
-    layout = layout_for(model_type)
-    from transformers import AutoConfig
+    return raw
 
+
+def _config(file: Path, raw: dict[str, Any], trust_remote_code: bool) -> PretrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+        if aliased(raw["model_type"]) != raw["model_type"]:
+            renamed: PretrainedConfig = AutoConfig.for_model(**{**raw, "model_type": aliased(raw["model_type"])})
+            return renamed
+        found: PretrainedConfig = AutoConfig.from_pretrained(file.parent, trust_remote_code=trust_remote_code, local_files_only=True)
+        return found
     except Exception as error:  # transformers raises many kinds for a config it can't use
         raise InputError(f"{file}: transformers can't use it ({first_line(error)})") from None
-    if min(int(config.num_hidden_layers), int(config.hidden_size)) < 1:
-        raise InputError(f"{file}: num_hidden_layers and hidden_size must be at least 1")
-    return ModelFolder(
-        path=path,
-        model_type=model_type,
-        layout=layout,
-        layers=int(config.num_hidden_layers),
-        d_model=int(config.hidden_size),
-        tied=bool(config.tie_word_embeddings),
+
+
+def _quantisation(path: Path, raw: dict[str, Any]) -> tuple[Quantisation | None, tuple[int, int], bool]:
+    """The format of quantised weights that can be edited, FP8's block and whether its scales are powers of two.
+
+    Raises InputError for every other format.
+    """
+    text = raw.get("text_config")
+    settings = raw.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+    if not settings:
+        return None, (128, 128), False
+    method = str(settings.get("quant_method", "unknown")) if isinstance(settings, dict) else "unknown"
+    if method == "mxfp4":
+        return "mxfp4", (128, 128), False
+    if method == "fp8":
+        block = settings.get("weight_block_size")
+        if isinstance(block, list) and len(block) == 2 and all(isinstance(n, int) and n > 0 for n in block):
+            return "fp8", (block[0], block[1]), settings.get("scale_fmt") == "ue8m0"
+        raise InputError(f"{path}: FP8 weights without block scales (weight_block_size) can't be edited exactly; give a bf16 checkpoint")
+    name = _REFUSED.get(method, method)
+    raise InputError(
+        f"{path}: the weights are quantised ({name}), which can't be edited exactly; give the unquantised checkpoint (bf16, fp16, fp32, "
+        "block-scaled FP8 or MXFP4), and quantise the result again"
     )
+
+
+def _guessed(text: PretrainedConfig, model_type: str) -> Layout:
+    try:
+        return guess_layout(text)
+    except InputError as error:
+        raise InputError(
+            f"no layout for the architecture {model_type!r} ({error}): it would be edited inexactly; give --layout FILE.toml, "
+            f"or a model of a known one ({', '.join(known_types())})"
+        ) from None

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from abliterate.model.layouts import COMPONENTS
-from abliterate.model.load import LocalModel
+from abliterate.errors import InputError
+from abliterate.model.layouts import COMPONENTS, Component
+from abliterate.model.load import InMemory
 from abliterate.model.plan import EditPlan
 
 
@@ -36,70 +37,101 @@ def without(y: Float[Tensor, "*n d_model"], rows: Float[Tensor, "k d_model"], st
 
 
 @contextmanager
-def ablated(model: LocalModel, plan: EditPlan) -> Iterator[None]:
-    """The model computes what its edited checkpoint would, up to rounding: each writer's own output loses the directions.
+def ablated(model: InMemory, plan: EditPlan) -> Iterator[None]:
+    """The model computes what its edited checkpoint would, up to rounding: what each block writes loses the directions.
 
-    The embedding follows the plan's policy; where it is tied, editing it changes the unembedding too.
+    The embedding follows the plan's policy; where it is tied, editing it changes the unembedding too. Behind a post-norm the
+    norm's output loses them, so there the checkpoint differs by the norm's scale.
     """
-    layout = model.folder.layout
-    dtype = model.module.dtype
+    layout, dtype = model.folder.layout, model.module.dtype
 
-    def remove(rows: Tensor, strength: float) -> Callable[..., Tensor]:
-        return lambda module, args, output: without(output, rows, strength)
+    def remove(rows: Tensor, strength: float) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            edited = without(_stream(output), rows.to(_stream(output).dtype), strength)
+            return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+        return hook
 
     with ExitStack() as stack:
         for layer in range(plan.layers):
-            for writer in layout.writers:
-                component = COMPONENTS.index(writer.component)
-                strength = float(plan.strength[layer, component])
+            for name, component in _writing(model, layer).items():
+                strength = float(plan.strength[layer, COMPONENTS.index(component)])
                 if strength:
-                    rows = plan.direction[layer, component].to(model.device, dtype)
-                    module = model.module.get_submodule(writer.module(layer))
-                    stack.enter_context(_hooked(module, remove(rows, strength)))
+                    rows = plan.direction[layer, COMPONENTS.index(component)].to(model.device, dtype)
+                    stack.enter_context(_hooked(model.parts[name], remove(rows, strength)))
         shared = plan.embedding_direction()
         if shared is not None:
             rows = shared.to(model.device, dtype)
-            embedding = model.module.get_submodule(layout.embedding_module)
-            stack.enter_context(_hooked(embedding, remove(rows, plan.embedding_strength)))
-            if model.folder.tied:
-                head = model.module.get_submodule(layout.unembedding.removesuffix(".weight"))
+            for embedding in (layout.embedding_module, layout.positions_module):
+                if embedding:
+                    stack.enter_context(_hooked(model.part(embedding), remove(rows, plan.embedding_strength)))
+            if model.folder.tied and plan.embedding == "edit":
+                head: nn.Module = model.module.get_output_embeddings()  # type: ignore[no-untyped-call]
                 stack.enter_context(
                     _hooked(head, lambda module, args: (without(args[0], rows, plan.embedding_strength), *args[1:]), before=True)
                 )
         yield
 
 
+def _writing(model: InMemory, layer: int) -> dict[str, Component]:
+    """The modules that a block's writers write through. Raises InputError where the model has none of them."""
+    model.block(layer)
+    found = model.folder.layout.written_by(layer, model.parts)
+    if not found:
+        raise InputError(f"{model.folder.path}: block {layer} has no module that its layout {model.folder.layout.name!r} calls a writer")
+    return found
+
+
 @contextmanager
-def added(model: LocalModel, layer: int, vector: Float[Tensor, " d_model"]) -> Iterator[None]:
+def added(model: InMemory, layer: int, vector: Float[Tensor, " d_model"]) -> Iterator[None]:
     """Add a vector to the residual stream after block ``layer``, at every position (activation addition)."""
     shift = vector.to(model.device, model.module.dtype)
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
         return (output[0] + shift, *output[1:]) if isinstance(output, tuple) else output + shift
 
-    block = model.module.get_submodule(model.folder.layout.block.format(layer=layer))
-    with _hooked(block, hook):
+    with _hooked(model.block(layer), hook):
         yield
 
 
 @contextmanager
-def captured(model: LocalModel, last: int) -> Iterator[dict[int, Float[Tensor, "row position d_model"]]]:
+def captured(model: InMemory, last: int) -> Iterator[dict[int, Float[Tensor, "row position d_model"]]]:
     """The residual stream of each forward pass at the last ``last`` positions, by activation index.
 
-    Index 0 is the embedding output, l + 1 the stream after block l and before the final norm. The last position comes last.
+    Index 0 is the stream that enters the first block, l + 1 the stream after block l and before the final norm. The last
+    position comes last.
     """
-    layout = model.folder.layout
     seen: dict[int, Tensor] = {}
 
-    def keep(index: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            seen[index] = _stream(output)[:, -last:].detach().to(torch.float32)
+    def keep(index: int, stream: Tensor) -> None:
+        seen[index] = stream[:, -last:].detach().to(torch.float32)
 
-        return hook
+    def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
+        keep(0, args[0] if args else kwargs["hidden_states"])
+
+    def leaving(index: int) -> Callable[..., None]:
+        return lambda module, args, output: keep(index, _stream(output))
 
     with ExitStack() as stack:
-        stack.enter_context(_hooked(model.module.get_submodule(layout.embedding_module), keep(0)))
+        first = model.block(0).register_forward_pre_hook(entering, with_kwargs=True)
+        stack.callback(first.remove)
         for layer in range(model.folder.layers):
-            block = model.module.get_submodule(layout.block.format(layer=layer))
-            stack.enter_context(_hooked(block, keep(layer + 1)))
+            stack.enter_context(_hooked(model.block(layer), leaving(layer + 1)))
         yield seen
+
+
+@contextmanager
+def cleared(model: InMemory, rows: Float[Tensor, "k d_model"]) -> Iterator[None]:
+    """Nothing of the directions enters the first block, so that what lies along them later was written by blocks."""
+
+    def clear(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (without(args[0], rows.to(args[0].dtype), 1.0), *args[1:]), kwargs
+        stream = kwargs["hidden_states"]
+        return args, {**kwargs, "hidden_states": without(stream, rows.to(stream.dtype), 1.0)}
+
+    handle = model.block(0).register_forward_pre_hook(clear, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

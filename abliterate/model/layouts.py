@@ -1,90 +1,287 @@
-"""Which tensors of an architecture write into the residual stream: a table, keyed by the config's ``model_type``.
+"""Which tensors of an architecture write into the residual stream: a table (``layouts.toml``), keyed by ``model_type``.
 
-Names are templates over the block number. The editor works on the tensors' names on disk, hooks on the modules' names
-in memory; for the layouts here a module's name is its tensor's without ``.weight``.
+The editor works on the tensors' names on disk, hooks on the modules' names in memory; a layout knows both. Inside a block,
+numbers other than the block's own are written ``*`` (the experts): ``mlp.experts.*.down_proj.weight``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache, cached_property, partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from abliterate.errors import InputError
 
 Component = Literal["attention", "mlp"]
 COMPONENTS: tuple[Component, ...] = ("attention", "mlp")
+_NUMBER = re.compile(r"\.\d+(?=\.|$)")
+
+
+class _Entry(BaseModel):
+    """A table of a layout file: every key known, every value of its own type."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class WriterEntry(_Entry):
+    """A writer as a layout file gives it."""
+
+    weight: str
+    axis: Literal[0, 1, 2] = 0
+    bias: str | None = None
+    norm: str | Annotated[tuple[str, ...], Field(strict=False)] = ()
+    offset: Literal[0, 1] = 0
+    module: str | None = None
+
+
+def _as_table(writer: Any) -> Any:
+    """A writer's bare name stands for its ``.weight``."""
+    return {"weight": f"{writer}.weight"} if isinstance(writer, str) else writer
+
+
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+Writers = Annotated[tuple[Annotated[WriterEntry, BeforeValidator(_as_table)], ...], Field(strict=False)]
+Block = Annotated[str, Field(pattern=r"^[^{}]+\{\}$")]
+
+
+class LayoutEntry(_Entry):
+    """A family as a layout file gives it; the keys are explained in layouts.toml."""
+
+    types: Names = ()
+    block: Block
+    block_module: Block | None = None
+    embedding: str
+    embedding_module: str | None = None
+    embedding_norm: str | None = None
+    positions: str | None = None
+    unembedding: str
+    attention: Writers
+    mlp: Writers
+    mtp: Names = ()
+    mtp_others: Names = ()
+    mtp_block: Block | None = None
+    mtp_root: Names = ()
 
 
 @dataclass(frozen=True)
 class Writer:
-    """A weight whose product enters the residual stream.
+    """A weight whose product enters the residual stream, named inside its block.
 
-    ``axis`` is the stored tensor's axis of size d_model; a bias, where the checkpoint has one, is written along with it.
+    ``axis`` is the stored tensor's axis of size d_model (the last one of its bias). ``norms`` stand between it and the stream,
+    from the inside out, and multiply by their weight plus ``offset``; ``module`` is where its writing can be watched in memory.
     """
 
     weight: str
     component: Component
     axis: int = 0
-
-    @property
-    def bias(self) -> str:
-        return self.weight.removesuffix(".weight") + ".bias"
-
-    def module(self, layer: int) -> str:
-        return self.weight.removesuffix(".weight").format(layer=layer)
+    bias: str | None = None
+    norms: tuple[str, ...] = ()
+    offset: float = 0.0
+    module: str = ""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The residual-stream anatomy of a family. ``others`` are the templates of all tensors that write nothing to it."""
+    """The residual-stream anatomy of a family; ``{}`` in a block's name is its number."""
 
     name: str
     writers: tuple[Writer, ...]
-    others: tuple[str, ...]
-    block: str = "model.layers.{layer}"
+    block: str = "model.layers.{}"
+    block_module: str = "model.layers.{}"
     embedding: str = "model.embed_tokens.weight"
+    embedding_module: str = "model.embed_tokens"
     unembedding: str = "lm_head.weight"
+    positions: str | None = None
+    embedding_norm: str | None = None
+    mtp: tuple[str, ...] = ()
+    mtp_others: tuple[str, ...] = ()
+    mtp_block: str | None = None
+    mtp_root: tuple[str, ...] = ()
+
+    @cached_property
+    def _blocks(self) -> re.Pattern[str]:
+        names = [self.block, *([self.mtp_block] if self.mtp_block else [])]
+        return re.compile("|".join("(?:" + re.escape(n).replace(r"\{\}", r"(\d+)") + r"\.(.+))" for n in names))
+
+    @cached_property
+    def _by_weight(self) -> dict[str, tuple[Writer, bool]]:
+        found = {}
+        for writer in self.writers:
+            found[writer.weight] = (writer, False)
+            if writer.bias:
+                found[writer.bias] = (writer, True)
+        for module in self.mtp:
+            found[f"{module}.weight"] = (Writer(f"{module}.weight", "mlp", module=module), False)
+        return found
 
     @property
-    def embedding_module(self) -> str:
-        return self.embedding.removesuffix(".weight")
+    def positions_module(self) -> str | None:
+        return self.positions.removesuffix(".weight") if self.positions else None
 
-    def unknown(self, names: Iterable[str]) -> list[str]:
-        """Names of tensors that this layout can't place: a writer may hide among them."""
-        biases = tuple(w.bias for w in self.writers)
-        known = {*(w.weight for w in self.writers), *biases, *self.others, self.embedding, self.unembedding}
-        return sorted(name for name in names if re.sub(r"\.\d+\.", ".{layer}.", name, count=1) not in known)
+    def in_block(self, name: str) -> tuple[int, str, bool] | None:
+        """The block's number, the name inside it and whether it is of an ``mtp_block``; None for what is in no block."""
+        match = self._blocks.fullmatch(name)
+        if match is None:
+            return None
+        number, inner, *other = match.groups()
+        return (int(number), inner, False) if number is not None else (int(other[0]), other[1], True)
 
+    def writer_of(self, inner: str) -> tuple[Writer, bool] | None:
+        """The writer that a tensor inside a block belongs to, and whether it is its bias; None for what writes nothing."""
+        return self._by_weight.get(template(inner))
 
-_BLOCK = "model.layers.{layer}."
-_LLAMA = Layout(
-    name="llama",
-    writers=(
-        Writer(_BLOCK + "self_attn.o_proj.weight", "attention"),
-        Writer(_BLOCK + "mlp.down_proj.weight", "mlp"),
-    ),
-    others=(
-        *(f"{_BLOCK}self_attn.{m}_proj.{kind}" for m in "qkv" for kind in ("weight", "bias")),
-        *(f"{_BLOCK}self_attn.{m}_norm.weight" for m in "qk"),
-        *(f"{_BLOCK}mlp.{m}_proj.{kind}" for m in ("gate", "up") for kind in ("weight", "bias")),
-        _BLOCK + "input_layernorm.weight",
-        _BLOCK + "post_attention_layernorm.weight",
-        _BLOCK + "self_attn.rotary_emb.inv_freq",
-        "model.norm.weight",
-    ),
-)
-
-# Pre-norm decoders whose blocks write through o_proj and down_proj alone.
-LAYOUTS: dict[str, Layout] = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA}
+    def written_by(self, layer: int, names: Collection[str]) -> dict[str, Component]:
+        """The modules of ``names`` (all of a model in memory) whose outputs block ``layer`` adds to the stream, each with its component."""
+        block = in_memory(self.block_module.format(layer), names)
+        components: dict[str, set[Component]] = {}
+        for writer in self.writers:
+            components.setdefault(writer.module, set()).add(writer.component)
+        found: dict[str, Component] = {}
+        for writer in self.writers:
+            module, inner = f"{block}.{writer.module}", ".".join(writer.weight.split(".")[:2])
+            # One module that is a mixer in some blocks and a feed-forward part in others shows in what it holds.
+            if module in names and (len(components[writer.module]) == 1 or f"{block}.{inner}" in names):
+                found.setdefault(module, writer.component)
+        return found
 
 
-def layout_for(model_type: str) -> Layout:
-    """The layout of an architecture. Raises InputError where the table has none."""
+def template(name: str) -> str:
+    """A name with its numbers replaced by ``*``."""
+    return _NUMBER.sub(".*", name)
+
+
+def in_memory(name: str, names: Collection[str]) -> str:
+    """The name of a text model's module in a model whose modules are ``names``: vision-language models nest the text model."""
+    if name in names:
+        return name
+    for prefix, text in _table()["text"]["prefixes"]:
+        if name.startswith(text) and prefix + name.removeprefix(text) in names:
+            return str(prefix) + name.removeprefix(text)
+    return name
+
+
+def text_name(name: str) -> str | None:
+    """A tensor's name in the text model, None for the parts of a vision-language checkpoint that are not text."""
+    text = _table()["text"]
+    for prefix, short in text["prefixes"]:
+        if name.startswith(prefix):
+            return str(short) + name.removeprefix(prefix)
+    return None if name.startswith(tuple(text["others"])) else name
+
+
+def projector_axis(name: str, names: Collection[str] = ()) -> int | None:
+    """d_model's axis of a vision projector's last layer, None for every other tensor.
+
+    ``names`` are all of its checkpoint's: without them its bias isn't told, nor a layer that is the last one in some projectors.
+    """
+    short = name.removeprefix("model.")
+    inner = (short, template(short))
+    for layer in _table()["text"]["projectors"]:
+        follower = layer.get("unless")
+        if follower and (not names or any(other.removeprefix("model.") == follower for other in names)):
+            continue
+        if layer["weight"] in inner:
+            return int(layer["axis"])
+        if names and layer["weight"].endswith(".weight") and layer["weight"].removesuffix("weight") + "bias" in inner:
+            return 0
+    return None
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is one that transformers computes itself and that some checkpoints still carry."""
+    return name.endswith(tuple(f".{buffer}" for buffer in _table()["buffers"]["names"]))
+
+
+def aliased(model_type: str) -> str:
+    """The architecture that a config's ``model_type`` means: its own name, or that of the one it renames."""
+    return str(_table()["aliases"].get(model_type, model_type))
+
+
+def refusal_of(model_type: str) -> str | None:
+    """Why no edit of an architecture's writers is exact, None where the table knows no reason."""
+    reason = _table()["refused"].get(model_type)
+    return None if reason is None else str(reason)
+
+
+def layout_for(model_type: str) -> Layout | None:
+    """The table's layout of an architecture, None where it has none."""
+    return _families().get(aliased(model_type))
+
+
+def known_types() -> list[str]:
+    """Every ``model_type`` in the table."""
+    return sorted(_families())
+
+
+def guess_table() -> dict[str, Any]:
+    """The names that are tried for an architecture that no family names."""
+    table: dict[str, Any] = _table()["guess"]
+    return table
+
+
+def load_layout(path: Path) -> Layout:
+    """A user's layout: a TOML file with the keys of one family. Raises InputError saying what is wrong with it."""
     try:
-        return LAYOUTS[model_type]
-    except KeyError:
-        raise InputError(
-            f"no layout for the architecture {model_type!r}: it would be edited inexactly; known: {', '.join(sorted(LAYOUTS))}"
-        ) from None
+        entry = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable TOML file ({error})") from None
+    return layout_from(path.stem, entry, str(path))
+
+
+def layout_from(name: str, entry: Mapping[str, Any], where: str = "") -> Layout:
+    """A layout from a family's table. Raises InputError for an unknown or malformed key."""
+    try:
+        given = LayoutEntry(**{**_table()["defaults"], **entry})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "layout"
+        if first["type"] == "extra_forbidden":
+            fields = WriterEntry.model_fields if len(first["loc"]) > 1 else LayoutEntry.model_fields
+            raise InputError(f"{where or name}: unknown key {key!r}; known: {', '.join(sorted(fields))}") from None
+        raise InputError(f"{where or name}: {key}: {first['msg'].replace('tuple', 'list')}") from None
+    return Layout(
+        name=name,
+        writers=tuple(made for component in COMPONENTS for made in map(partial(_writer, component), getattr(given, component))),
+        block=given.block,
+        block_module=given.block_module or given.block,
+        embedding=f"{given.embedding}.weight",
+        embedding_module=given.embedding_module or given.embedding,
+        unembedding=f"{given.unembedding}.weight",
+        positions=None if given.positions is None else f"{given.positions}.weight",
+        embedding_norm=given.embedding_norm,
+        mtp=given.mtp,
+        mtp_others=given.mtp_others,
+        mtp_block=given.mtp_block,
+        mtp_root=given.mtp_root,
+    )
+
+
+def _writer(component: Component, given: WriterEntry) -> Writer:
+    norms = (given.norm,) if isinstance(given.norm, str) else given.norm
+    bias = given.bias or (given.weight.removesuffix(".weight") + ".bias" if given.weight.endswith(".weight") else None)
+    module = given.module or (norms[-1] if norms else given.weight.partition(".")[0])
+    return Writer(given.weight, component, given.axis, bias, norms, float(given.offset), module)
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return tomllib.loads(files("abliterate.model").joinpath("layouts.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def _families() -> dict[str, Layout]:
+    made: dict[str, Layout] = {}
+    for name, entry in _table()["families"].items():
+        layout = layout_from(name, entry)
+        for model_type in entry["types"]:
+            if model_type in made:
+                raise ValueError(f"layouts.toml names {model_type} twice")
+            made[model_type] = layout
+    return made

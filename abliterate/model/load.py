@@ -3,29 +3,65 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    FineGrainedFP8Config,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
+from transformers.utils.quantization_config import Mxfp4Config
 
 from abliterate.errors import InputError, first_line
 from abliterate.model.folder import ModelFolder, open_folder
+from abliterate.model.layouts import in_memory
 from abliterate.model.template import load_tokenizer
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
-class LocalModel:
-    """A model ready to run: frozen, in evaluation mode, on one device."""
+class InMemory:
+    """A model in memory, its modules found by the names of its layout."""
 
     folder: ModelFolder
     module: PreTrainedModel
+
+    @property
+    def device(self) -> torch.device:
+        return self.module.device
+
+    @cached_property
+    def parts(self) -> dict[str, nn.Module]:
+        """Every module by its name in memory."""
+        return dict(self.module.named_modules())
+
+    def part(self, name: str) -> nn.Module:
+        """A module of the text model by the name that the layout gives it. Raises InputError where the model has none."""
+        found = self.parts.get(in_memory(name, self.parts))
+        if found is None:
+            raise InputError(f"{self.folder.path}: the model has no module {name!r}, which its layout {self.folder.layout.name!r} names")
+        return found
+
+    def block(self, layer: int) -> nn.Module:
+        """Decoder block ``layer``."""
+        return self.part(self.folder.layout.block_module.format(layer))
+
+
+@dataclass(frozen=True)
+class LocalModel(InMemory):
+    """A model ready to be asked: frozen, in evaluation mode, on one device, with its tokenizer."""
+
     tokenizer: PreTrainedTokenizerBase
-    device: torch.device
 
 
 def pick_device(name: str) -> torch.device:
@@ -49,13 +85,15 @@ def pick_dtype(name: DTypeName, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def load_model(path: Path, dtype: DTypeName = "auto", device: str = "auto", trust_remote_code: bool = False) -> LocalModel:
+def load_model(
+    path: Path, dtype: DTypeName = "auto", device: str = "auto", trust_remote_code: bool = False, layout: Path | None = None
+) -> LocalModel:
     """Load a folder's model by transformers. Raises InputError where the folder, tokenizer or weights are unfit."""
-    folder = open_folder(path, trust_remote_code)
+    folder = open_folder(path, trust_remote_code, layout)
     tokenizer = load_tokenizer(path, trust_remote_code)
     where = pick_device(device)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    module, loading = _from_pretrained(path, pick_dtype(dtype, where), trust_remote_code)
+    module, loading = _from_pretrained(folder, pick_dtype(dtype, where))
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{path}: the checkpoint lacks {missing[0]!r} ({len(missing)} tensors missing); download it again")
     module.to(where)  # type: ignore[arg-type]
@@ -65,20 +103,30 @@ def load_model(path: Path, dtype: DTypeName = "auto", device: str = "auto", trus
     module.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # its sampling and penalties don't apply here
         eos_token_id=advice.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    return LocalModel(folder, module, tokenizer, where)
+    return LocalModel(folder, module, tokenizer)
 
 
-def _from_pretrained(path: Path, dtype: torch.dtype, trust_remote_code: bool) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _from_pretrained(folder: ModelFolder, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and what transformers says of keys that were missing. Raises InputError where it can't be loaded."""
+    kind = AutoModelForCausalLM if type(folder.config) in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText
+    packed: dict[str, Any] = {}
+    if folder.quantisation is not None:  # computed in dtype: the formats' own kernels need particular hardware
+        packed = {"quantization_config": {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}[folder.quantisation](dequantize=True)}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
+        loaded: Any = kind.from_pretrained(
+            folder.path,
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=folder.trust_remote_code,
             output_loading_info=True,
+            **packed,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{path}: transformers can't load it ({first_line(error)})") from None
-    return cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+        raise InputError(f"{folder.path}: transformers can't load it ({first_line(error)})") from None
+    module, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    if folder.quantisation == "fp8":  # what was not FP8 keeps its stored type, which the rest can't be computed with
+        for parameter in module.parameters():
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = parameter.data.to(dtype)
+    return module, info

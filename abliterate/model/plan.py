@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -16,20 +16,22 @@ from torch import Tensor
 from abliterate.errors import InputError
 from abliterate.model.layouts import COMPONENTS
 
-Embedding = Literal["edit", "skip"]
-EmbeddingPolicy = Literal["auto", "edit", "skip"]
+Embedding = Literal["edit", "skip", "untie"]
+EmbeddingPolicy = Literal["auto", "edit", "skip", "untie"]
 
 
 @dataclass(frozen=True)
 class EditPlan:
     """``direction`` holds k orthonormal rows a block and component; ``strength`` in [0, 1] says how much of them goes.
 
-    ``embedding`` says whether the token embedding is edited too, which needs one direction for all blocks.
+    ``embedding`` says whether the token embedding is edited too, which needs one direction for all blocks; ``untie`` edits it
+    and gives the unembedding its old weights. ``keep_norms`` gives every column of a writer its old length back.
     """
 
     direction: Float[Tensor, "layer component k d_model"]
     strength: Float[Tensor, "layer component"]
     embedding: Embedding
+    keep_norms: bool = False
 
     @property
     def layers(self) -> int:
@@ -37,7 +39,7 @@ class EditPlan:
 
     def scaled(self, strength: float) -> EditPlan:
         """The same directions at a share of the strengths."""
-        return EditPlan(self.direction, self.strength * strength, self.embedding)
+        return replace(self, strength=self.strength * strength)
 
     def embedding_direction(self) -> Float[Tensor, "k d_model"] | None:
         """The directions to remove from the token embedding, or None where it is left alone."""
@@ -73,6 +75,7 @@ def plan_from_direction(
     strength: float | Float[Tensor, "layer component"] = 1.0,
     policy: EmbeddingPolicy = "auto",
     tied: bool = False,
+    keep_norms: bool = False,
 ) -> EditPlan:
     """A plan that removes one direction (``[d_model]``) or a direction per block from every writer.
 
@@ -91,6 +94,7 @@ def plan_from_direction(
         direction=spread[:, None, None, :].expand(-1, len(COMPONENTS), 1, -1).contiguous(),
         strength=strengths,
         embedding=resolve_embedding(policy, one, tied),
+        keep_norms=keep_norms,
     )
 
 
@@ -122,14 +126,14 @@ def resolve_embedding(policy: EmbeddingPolicy, one_direction: bool, tied: bool) 
     """What the policy means for this plan and model. Raises InputError where ``edit`` can't be."""
     if policy == "auto":
         return "edit" if one_direction and not tied else "skip"
-    if policy == "edit" and not one_direction:
+    if policy != "skip" and not one_direction:
         raise InputError("the embedding can be edited only where one direction serves all blocks; use --embedding skip")
-    return policy
+    return "edit" if policy == "untie" and not tied else policy
 
 
 def save_plan(plan: EditPlan, path: Path) -> None:
     """Write a plan file (safetensors)."""
-    metadata = {"components": json.dumps(COMPONENTS), "embedding": plan.embedding}
+    metadata = {"components": json.dumps(COMPONENTS), "embedding": plan.embedding, "norms": "keep" if plan.keep_norms else "free"}
     save_file({"direction": plan.direction.contiguous(), "strength": plan.strength.contiguous()}, path, metadata)
 
 
@@ -147,12 +151,14 @@ def load_plan(path: Path) -> EditPlan:
         raise InputError(f"{path}: direction {list(direction.shape)} is empty; there is nothing to remove")
     if not (torch.isfinite(strength).all() and (strength >= 0).all() and (strength <= 1).all()):
         raise InputError(f"{path}: strengths must lie in [0, 1]")
-    embedding = metadata.get("embedding", "skip")
-    if embedding not in ("edit", "skip"):
-        raise InputError(f"{path}: embedding {embedding!r} is not supported; use edit or skip")
-    direction = _orthonormal(direction, (strength > 0) | (embedding == "edit"), path)
-    plan = EditPlan(direction, strength, "edit" if embedding == "edit" else "skip")
-    resolve_embedding(plan.embedding, plan.same_everywhere(), tied=False)
+    embedding, norms = metadata.get("embedding", "skip"), metadata.get("norms", "free")
+    if embedding not in ("edit", "skip", "untie"):
+        raise InputError(f"{path}: embedding {embedding!r} is not supported; use edit, skip or untie")
+    if norms not in ("keep", "free"):
+        raise InputError(f"{path}: norms {norms!r} is not supported; use keep or free")
+    direction = _orthonormal(direction, (strength > 0) | (embedding != "skip"), path)
+    plan = EditPlan(direction, strength, cast("Embedding", embedding), norms == "keep")
+    resolve_embedding(plan.embedding, plan.same_everywhere(), tied=True)
     return plan
 
 

@@ -15,12 +15,12 @@ class Session:
 
     def __init__(self, config: ModelConfig, path: Path) -> None:
         self._config = config
-        self.folder: ModelFolder = open_folder(path, config.trust_remote_code)
+        self.folder: ModelFolder = open_folder(path, config.trust_remote_code, config.layout_file)
 
     @cached_property
     def model(self) -> LocalModel:
         config = self._config
-        return load_model(self.folder.path, config.dtype, config.device, config.trust_remote_code)
+        return load_model(self.folder.path, config.dtype, config.device, config.trust_remote_code, config.layout_file)
 
     def release(self) -> None:
         """Free the weights; they come back on the next use."""

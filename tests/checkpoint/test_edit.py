@@ -11,14 +11,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from abliterate.checkpoint.edit import EditResult, edit_checkpoint
+from abliterate.checkpoint import edit as editing
+from abliterate.checkpoint.edit import EditResult, check_editable, edit_checkpoint
 from abliterate.checkpoint.index import SINGLE, open_index
-from abliterate.errors import InputError
+from abliterate.errors import CheckError, InputError
 from abliterate.model.folder import open_folder
 from abliterate.model.hooks import ablated
 from abliterate.model.load import load_model
@@ -30,6 +32,8 @@ TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-3}
 # What storing a tiny random model in bf16 does to its logits (measured 0.016 to 0.029); float32 shows exactness.
 ROUNDING = 3e-2
 WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+EMBEDDING, HEAD, DOWN = "model.embed_tokens.weight", "lm_head.weight", "model.layers.3.mlp.down_proj.weight"
+SHARDS = pytest.mark.parametrize("shards", [None, "20KB"])
 EVERY_KIND = pytest.mark.parametrize(
     ("family", "shards", "dtype", "tied"),
     [
@@ -53,6 +57,13 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def _rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+    tensors = load_file(folder / SINGLE)
+    change(tensors)
+    save_file(tensors, folder / SINGLE, {"format": "pt"})
+    return folder
 
 
 def _logits(model: Path, plan: EditPlan | None = None) -> torch.Tensor:
@@ -84,7 +95,7 @@ def test_full_strength_leaves_no_component_along_r(
             assert (r.double() @ old[name].double()).norm() / old[name].double().norm() > 10 * TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("shards", [None, "20KB"])
+@SHARDS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tied", [False, True])
 def test_everything_but_the_edited_tensors_is_byte_identical(
@@ -94,7 +105,7 @@ def test_everything_but_the_edited_tensors_is_byte_identical(
     result = _edit(model, plan_from_direction(unit_direction(32), 4, tied=tied), tmp_path / "out")
     edited = {tensor["name"] for tensor in result.proof["tensors"]}
     before, after = _hashes(model), _hashes(tmp_path / "out")
-    assert after.keys() - before.keys() == {"README.md", "abliteration.json"}
+    assert after.keys() - before.keys() == {"README.md", "abliteration.json", "abliteration.plan"}
     assert before.keys() <= after.keys()
     assert all(after[name] == before[name] for name in before if not name.endswith(".safetensors"))
     source, written = open_index(model), open_index(tmp_path / "out")
@@ -103,14 +114,15 @@ def test_everything_but_the_edited_tensors_is_byte_identical(
         assert source.read(name).view(torch.uint8).equal(written.read(name).view(torch.uint8))
 
 
-@pytest.mark.parametrize("shards", [None, "20KB"])
-@pytest.mark.parametrize("embedding", ["skip", "edit"])
+@SHARDS
+@pytest.mark.parametrize(("embedding", "keep_norms"), [("skip", False), ("edit", False), ("edit", True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_strength_zero_is_byte_identical(
-    tiny: Tiny, unit_direction: Unit, tmp_path: Path, shards: str | None, embedding: str, dtype: torch.dtype
+    tiny: Tiny, unit_direction: Unit, tmp_path: Path, shards: str | None, embedding: str, keep_norms: bool, dtype: torch.dtype
 ) -> None:
     model = tiny(shards=shards, dtype=dtype)
-    _edit(model, plan_from_direction(unit_direction(32), 4, 0.0, embedding), tmp_path / "out")
+    result = _edit(model, plan_from_direction(unit_direction(32), 4, 0.0, embedding, keep_norms=keep_norms), tmp_path / "out")
+    assert result.tensors == 0
     before, after = _hashes(model), _hashes(tmp_path / "out")
     assert {name: after[name] for name in before} == before
 
@@ -170,22 +182,99 @@ def test_several_rows_and_mixed_strengths_compute_what_hooks_do(tiny: Tiny, tmp_
     assert _distance(_logits(tmp_path / "out"), _logits(model, plan)) < 1e-4
 
 
-@pytest.mark.parametrize("copy", ["equal", "other"])
-@pytest.mark.parametrize("embedding", ["edit", "auto"])
+@pytest.mark.parametrize("stored", ["equal", "other"])
 def test_a_tied_config_whose_checkpoint_stores_the_head_too_is_exact_or_refused(
-    tiny: Tiny, unit_direction: Unit, tmp_path: Path, copy: str, embedding: str
+    tiny: Tiny, unit_direction: Unit, tmp_path: Path, stored: str
 ) -> None:
-    model = tiny(tied=True)
-    tensors = load_file(model / SINGLE)
-    head = tensors["model.embed_tokens.weight"].clone()
-    tensors["lm_head.weight"] = head if copy == "equal" else head.flip(0).contiguous()
-    save_file(tensors, model / SINGLE, {"format": "pt"})
-    plan = plan_from_direction(unit_direction(32), 4, policy=embedding, tied=open_folder(model).tied)
-    try:
-        _edit(model, plan, tmp_path / "out")
-    except InputError:
-        return
+    def twice(tensors: dict[str, torch.Tensor]) -> None:
+        head = tensors[EMBEDDING].clone()
+        tensors[HEAD] = head if stored == "equal" else head.flip(0).contiguous()
+
+    model, r = _rewrite(tiny(tied=True), twice), unit_direction(32)
+    for policy in ("edit", "untie"):
+        with pytest.raises(InputError, match=r"stored too|alone to untie"):
+            _edit(model, plan_from_direction(r, 4, policy=policy, tied=True), tmp_path / "out")
+    plan = plan_from_direction(r, 4, policy="auto", tied=True)
+    _edit(model, plan, tmp_path / "out")
     assert _distance(_logits(tmp_path / "out"), _logits(model, plan)) < 1e-4
+
+
+@SHARDS
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, ROUNDING)])
+def test_untying_edits_the_embedding_and_leaves_the_unembedding_its_old_weights(
+    tiny: Tiny, unit_direction: Unit, tmp_path: Path, shards: str | None, dtype: torch.dtype, near: float
+) -> None:
+    model, r = tiny("qwen2", tied=True, shards=shards, dtype=dtype), unit_direction(32)
+    plan = plan_from_direction(r, 4, policy="untie", tied=True)
+    result = _edit(model, plan, tmp_path / "out")
+    old, new = _tensors(model), _tensors(tmp_path / "out")
+    assert new.keys() - old.keys() == {HEAD} and HEAD not in old
+    assert new[HEAD].dtype == dtype and torch.equal(new[HEAD], old[EMBEDDING])
+    assert float((new[EMBEDDING].double() @ r.double()).norm()) < TOLERANCE[dtype] * float(old[EMBEDDING].double().norm())
+    assert result.proof["embedding"] == {"policy": "untie", "tied_to_unembedding": False}
+    configs = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (model, tmp_path / "out")]
+    assert configs[0]["tie_word_embeddings"] is True and configs[1] == configs[0] | {"tie_word_embeddings": False}
+    assert _distance(_logits(tmp_path / "out"), _logits(model, plan)) < near
+    loaded = load_model(tmp_path / "out", "float32", "cpu").module
+    assert torch.equal(loaded.get_output_embeddings().weight, old[EMBEDDING].float())
+    assert torch.equal(loaded.get_input_embeddings().weight, new[EMBEDDING].float())
+
+
+@pytest.mark.parametrize("shards", [None, "6KB"])
+def test_untying_leaves_everything_else_byte_identical(tiny: Tiny, unit_direction: Unit, tmp_path: Path, shards: str | None) -> None:
+    model = tiny(tied=True, shards=shards, dtype=torch.bfloat16)
+    result = _edit(model, plan_from_direction(unit_direction(32), 4, policy="untie", tied=True), tmp_path / "out")
+    edited = {tensor["name"] for tensor in result.proof["tensors"]}
+    old, new = _tensors(model), _tensors(tmp_path / "out")
+    assert EMBEDDING in edited and all(torch.equal(new[name], old[name]) for name in old.keys() - edited)
+    source, before, after = open_index(model), _hashes(model), _hashes(tmp_path / "out")
+    assert source.shards.keys() <= after.keys()
+    if shards:  # a shard without an edited tensor is the source's file
+        untouched = source.shards.keys() - {source.tensors[name].shard for name in edited}
+        assert untouched and all(after[name] == before[name] for name in untouched)
+    changed = {"config.json", *source.shards, *(["model.safetensors.index.json"] if shards else [])}
+    assert all(after[name] == before[name] for name in before.keys() - changed)
+
+
+def test_an_untied_checkpoint_can_be_edited_again(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
+    _edit(tiny(tied=True, shards="20KB"), plan_from_direction(unit_direction(32), 4, policy="untie", tied=True), tmp_path / "once")
+    again = open_folder(tmp_path / "once")
+    assert not again.tied
+    plan = plan_from_direction(unit_direction(32, 2), 4, policy="untie", tied=again.tied)
+    result = _edit(tmp_path / "once", plan, tmp_path / "twice")
+    assert plan.embedding == "edit" and EMBEDDING in {tensor["name"] for tensor in result.proof["tensors"]}
+    assert torch.equal(_tensors(tmp_path / "twice")[HEAD], _tensors(tmp_path / "once")[HEAD])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_keeping_norms_keeps_the_length_of_what_every_input_and_token_writes(
+    tiny: Tiny, unit_direction: Unit, tmp_path: Path, dtype: torch.dtype, strength: float
+) -> None:
+    model, r = tiny(attention_bias=True, dtype=dtype), unit_direction(32)
+    result = _edit(model, plan_from_direction(r, 4, strength, "edit", keep_norms=True), tmp_path / "out")
+    assert result.proof["norms"] == "keep" and result.tensors == 13
+    old, new = _tensors(model), _tensors(tmp_path / "out")
+    for tensor in result.proof["tensors"]:
+        name, axis = tensor["name"], 1 if tensor["kind"] == "embedding" else 0
+        assert not torch.equal(old[name], new[name])
+        torch.testing.assert_close(new[name].double().norm(dim=axis), old[name].double().norm(dim=axis), rtol=TOLERANCE[dtype] * 4, atol=0)
+        assert tensor["error"] < TOLERANCE[dtype]
+        if strength == 1:
+            assert tensor["after"] < TOLERANCE[dtype] * float(old[name].double().norm())
+
+
+def test_behind_a_norm_nothing_that_a_block_adds_lies_along_the_direction(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
+    model, r = tiny("gemma2", head_dim=8), unit_direction(32)
+    along = {}
+    for name, path in (("before", model), ("after", tmp_path / "out")):
+        if name == "after":
+            _edit(model, plan_from_direction(r, 4), path)
+        loaded = load_model(path, "float32", "cpu")
+        with torch.no_grad():
+            states = loaded.module(torch.arange(40).reshape(2, 20), output_hidden_states=True).hidden_states[:-1]
+        along[name] = max(float((state @ r).abs().max() / state.norm(dim=-1).max()) for state in states)
+    assert along["after"] < 1e-5 < 0.05 < along["before"]
 
 
 def test_auto_edits_an_untied_embedding_and_leaves_a_tied_one(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
@@ -226,6 +315,30 @@ def test_proof_and_card_stand_in_the_new_folder(tiny: Tiny, unit_direction: Unit
     assert json.loads((tmp_path / "out" / "abliteration.json").read_text(encoding="utf-8")) == json.loads(json.dumps(result.proof))
     assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == "card\n"
     assert result.tensors == len(result.proof["tensors"]) == 9
+    assert result.proof["self_check"]["architecture"] == "llama" and result.proof["self_check"]["left"] < 1e-5
+    assert (result.proof["norms"], result.proof["unpacked"], result.proof["base_model"]) == ("free", [], "base")
+
+
+@pytest.mark.parametrize(("policy", "keep_norms"), [("edit", False), ("untie", True), ("skip", True)])
+def test_the_plan_stands_beside_its_proof_and_is_no_weight_file(
+    tiny: Tiny, unit_direction: Unit, tmp_path: Path, policy: str, keep_norms: bool
+) -> None:
+    plan = plan_from_direction(unit_direction(32), 4, 0.5, policy, tied=True, keep_norms=keep_norms)
+    _edit(tiny(tied=True), plan, tmp_path / "out")
+    back = load_plan(tmp_path / "out" / "abliteration.plan")
+    assert torch.equal(back.strength, plan.strength) and (back.embedding, back.keep_norms) == (policy, keep_norms)
+    torch.testing.assert_close(back.direction, plan.direction, rtol=0, atol=1e-7)
+
+
+@SHARDS
+@pytest.mark.parametrize("policy", ["edit", "untie"])
+def test_every_byte_that_is_written_is_heard_of_and_counted(
+    tiny: Tiny, unit_direction: Unit, tmp_path: Path, shards: str | None, policy: str
+) -> None:
+    folder, heard = open_folder(tiny(tied=True, shards=shards)), list[int]()
+    plan = plan_from_direction(unit_direction(32), 4, policy=policy, tied=True)
+    result = edit_checkpoint(folder, plan, tmp_path / "out", "b", lambda proof: "", heard.append)
+    assert sum(heard) == result.written_bytes == open_index(tmp_path / "out").nbytes
 
 
 def test_the_source_is_never_changed(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
@@ -255,26 +368,88 @@ def test_a_plan_stored_in_half_precision_is_edited_or_refused_as_input(tiny: Tin
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_damaged_writer_leaves_nothing(tiny: Tiny, unit_direction: Unit, tmp_path: Path, value: float) -> None:
-    model = tiny()
-    tensors = load_file(model / SINGLE)
-    tensors["model.layers.3.mlp.down_proj.weight"][0, 0] = value
-    save_file(tensors, model / SINGLE, {"format": "pt"})
+    model = _rewrite(tiny(), lambda tensors: tensors[DOWN][0].fill_(value))
     with pytest.raises(InputError, match=r"layers\.3\.mlp\.down_proj\.weight holds NaN"):
         _edit(model, plan_from_direction(unit_direction(32), 4), tmp_path / "out")
     assert list(tmp_path.iterdir()) == [model]
 
 
-def test_a_full_disk_leaves_nothing(tiny: Tiny, unit_direction: Unit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("call", "number"), [("pwrite", 1), ("pwrite", 4), ("copy_file_range", 2)])
+def test_a_full_disk_leaves_nothing(
+    tiny: Tiny, unit_direction: Unit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
     model = tiny()
-    calls, write = iter(range(1000)), os.write
+    check_editable(open_folder(model))  # its small copy is written elsewhere
+    calls, real = iter(range(1000)), getattr(os, call)
 
-    def full(target: int, data: memoryview) -> int:
-        if next(calls) == 4:
+    def full(*args: object) -> int:
+        if next(calls) == number:
             raise OSError(28, "No space left on device")
-        return write(target, data)
+        return int(real(*args))
 
-    monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(os, call, full)
     with pytest.raises(InputError, match="no space left"):
+        _edit(model, plan_from_direction(unit_direction(32), 4), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def _lose(folder: Path) -> None:
+    _rewrite(folder, lambda tensors: tensors.pop("model.norm.weight"))
+
+
+def _retype(folder: Path) -> None:
+    _rewrite(folder, lambda tensors: tensors.update({HEAD: tensors[HEAD].half()}))
+
+
+def _keep(folder: Path) -> None:
+    _rewrite(folder, lambda tensors: tensors.update({DOWN: tensors[DOWN] + 1e-3}))
+
+
+@pytest.mark.parametrize(("damage", "says"), [(_lose, "not those of"), (_retype, "not those of"), (_keep, f"worst: {DOWN}")])
+def test_what_is_not_on_disk_as_planned_fails_the_edit_and_leaves_nothing(
+    tiny: Tiny, unit_direction: Unit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], says: str
+) -> None:
+    model, write = tiny(), editing.write_shards
+
+    def damaged(*args: Any) -> object:
+        before = write(*args)
+        damage(args[3])
+        return before
+
+    monkeypatch.setattr(editing, "write_shards", damaged)
+    with pytest.raises(CheckError, match=says):
+        _edit(model, plan_from_direction(unit_direction(32), 4), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [model]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.mlp.experts.down_proj.weight",
+        "model.layers.0.mlp.down_proj.qweight",
+        "model.layers.4.mlp.extra_proj.weight",
+        "layers.0.mlp.down_proj.weight",
+        "lm_head.bias",
+        "model.embed_positions.weight",
+        "score.weight",
+    ],
+)
+def test_a_tensor_outside_the_architecture_is_refused_by_name(tiny: Tiny, unit_direction: Unit, tmp_path: Path, name: str) -> None:
+    model = _rewrite(tiny(), lambda tensors: tensors.update({name: torch.ones(32)}))
+    with pytest.raises(InputError, match=f"not in a model of its architecture .*{name}"):
+        check_editable(open_folder(model))
+    with pytest.raises(InputError, match=name):
+        _edit(model, plan_from_direction(unit_direction(32), 4), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [model]
+
+
+@pytest.mark.parametrize("lost", ["model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.o_proj.weight"])
+def test_a_missing_writer_is_named(tiny: Tiny, unit_direction: Unit, tmp_path: Path, lost: str) -> None:
+    model = _rewrite(tiny(), lambda tensors: tensors.pop(lost))
+    says = rf"block {lost.split('.')[2]} differs .*{lost.split('.', 3)[3]}"
+    with pytest.raises(InputError, match=says):
+        check_editable(open_folder(model))
+    with pytest.raises(InputError, match=says):
         _edit(model, plan_from_direction(unit_direction(32), 4), tmp_path / "out")
     assert list(tmp_path.iterdir()) == [model]
 

@@ -2,99 +2,160 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
 from abliterate.checkpoint.index import SINGLE, open_index
-from abliterate.checkpoint.proof import NAME, TensorProof, proof_document, prove, write_proof
+from abliterate.checkpoint.orthogonalise import read_component, removal
+from abliterate.checkpoint.output import plan_output
+from abliterate.checkpoint.proof import NAME, TOLERANCE, TensorProof, proof_document, prove, write_proof
+from abliterate.checkpoint.stream import Before, write_shards
 from abliterate.checkpoint.tasks import EditTask
-from abliterate.checkpoint.write import write_shards
-from abliterate.errors import CheckError
+from abliterate.errors import CheckError, InputError
 
 ROW = torch.tensor([[0.6, 0.8, 0.0, 0.0]])
+ROWS = torch.tensor([[0.6, 0.8, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+GAMMA = torch.tensor([0.5, 2.0, -1.0, 3.0])
+TYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
-def _edited(tmp_path: Path, strength: float = 1.0) -> tuple[Path, Path, dict[str, EditTask]]:
-    source, out = tmp_path / "model", tmp_path / "out"
-    source.mkdir()
-    out.mkdir()
-    torch.manual_seed(0)
-    save_file({"w": torch.randn(4, 6), "v": torch.randn(4, 6)}, source / SINGLE)
-    tasks = {"w": EditTask("w", "mlp", 0, ROW, strength)}
-    write_shards(open_index(source), tasks, out, lambda done: None)
-    return source, out, tasks
+class Edited:
+    """A checkpoint of two tensors, one of them edited."""
+
+    def __init__(self, tmp_path: Path, strength: float = 1.0, dtype: torch.dtype = torch.float32, **task: Any) -> None:
+        self.source, self.out = tmp_path / "model", tmp_path / "out"
+        self.source.mkdir()
+        self.out.mkdir()
+        torch.manual_seed(0)
+        save_file({"w": torch.randn(4, 6).to(dtype), "v": torch.randn(4, 6)}, self.source / SINGLE)
+        self.tasks = {"w": EditTask("w", "mlp", 0, task.pop("removal", removal(ROW)), strength, **task)}
+        index = open_index(self.source)
+        self.before: dict[str, Before] = write_shards(index, plan_output(index, self.tasks), self.tasks, self.out)
+
+    def proof(self) -> TensorProof:
+        heard: list[int] = []
+        (proof,) = prove(open_index(self.out), self.tasks, self.before, heard.append)
+        assert heard == [1]
+        return proof
+
+    def change(self, **tensors: torch.Tensor) -> None:
+        save_file(load_file(self.out / SINGLE) | tensors, self.out / SINGLE)
 
 
-def _prove(source: Path, out: Path, tasks: dict[str, EditTask]) -> list[TensorProof]:
-    return prove(open_index(source), out, tasks, lambda done: None)
-
-
-def test_a_full_edit_proves_nothing_left(tmp_path: Path) -> None:
-    source, out, tasks = _edited(tmp_path)
-    (proof,) = _prove(source, out, tasks)
-    expected = float((ROW @ load_file(source / SINGLE)["w"]).norm())
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_full_edit_proves_nothing_left(tmp_path: Path, dtype: torch.dtype) -> None:
+    edited = Edited(tmp_path, dtype=dtype)
+    proof = edited.proof()
+    expected = float((ROW.double() @ load_file(edited.source / SINGLE)["w"].double()).norm())
     assert proof.before == pytest.approx(expected, rel=1e-5)
+    assert proof.aim == 0.0
+    assert proof.left < 10 * TOLERANCE[proof.dtype] and proof.error < TOLERANCE[proof.dtype]
+
+
+@pytest.mark.parametrize("keep_norms", [False, True])
+def test_a_half_edit_proves_half_left(tmp_path: Path, keep_norms: bool) -> None:
+    proof = Edited(tmp_path, 0.5, keep_norms=keep_norms).proof()
+    assert proof.error < 1e-6
+    assert proof.aim == pytest.approx(proof.after, rel=1e-5)
+    if keep_norms:  # longer columns hold more of it
+        assert 0.5 * proof.before < proof.after < proof.before
+    else:
+        assert proof.left == pytest.approx(0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("keep_norms", [False, True])
+@pytest.mark.parametrize("gamma", [None, GAMMA])
+@pytest.mark.parametrize("rows", [ROW, ROWS])
+def test_every_kind_of_edit_is_proven(tmp_path: Path, keep_norms: bool, gamma: torch.Tensor | None, rows: torch.Tensor) -> None:
+    edited = Edited(tmp_path, removal=removal(rows, gamma), keep_norms=keep_norms)
+    proof, old = edited.proof(), load_file(edited.source / SINGLE)["w"]
+    entering = old if gamma is None else gamma[:, None] * old
+    assert proof.before == pytest.approx(float((rows @ entering).norm()), rel=1e-5)
     assert proof.left < 1e-6 and proof.error < 1e-6
 
 
-def test_a_half_edit_proves_half_left(tmp_path: Path) -> None:
-    (proof,) = _prove(*_edited(tmp_path, 0.5))
-    assert proof.left == pytest.approx(0.5, abs=1e-5)
-    assert proof.error < 1e-6
+def test_an_edit_behind_a_norm_is_measured_as_it_enters_the_stream(tmp_path: Path) -> None:
+    edited = Edited(tmp_path, removal=removal(ROW, GAMMA))
+    new = load_file(edited.out / SINGLE)["w"]
+    assert edited.proof().after == pytest.approx(float((ROW @ (GAMMA[:, None] * new)).norm()), abs=1e-6)
+    assert float((ROW @ new).norm()) > 0.1  # as a plain projection it would not be one
 
 
-def test_the_hash_is_of_the_tensors_bytes_on_disk(tmp_path: Path) -> None:
-    source, out, tasks = _edited(tmp_path)
-    (proof,) = _prove(source, out, tasks)
-    assert proof.sha256 == hashlib.sha256(load_file(out / SINGLE)["w"].numpy().tobytes()).hexdigest()
+def test_the_hashes_are_of_the_tensors_bytes_on_disk(tmp_path: Path) -> None:
+    edited = Edited(tmp_path)
+    proof = edited.proof()
+    for digest, folder in ((proof.blake3_before, edited.source), (proof.blake3_after, edited.out)):
+        assert digest == blake3(load_file(folder / SINGLE)["w"].numpy().tobytes()).hexdigest()
 
 
 def test_an_edit_that_did_not_happen_fails_the_proof(tmp_path: Path) -> None:
-    source, _, tasks = _edited(tmp_path)
+    edited = Edited(tmp_path)
     with pytest.raises(CheckError, match="worst: w"):
-        _prove(source, source, tasks)
+        prove(open_index(edited.source), edited.tasks, edited.before)
 
 
-def test_a_little_left_over_fails_the_proof(tmp_path: Path) -> None:
-    source, out, tasks = _edited(tmp_path)
-    tensors = load_file(out / SINGLE)
-    tensors["w"] += 1e-4 * ROW.T
-    save_file(tensors, out / SINGLE)
+@pytest.mark.parametrize(("dtype", "left"), [(torch.float64, 1e-4), (torch.float32, 1e-4), (torch.float16, 0.05), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("gamma", [None, GAMMA])
+def test_a_little_left_over_fails_the_proof(tmp_path: Path, dtype: torch.dtype, left: float, gamma: torch.Tensor | None) -> None:
+    task = removal(ROW, gamma)
+    edited = Edited(tmp_path, dtype=dtype, removal=task)
+    assert edited.proof().error <= TOLERANCE[open_index(edited.out).tensors["w"].dtype]
+    edited.change(w=(load_file(edited.out / SINGLE)["w"].double() + left * task.w).to(dtype))
     with pytest.raises(CheckError, match="keep more of the direction"):
-        _prove(source, out, tasks)
+        edited.proof()
 
 
-def test_a_tensor_lost_on_the_way_fails_the_proof(tmp_path: Path) -> None:
-    source, out, tasks = _edited(tmp_path)
-    save_file({"w": load_file(out / SINGLE)["w"]}, out / SINGLE)
-    with pytest.raises(CheckError, match="not those of"):
-        _prove(source, out, tasks)
+def test_too_much_removed_fails_the_proof_of_a_half_edit(tmp_path: Path) -> None:
+    edited = Edited(tmp_path, 0.6)
+    edited.before["w"] = replace(edited.before["w"], aim=0.5 * edited.before["w"].component)
+    with pytest.raises(CheckError, match="worst: w"):
+        edited.proof()
 
 
-def test_a_tensor_turned_to_nan_fails_the_proof(tmp_path: Path) -> None:
-    source, out, tasks = _edited(tmp_path)
-    tensors = load_file(out / SINGLE)
-    tensors["w"][1, 1] = torch.nan
-    save_file(tensors, out / SINGLE)
-    with pytest.raises(CheckError):
-        _prove(source, out, tasks)
+def test_an_edited_tensor_lost_on_the_way_fails_the_proof(tmp_path: Path) -> None:
+    edited = Edited(tmp_path)
+    save_file({"v": load_file(edited.out / SINGLE)["v"]}, edited.out / SINGLE)
+    with pytest.raises(InputError, match="no tensor w"):
+        edited.proof()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_tensor_turned_to_nan_fails_the_proof(tmp_path: Path, value: float) -> None:
+    edited = Edited(tmp_path)
+    tensor = load_file(edited.out / SINGLE)["w"]
+    tensor[1, 1] = value
+    edited.change(w=tensor)
+    with pytest.raises(CheckError, match="worst: w, nan"):
+        edited.proof()
 
 
 def test_a_tensor_of_zeros_is_proven(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(4, 6)}, tmp_path / SINGLE)
-    (proof,) = _prove(tmp_path, tmp_path, {"w": EditTask("w", "mlp", 0, ROW, 1.0)})
+    task = EditTask("w", "mlp", 0, removal(ROW), 1.0)
+    found = read_component(torch.zeros(4, 6), task.removal, 0)
+    (proof,) = prove(open_index(tmp_path), {"w": task}, {"w": Before(found.along, 0.0, found.size, "")})
     assert proof.left == proof.error == 0.0
 
 
 def test_the_document_is_strict_json_and_names_its_worst_tensor(tmp_path: Path) -> None:
-    proofs = _prove(*_edited(tmp_path))
-    write_proof(proof_document(proofs, "é", "skip", True, ["x: why"]), tmp_path)
+    proof = Edited(tmp_path).proof()
+    worse = replace(proof, name="x", left=0.5, error=0.25)
+    write_proof(proof_document([proof, worse], "é", {"embedding": "skip"}, {"left": 0.0}, ["x: why"]), tmp_path)
     document = json.loads((tmp_path / NAME).read_text(encoding="utf-8"), parse_constant=lambda constant: pytest.fail(constant))
-    assert document["schema"] == "abliterate/abliteration/1"
-    assert document["worst"]["error"] == proofs[0].error
+    assert document["schema"] == "abliterate/abliteration/2"
+    assert document["worst"] == {"left": 0.5, "error": 0.25}
     assert document["base_model"] == "é" and document["not_edited"] == ["x: why"]
+    assert document["embedding"] == "skip" and document["self_check"] == {"left": 0.0}
+    assert [tensor["name"] for tensor in document["tensors"]] == ["w", "x"]
+
+
+def test_the_document_of_an_edit_of_nothing_has_no_worst_tensor() -> None:
+    document = proof_document([], "base", {}, {}, [])
+    assert document["worst"] == {"left": 0.0, "error": 0.0} and document["tensors"] == []

@@ -1,32 +1,18 @@
-"""A new folder is whole or not there; what isn't edited is copied byte for byte."""
+"""A new folder is whole or not there; side files are copied byte for byte."""
 
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
-from abliterate.checkpoint.index import SINGLE, open_index
-from abliterate.checkpoint.tasks import EditTask
-from abliterate.checkpoint.write import check_destination, copy_side_files, edited_tensor, new_folder, write_shards
+from abliterate.checkpoint.index import SINGLE
+from abliterate.checkpoint.write import check_destination, copy_side_files, new_folder
 from abliterate.errors import InputError
-
-
-def _task(name: str, d_model: int = 4, strength: float = 1.0) -> EditTask:
-    return EditTask(name, "mlp", 0, torch.eye(1, d_model), strength)
-
-
-def _checkpoint(folder: Path, **tensors: torch.Tensor) -> Path:
-    folder.mkdir()
-    save_file(tensors, folder / SINGLE)
-    return folder
 
 
 def test_a_block_that_ends_well_gives_the_folder_its_name(tmp_path: Path) -> None:
@@ -35,6 +21,14 @@ def test_a_block_that_ends_well_gives_the_folder_its_name(tmp_path: Path) -> Non
         (partial / "a").write_text("x")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out" / "a").read_text() == "x"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), OSError(errno.EDQUOT, "full")])
+def test_a_disk_that_fills_up_on_the_way_is_called_so_and_leaves_nothing(tmp_path: Path, error: OSError) -> None:
+    with pytest.raises(InputError, match="no space left"), new_folder(tmp_path / "out", 1) as partial:
+        (partial / "a").write_text("x")
+        raise error
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), InputError("x")])
@@ -123,23 +117,6 @@ def test_too_little_space_is_said_before_the_work(tmp_path: Path, monkeypatch: p
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_fills_up_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    source = _checkpoint(tmp_path / "model", a=torch.ones(4, 3), b=torch.ones(4, 3))
-    calls = iter(range(100))
-    write = os.write
-
-    def full(target: int, data: Any) -> int:
-        if next(calls) >= 2:
-            raise OSError(number, "full")
-        return write(target, data)
-
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(InputError, match="no space left"), new_folder(tmp_path / "out", 1) as partial:
-        write_shards(open_index(source), {"a": _task("a"), "b": _task("b")}, partial, lambda done: None)
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
-
-
 def test_another_write_error_is_not_called_a_full_disk(tmp_path: Path) -> None:
     def fail() -> NoReturn:
         raise PermissionError(errno.EACCES, "denied")
@@ -149,70 +126,11 @@ def test_another_write_error_is_not_called_a_full_disk(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = _checkpoint(tmp_path / "model", a=torch.randn(4, 3))
-    (tmp_path / "out").mkdir()
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda target, data: write(target, data[:5]))
-    write_shards(open_index(source), {}, tmp_path / "out", lambda done: None)
-    assert (tmp_path / "out" / SINGLE).read_bytes() == (source / SINGLE).read_bytes()
-
-
-def test_only_the_bytes_of_edited_tensors_differ(tmp_path: Path) -> None:
-    source = _checkpoint(tmp_path / "model", a=torch.randn(4, 3), b=torch.randn(4, 3), c=torch.arange(5))
-    (tmp_path / "out").mkdir()
-    index = open_index(source)
-    write_shards(index, {"b": _task("b")}, tmp_path / "out", lambda done: None)
-    old, new = (source / SINGLE).read_bytes(), (tmp_path / "out" / SINGLE).read_bytes()
-    start, end = index.tensors["b"].start, index.tensors["b"].end
-    assert old[:start] == new[:start] and old[end:] == new[end:]
-    assert old[start:end] != new[start:end]
-    assert not load_file(tmp_path / "out" / SINGLE)["b"][0].any()
-
-
-def test_advance_hears_of_every_byte_once(tmp_path: Path) -> None:
-    source = _checkpoint(tmp_path / "model", a=torch.randn(4, 3), b=torch.randn(4, 3))
-    (tmp_path / "out").mkdir()
-    heard: list[int] = []
-    write_shards(open_index(source), {"b": _task("b")}, tmp_path / "out", heard.append)
-    assert sum(heard) == (source / SINGLE).stat().st_size
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_tensor_that_is_not_finite_is_named(tmp_path: Path, value: float) -> None:
-    index = open_index(_checkpoint(tmp_path / "model", a=torch.full((4, 3), value)))
-    with pytest.raises(InputError, match=r"model\.safetensors: a holds NaN"):
-        edited_tensor(index, index.tensors["a"], _task("a"))
-
-
-def test_a_tensor_that_leaves_its_range_is_named(tmp_path: Path) -> None:
-    weight = torch.full((4, 1), 65504.0, dtype=torch.float16)
-    row = torch.tensor([[-0.1, 0.57, 0.57, 0.57]])
-    row /= row.norm()
-    index = open_index(_checkpoint(tmp_path / "model", a=weight))
-    with pytest.raises(InputError, match="leaves the range of F16"):
-        edited_tensor(index, index.tensors["a"], EditTask("a", "mlp", 0, row, 1.0))
-
-
-def test_half_precision_is_rounded_once(tmp_path: Path) -> None:
-    weight = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
-    index = open_index(_checkpoint(tmp_path / "model", a=weight))
-    rows = torch.tensor([[0.6, 0.8, 0.0, 0.0]])
-    exact = weight.double() - rows.double().T @ (rows.double() @ weight.double())
-    edited = edited_tensor(index, index.tensors["a"], EditTask("a", "mlp", 0, rows, 1.0))
-    assert ((edited.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-6).all()
-
-
-def test_a_tensor_keeps_its_stored_type(tmp_path: Path) -> None:
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        index = open_index(_checkpoint(tmp_path / str(dtype), a=torch.ones(4, 3, dtype=dtype)))
-        assert edited_tensor(index, index.tensors["a"], _task("a")).dtype == dtype
-
-
 def test_side_files_are_copied_but_old_weights_and_cards_are_not(tmp_path: Path) -> None:
     source, out = tmp_path / "model", tmp_path / "out"
     kept = ["config.json", "LICENSE", "tokenizer.json", "sub/extra.txt", "chat_template.jinja"]
-    left = ["README.md", "abliteration.json", "pytorch_model.bin", "x.gguf", "x.safetensors", ".git/config", ".hidden", "sub/.cache/x"]
+    left = ["README.md", "abliteration.json", "abliteration.plan", "model.safetensors.index.json", "pytorch_model.bin"]
+    left += ["x.gguf", "x.safetensors", ".git/config", ".hidden", "sub/.cache/x"]
     for name in [*kept, *left]:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(name)

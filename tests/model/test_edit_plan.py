@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from abliterate.errors import InputError
-from abliterate.model.plan import EditPlan, load_direction, load_plan, plan_from_direction, resolve_embedding, save_plan, unit
+from abliterate.model.plan import (
+    EditPlan,
+    load_direction,
+    load_plan,
+    plan_from_direction,
+    plan_from_rows,
+    resolve_embedding,
+    save_plan,
+    unit,
+    whole_plan,
+)
 
 LAYERS, WIDTH = 3, 8
 
@@ -81,6 +91,8 @@ def test_row_l_of_a_direction_per_block_serves_block_l() -> None:
         ("edit", True, False, "edit"),
         ("skip", True, False, "skip"),
         ("skip", False, True, "skip"),
+        ("untie", True, True, "untie"),
+        ("untie", True, False, "edit"),
     ],
 )
 def test_the_embedding_policy(policy: Any, one: bool, tied: bool, expected: str) -> None:
@@ -89,19 +101,66 @@ def test_the_embedding_policy(policy: Any, one: bool, tied: bool, expected: str)
     assert plan_from_direction(direction, LAYERS, policy=policy, tied=tied).embedding == expected
 
 
-def test_the_embedding_cant_be_edited_with_a_direction_per_block() -> None:
+@pytest.mark.parametrize("policy", ["edit", "untie"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_embedding_cant_be_edited_with_a_direction_per_block(policy: Any, tied: bool) -> None:
     with pytest.raises(InputError, match="one direction serves all blocks"):
-        plan_from_direction(torch.eye(LAYERS, WIDTH), LAYERS, policy="edit")
+        plan_from_direction(torch.eye(LAYERS, WIDTH), LAYERS, policy=policy, tied=tied)
 
 
-@pytest.mark.parametrize("embedding", ["edit", "skip"])
-def test_a_saved_plan_is_loaded_unchanged(tmp_path: Path, embedding: Any) -> None:
-    plan = EditPlan(_shared(), torch.rand(LAYERS, 2), embedding)
+def test_the_embedding_loses_the_shared_rows_as_strongly_as_the_strongest_writer() -> None:
+    plan = EditPlan(_shared(), torch.tensor([[0.1, 0.6], [0.0, 0.2], [0.0, 0.0]]), "untie", True)
+    assert plan.embedding_strength == pytest.approx(0.6)
+    assert torch.equal(plan.embedding_direction(), torch.eye(1, WIDTH))
+    half = plan.scaled(0.5)
+    assert half.embedding_strength == pytest.approx(0.3) and (half.embedding, half.keep_norms) == ("untie", True)
+    assert plan.scaled(0.0).embedding_direction() is None
+    assert EditPlan(_shared(), torch.ones(LAYERS, 2), "skip").embedding_direction() is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4), st.integers(0, 1000))
+def test_rows_of_a_block_become_orthonormal_and_keep_their_span_and_the_first_its_way(k: int, seed: int) -> None:
+    rows = torch.randn(LAYERS, k, WIDTH, generator=torch.Generator().manual_seed(seed)) * 7
+    plan = plan_from_rows(rows, torch.full((LAYERS, 2), 0.5))
+    assert plan.direction.shape == (LAYERS, 2, k, WIDTH) and plan.embedding == "skip"
+    for layer in range(LAYERS):
+        made = plan.direction[layer, 1].double()
+        torch.testing.assert_close(made @ made.T, torch.eye(k, dtype=torch.float64), atol=1e-6, rtol=0)
+        inside = rows[layer].double() @ made.T @ made
+        torch.testing.assert_close(inside, rows[layer].double(), atol=1e-4, rtol=0)
+        torch.testing.assert_close(made[0].float(), unit(rows[layer, 0]), atol=1e-6, rtol=0)
+
+
+def test_rows_that_are_not_independent_are_refused_where_they_are_used() -> None:
+    rows = torch.stack([torch.eye(2, WIDTH), torch.ones(2, WIDTH), torch.eye(2, WIDTH)])
+    strength = torch.ones(LAYERS, 2)
+    with pytest.raises(InputError, match="not independent"):
+        plan_from_rows(rows, strength)
+    strength[1] = 0
+    assert torch.equal(plan_from_rows(rows, strength).strength, strength)
+
+
+def test_the_whole_plan_touches_every_writer_and_no_embedding() -> None:
+    plan = whole_plan(LAYERS, WIDTH)
+    assert plan.direction.shape == (LAYERS, 2, 1, WIDTH) and bool((plan.strength == 1).all())
+    assert plan.embedding_direction() is None
+
+
+@pytest.mark.parametrize("keep_norms", [False, True])
+@pytest.mark.parametrize("embedding", ["edit", "skip", "untie"])
+def test_a_saved_plan_is_loaded_unchanged(tmp_path: Path, embedding: Any, keep_norms: bool) -> None:
+    plan = EditPlan(_shared(), torch.rand(LAYERS, 2), embedding, keep_norms)
     save_plan(plan, tmp_path / "p")
     back = load_plan(tmp_path / "p")
     assert torch.equal(back.direction, plan.direction)
     assert torch.equal(back.strength, plan.strength)
-    assert back.embedding == embedding
+    assert (back.embedding, back.keep_norms) == (embedding, keep_norms)
+
+
+@pytest.mark.parametrize(("norms", "keeps"), [({}, False), ({"norms": "free"}, False), ({"norms": "keep"}, True)])
+def test_a_plan_says_whether_norms_are_kept_and_without_a_word_they_are_not(tmp_path: Path, norms: dict[str, str], keeps: bool) -> None:
+    assert load_plan(_file(tmp_path / "p", norms)).keep_norms is keeps
 
 
 def test_a_plan_of_several_rows_and_half_precision_strengths_is_loaded(tmp_path: Path) -> None:
@@ -144,7 +203,9 @@ VIOLATIONS: dict[str, tuple[dict[str, str], dict[str, torch.Tensor]]] = {
     "components a number": ({"components": "5"}, {}),
     "components nested deep": ({"components": "[" * 200_000}, {}),
     "an unknown embedding": ({"embedding": "perhaps"}, {}),
+    "norms neither kept nor free": ({"norms": "perhaps"}, {}),
     "embedding edit, a direction per block": ({"embedding": "edit"}, {}),
+    "embedding untie, a direction per block": ({"embedding": "untie"}, {}),
     "embedding edit, long rows that no block uses": (
         {"embedding": "edit"},
         {"direction": _shared() * 5, "strength": torch.zeros(LAYERS, 2)},

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from conftest import save_tiny
 
-from abliterate.model.hooks import ablated, added, captured, without
+from abliterate.errors import InputError
+from abliterate.model.hooks import ablated, added, captured, cleared, without
 from abliterate.model.load import LocalModel, load_model
-from abliterate.model.plan import plan_from_direction
+from abliterate.model.plan import EditPlan, plan_from_direction
 
 IDS = torch.arange(40).reshape(2, 20)
 
@@ -35,6 +37,7 @@ CONTEXTS: dict[str, Callable[[LocalModel], AbstractContextManager[Any]]] = {
     "ablated": lambda model: ablated(model, plan_from_direction(torch.ones(32), 4, policy="edit")),
     "added": lambda model: added(model, 1, torch.ones(32)),
     "captured": lambda model: captured(model, 3),
+    "cleared": lambda model: cleared(model, torch.eye(2, 32)),
 }
 
 
@@ -48,11 +51,36 @@ def test_hooks_are_removed_after_an_exception(model: LocalModel, name: str) -> N
     assert torch.equal(_logits(model), before)
 
 
-def test_hooks_are_removed_when_one_cannot_be_placed(model: LocalModel) -> None:
+def _without(model: LocalModel, **names: str) -> LocalModel:
+    """The model with a layout that names what it hasn't."""
+    return replace(model, folder=replace(model.folder, layout=replace(model.folder.layout, **names)))
+
+
+@pytest.mark.parametrize(
+    ("names", "context"),
+    [
+        ({"embedding_module": "model.absent"}, CONTEXTS["ablated"]),
+        ({"positions": "model.absent.weight"}, CONTEXTS["ablated"]),
+        ({"block_module": "model.absent.{}"}, CONTEXTS["captured"]),
+        ({"block_module": "model.absent.{}"}, CONTEXTS["added"]),
+    ],
+    ids=["embedding", "positions", "captured blocks", "the block that is added to"],
+)
+def test_hooks_are_removed_when_one_cannot_be_placed(
+    model: LocalModel, names: dict[str, str], context: Callable[[LocalModel], AbstractContextManager[Any]]
+) -> None:
     count = _hooks(model)
-    with pytest.raises(AttributeError), ablated(model, plan_from_direction(torch.ones(32), 5)):
-        pytest.fail("block 4 was found")
+    with pytest.raises(InputError, match=r"no module 'model\.absent"), context(_without(model, **names)):
+        pytest.fail("a module that isn't there was found")
     assert _hooks(model) == count
+
+
+@pytest.mark.parametrize("wrong", ["a block too many", "a layout of other modules"])
+def test_a_plan_whose_writers_are_not_in_the_model_is_not_run_in_part(model: LocalModel, wrong: str) -> None:
+    layers = 5 if wrong == "a block too many" else 4
+    asked = model if layers == 5 else _without(model, block_module="model.absent.{}")
+    with pytest.raises(InputError), ablated(asked, plan_from_direction(torch.ones(32), layers, policy="skip")):
+        pytest.fail("nothing was hooked")
 
 
 def test_captured_streams_are_the_hidden_states(model: LocalModel) -> None:
@@ -87,6 +115,53 @@ def test_a_skipped_embedding_keeps_its_component(model: LocalModel, unit_directi
     with torch.no_grad(), ablated(model, plan_from_direction(r, 4, policy="skip")), captured(model, 20) as seen:
         model.module(IDS)
     torch.testing.assert_close(seen[4] @ r, before[0] @ r, atol=1e-4, rtol=1e-4)
+
+
+def test_untying_edits_what_enters_the_stream_and_not_what_is_read_from_it(
+    model: LocalModel, unit_direction: Callable[..., torch.Tensor]
+) -> None:
+    r = unit_direction(32)
+    plan = replace(plan_from_direction(r, 4, policy="edit"), embedding="untie")
+    seen: dict[str, torch.Tensor] = {}
+    with torch.no_grad(), ablated(model, plan), captured(model, 20) as streams:
+        logits = model.module(IDS).logits
+        handle = model.module.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.update(read=args[0]))
+        model.module(IDS)
+        handle.remove()
+    assert float((streams[0] @ r).abs().max()) < 1e-5 * float(streams[0].norm(dim=-1).max())
+    torch.testing.assert_close(logits, seen["read"] @ model.module.get_output_embeddings().weight.T)
+    assert float((seen["read"] @ r).abs().max()) > 1e-3  # the final norm puts it back; a tied, edited unembedding wouldn't read it
+
+
+def test_each_component_loses_its_own_rows_by_its_own_strength(model: LocalModel) -> None:
+    rows = torch.linalg.qr(torch.randn(4, 2, 32, 2, generator=torch.Generator().manual_seed(1))).Q.mT.contiguous()
+    strength = torch.tensor([[0.5, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    wrote: dict[str, torch.Tensor] = {}
+
+    def watch(name: str, output: Any) -> None:
+        wrote[name] = output[0] if isinstance(output, tuple) else output
+
+    names = ("model.layers.0.self_attn", "model.layers.0.mlp", "model.layers.2.mlp")
+    plain = [model.part(n).register_forward_hook(lambda m, a, o, n=n: watch(f"before {n}", o)) for n in names]
+    with torch.no_grad(), ablated(model, EditPlan(rows, strength, "skip")):
+        late = [model.part(n).register_forward_hook(lambda m, a, o, n=n: watch(f"after {n}", o)) for n in names]
+        model.module(IDS)
+    for handle in [*plain, *late]:
+        handle.remove()
+    for name, (layer, component, share) in zip(names, ((0, 0, 0.5), (0, 1, 1.0), (2, 1, 0.0)), strict=True):
+        before, after = (wrote[f"{when} {name}"] @ rows[layer, component].T for when in ("before", "after"))
+        torch.testing.assert_close(after, share * before, atol=1e-5, rtol=1e-5)
+        assert float(before.abs().max()) > 1e-3
+
+
+def test_cleared_lets_nothing_of_the_rows_enter_the_first_block_and_all_else(model: LocalModel) -> None:
+    rows = torch.eye(2, 32)
+    with torch.no_grad(), captured(model, 20) as before:
+        model.module(IDS)
+    with torch.no_grad(), cleared(model, rows), captured(model, 20) as after:
+        model.module(IDS)
+    assert not after[0][..., :2].any() and torch.equal(after[0][..., 2:], before[0][..., 2:])
+    assert not torch.allclose(after[1], before[1])
 
 
 @pytest.mark.parametrize("policy", ["edit", "skip"])

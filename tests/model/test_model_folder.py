@@ -34,16 +34,78 @@ def test_the_figures_are_the_configs(tiny: Callable[..., Path], family: str, tie
     assert (folder.model_type, folder.layers, folder.d_model, folder.tied) == (family, 3, 16, tied)
 
 
-@pytest.mark.parametrize("quantised", [{"quant_method": "fp8"}, {"bits": 4}, "fp8", ["gptq"], 4])
-def test_quantised_weights_are_refused(tiny: Callable[..., Path], quantised: Any) -> None:
-    with pytest.raises(InputError, match="quantised"):
+def test_the_figures_of_a_vision_language_model_are_its_text_models(tiny: Callable[..., Path]) -> None:
+    text = json.loads((tiny(layers=3) / "config.json").read_text(encoding="utf-8"))
+    folder = tiny()
+    whole = {"model_type": "llava", "text_config": text, "vision_config": {"model_type": "clip_vision_model"}, "tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(whole), encoding="utf-8")
+    found = open_folder(folder)
+    assert (found.model_type, found.layers, found.d_model, found.config.model_type) == ("llava", 3, 32, "llama")
+    assert found.layout.name == "llama"
+
+
+BLOCKS = {"weight_block_size": [64, 128]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "block"),
+    [
+        ({"quant_method": "fp8", **BLOCKS}, "fp8", (64, 128)),
+        ({"quant_method": "mxfp4"}, "mxfp4", (128, 128)),
+        (None, None, (128, 128)),
+        ({}, None, (128, 128)),
+    ],
+)
+def test_a_format_that_can_be_edited_is_named(tiny: Callable[..., Path], settings: Any, kind: str | None, block: tuple[int, int]) -> None:
+    folder = open_folder(_with(tiny(), quantization_config=settings))
+    assert (folder.quantisation, folder.fp8_block) == (kind, block)
+
+
+@pytest.mark.parametrize(
+    ("quantised", "says"),
+    [
+        ({"quant_method": "fp8"}, "FP8 weights without block scales"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, "FP8 weights without block scales"),
+        ({"quant_method": "fp8", "weight_block_size": [0, 128]}, "FP8 weights without block scales"),
+        ({"quant_method": "fp8", "weight_block_size": "128"}, "FP8 weights without block scales"),
+        ({"quant_method": "gptq"}, r"quantised \(GPTQ\)"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, r"quantised \(bitsandbytes\)"),
+        ({"quant_method": "tomorrows"}, r"quantised \(tomorrows\)"),
+        ({"bits": 4}, r"quantised \(unknown\)"),
+        ("fp8", r"quantised \(unknown\)"),
+        (["gptq"], r"quantised \(unknown\)"),
+        (4, r"quantised \(unknown\)"),
+    ],
+)
+def test_quantised_weights_in_another_format_are_refused(tiny: Callable[..., Path], quantised: Any, says: str) -> None:
+    with pytest.raises(InputError, match=f"{says}.*can't be edited exactly"):
         open_folder(_with(tiny(), quantization_config=quantised))
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "nonsense", None, 5])
-def test_an_unknown_architecture_is_refused(tiny: Callable[..., Path], model_type: Any) -> None:
-    with pytest.raises(InputError, match="no layout for the architecture"):
+@pytest.mark.parametrize("model_type", ["bert", "rwkv"])
+def test_an_architecture_without_layout_or_guess_is_refused(tmp_path: Path, model_type: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}), encoding="utf-8")
+    with pytest.raises(InputError, match=f"no layout for the architecture '{model_type}'.*--layout FILE.toml"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["nonsense", "Llama", "", None, 5])
+def test_an_architecture_that_transformers_doesnt_know_is_refused(tiny: Callable[..., Path], model_type: Any) -> None:
+    with pytest.raises(InputError, match=r"config\.json: transformers can't use it") as refused:
         open_folder(_with(tiny(), model_type=model_type))
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_an_architecture_whose_writers_cant_be_edited_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "minimax"}', encoding="utf-8")
+    with pytest.raises(InputError, match="'minimax' can't be edited exactly: its residual"):
+        open_folder(tmp_path)
+
+
+def test_a_users_layout_stands_before_the_tables(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('mlp = ["mlp.gate_proj"]', encoding="utf-8")
+    found = open_folder(tiny(), layout=tmp_path / "mine.toml").layout
+    assert (found.name, found.writers[1].weight) == ("mine", "mlp.gate_proj.weight")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"5", b'"x"', b"{}", b"\xff\xfe", b"[" * 200_000])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from conftest import byte_tokenizer
 from safetensors.torch import load_file, save_file
 
+from abliterate.checkpoint.fp8 import dequantise, requantise
 from abliterate.checkpoint.index import SINGLE
 from abliterate.errors import InputError
 from abliterate.model.load import load_model, pick_device, pick_dtype
@@ -24,6 +26,39 @@ def test_weights_and_types_are_the_folders(tiny: Callable[..., Path]) -> None:
     assert all(torch.equal(loaded[name], tensor.float()) for name, tensor in stored.items())
     assert not model.module.training
     assert not any(p.requires_grad for p in model.module.parameters())
+
+
+def test_weights_in_fp8_are_computed_as_what_their_scales_make_of_them(tiny: Callable[..., Path]) -> None:
+    folder = tiny()
+    tensors, meant = load_file(folder / SINGLE), {}
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        tensors[name], tensors[f"{name}_scale_inv"] = requantise(tensors[name], torch.zeros(0, tensors[name].shape[0]), (16, 16))
+        meant[name] = dequantise(tensors[name], tensors[f"{name}_scale_inv"], (16, 16))
+    save_file(tensors, folder / SINGLE, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [16, 16], "activation_scheme": "dynamic"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = load_model(folder, "float32", "cpu")
+    loaded = model.module.state_dict()
+    assert model.folder.quantisation == "fp8" and len(meant) == 28
+    for name, weight in meant.items():
+        torch.testing.assert_close(loaded[name], weight, rtol=1e-5, atol=0)
+    with torch.no_grad():
+        assert bool(model.module(torch.arange(20)[None]).logits.isfinite().all())
+
+
+def test_modules_are_found_by_the_layouts_names_or_the_lack_of_one_is_said(tiny: Callable[..., Path]) -> None:
+    model = load_model(tiny(), "float32", "cpu")
+    assert model.block(3) is model.module.model.layers[3]
+    assert model.part(model.folder.layout.embedding_module) is model.module.get_input_embeddings()
+    for find in (lambda: model.block(4), lambda: model.part("model.absent")):
+        with pytest.raises(InputError, match=r"no module 'model\.(layers\.4|absent)', which its layout 'llama' names"):
+            find()
+
+
+def test_a_model_is_loaded_with_the_users_layout(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('mlp = ["mlp.gate_proj"]', encoding="utf-8")
+    assert load_model(tiny(), "float32", "cpu", layout=tmp_path / "mine.toml").folder.layout.name == "mine"
 
 
 @pytest.mark.parametrize("lost", ["model.layers.1.self_attn.q_proj.weight", "lm_head.weight", "model.norm.weight"])

@@ -1,0 +1,123 @@
+"""The same edit as a LoRA adapter: it is of rank k, so it fits into megabytes, can be taken off again, and loads with PEFT or vLLM.
+
+W' = W - alpha w (q W) is B A with B = -alpha w and A = q W (Hu et al. 2021, arXiv 2106.09685); files as PEFT writes them
+(https://huggingface.co/docs/peft/developer_guides/checkpoint).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from abliterate.checkpoint.index import ShardIndex, open_index
+from abliterate.checkpoint.orthogonalise import read_component
+from abliterate.checkpoint.proof import stored_parts, values
+from abliterate.checkpoint.selfcheck import self_check
+from abliterate.checkpoint.tasks import EditTask, edit_tasks
+from abliterate.checkpoint.write import check_destination, new_folder
+from abliterate.errors import InputError
+from abliterate.model.folder import ModelFolder
+from abliterate.model.layouts import text_name
+from abliterate.model.plan import EditPlan
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def write_adapter(
+    folder: ModelFolder, plan: EditPlan, out: Path, base: str, advance: Callable[[int], None] = lambda done: None
+) -> tuple[int, int]:
+    """Write the edit of ``folder`` as a LoRA adapter into the new folder ``out``. Returns how many matrices it changes and its bytes.
+
+    Raises InputError where the edit is not one of low rank on plain matrices: kept norms, an untied embedding, biases or
+    experts among the writers.
+    """
+    index = open_index(folder.path)
+    check_destination(out, folder.path)
+    tasks = edit_tasks(index, folder, plan)
+    _adaptable(index, folder, plan, tasks)
+    self_check(folder, index)
+    tensors: dict[str, Tensor] = {}
+    modules: list[str] = []
+    for name, task in tasks.items():
+        module = _module(name, folder)
+        modules.append(module)
+        tensors |= {f"base_model.model.{module}.{part}": tensor for part, tensor in _factors(index, task).items()}
+        advance(index.tensors[name].nbytes)
+    with new_folder(out, sum(t.nbytes for t in tensors.values()) + (1 << 20)) as partial:
+        save_file(tensors, partial / WEIGHTS, {"format": "pt"})
+        _write_json(partial / CONFIG, _config(plan, modules, base, tasks))
+        text = "---\nlibrary_name: peft\n" + (f"base_model: {base}\n" if "/" in base else "") + "tags:\n- abliteration\n---\n\n"
+        text += (
+            f"# Directional ablation of {base} as a LoRA adapter\n\nRank {plan.direction.shape[2]}, {len(modules)} matrices, no training: "
+            "it subtracts what these matrices write along a direction of the residual stream (Arditi et al. 2024, arXiv 2406.11717).\n"
+            "What this changes in the model's behaviour was not measured here.\n"
+        )
+        (partial / "README.md").write_text(text, encoding="utf-8")
+    return len(modules), sum(t.nbytes for t in tensors.values())
+
+
+def _adaptable(index: ShardIndex, folder: ModelFolder, plan: EditPlan, tasks: Mapping[str, EditTask]) -> None:
+    why = None
+    if not tasks:
+        why = "every strength is 0"
+    elif plan.keep_norms:
+        why = "keeping the norms of columns is not an edit of low rank"
+    elif plan.embedding == "untie" or (folder.tied and plan.embedding == "edit"):
+        why = "an adapter can't change tied embeddings as an edited checkpoint would; use --embedding skip"
+    elif any(task.kind in ("projector", "positions") for task in tasks.values()):
+        why = "its positions or vision projector are edited too; use --embedding skip"
+    for name, task in tasks.items():
+        if len(index.tensors[name].shape if name in index.tensors else ()) != 2 or ".experts." in name:
+            why = why or f"{name} is not a plain matrix (a bias or an expert), which an adapter can't change"
+        if task.kind == "mtp":
+            why = why or f"{name} belongs to multi-token prediction, which transformers doesn't load"
+        if text_name(name) != name:
+            why = why or f"{name} has another name in memory"
+    if why:
+        raise InputError(f"{folder.path}: can't be edited as an adapter: {why}; without --as-adapter it can")
+
+
+def _module(name: str, folder: ModelFolder) -> str:
+    """The module's name in memory."""
+    layout, plain = folder.layout, name.removesuffix(".weight")
+    where = layout.in_block(name)
+    if where is not None:
+        return f"{layout.block_module.format(where[0])}.{where[1].removesuffix('.weight')}"
+    return layout.embedding_module if name == layout.embedding else plain
+
+
+def _factors(index: ShardIndex, task: EditTask) -> dict[str, Tensor]:
+    """A [k, in] and B [out, k] in float32; for the embedding, whose weight is transposed, [k, vocab] and [d_model, k]."""
+    found = read_component(values(task, stored_parts(index, task)), task.removal, task.axis)
+    if not found.finite:
+        raise InputError(f"{index.folder}: {task.name} holds NaN or infinite values; the checkpoint is damaged")
+    read = found.component[0] if task.axis == 0 else found.component[:, :, 0].T
+    a, b = read.float().contiguous(), (-task.strength * task.removal.w).float().contiguous()
+    if task.kind == "embedding":
+        return {"lora_embedding_A": a, "lora_embedding_B": b}
+    return {"lora_A.weight": a, "lora_B.weight": b}
+
+
+def _config(plan: EditPlan, modules: list[str], base: str, tasks: Mapping[str, EditTask]) -> dict[str, Any]:
+    k = int(plan.direction.shape[2])
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": k,
+        "lora_alpha": k,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": any(task.axis == 1 and task.kind != "embedding" for task in tasks.values()),
+        "inference_mode": True,
+        "target_modules": modules,
+    }
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

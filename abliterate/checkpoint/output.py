@@ -1,0 +1,143 @@
+"""Where every tensor of the new checkpoint will lie: the source's own headers and offsets wherever nothing changes size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from abliterate.checkpoint.index import DTYPES, INDEX, SINGLE, ShardIndex, TensorInfo, reading
+from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, EditTask
+from abliterate.errors import InputError
+
+_ALIGN = 8
+UNTIED_SHARD = "model-untied-head.safetensors"
+
+
+@dataclass(frozen=True)
+class NewShard:
+    """A file to write: its header's bytes and its tensors in the order of their bytes; ``same_header`` as the source's."""
+
+    name: str
+    header: bytes
+    tensors: tuple[TensorInfo, ...]
+    same_header: bool
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensors[-1].end if self.tensors else len(self.header)
+
+
+@dataclass(frozen=True)
+class Output:
+    """The new checkpoint's files. ``unpacked`` are the modules whose experts leave MXFP4, ``untied`` the embedding and the
+    unembedding that gets a copy of its old weights."""
+
+    shards: tuple[NewShard, ...]
+    unpacked: tuple[str, ...]
+    untied: tuple[str, str] | None
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        return {info.name: info for shard in self.shards for info in shard.tensors}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(shard.nbytes for shard in self.shards)
+
+
+def plan_output(index: ShardIndex, tasks: Mapping[str, EditTask], untied: tuple[str, str] | None = None) -> Output:
+    """The files that an edit writes.
+
+    The experts of a module that is edited leave MXFP4 together (its gate_up and down share one switch in the config), as bf16.
+    """
+    unpacked = tuple(dict.fromkeys(name.rpartition(".")[0] for name, task in tasks.items() if task.form == "mxfp4"))
+    shards = [shard for name in index.shards if (shard := _shard(index, name, unpacked)).tensors or shard.same_header]
+    if untied is not None:
+        if UNTIED_SHARD in index.shards:
+            raise InputError(f"{index.folder / UNTIED_SHARD}: already there, though the embeddings are tied; use --embedding edit or skip")
+        head = replace(index.tensors[untied[0]], name=untied[1])
+        if [shard.name for shard in shards] == [SINGLE]:  # beside it no other file would be read
+            shards = [_laid_out(SINGLE, [*shards[0].tensors, head], _metadata(index.folder / SINGLE))]
+        else:
+            shards.append(_laid_out(UNTIED_SHARD, [head], {"format": "pt"}))
+    return Output(tuple(shards), unpacked, untied)
+
+
+def _shard(index: ShardIndex, shard: str, unpacked: Iterable[str]) -> NewShard:
+    old = index.in_shard(shard)
+    new = [info for old_info in old for info in _renewed(index, old_info, tuple(unpacked))]
+    if [(i.name, i.dtype, i.shape) for i in new] == [(i.name, i.dtype, i.shape) for i in old]:
+        start = old[0].start if old else index.shards[shard]
+        with reading(index.folder / shard), (index.folder / shard).open("rb") as file:
+            return NewShard(shard, file.read(start), tuple(old), True)
+    return _laid_out(shard, new, _metadata(index.folder / shard))
+
+
+def _renewed(index: ShardIndex, info: TensorInfo, unpacked: tuple[str, ...]) -> list[TensorInfo]:
+    """The tensor as the new checkpoint holds it: packed experts become one bf16 tensor in the place of their blocks."""
+    module, _, last = info.name.rpartition(".")
+    if module not in unpacked or not last.endswith((BLOCKS, EXPONENTS)):
+        return [info]
+    if last.endswith(EXPONENTS):
+        return []
+    name = info.name.removesuffix(BLOCKS)
+    if len(info.shape) != 4 or name in index.tensors:
+        raise InputError(f"{index.folder}: {info.name} has shape {list(info.shape)}, or {name} stands beside it; the checkpoint is damaged")
+    expert, rows, groups, packed = info.shape
+    return [replace(info, name=name, dtype="BF16", shape=(expert, groups * packed * 2, rows))]
+
+
+def _laid_out(shard: str, tensors: list[TensorInfo], metadata: dict[str, str]) -> NewShard:
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    position, sizes = 0, []
+    for info in tensors:
+        size = DTYPES[info.dtype][1]
+        for n in info.shape:
+            size *= n
+        header[info.name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [position, position + size]}
+        sizes.append((position, position + size))
+        position += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGN)
+    start = 8 + len(text)
+    placed = tuple(replace(i, shard=shard, start=start + a, end=start + b) for i, (a, b) in zip(tensors, sizes, strict=True))
+    return NewShard(shard, len(text).to_bytes(8, "little") + text, placed, False)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with reading(path), path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return dict(header.get("__metadata__") or {})
+
+
+def new_index(index: ShardIndex, output: Output) -> bytes | None:
+    """The content of the new ``model.safetensors.index.json``: the old one's bytes where no tensor moved, None for a single file."""
+    path = index.folder / INDEX
+    if all(shard.same_header for shard in output.shards):
+        return path.read_bytes() if path.is_file() else None
+    if [shard.name for shard in output.shards] == [SINGLE]:
+        return None
+    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    total = sum(info.nbytes for info in output.tensors.values())
+    metadata = old.get("metadata")
+    content = {"metadata": {**(metadata if isinstance(metadata, dict) else {}), "total_size": total}}
+    content["weight_map"] = {info.name: info.shard for info in output.tensors.values()}
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def new_config(config: Mapping[str, Any], output: Output) -> dict[str, Any] | None:
+    """What config.json must say of the new checkpoint; None where it stays as it is."""
+    changed = dict(config)
+    if output.untied:
+        changed["tie_word_embeddings"] = False
+        if isinstance(changed.get("text_config"), dict):
+            changed["text_config"] = {**changed["text_config"], "tie_word_embeddings": False}
+    if output.unpacked:
+        settings = dict(changed.pop("quantization_config", {}))
+        if any(name.endswith(BLOCKS) for name in output.tensors):
+            kept = [*settings.get("modules_to_not_convert", ()), *output.unpacked]
+            changed["quantization_config"] = {**settings, "modules_to_not_convert": kept}
+    return None if changed == dict(config) else changed

@@ -1,0 +1,280 @@
+"""The self-check: a tiny random copy of this very architecture through the real editor, before a real weight is touched.
+
+The copy has the model's own config with small dimensions and enough blocks to hold one of each kind, is saved as transformers
+saves it, edited at full strength along a random direction, and loaded again. Then no block may write along the direction, and
+its logits must be those of the unedited copy with hooks (which, behind a norm, change what enters it as the edit changes the writer).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from blake3 import blake3
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from abliterate import __version__
+from abliterate.checkpoint.index import ShardIndex, open_index
+from abliterate.checkpoint.orthogonalise import Removal
+from abliterate.checkpoint.output import plan_output
+from abliterate.checkpoint.stream import write_shards
+from abliterate.checkpoint.tasks import EditTask, edit_tasks, missing_expert, placed_writers, unplaced, writer_kinds
+from abliterate.errors import InputError, first_line
+from abliterate.model.folder import ModelFolder
+from abliterate.model.hooks import ablated, captured, cleared
+from abliterate.model.layouts import guess_table, in_memory, template, text_name
+from abliterate.model.load import InMemory
+from abliterate.model.plan import EditPlan, plan_from_direction
+from abliterate.model.refuser import cache_folder
+from abliterate.model.tiny import probe, tiny_config, tiny_model
+
+LEFT, LOGITS = 1e-5, 1e-4
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """What the copy showed: ``before`` and ``left`` are the largest part of the stream along the direction, ``logits`` the
+    relative distance to what the edit should compute, ``kl`` how far that is in nats from the hooks of a run (behind post-norms)."""
+
+    architecture: str
+    layout: str
+    blocks: int
+    before: float
+    left: float
+    logits: float
+    kl: float
+    transformers: str
+    torch: str
+
+
+def self_check(folder: ModelFolder, index: ShardIndex) -> SelfCheck:
+    """Prove the layout on a small copy; the figures are kept by config, layout and versions in the user's cache.
+
+    Raises InputError where the copy can't be made, where the checkpoint has tensors or blocks that the copy has not, and where
+    the edit is not exact, naming the tensors that were left out.
+    """
+    if lost := missing_expert(index.tensors):
+        raise InputError(f"{folder.path}: the checkpoint lacks {lost}, which its neighbours have; download it again")
+    kinds = writer_kinds(index.tensors, folder)
+    blocks = _enough(kinds, folder)
+    kept = cache_folder() / "selfchecks" / f"{_key(folder, index, blocks)}.json"
+    if (known := _read(kept)) is not None:
+        return known
+    with tempfile.TemporaryDirectory(prefix="abliterate-selfcheck-") as place:
+        try:
+            made = _checked(folder, index, kinds, blocks, Path(place))
+        except InputError as error:  # what is wrong with the copy is wrong with the model
+            raise InputError(re.sub(re.escape(place) + r"/[\w-]+", f"{folder.path} (a small copy)", str(error))) from None
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    partial = kept.with_suffix(f".{blake3(str(place).encode()).hexdigest(8)}")
+    partial.write_text(json.dumps(asdict(made)), encoding="utf-8")
+    partial.replace(kept)
+    return made
+
+
+def _read(kept: Path) -> SelfCheck | None:
+    try:
+        return SelfCheck(**json.loads(kept.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # not there, or damaged
+        return None
+
+
+def _key(folder: ModelFolder, index: ShardIndex, blocks: int) -> str:
+    """What the figures depend on: config, layout, the names in the checkpoint, versions."""
+    config = {key: value for key, value in folder.config.to_dict().items() if key != "_name_or_path"}
+    facts = [config, repr(folder.layout), folder.tied, folder.quantisation, sorted(index.tensors), blocks]
+    versions = [__version__, transformers.__version__, torch.__version__]
+    return str(blake3(json.dumps([facts, versions], sort_keys=True, default=str).encode()).hexdigest(16))
+
+
+def _enough(kinds: Mapping[int, frozenset[str]], folder: ModelFolder) -> int:
+    """The shortest run of first blocks that has every kind of block, by its writers and by the config's lists; at least two."""
+    lists = [v for v in folder.config.to_dict().values() if isinstance(v, list) and len(v) == folder.layers]
+    signs = [(kinds[layer], *(str(v[layer]) for v in lists if not isinstance(v[layer], float))) for layer in range(folder.layers)]
+    seen: set[Any] = set()
+    last = 1
+    for layer, sign in enumerate(signs):
+        if sign not in seen:
+            seen.add(sign)
+            last = layer + 1
+    return min(max(last, 2), folder.layers)
+
+
+def _checked(folder: ModelFolder, index: ShardIndex, kinds: Mapping[int, frozenset[str]], blocks: int, place: Path) -> SelfCheck:
+    made = tiny_model(tiny_config(folder.config, blocks), folder.trust_remote_code)
+    base = _saved(made, folder, index, place)
+    model = _loaded(made, base)  # some architectures change weights when they load them
+    copy, copied = _described(folder, model, base, blocks), open_index(base)
+    _same_tensors(folder, index, kinds, copy, copied)
+    rows = torch.randn(copy.d_model, generator=torch.Generator().manual_seed(1))
+    plan = plan_from_direction(rows, blocks, policy="skip" if copy.tied or copy.layout.embedding_norm else "edit", tied=copy.tied)
+    (place / "edited").mkdir()
+    tasks = edit_tasks(copied, copy, plan)
+    write_shards(copied, plan_output(copied, tasks), tasks, place / "edited")
+    (place / "edited" / "config.json").write_bytes((base / "config.json").read_bytes())
+    before, after = InMemory(copy, model), InMemory(copy, _loaded(made, place / "edited"))
+    hooks = _norm_hooks(before, copied, tasks)
+    written, left = _along(before, plan), _along(after, plan)
+    worst = max(range(blocks), key=lambda layer: left[layer])
+    if not left[worst] <= LEFT:
+        first = next(layer for layer in range(blocks) if not left[layer] <= LEFT)
+        raise InputError(_left_over(folder, copy, copied, set(tasks), first, left[worst]))
+    if plan.embedding == "edit" and not (entered := max(_along(after, plan, clear=False))) <= LEFT:
+        raise InputError(
+            f"{folder.path}: {folder.model_type!r} can't be edited exactly with the layout {folder.layout.name!r}: in a small copy "
+            f"{entered:.1e} of the stream lies along the direction though blocks and token embedding have lost it: positions or a norm"
+        )
+    logits, kl = _against_hooks(before, after, plan, hooks)
+    if not logits <= LOGITS:
+        raise InputError(
+            f"{folder.path}: {folder.model_type!r} can't be edited exactly with the layout {folder.layout.name!r}: logits of an edited "
+            f"small copy differ from ablation by hooks by {logits:.1e} (at most {LOGITS:.0e} is rounding), so something else reads or "
+            "writes the stream, or what is edited doesn't write it"
+        )
+    return SelfCheck(
+        architecture=folder.model_type, layout=folder.layout.name, blocks=blocks, before=max(written), left=left[worst], logits=logits,
+        kl=kl, transformers=transformers.__version__, torch=torch.__version__,
+    )  # fmt: skip
+
+
+def _saved(made: PreTrainedModel, folder: ModelFolder, index: ShardIndex, place: Path) -> Path:
+    """The copy on disk under the names of its architecture's first checkpoints, or under those of its modules in memory where
+    the checkpoint has these (experts in one tensor)."""
+    first, second = place / "base", place / "as-in-memory"
+    _save(made, first, original=True)
+    if not _unknown(folder, index, open_index(first)):
+        return first
+    _save(made, second, original=False)
+    return first if _unknown(folder, index, open_index(second)) else second
+
+
+def _save(model: PreTrainedModel, place: Path, original: bool) -> None:
+    try:
+        model.save_pretrained(place, save_original_format=original)
+    except Exception as error:  # saving undoes what loading does to names, which an architecture may not support
+        raise InputError(f"{model.config.model_type!r}: its small copy can't be saved ({first_line(error)})") from None
+
+
+def _unknown(folder: ModelFolder, index: ShardIndex, copied: ShardIndex) -> list[str]:
+    return unplaced(index.tensors, folder, [text_name(name) or name for name in copied.tensors])
+
+
+def _loaded(made: PreTrainedModel, place: Path) -> PreTrainedModel:
+    try:
+        loaded: PreTrainedModel = type(made).from_pretrained(place, dtype=torch.float32, local_files_only=True)
+    except Exception as error:  # each architecture fails in its own way
+        raise InputError(f"{made.config.model_type!r}: its small copy can't be loaded again ({first_line(error)})") from None
+    return loaded
+
+
+def _described(folder: ModelFolder, model: PreTrainedModel, path: Path, blocks: int) -> ModelFolder:
+    """The copy as a model folder of the same layout."""
+    config = model.config.get_text_config()
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    return replace(folder, path=path, layers=blocks, d_model=int(config.hidden_size), tied=tied, config=config, quantisation=None)
+
+
+def _same_tensors(
+    folder: ModelFolder, index: ShardIndex, kinds: Mapping[int, frozenset[str]], copy: ModelFolder, copied: ShardIndex
+) -> None:
+    """Raise InputError where the checkpoint holds what the copy has no counterpart of."""
+    if unknown := _unknown(folder, index, copied):
+        raise InputError(
+            f"{folder.path}: {len(unknown)} tensors are not in a model of its architecture {folder.model_type!r} (first: {unknown[0]}); "
+            "a writer may be among them, so the edit would not be exact"
+        )
+    known = set(writer_kinds(copied.tensors, copy).values())
+    for layer, kind in kinds.items():
+        if kind not in known:
+            near = max(known, key=lambda k: len(k & kind))
+            lost = sorted(near - kind) or sorted(kind - near)
+            raise InputError(
+                f"{folder.path}: block {layer} differs from every block of its architecture (see {lost[0]}); download it again"
+            )
+
+
+def _norm_hooks(model: InMemory, copied: ShardIndex, tasks: Mapping[str, EditTask]) -> dict[str, Removal]:
+    """The norms behind writers, by their names in memory, with what the edit removes from what enters them.
+
+    Raises InputError where the model has no such module as the layout watches a writer in.
+    """
+    layout, found = model.folder.layout, {}
+    for placed in placed_writers(copied, model.folder):
+        block = in_memory(layout.block_module.format(placed.layer), model.parts)
+        if f"{block}.{placed.writer.module}" not in layout.written_by(placed.layer, model.parts):
+            raise InputError(
+                f"{model.folder.path}: block {placed.layer} has no module {placed.writer.module!r}, through which {placed.writer.weight} "
+                f"writes by its layout {layout.name!r}"
+            )
+        ends = [norm.rpartition(".")[2] for norm in placed.writer.norms]  # in memory it may lie deeper than on disk
+        inside = {name.rpartition(".")[2]: name for name in model.parts if name.startswith(f"{block}.")}
+        if norm := next((inside[end] for end in ends if end in inside), None):
+            found[norm] = tasks[placed.name].removal
+    return found
+
+
+@torch.no_grad()
+def _along(model: InMemory, plan: EditPlan, clear: bool = True) -> list[float]:
+    """After each block, the largest part of the stream along the direction; with ``clear`` nothing of it enters the first one."""
+    r = plan.direction[0, 0, 0]
+    with cleared(model, r[None]) if clear else nullcontext(), captured(model, probe().shape[1]) as seen:
+        model.module(input_ids=probe(), use_cache=False)
+    for layer in range(plan.layers):
+        if layer + 1 not in seen or (layer and torch.equal(seen[layer], seen[layer + 1])):
+            raise InputError(f"{model.folder.path}: block {layer} does nothing when the model reads text, so no edit of it can be proven")
+    streams = [seen[layer + 1] for layer in range(plan.layers)]
+    return [float((s @ r).abs().max() / s.norm(dim=-1).max()) for s in streams]
+
+
+@torch.no_grad()
+def _against_hooks(base: InMemory, edited: InMemory, plan: EditPlan, norms: Mapping[str, Removal]) -> tuple[float, float]:
+    """Relative distance between the edited copy's logits and those of hooks that change what enters ``norms`` too, and
+    KL(hooks without that || edited) per token in nats."""
+    with ablated(base, plan):
+        hooked = _logits(base)
+        with ExitStack() as stack:
+            for name, removed in norms.items():
+                stack.callback(base.parts[name].register_forward_pre_hook(partial(_removed, removed)).remove)
+            wanted = _logits(base)
+    got = _logits(edited)
+    p, q = hooked.log_softmax(-1), got.log_softmax(-1)
+    return float((got - wanted).norm() / wanted.norm()), float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def _logits(model: InMemory) -> Tensor:
+    logits: Tensor = model.module(input_ids=probe(), use_cache=False).logits
+    return logits.double()
+
+
+def _removed(removed: Removal, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    entering = args[0].double()
+    return ((entering - (entering @ removed.q.T) @ removed.w.T).to(args[0].dtype), *args[1:])
+
+
+def _left_over(folder: ModelFolder, copy: ModelFolder, copied: ShardIndex, edited: set[str], layer: int, left: float) -> str:
+    """The refusal of an architecture that the layout doesn't cover, with what may write there, the likeliest first."""
+    table = guess_table()
+    usual = {*table["attention"], *table["mlp"]}
+    suspects = [
+        name
+        for name, info in copied.tensors.items()
+        if name not in edited and copy.d_model in info.shape and (len(info.shape) > 1 or name.endswith("bias"))
+        and (found := copy.layout.in_block(text_name(name) or "")) and found[0] == layer
+    ]  # fmt: skip
+    suspects = list({template(name): name for name in reversed(suspects)}.values())[::-1]  # of experts the first
+    suspects.sort(key=lambda name: not any(part.removesuffix("_bias") in usual for part in name.split(".")))
+    return (
+        f"{folder.path}: {folder.model_type!r} can't be edited exactly with the layout {folder.layout.name!r}: in a small copy "
+        f"{left:.1e} of the stream still lies along the direction after block {layer}; "
+        f"not edited there: {', '.join(suspects[:6]) or 'nothing'}"
+    )

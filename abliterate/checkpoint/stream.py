@@ -1,0 +1,271 @@
+"""From the old shards to the new ones: untouched byte ranges go from file to file, edited tensors through one buffer each.
+
+The pieces of all shards are independent, so a few threads work through them: while one waits for the disk, another computes.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from abliterate.checkpoint import fp8, mxfp4
+from abliterate.checkpoint.index import ShardIndex, TensorInfo, reading, stamp
+from abliterate.checkpoint.orthogonalise import Readings, read_component, remove
+from abliterate.checkpoint.output import NewShard, Output
+from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES, EditTask
+from abliterate.errors import InputError
+
+_WORKERS = 2  # bounds the memory: each holds one tensor
+_BAND = 1 << 23  # elements of an FP8 matrix in float32 at once: 32 MB
+_PIECE = 1 << 27  # bytes of one copy job
+# A file system that can't copy ranges by itself says one of these.
+_NO_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+
+
+@dataclass(frozen=True)
+class Before:
+    """What an edited tensor was: its component along the directions, its norm (as it enters the stream), its bytes' hash.
+
+    ``along`` is the component that exact arithmetic would leave; ``rounding`` the relative error of the stored result against
+    the exact edit and ``plain_rounding`` that of rounding each value to the nearest, where the format rounds coarsely.
+    """
+
+    component: float
+    aim: float
+    size: float
+    blake3: str
+    rounding: float | None = None
+    plain_rounding: float | None = None
+
+
+def write_shards(
+    index: ShardIndex, output: Output, tasks: Mapping[str, EditTask], out: Path, advance: Callable[[int], None] = lambda done: None
+) -> dict[str, Before]:
+    """Write every shard of ``output``; ``advance`` hears of bytes. Returns what each edited tensor was.
+
+    Raises InputError for a tensor with NaN or Inf, or a source that changes or ends while it is read.
+    """
+    before: dict[str, Before] = {}
+    with ExitStack() as stack:
+        files = _Files(index, output, out, stack)
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            futures = [pool.submit(job) for job in _jobs(index, output, tasks, files, before, advance)]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    with reading(index.folder):
+        changed = any(stamp(index.folder / name) != seen for name, seen in index.stamps.items())
+    if changed:
+        raise InputError(f"{index.folder}: a shard changed while it was read; run again on an unchanging folder")
+    return before
+
+
+class _Files:
+    """The open shards; jobs read and write at offsets, so that threads share them."""
+
+    def __init__(self, index: ShardIndex, output: Output, out: Path, stack: ExitStack) -> None:
+        with reading(index.folder):
+            self.read = {name: stack.enter_context((index.folder / name).open("rb")).fileno() for name in index.shards}
+        self.write: dict[str, int] = {}
+        for shard in output.shards:
+            file = stack.enter_context((out / shard.name).open("xb"))
+            os.truncate(file.fileno(), shard.nbytes)
+            self.write[shard.name] = file.fileno()
+
+
+def _jobs(
+    index: ShardIndex,
+    output: Output,
+    tasks: Mapping[str, EditTask],
+    files: _Files,
+    before: dict[str, Before],
+    advance: Callable[[int], None],
+) -> list[Callable[[], None]]:
+    """Edits and copies, in the order of the bytes so that both files are read and written forward."""
+    new, jobs = output.tensors, []
+    followers = {name + SCALES for name, task in tasks.items() if task.form == "fp8"}
+    for shard in output.shards:
+        runs = _Runs(files.write[shard.name], advance)
+        runs.header(shard, files)
+        for info in shard.tensors:
+            if info.name in tasks or leaves_mxfp4(info, index):
+                jobs += runs.flush()
+                jobs.append(partial(_edit, index, info, new, tasks.get(info.name), files, before, advance))
+            elif info.name not in followers:
+                source = index.tensors[output.untied[0] if output.untied and info.name == output.untied[1] else info.name]
+                runs.add(files.read[source.shard], source.start, info.start, info.nbytes)
+        jobs += runs.flush()
+    return jobs
+
+
+def leaves_mxfp4(info: TensorInfo, index: ShardIndex) -> bool:
+    """Whether a tensor of the new checkpoint was packed in the old one."""
+    return info.name not in index.tensors and info.name + BLOCKS in index.tensors
+
+
+class _Runs:
+    """Byte ranges to copy, joined while they follow each other in both files."""
+
+    def __init__(self, target: int, advance: Callable[[int], None]) -> None:
+        self._target, self._advance = target, advance
+        self._runs: list[list[int]] = []
+
+    def header(self, shard: NewShard, files: _Files) -> None:
+        _write_at(files.write[shard.name], memoryview(shard.header), 0)
+        self._advance(len(shard.header))
+
+    def add(self, source: int, start: int, to: int, count: int) -> None:
+        last = self._runs[-1] if self._runs else None
+        if last and last[0] == source and last[1] + last[3] == start and last[2] + last[3] == to:
+            last[3] += count
+        elif count:
+            self._runs.append([source, start, to, count])
+
+    def flush(self) -> list[Callable[[], None]]:
+        jobs: list[Callable[[], None]] = []
+        for source, start, to, count in self._runs:
+            for at in range(0, count, _PIECE):
+                jobs.append(partial(_copy, source, start + at, self._target, to + at, min(_PIECE, count - at), self._advance))
+        self._runs = []
+        return jobs
+
+
+def _copy(source: int, start: int, target: int, to: int, count: int, advance: Callable[[int], None]) -> None:
+    """Bytes from file to file inside the kernel (shared, where the file system can); through memory where it can't."""
+    left = count
+    while left:
+        try:
+            done = os.copy_file_range(source, target, left, start, to)
+        except (OSError, AttributeError) as error:  # only Linux has the call
+            if isinstance(error, OSError) and error.errno not in _NO_RANGE:
+                raise
+            data = os.pread(source, min(left, 1 << 24), start)
+            _write_at(target, memoryview(data), to)
+            done = len(data)
+        if not done:
+            raise InputError("a shard became shorter while it was read; run again on an unchanging folder")
+        left, start, to = left - done, start + done, to + done
+        advance(done)
+
+
+def _write_at(target: int, data: memoryview, to: int) -> None:
+    while data:
+        done = os.pwrite(target, data, to)
+        data, to = data[done:], to + done
+
+
+def _edit(
+    index: ShardIndex,
+    info: TensorInfo,
+    new: Mapping[str, TensorInfo],
+    task: EditTask | None,
+    files: _Files,
+    before: dict[str, Before],
+    advance: Callable[[int], None],
+) -> None:
+    """One tensor: read, edit in its own buffer, write."""
+    found, parts = edited(index, info.name, task)
+    for name, tensor in parts.items():
+        place = new[name]
+        _write_at(files.write[place.shard], bytes_of(tensor), place.start)
+        advance(place.nbytes)
+    if found is not None:
+        before[info.name] = found
+
+
+def edited(index: ShardIndex, name: str, task: EditTask | None) -> tuple[Before | None, dict[str, Tensor]]:
+    """What the new checkpoint holds in the place of a tensor that isn't copied: itself, and its scales where it has some.
+
+    Without a task it only leaves MXFP4.
+    """
+    if task is not None and task.form == "fp8":
+        return _edited_fp8(index, task)
+    if task is None or task.form == "mxfp4":
+        return _edited_mxfp4(index, name, task)
+    return edited_plain(index, task)
+
+
+def edited_plain(index: ShardIndex, task: EditTask) -> tuple[Before, dict[str, Tensor]]:
+    """A float tensor, edited in place in float32 blocks and rounded once."""
+    stored = index.read(task.name)
+    digest = digest_of(stored)
+    found = _checked(read_component(stored, task.removal, task.axis, task.keep_norms), index, task.name)
+    remove(stored, task.removal, task.strength, task.axis, found)
+    if stored.dtype == torch.float16 and not torch.isfinite(torch.stack(stored.aminmax())).all():
+        raise InputError(f"{index.folder}: {task.name} leaves the range of F16 when edited; give a bf16 or fp32 checkpoint")
+    return Before(found.along, aim(found, task), found.size, digest), {task.name: stored}
+
+
+def _edited_fp8(index: ShardIndex, task: EditTask) -> tuple[Before, dict[str, Tensor]]:
+    """Dequantised, edited in float32, rounded per block with the error fed back along the directions; a band of columns at a time."""
+    stored, scales = index.read(task.name), index.read(task.name + SCALES)
+    digest = digest_of(stored, scales)
+    across = task.block[1]
+    band = max(1, _BAND // (stored.shape[0] * across)) * across
+    bands = []
+    for start in range(0, stored.shape[1], band):
+        columns, blocks = slice(start, start + band), slice(start // across, -(-(start + band) // across))
+        wide = fp8.dequantise(stored[:, columns], scales[:, blocks], task.block)
+        found = _checked(read_component(wide, task.removal, task.axis, task.keep_norms), index, task.name)
+        remove(wide, task.removal, task.strength, task.axis, found)
+        weight, new = fp8.requantise(wide, task.removal.q.float(), task.block, scales.dtype, task.powers)
+        rounding, plain = fp8.rounding_errors(wide, weight, new, task.block)
+        stored[:, columns], scales[:, blocks] = weight, new
+        exact = float(wide.norm())
+        bands.append((found.along, aim(found, task), found.size, exact, rounding * exact, plain * exact))
+    along, left, size, exact, rounding, plain = (math.hypot(*values) for values in zip(*bands, strict=True))
+    made = Before(along, left, size, digest, rounding / exact if exact else 0.0, plain / exact if exact else 0.0)
+    return made, {task.name: stored, task.name + SCALES: scales}
+
+
+def _edited_mxfp4(index: ShardIndex, name: str, task: EditTask | None) -> tuple[Before | None, dict[str, Tensor]]:
+    """Packed experts as bf16, edited where they are a writer."""
+    blocks, exponents = index.read(name + BLOCKS), index.read(name + EXPONENTS)
+    digest = digest_of(blocks, exponents)
+    wide = mxfp4.dequantise(blocks, exponents)
+    if task is None:
+        return None, {name: wide}
+    found = _checked(read_component(wide, task.removal, task.axis, task.keep_norms), index, name)
+    remove(wide, task.removal, task.strength, task.axis, found)
+    return Before(found.along, aim(found, task), found.size, digest), {name: wide}
+
+
+def _checked(found: Readings, index: ShardIndex, name: str) -> Readings:
+    if not found.finite:
+        raise InputError(f"{index.folder}: {name} holds NaN or infinite values; the checkpoint is damaged")
+    return found
+
+
+def aim(found: Readings, task: EditTask) -> float:
+    """The component that exact arithmetic leaves: 1 - strength of it, lengthened with its column where norms are kept."""
+    left = (1 - task.strength) * found.component
+    if found.columns is not None:
+        left = left * found.restoring(task.removal, task.strength)[:, None, :]
+    return float(left.norm())
+
+
+def digest_of(*tensors: Tensor) -> str:
+    """BLAKE3 of a tensor's bytes as stored, and of its scales' bytes behind them where it has some."""
+    digest = blake3()
+    for tensor in tensors:
+        digest.update(bytes_of(tensor))
+    return str(digest.hexdigest())
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's bytes as stored, without a copy."""
+    return memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -1,0 +1,231 @@
+"""Derive the proof of an edited checkpoint again, from its saved bytes and, where it is at hand, its base."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from abliterate.checkpoint.edit import not_edited, to_untie
+from abliterate.checkpoint.index import ShardIndex, TensorInfo, open_index
+from abliterate.checkpoint.orthogonalise import read_component
+from abliterate.checkpoint.output import new_config, plan_output
+from abliterate.checkpoint.proof import NAME, PLAN, SCHEMA, TOLERANCE, stored_parts, values
+from abliterate.checkpoint.selfcheck import self_check
+from abliterate.checkpoint.stream import digest_of, edited, leaves_mxfp4
+from abliterate.checkpoint.tasks import SCALES, EditTask, edit_tasks
+from abliterate.checkpoint.write import same_side_files, side_files
+from abliterate.errors import CheckError, InputError
+from abliterate.model.folder import ModelFolder
+from abliterate.model.plan import EditPlan, load_plan
+
+_PIECE = 1 << 24
+_SAME = 1e-5  # relative: sums of the same numbers in another order
+# The same edit on another machine, relative to the tensor: sums in another order change a few roundings (of FP8, all that follow).
+_AGAIN = {**TOLERANCE, "F8_E4M3": 0.1}
+_NUMBER = (int, float)
+_FIELDS: dict[str, Any] = {
+    "name": str, "kind": str, "shape": list, "dtype": str, "strength": _NUMBER, "before": _NUMBER, "aim": _NUMBER, "after": _NUMBER,
+    "left": _NUMBER, "error": _NUMBER, "blake3_before": str, "blake3_after": str, "rounding": (*_NUMBER, type(None)),
+    "plain_rounding": (*_NUMBER, type(None)),
+}  # fmt: skip
+_PARTS = {"tensors": list, "worst": dict, "embedding": dict, "norms": str, "unpacked": list, "not_edited": list}
+_LOADED = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")  # side files that change what a model or tokenizer does
+
+
+def steps(folder: ModelFolder, with_base: bool) -> int:
+    """How many tensors ``verify`` will go through. Raises as it does."""
+    document, _ = _documents(folder.path)
+    return len(document["tensors"]) + (len(_opened(folder).tensors) if with_base else 0)
+
+
+def verify(folder: ModelFolder, base: ModelFolder | None, advance: Callable[[int], None] = lambda done: None) -> tuple[int, int]:
+    """Check ``folder`` against its own proof. Returns how many tensors were measured and how many compared with the base.
+
+    Every writer that the plan names must be listed, have the bytes that were proven and hold of the direction what its strength
+    leaves; with ``base`` every edited tensor must be the edit of the base's and everything else be the base's, byte for byte.
+    Raises InputError where there is no proof to check, CheckError with the first difference.
+    """
+    document, plan = _documents(folder.path)
+    index = _opened(folder)
+    if folder.tied != document["embedding"].get("tied_to_unembedding"):
+        raise CheckError(f"{folder.path / 'config.json'}: tie_word_embeddings is {folder.tied}, {NAME} says otherwise")
+    try:  # the checkpoint itself is what is being checked
+        tasks = edit_tasks(index, folder, plan)
+        self_check(folder, index)
+    except InputError as error:
+        raise CheckError(str(error)) from None
+    listed = {str(entry["name"]): entry for entry in document["tensors"]}
+    _described(folder, plan, document, listed, tasks, not_edited(index, folder, tasks))
+    for name, task in tasks.items():
+        _measured(index, task, listed[name])
+        advance(1)
+    compared = _compared(index, folder, plan, document, listed, base, advance) if base is not None else 0
+    return len(tasks), compared
+
+
+def _documents(path: Path) -> tuple[dict[str, Any], EditPlan]:
+    """The proof and the plan that it proves."""
+    try:
+        document: dict[str, Any] = json.loads((path / NAME).read_text(encoding="utf-8"))
+        whole = document["schema"] == SCHEMA and all(isinstance(document[part], kind) for part, kind in _PARTS.items())
+        whole &= all(isinstance(entry[field], kind) for entry in document["tensors"] for field, kind in _FIELDS.items())
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise InputError(f"{path}: no {NAME} of schema {SCHEMA} in it; verify reads checkpoints that this program edited")
+    return document, load_plan(path / PLAN)
+
+
+def _opened(folder: ModelFolder) -> ShardIndex:
+    try:
+        return open_index(folder.path)
+    except InputError as error:
+        raise CheckError(str(error)) from None
+
+
+def _described(
+    folder: ModelFolder,
+    plan: EditPlan,
+    document: Mapping[str, Any],
+    listed: Mapping[str, Mapping[str, Any]],
+    tasks: Iterable[str],
+    skipped: list[str],
+) -> None:
+    """What the proof says beside the figures of a tensor. Raises CheckError."""
+    if different := sorted(set(tasks) ^ set(listed)):
+        where = "lists it but the plan doesn't edit it" if different[0] in listed else "doesn't list it"
+        raise CheckError(f"{folder.path}: {different[0]}: {NAME} {where}")
+    if len(listed) != len(document["tensors"]):
+        raise CheckError(f"{folder.path}: {NAME} lists a tensor twice")
+    found = {
+        "embedding": {"policy": plan.embedding, "tied_to_unembedding": folder.tied},
+        "norms": "keep" if plan.keep_norms else "free",
+        "not_edited": skipped,
+        "worst": {what: max((entry[what] for entry in listed.values()), default=0.0) for what in ("left", "error")},
+    }
+    for what, value in found.items():
+        if document[what] != value:
+            raise CheckError(f"{folder.path}: {NAME}: {what} is {document[what]}, found was {value}")
+
+
+def _measured(index: ShardIndex, task: EditTask, entry: Mapping[str, Any]) -> None:
+    """One edited tensor against its entry. Raises CheckError."""
+    name, info = task.name, index.tensors.get(task.name)
+    if info is None:
+        raise CheckError(f"{index.folder}: {name} is still packed as MXFP4, the proof says {entry['dtype']}")
+    facts = {"dtype": info.dtype, "shape": list(info.shape), "kind": task.kind, "strength": task.strength}
+    if wrong := [f"{what} is {fact}, the proof says {entry[what]}" for what, fact in facts.items() if entry[what] != fact]:
+        raise CheckError(f"{index.folder}: {name}: {wrong[0]}")
+    stored = stored_parts(index, task)
+    if digest_of(*stored) != entry["blake3_after"]:
+        raise CheckError(f"{index.folder}: the bytes of {name} are not those that were proven (BLAKE3 differs)")
+    found = read_component(values(task, stored), task.removal, task.axis)
+    limit = TOLERANCE[info.dtype] * max(found.size, entry["before"])
+    if not abs(found.along - entry["after"]) <= max(_SAME * found.size, 1e-12):
+        raise CheckError(f"{index.folder}: {name} holds {found.along:.3e} of the direction, the proof says {entry['after']:.3e}")
+    if not abs(found.along - entry["aim"]) <= limit:
+        raise CheckError(f"{index.folder}: {name} holds {found.along:.3e} of the direction, its strength leaves {entry['aim']:.3e}")
+    _near(index, entry, "left", entry["after"] / entry["before"] if entry["before"] else 0.0, 0.0)
+    if not task.keep_norms:
+        _near(index, entry, "aim", (1 - task.strength) * entry["before"], _SAME * found.size)
+
+
+def _near(index: ShardIndex, entry: Mapping[str, Any], what: str, value: float, within: float, share: float = _SAME) -> None:
+    """Raise CheckError where a figure of the proof is another than ``value``."""
+    if not math.isclose(value, entry[what], rel_tol=share, abs_tol=within):
+        raise CheckError(f"{index.folder}: {entry['name']}: {what} is {value:.6e}, the proof says {entry[what]:.6e}")
+
+
+def _compared(
+    index: ShardIndex,
+    folder: ModelFolder,
+    plan: EditPlan,
+    document: Mapping[str, Any],
+    listed: Mapping[str, Mapping[str, Any]],
+    base: ModelFolder,
+    advance: Callable[[int], None],
+) -> int:
+    """Every tensor and side file against the base's, edited or not. Raises CheckError."""
+    source = open_index(base.path)
+    tasks, untied = edit_tasks(source, base, plan), to_untie(source, base, plan)
+    output = plan_output(source, tasks, untied)
+    _same_places(index, output.tensors)
+    if different := sorted(set(tasks) ^ set(listed)):
+        raise CheckError(f"{base.path}: {different[0]}: the edit of this base and {NAME} differ in it")
+    if list(output.unpacked) != document["unpacked"]:
+        raise CheckError(f"{folder.path}: {NAME}: unpacked is {document['unpacked']}, found was {list(output.unpacked)}")
+    scales = {name + SCALES for name, task in tasks.items() if task.form == "fp8"}
+    for name, info in output.tensors.items():
+        if name in tasks or leaves_mxfp4(info, source):
+            _came_from(source, index, name, tasks.get(name), listed.get(name))
+        elif name not in scales:
+            _identical(source, source.tensors[untied[0] if untied and name == untied[1] else name], index, index.tensors[name])
+        advance(1)
+    config = new_config(_json(base.path / "config.json"), output)
+    same_side_files(base.path, folder.path, set() if config is None else {"config.json"})
+    if config is not None and _json(folder.path / "config.json") != config:
+        raise CheckError(f"{folder.path / 'config.json'}: differs from the base's in more than the edit changes")
+    if added := [name for name in side_files(folder.path) if name.suffix in _LOADED and not (base.path / name).exists()]:
+        raise CheckError(f"{folder.path / added[0]}: is not in the base")
+    return len(output.tensors)
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _same_places(index: ShardIndex, wanted: Mapping[str, TensorInfo]) -> None:
+    if different := sorted(set(wanted) ^ set(index.tensors)):
+        raise CheckError(f"{index.folder}: {different[0]} is {'missing' if different[0] in wanted else 'not in the base'}")
+    for name, info in wanted.items():
+        have = index.tensors[name]
+        if (have.shard, have.dtype, have.shape) != (info.shard, info.dtype, info.shape):
+            found, expected = (f"{i.dtype} {list(i.shape)} in {i.shard}" for i in (have, info))
+            raise CheckError(f"{index.folder}: {name} is {found}, by the base {expected}")
+
+
+def _came_from(source: ShardIndex, index: ShardIndex, name: str, task: EditTask | None, entry: Mapping[str, Any] | None) -> None:
+    """One tensor is what becomes of the base's when it is edited again, or unpacked. Raises CheckError."""
+    before, parts = edited(source, name, task)
+    if before is not None and entry is not None:
+        if before.blake3 != entry["blake3_before"]:
+            raise CheckError(f"{source.folder}: {name} is not the tensor that was edited (BLAKE3 differs)")
+        _near(source, entry, "before", before.component, _SAME * before.size)
+        _near(source, entry, "aim", before.aim, _SAME * before.size)
+        _near(source, entry, "error", abs(entry["after"] - entry["aim"]) / before.size if before.size else 0.0, 0.0)
+        for what, value in (("rounding", before.rounding), ("plain_rounding", before.plain_rounding)):
+            if (value is None) != (entry[what] is None):
+                raise CheckError(f"{source.folder}: {name}: {what} is {value}, the proof says {entry[what]}")
+            if value is not None:
+                _near(source, entry, what, value, 0.0, 0.01)
+    again, stored = list(parts.values()), [index.read(part) for part in parts]
+    if digest_of(*again) == digest_of(*stored):
+        return
+    if task is None or not _distance(values(task, again), values(task, stored)) <= _AGAIN[index.tensors[name].dtype]:
+        raise CheckError(f"{index.folder}: {name} is not what becomes of the base's when it is {'edited' if task else 'unpacked'}")
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """Frobenius norm of the difference relative to the first, a piece at a time."""
+    pieces = list(zip(torch.split(a.flatten(), _PIECE), torch.split(b.flatten(), _PIECE), strict=True))
+    apart = math.hypot(*(float((x.double() - y.double()).norm()) for x, y in pieces))
+    return apart / (math.hypot(*(float(x.double().norm()) for x, _ in pieces)) or 1.0)
+
+
+def _identical(source: ShardIndex, old: TensorInfo, index: ShardIndex, new: TensorInfo) -> None:
+    """Two tensors byte for byte. Raises CheckError with the first byte that differs."""
+    with (source.folder / old.shard).open("rb") as a, (index.folder / new.shard).open("rb") as b:
+        a.seek(old.start)
+        b.seek(new.start)
+        for at in range(0, old.nbytes, _PIECE):
+            count = min(_PIECE, old.nbytes - at)
+            left, right = a.read(count), b.read(count)
+            if left != right:
+                byte = at + next((i for i, (x, y) in enumerate(zip(left, right, strict=False)) if x != y), min(len(left), len(right)))
+                raise CheckError(f"{index.folder}: {new.name} differs from the base at its byte {byte}, though it was not edited")

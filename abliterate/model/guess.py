@@ -1,0 +1,108 @@
+"""A layout for an architecture that no family names: read off a small random copy, to be proven by the self-check."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from abliterate.errors import InputError, first_line
+from abliterate.model.layouts import Layout, guess_table, in_memory, layout_from, template, text_name
+from abliterate.model.tiny import tiny_config, tiny_model
+
+
+def guess_layout(config: PretrainedConfig, trust_remote_code: bool = False) -> Layout:
+    """The writers of a small copy, by the names and shapes that writers have elsewhere.
+
+    Raises InputError where nothing looks like blocks or writers. A guess may be wrong: only the self-check makes it a layout.
+    """
+    blocks = min(int(config.num_hidden_layers), 8)
+    model = tiny_model(tiny_config(config, blocks), trust_remote_code)
+    table, modules = guess_table(), dict(model.named_modules())
+    block = next((b for b in table["blocks"] if in_memory(b.format(0), modules) in modules), None)
+    embedding = next((e for e in table["embeddings"] if in_memory(e, modules) in modules), None)
+    if block is None or embedding is None:
+        raise InputError("its small copy has no decoder blocks or token embedding under a known name")
+    width = int(model.config.get_text_config().hidden_size)
+    inner = _tensors(model, block)
+    inside = _inside(modules, block, blocks)
+    norms, offset = _norms(inside, table)
+    entry: dict[str, Any] = {"block": block, "embedding": embedding}
+    if positions := next((p for p in table["positions"] if isinstance(modules.get(in_memory(p, modules)), nn.Embedding)), None):
+        entry["positions"] = positions
+    for component in ("attention", "mlp"):
+        entry[component] = [
+            writer | ({"norm": norms[component], "offset": offset, "module": norms[component]} if norms else {})
+            for writer in _writers(inner, component, width, table, inside)
+        ]
+    if not entry["attention"] and not entry["mlp"]:
+        raise InputError("nothing in its blocks looks like a writer")
+    return layout_from(f"guessed from {config.model_type}", entry)
+
+
+def _tensors(model: PreTrainedModel, block: str) -> dict[str, tuple[int, ...]]:
+    """Templates of the names inside blocks, as transformers saves them, with the shape of the first of each."""
+    pattern = re.compile(re.escape(block).replace(r"\{\}", r"\d+") + r"\.(.+)")
+    found: dict[str, tuple[int, ...]] = {}
+    with tempfile.TemporaryDirectory(prefix="abliterate-guess-") as place:
+        try:
+            model.save_pretrained(place)
+        except Exception as error:  # saving undoes what loading does to names, which an architecture may not support
+            raise InputError(f"its small copy can't be saved ({first_line(error)})") from None
+        with safe_open(Path(place) / "model.safetensors", framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                if match := pattern.fullmatch(text_name(name) or ""):
+                    found.setdefault(template(match[1]), tuple(file.get_slice(name).get_shape()))
+    return found
+
+
+def _inside(modules: Mapping[str, nn.Module], block: str, blocks: int) -> dict[str, nn.Module]:
+    """The modules of all blocks by their names inside one, the first of each name."""
+    found: dict[str, nn.Module] = {}
+    for start in (in_memory(block.format(layer), modules) + "." for layer in range(blocks)):
+        for name, module in modules.items():
+            if name.startswith(start):
+                found.setdefault(name.removeprefix(start), module)
+    return found
+
+
+def _writers(
+    inner: Mapping[str, tuple[int, ...]], component: str, width: int, table: Mapping[str, Any], inside: Mapping[str, nn.Module]
+) -> list[dict[str, Any]]:
+    """Matrices of the names that writers have, with d_model on the axis that their kind of module gives it."""
+    made = []
+    for name, shape in inner.items():
+        path = name.removesuffix(".weight").split(".")
+        mixer = any(word in part.lower() for part in path[:-1] for word in table["mixers"])
+        if path[-1] not in table[component] or mixer != (component == "attention") or width not in shape or len(shape) not in (2, 3):
+            continue
+        own = inside.get(".".join(path))
+        axis = 1 if type(own).__name__ == "Conv1D" else shape.index(width)
+        made.append({"weight": name, "axis": axis} | ({"module": ".".join(path)} if own is not None else {}))
+    return made
+
+
+def _norms(inside: Mapping[str, nn.Module], table: Mapping[str, Any]) -> tuple[dict[str, str], int]:
+    """The post-norms of attention and MLP, where a block has a pair of that name, and whether they multiply by 1 + w."""
+    for pair in table["norms"]:
+        if pair and all(name in inside for name in pair):
+            return {"attention": pair[0], "mlp": pair[1]}, _offset(inside[pair[0]])
+    return {}, 0
+
+
+@torch.no_grad()
+def _offset(norm: nn.Module) -> int:
+    """1 where a norm whose weight is zero still lets something through."""
+    weight = next(norm.parameters())
+    kept = weight.clone()
+    weight.zero_()
+    passes = bool(norm(torch.ones(1, 1, weight.shape[-1]).cumsum(-1)).abs().sum() > 0)
+    weight.copy_(kept)
+    return int(passes)
