@@ -1,4 +1,4 @@
-"""The only caller of stages: prompts > activations > directions > selection > edit > evaluation > report.
+"""The caller of stages: prompts > activations > directions > selection > edit > evaluation > report.
 
 Each stage's result is a file in the run folder, so a run that is killed goes on from the last finished stage.
 """
@@ -21,13 +21,10 @@ from abliterate.checkpoint.index import open_index
 from abliterate.checkpoint.proof import NAME as PROOF
 from abliterate.checkpoint.write import check_destination
 from abliterate.config import CollectConfig, ModelConfig, RunConfig
-from abliterate.directions.candidates import Directions, candidates, estimate
-from abliterate.directions.causal import score, yardstick
+from abliterate.directions.candidates import Directions, estimate
 from abliterate.directions.file import load_directions, save_directions
-from abliterate.directions.select import choose, selection_document
 from abliterate.evaluation.drift import kl_divergence
 from abliterate.evaluation.generate import generate
-from abliterate.evaluation.openings import dealt, own_openings
 from abliterate.evaluation.summary import Judged, judge_all
 from abliterate.evaluation.transcripts import Transcript, read
 from abliterate.model.forward import first_token_logprobs
@@ -36,12 +33,13 @@ from abliterate.model.plan import EditPlan, load_plan, save_plan
 from abliterate.model.session import Session
 from abliterate.model.source import ModelSource, resolve_model
 from abliterate.model.template import encode, load_tokenizer, template_positions
-from abliterate.progress import say, stage
-from abliterate.prompts import Prompt, PromptSet, Role, RoleSets
+from abliterate.progress import stage
+from abliterate.prompts import Prompt, PromptSet, RoleSets
 from abliterate.report.card import model_card
 from abliterate.report.document import report_document, write_json, write_text
 from abliterate.report.page import report_page
 from abliterate.runfolder import RunFolder, file_hashes, open_run
+from abliterate.selection import select
 
 MIN_PER_LANGUAGE = 16  # prompts of a language in a role, for a direction of its own
 
@@ -163,35 +161,10 @@ def _selection(
     file = folder.path / "selection.json"
     if not file.exists():
         with folder.timed("selection"):
-            plan, document = _select(base.model, sets, config, directions)
+            plan, document = select(base.model, sets, config, directions)
         save_plan(plan, folder.path / "plan.safetensors")
         write_json(document, file)
     return load_plan(folder.path / "plan.safetensors"), json.loads(file.read_text(encoding="utf-8"))
-
-
-def _select(model: LocalModel, sets: RoleSets, config: RunConfig, directions: Directions) -> tuple[EditPlan, dict[str, Any]]:
-    roles: tuple[Role, ...] = ("target", "baseline", "harmless")
-    prompts = {role: sets.prompts(role, "val") for role in roles}
-    val = {role: encode(model.tokenizer, [p.text for p in asked]) for role, asked in prompts.items()}
-    with stage("the model's own replies (val)", len(val["target"])) as advance:
-        own = own_openings(model, val["target"], config.batch_size, advance)
-    tried = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied)
-    induced = dealt(own, prompts["target"], prompts["baseline"])
-    by = yardstick(model, own.prompts, own.openings, val["baseline"], induced, val["harmless"], config.batch_size)
-    scored = []
-    with stage("candidates scored by cause", len(tried)) as advance:
-        for candidate in tried:
-            scored.append((candidate, score(model, candidate, by, config.batch_size)))
-            advance(1)
-    choice = choose(scored, config.max_kl)
-    document = selection_document(scored, choice, config.max_kl, config.max_layer)
-    if not own.withheld:
-        document["relaxed"].insert(0, "the model withholds none of the val prompts: its replies to all of them are the yardstick")
-    document["strength"] = config.strength
-    document["yardstick"] = {"asked": own.asked, "withheld": own.withheld, "base_logprob": float(by.base_openings.mean())}
-    chosen = scored[choice.chosen][0]
-    say("; relaxed: ".join([f"chosen: {chosen.name}", *document["relaxed"]]))
-    return chosen.plan.scaled(config.strength), document
 
 
 def respond(

@@ -18,7 +18,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("checkpoint",),
     ("evaluation",),
     ("report",),
-    ("runfolder", "planning"),
+    ("runfolder", "planning", "selection"),
     ("pipeline",),
     ("commands",),
     ("options",),

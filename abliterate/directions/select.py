@@ -17,11 +17,15 @@ MAX_SPILL = 0.05
 
 @dataclass(frozen=True)
 class Choice:
-    """Index of the chosen candidate, the filters in force at the end, and each relaxation in words."""
+    """Index of the chosen candidate, the filters in force at the end, and each relaxation in words.
+
+    ``passing`` are all that pass, the chosen one first, by bypass.
+    """
 
     chosen: int
     max_kl: float
     relaxed: tuple[str, ...]
+    passing: tuple[int, ...] = ()
 
 
 def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float) -> Choice:
@@ -46,10 +50,9 @@ def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float) -> Choice:
         passing = [i for i in finite if all(holds(scored[i][1]) for holds in kept)]
         if passing:
             bound, steps = _relaxed_kl(min(scored[i][1].kl for i in passing), max_kl)
-            within = [i for i in passing if scored[i][1].kl < bound]
-            best = min(within, key=lambda i: (scored[i][1].bypass, i))
+            within = sorted((i for i in passing if scored[i][1].kl < bound), key=lambda i: (scored[i][1].bypass, i))
             notes = [f"{note}: filter dropped" for bit, (note, _) in enumerate(filters) if dropped >> bit & 1]
-            return Choice(best, bound, (*notes, *steps))
+            return Choice(within[0], bound, (*notes, *steps), tuple(within))
     raise AssertionError("the last round drops every filter but KL, which doubles until something passes")
 
 
