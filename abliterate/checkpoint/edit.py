@@ -104,7 +104,8 @@ def not_edited(index: ShardIndex, folder: ModelFolder, edited: Collection[str]) 
     """Writers that keep what they write along the directions, each with the reason."""
     reasons = []
     for name in sorted(index.tensors):
-        if text_name(name) in (folder.layout.embedding, folder.layout.positions) and name not in edited:
+        text = text_name(name)
+        if text is not None and text in (folder.layout.embedding, folder.layout.positions) and name not in edited:
             reasons.append(f"{name}: {_why_skipped(folder)}")
     reasons += [f"{placed.name}: strength 0 in the plan" for placed in placed_writers(index, folder) if placed.name not in edited]
     return reasons

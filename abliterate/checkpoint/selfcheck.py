@@ -11,7 +11,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import transformers
 from blake3 import blake3
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -75,10 +76,13 @@ def self_check(folder: ModelFolder, index: ShardIndex) -> SelfCheck:
             made = _checked(folder, index, kinds, blocks, Path(place))
         except InputError as error:  # what is wrong with the copy is wrong with the model
             raise InputError(re.sub(re.escape(place) + r"/[\w-]+", f"{folder.path} (a small copy)", str(error))) from None
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_suffix(f".{blake3(str(place).encode()).hexdigest(8)}")
-    partial.write_text(json.dumps(asdict(made)), encoding="utf-8")
-    partial.replace(kept)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{place}: the small copy of the self-check can't be written there ({first_line(error)})") from None
+    with suppress(OSError):  # a cache that can't be written is only slower
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(f".{blake3(str(place).encode()).hexdigest(8)}")
+        partial.write_text(json.dumps(asdict(made)), encoding="utf-8")
+        partial.replace(kept)
     return made
 
 

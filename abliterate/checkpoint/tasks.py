@@ -186,10 +186,10 @@ def _shared_tasks(index: ShardIndex, folder: ModelFolder, plan: EditPlan) -> dic
         raise InputError(f"{folder.path}: the config ties the embeddings, but {layout.unembedding} is stored too; use --embedding skip")
     tasks = {}
     for name, info in index.tensors.items():
-        kind, axis = _shared_kind(name, layout)
+        kind, axis = _shared_kind(name, layout, index.tensors)
         if kind is None:
             continue
-        if len(info.shape) != 2 or info.shape[axis] != folder.d_model or info.dtype not in EDITABLE:
+        if len(info.shape) <= axis or info.shape[axis] != folder.d_model or info.dtype not in EDITABLE:
             raise InputError(f"{folder.path}: {name} has shape {list(info.shape)} of {info.dtype}; axis {axis} must be {folder.d_model}")
         tasks[name] = EditTask(name, kind, axis, removed, plan.embedding_strength, plan.keep_norms)
     if not any(task.kind == "embedding" for task in tasks.values()):
@@ -197,13 +197,13 @@ def _shared_tasks(index: ShardIndex, folder: ModelFolder, plan: EditPlan) -> dic
     return tasks
 
 
-def _shared_kind(name: str, layout: Layout) -> tuple[WriterKind | None, int]:
+def _shared_kind(name: str, layout: Layout, names: Collection[str]) -> tuple[WriterKind | None, int]:
     text = text_name(name)
     if text == layout.embedding or (text is not None and _is_mtp_embedding(text, layout)):
         return "embedding", 1
     if text is not None and text == layout.positions:
         return "positions", 1
-    axis = projector_axis(name)
+    axis = projector_axis(name, names)
     return ("projector", axis) if axis is not None else (None, 0)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from safetensors import SafetensorError
 
 from abliterate.errors import CheckError, InputError, first_line
@@ -51,7 +52,7 @@ def new_folder(out: Path, needed_bytes: int) -> Iterator[Path]:
         raise InputError(
             f"{out.parent}: {free / 1e9:.2f} GB free, the checkpoint needs {needed_bytes / 1e9:.2f} GB; make room or give another --out"
         )
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-{os.getpid()}-", dir=out.parent))
     try:
         yield partial
         for path in sorted(partial.rglob("*")):
@@ -78,9 +79,11 @@ def new_folder(out: Path, needed_bytes: int) -> Iterator[Path]:
 
 
 def _sweep(out: Path) -> None:
-    """Remove what a killed process left half-written."""
+    """Remove what a killed process left half-written; what belongs to a process that runs stays."""
     for stale in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
-        shutil.rmtree(stale, ignore_errors=True)
+        owner = stale.name.rpartition(".partial-")[2].partition("-")[0]
+        if not owner.isdigit() or int(owner) == os.getpid() or not psutil.pid_exists(int(owner)):
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -48,7 +48,10 @@ def open_folder(path: Path, trust_remote_code: bool = False, layout: Path | None
     raw = _raw_config(path, file)
     quantisation, block, powers = _quantisation(path, raw)
     config = _config(file, raw, trust_remote_code)
-    text = config.get_text_config()
+    try:
+        text = config.get_text_config()
+    except ValueError as error:  # several decoders, and no word on which one is the text's
+        raise InputError(f"{file}: no single text model in it ({first_line(error)})") from None
     layers, d_model = int(getattr(text, "num_hidden_layers", 0)), int(getattr(text, "hidden_size", 0))
     if min(layers, d_model) < 1:
         raise InputError(f"{file}: num_hidden_layers and hidden_size must be at least 1")
@@ -59,7 +62,7 @@ def open_folder(path: Path, trust_remote_code: bool = False, layout: Path | None
     return ModelFolder(
         path=path,
         model_type=str(raw["model_type"]),
-        layout=known or _guessed(text, model_type),
+        layout=known or _guessed(text, model_type, trust_remote_code),
         layers=layers,
         d_model=d_model,
         tied=bool(getattr(config, "tie_word_embeddings", False)),
@@ -119,9 +122,9 @@ def _quantisation(path: Path, raw: dict[str, Any]) -> tuple[Quantisation | None,
     )
 
 
-def _guessed(text: PretrainedConfig, model_type: str) -> Layout:
+def _guessed(text: PretrainedConfig, model_type: str, trust_remote_code: bool) -> Layout:
     try:
-        return guess_layout(text)
+        return guess_layout(text, trust_remote_code)
     except InputError as error:
         raise InputError(
             f"no layout for the architecture {model_type!r} ({error}): it would be edited inexactly; give --layout FILE.toml, "
