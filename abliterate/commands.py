@@ -10,7 +10,7 @@ from typing import Any
 from abliterate.activations.collect import SetActivations
 from abliterate.activations.file import Activations, save_activations
 from abliterate.checkpoint.adapter import write_adapter
-from abliterate.checkpoint.edit import check_editable, edit_checkpoint
+from abliterate.checkpoint.edit import check_editable, edit_checkpoint, work_of
 from abliterate.checkpoint.index import open_index
 from abliterate.checkpoint.tasks import edit_tasks
 from abliterate.checkpoint.verify import steps
@@ -87,7 +87,7 @@ def edit(config: EditCommandConfig, out: Path) -> str:
         with stage("bytes read", edited) as advance:
             matrices, size = write_adapter(folder, plan, out, source.name, advance)
         return f"{out}: a LoRA adapter of {size / 1e6:.2f} MB that changes {matrices} matrices"
-    with stage("bytes written", open_index(source.path).nbytes) as advance:
+    with stage("bytes written and proven", work_of(folder, plan)) as advance:
         result = edit_checkpoint(folder, plan, out, source.name, lambda proof: model_card(proof, None), advance)
     return f"{out}: {result.tensors} tensors edited, at most {result.proof['worst']['left']:.2e} of the component left"
 

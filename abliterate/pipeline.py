@@ -16,7 +16,7 @@ from torch import Tensor
 
 from abliterate.activations.collect import SetActivations, collect
 from abliterate.activations.file import Activations, load_activations, save_activations
-from abliterate.checkpoint.edit import check_editable, edit_checkpoint
+from abliterate.checkpoint.edit import check_editable, edit_checkpoint, work_of
 from abliterate.checkpoint.index import open_index
 from abliterate.checkpoint.proof import NAME as PROOF
 from abliterate.checkpoint.write import check_destination
@@ -186,7 +186,7 @@ def _edit(folder: RunFolder, base: Session, plan: EditPlan, source: ModelSource)
     out = folder.path / "checkpoint"
     if not (out / PROOF).is_file():
         base.release()
-        with folder.timed("edit"), stage("bytes written", open_index(base.folder.path).nbytes) as advance:
+        with folder.timed("edit"), stage("bytes written and proven", work_of(base.folder, plan)) as advance:
             edit_checkpoint(base.folder, plan, out, source.name, lambda proof: model_card(proof, None), advance)
     proof: dict[str, Any] = json.loads((out / PROOF).read_text(encoding="utf-8"))
     return proof

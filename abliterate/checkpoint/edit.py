@@ -39,6 +39,14 @@ def check_editable(folder: ModelFolder) -> SelfCheck:
     return self_check(folder, index)
 
 
+def work_of(folder: ModelFolder, plan: EditPlan) -> int:
+    """Bytes that an edit writes and reads back. Raises InputError where the checkpoint, the layout and the plan don't fit."""
+    index = open_index(folder.path)
+    tasks = edit_tasks(index, folder, plan)
+    output = plan_output(index, tasks, to_untie(index, folder, plan))
+    return output.nbytes + sum(output.tensors[name].nbytes for name in tasks)
+
+
 def edit_checkpoint(
     folder: ModelFolder,
     plan: EditPlan,
@@ -49,8 +57,9 @@ def edit_checkpoint(
 ) -> EditResult:
     """Write the edited checkpoint of ``folder`` to ``out``, a new folder that appears only when it is whole and proven.
 
-    ``card`` makes the README.md from the proof. Reads one tensor at a time. Raises InputError for a source or destination
-    that won't do, CheckError where the proof fails; in both cases nothing stands under ``out``.
+    ``card`` makes the README.md from the proof; ``advance`` hears of the bytes of ``work_of``. Reads one tensor at a
+    time. Raises InputError for a source or destination that won't do, CheckError where the proof fails; in both cases nothing
+    stands under ``out``.
     """
     index = open_index(folder.path)
     check_destination(out, folder.path)
@@ -64,7 +73,7 @@ def edit_checkpoint(
         written = open_index(partial)
         if written.tensors != output.tensors:
             raise CheckError(f"{partial}: the tensors written are not those of {folder.path}")
-        proofs = prove(written, tasks, before)
+        proofs = prove(written, tasks, before, advance)
         save_plan(plan, partial / PLAN)
         edit = {
             "embedding": {"policy": plan.embedding, "tied_to_unembedding": folder.tied and plan.embedding != "untie"},

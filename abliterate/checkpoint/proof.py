@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from abliterate import __version__
 from abliterate.checkpoint import fp8
 from abliterate.checkpoint.index import ShardIndex
 from abliterate.checkpoint.orthogonalise import read_component
-from abliterate.checkpoint.stream import Before, digest_of
+from abliterate.checkpoint.stream import WORKERS, Before, digest_of
 from abliterate.checkpoint.tasks import SCALES, EditTask
 from abliterate.errors import CheckError
 
@@ -52,11 +53,18 @@ class TensorProof:
 def prove(
     written: ShardIndex, tasks: Mapping[str, EditTask], before: Mapping[str, Before], advance: Callable[[int], None] = lambda done: None
 ) -> list[TensorProof]:
-    """Read every edited tensor back from the new folder and measure it. Raises CheckError where one is not exact."""
-    proofs = []
-    for name, task in tasks.items():
-        proofs.append(measure(written, task, before[name]))
-        advance(1)
+    """Read every edited tensor back from the new folder and measure it; ``advance`` hears of bytes.
+
+    Raises CheckError where one is not exact.
+    """
+
+    def one(task: EditTask) -> TensorProof:
+        made = measure(written, task, before[task.name])
+        advance(written.tensors[task.name].nbytes)
+        return made
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        proofs = list(pool.map(one, tasks.values()))
     wrong = [p for p in proofs if not p.error <= TOLERANCE[p.dtype]]  # NaN is wrong too
     if wrong:
         worst = max(wrong, key=lambda p: p.error)

@@ -26,7 +26,7 @@ from abliterate.checkpoint.output import NewShard, Output
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES, EditTask
 from abliterate.errors import InputError
 
-_WORKERS = 2  # bounds the memory: each holds one tensor
+WORKERS = 2  # bounds the memory: each holds one tensor
 _BAND = 1 << 23  # elements of an FP8 matrix in float32 at once: 32 MB
 _PIECE = 1 << 27  # bytes of one copy job
 # A file system that can't copy ranges by itself says one of these.
@@ -59,7 +59,7 @@ def write_shards(
     before: dict[str, Before] = {}
     with ExitStack() as stack:
         files = _Files(index, output, out, stack)
-        with ThreadPoolExecutor(_WORKERS) as pool:
+        with ThreadPoolExecutor(WORKERS) as pool:
             futures = [pool.submit(job) for job in _jobs(index, output, tasks, files, before, advance)]
             try:
                 for future in futures:

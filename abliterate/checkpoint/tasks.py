@@ -228,10 +228,12 @@ def unplaced(names: Collection[str], folder: ModelFolder, known: Collection[str]
         if text is None or is_buffer(name) or text == layout.unembedding or text in layout.mtp_root or text in layout.mtp_others:
             continue
         plain, where = _plain(template(text)), layout.in_block(text)
-        beyond = where is not None and (where[2] or (bool(layout.mtp) and where[0] >= folder.layers))
-        if plain in templates or (beyond and where is not None and _plain(template(where[1])) in behind):
-            continue
-        left.append(name)
+        if where is not None and (where[2] or where[0] >= folder.layers):
+            explained = (where[2] or bool(layout.mtp)) and _plain(template(where[1])) in behind
+        else:
+            explained = plain in templates
+        if not explained:
+            left.append(name)
     return sorted(left)
 
 

@@ -205,6 +205,12 @@ def test_a_block_beyond_the_configs_goes_with_the_last_block(tiny: Tiny) -> None
     assert task.kind == "mtp" and torch.equal(task.removal.q, torch.eye(4, 32)[3:].double())
 
 
+def test_a_block_beyond_the_configs_is_unplaced_where_the_family_predicts_one_token(tiny: Tiny) -> None:
+    folder = open_folder(tiny())
+    names = list(open_index(folder.path).tensors)
+    assert unplaced([*names, "model.layers.4.mlp.down_proj.weight"], folder, names) == ["model.layers.4.mlp.down_proj.weight"]
+
+
 def test_blocks_of_multi_token_prediction_are_edited_with_what_joins_them_to_the_stream(tiny: Tiny) -> None:
     def behind(tensors: dict[str, torch.Tensor]) -> None:
         tensors["model.layers.4.eh_proj.weight"] = torch.ones(32, 64)
@@ -315,7 +321,6 @@ def test_a_tensor_that_the_copy_lacks_is_a_stranger(tiny: Tiny, name: str) -> No
     [
         "model.layers.3.self_attn.rotary_emb.inv_freq",
         "model.layers.3.mlp.down_proj.weight_scale_inv",
-        "model.layers.9.mlp.down_proj.weight",
         "language_model.model.layers.3.mlp.down_proj.weight",
         "vision_tower.layers.0.mlp.down_proj.weight",
         "lm_head.weight",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,14 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
     (stale / SINGLE).write_bytes(b"half")
     with new_folder(tmp_path / "out", 1):
         assert not stale.exists()
+
+
+@pytest.mark.parametrize(("owner", "kept"), [(os.getppid(), True), (os.getpid(), False), (2**22 + 1, False)])
+def test_the_sweep_spares_what_another_running_process_is_writing(tmp_path: Path, owner: int, kept: bool) -> None:
+    theirs = tmp_path / f".out.partial-{owner}-abc"
+    theirs.mkdir()
+    with new_folder(tmp_path / "out", 1):
+        assert theirs.exists() == kept
 
 
 @pytest.mark.parametrize("other", [".other.partial-abc", ".outer.partial-abc", "out.partial-abc"])

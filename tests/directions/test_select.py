@@ -45,6 +45,11 @@ def test_the_lowest_bypass_wins_where_all_pass() -> None:
     assert (choice.chosen, choice.max_kl, choice.relaxed) == (1, 0.1, ())
 
 
+def test_all_that_pass_are_listed_by_bypass_the_chosen_one_first() -> None:
+    choice = choose(_scored(_good(-3), _good(-9), _good(-9.5, kl=2.0), _good(-5)), 0.1)
+    assert choice.passing == (1, 3, 0)
+
+
 def test_the_first_wins_a_tie() -> None:
     assert choose(_scored(_good(-3), _good(-3)), 0.1).chosen == 0
 
