@@ -18,7 +18,7 @@ from abliterate.model.load import LocalModel
 from abliterate.model.plan import EditPlan
 from abliterate.model.template import encode
 from abliterate.progress import say, stage
-from abliterate.prompts import Role, RoleSets
+from abliterate.prompts import Prompt, Role, RoleSets
 
 REHEARSED = 3  # candidates that give full replies
 WEAKER = (0.85, 0.7)  # shares of the strength
@@ -30,7 +30,7 @@ def select(model: LocalModel, sets: RoleSets, config: RunConfig, directions: Dir
     prompts = {role: sets.prompts(role, "val") for role in roles}
     val = {role: encode(model.tokenizer, [p.text for p in asked]) for role, asked in prompts.items()}
     with stage("the model's own replies (val)", len(val["target"])) as advance:
-        own = own_openings(model, val["target"], config.batch_size, advance)
+        own = own_openings(model, val["target"], config.batch_size, advance, [p.text for p in prompts["target"]])
     tried = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied)
     induced = dealt(own, prompts["target"], prompts["baseline"])
     by = yardstick(model, own.prompts, own.openings, val["baseline"], induced, val["harmless"], config.batch_size)
@@ -40,7 +40,7 @@ def select(model: LocalModel, sets: RoleSets, config: RunConfig, directions: Dir
             scored.append((candidate, score(model, candidate, by, config.batch_size)))
             advance(1)
     choice = choose(scored, config.max_kl)
-    chosen, strength, rehearsal = _rehearsed(model, [scored[i][0] for i in choice.passing], val, config)
+    chosen, strength, rehearsal = _rehearsed(model, [scored[i][0] for i in choice.passing], val, _texts(prompts), config)
     choice = replace(choice, chosen=next(i for i, (c, _) in enumerate(scored) if c is chosen))
     document = selection_document(scored, choice, config.max_kl, config.max_layer)
     if not own.withheld:
@@ -51,8 +51,12 @@ def select(model: LocalModel, sets: RoleSets, config: RunConfig, directions: Dir
     return replace(chosen.plan.scaled(strength), keep_norms=config.norms == "keep"), document
 
 
+def _texts(prompts: Mapping[Role, Sequence[Prompt]]) -> list[str]:
+    return [prompt.text for role in ("target", "baseline") for prompt in prompts[role]]
+
+
 def _rehearsed(
-    model: LocalModel, shortlist: Sequence[Candidate], val: Mapping[Role, list[list[int]]], config: RunConfig
+    model: LocalModel, shortlist: Sequence[Candidate], val: Mapping[Role, list[list[int]]], texts: Sequence[str], config: RunConfig
 ) -> tuple[Candidate, float, dict[str, Any]]:
     """The candidate and strength of the lowest cost in full replies to val prompts.
 
@@ -63,7 +67,7 @@ def _rehearsed(
 
         def replied(plan: EditPlan | None) -> Rehearsal:
             with ablated(model, plan) if plan is not None else nullcontext():
-                return rehearse(model, val["target"], val["baseline"], config.max_new_tokens, config.batch_size, advance)
+                return rehearse(model, val["target"], val["baseline"], config.max_new_tokens, config.batch_size, advance, texts)
 
         base = replied(None)
         tried = [(c, config.strength, replied(c.plan.scaled(config.strength))) for c in shortlist[:REHEARSED]]

@@ -82,7 +82,7 @@ def test_the_activations_file_follows_the_contract(tiny: Tiny, sets: dict[str, s
         assert {"baseline_mean", "keep_mean", "keep_last", "harmless_mean", "target_second_moment"} <= set(file.keys())
 
 
-KILLS = ("_activations", "_select", "respond:edited", "_edit", "_drift", "report_document", "publish")
+KILLS = ("_activations", "select", "respond:edited", "_edit", "_drift", "report_document", "publish")
 DRIVER = """
 import os, signal, sys
 import abliterate.pipeline as pipeline
@@ -133,7 +133,7 @@ def test_a_run_killed_while_it_answers_goes_on_with_the_next_batch(tiny: Tiny, s
 
 def test_an_interrupt_exits_130_and_says_how_to_go_on(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
     call = arguments(tiny(), sets, tmp_path / "run")
-    done = killed("_select", "SIGINT", call)
+    done = killed("select", "SIGINT", call)
     assert done.returncode == 130
     assert "the same command goes on" in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
     assert main(call) == 0

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 OPEN, CLOSE = "<think>", "</think>"
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '"', "`": "", "*": "", "#": "", "_": "", "~": ""})
 _MARKS = re.compile(r"(?m)^\s*(?:[>•\-]\s+|\d+[.)]\s+)")
+_CODE = re.compile(r"(?s)```.*?(?:```|\Z)")
+_QUOTED = re.compile(r"“[^”\n]{1,400}”|\"[^\"\n]{1,400}\"|「[^」\n]{1,400}」|«[^»\n]{1,400}»")
+_DRAWN = re.compile(r"(?<=[\u4e00-\u9fff])[～~]+")  # a drawn-out end of a sentence
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|(?<=[。！？])|(?<=[!?])(?=[\u4e00-\u9fff])|\n+")
 
 
@@ -38,6 +41,12 @@ def plain(text: str, marks: bool = True) -> str:
     if marks:
         text = _MARKS.sub("", text)
     return "\n".join(" ".join(line.split()) for line in text.split("\n")).strip()
+
+
+def own_voice(answer: str) -> str:
+    """The answer without code blocks and without quoted words, where anything else is there."""
+    bare = _QUOTED.sub('""', _CODE.sub("\n", answer))
+    return _DRAWN.sub("!", bare if any(c.isalnum() for c in bare) else answer)
 
 
 def sentences(text: str) -> list[str]:

@@ -32,16 +32,22 @@ class Openings:
 
 
 def own_openings(
-    model: LocalModel, encoded: Sequence[list[int]], batch_size: int, advance: Callable[[int], None] = lambda done: None
+    model: LocalModel,
+    encoded: Sequence[list[int]],
+    batch_size: int,
+    advance: Callable[[int], None] = lambda done: None,
+    prompts: Sequence[str] = (),
 ) -> Openings:
-    """Let the model reply briefly to encoded prompts and keep those that it withholds."""
+    """Let the model reply briefly to encoded prompts (``prompts`` are their texts) and keep those that it withholds."""
     replies: list[list[int]] = [[] for _ in encoded]
     for batch in batches(encoded, model.tokenizer.pad_token_id, batch_size, model.device):
         for index, reply in zip(batch.indices, reply_ids(model, batch, PROBE_TOKENS), strict=True):
             replies[index] = reply or [model.tokenizer.eos_token_id]
         advance(len(batch.indices))
     opened = opens_thought(model.tokenizer)
-    verdicts = [judge(decode(model.tokenizer, reply), begins_in_thought=opened) for reply in replies]
+    texts = [decode(model.tokenizer, reply) for reply in replies]
+    asked: Sequence[str | None] = prompts or [None] * len(texts)
+    verdicts = [judge(text, begins_in_thought=opened, prompt=prompt) for text, prompt in zip(texts, asked, strict=True)]
     withheld = [i for i, verdict in enumerate(verdicts) if verdict.outcome in WITHHELD]
     chosen = withheld or list(range(len(encoded)))
     return Openings([encoded[i] for i in chosen], [replies[i][:OPENING_TOKENS] for i in chosen], chosen, len(encoded), len(withheld))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from abliterate.evaluation.outcomes import OUTCOMES, WITHHELD, Verdict
@@ -112,10 +112,3 @@ def judge_all(transcripts: Iterable[Transcript]) -> dict[str, list[tuple[Transcr
 def answered_ids(judged: Judged, holds: Callable[[Verdict], bool] = withheld) -> set[str]:
     """Ids of the prompts that were not withheld."""
     return {t.id for t, v in judged if not holds(v)}
-
-
-def mean_where(ids: Sequence[str], values: Sequence[float], chosen: Iterable[str]) -> float | None:
-    """Mean of the values whose id is chosen; None where there is none."""
-    wanted: Mapping[str, None] = dict.fromkeys(chosen)
-    picked = [value for i, value in zip(ids, values, strict=True) if i in wanted]
-    return sum(picked) / len(picked) if picked else None

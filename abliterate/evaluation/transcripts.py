@@ -31,7 +31,7 @@ class Transcript:
     begins_in_thought: bool = False
 
     def verdict(self) -> Verdict:
-        return judge(self.response, self.facts, self.begins_in_thought)
+        return judge(self.response, self.facts, self.begins_in_thought, self.prompt)
 
 
 def transcript_of(set_name: str, prompt: Prompt, response: str, new_tokens: int, begins_in_thought: bool) -> Transcript:
@@ -101,4 +101,4 @@ def read_scorable(path: Path) -> Iterator[tuple[dict[str, Any], Verdict]]:
         begins = row.get("begins_in_thought", False)
         if not isinstance(begins, bool):
             raise InputError(f"{path}:{number}: 'begins_in_thought' must be true or false")
-        yield row, judge(row["response"], tuple(facts), begins)
+        yield row, judge(row["response"], tuple(facts), begins, row["prompt"])

@@ -10,7 +10,7 @@ from typing import Any
 
 from abliterate.errors import CheckError
 from abliterate.evaluation.statistics import bootstrap_mean
-from abliterate.evaluation.summary import Judged, answered_ids, by_topic, keep_test, mean_where, set_entry
+from abliterate.evaluation.summary import Judged, answered_ids, by_topic, keep_test, set_entry
 
 SCHEMA = "abliterate/report/1"
 
@@ -54,7 +54,7 @@ def _drift(drift: Mapping[str, Any], base: Mapping[str, Judged]) -> dict[str, An
         "kl_first_token": sum(kl) / len(kl),
         "kl_first_token_ci95": list(bootstrap_mean(kl)),
         "n_answered": len(kept),
-        "kl_first_token_answered": mean_where(ids, kl, answered),
+        "kl_first_token_answered": sum(kept) / len(kept) if kept else None,
         "kl_first_token_answered_ci95": list(bootstrap_mean(kept)) if kept else None,
         "kl_sequence": None,
         "ce_base": None,

@@ -6,7 +6,7 @@ import pytest
 
 from abliterate.evaluation.outcomes import OUTCOMES, Outcome, Verdict
 from abliterate.evaluation.statistics import drop_upper_bound, mcnemar, wilson
-from abliterate.evaluation.summary import Judged, answered_ids, by_topic, figures, judge_all, keep_test, mean_where, paired, rate, set_entry
+from abliterate.evaluation.summary import Judged, answered_ids, by_topic, figures, judge_all, keep_test, paired, rate, set_entry
 from abliterate.evaluation.transcripts import Transcript
 
 
@@ -107,8 +107,3 @@ def test_transcripts_are_judged_by_set_in_order() -> None:
 
 def test_answered_are_those_not_withheld() -> None:
     assert answered_ids(judged("answered", "refused", "truncated", "state_line")) == {"en0", "en2"}
-
-
-def test_mean_is_over_the_chosen_ids() -> None:
-    assert mean_where(["a", "b", "c"], [1.0, 2.0, 4.0], {"a", "c", "other"}) == 2.5
-    assert mean_where(["a"], [1.0], set()) is None
