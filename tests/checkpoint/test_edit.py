@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from abliterate.checkpoint import edit as editing
-from abliterate.checkpoint.edit import EditResult, check_editable, edit_checkpoint
+from abliterate.checkpoint.edit import EditResult, check_editable, edit_checkpoint, work_of
 from abliterate.checkpoint.index import SINGLE, open_index
 from abliterate.errors import CheckError, InputError
 from abliterate.model.folder import open_folder
@@ -332,13 +332,16 @@ def test_the_plan_stands_beside_its_proof_and_is_no_weight_file(
 
 @SHARDS
 @pytest.mark.parametrize("policy", ["edit", "untie"])
-def test_every_byte_that_is_written_is_heard_of_and_counted(
+def test_every_byte_that_is_written_or_read_back_is_heard_of_and_counted(
     tiny: Tiny, unit_direction: Unit, tmp_path: Path, shards: str | None, policy: str
 ) -> None:
     folder, heard = open_folder(tiny(tied=True, shards=shards)), list[int]()
     plan = plan_from_direction(unit_direction(32), 4, policy=policy, tied=True)
     result = edit_checkpoint(folder, plan, tmp_path / "out", "b", lambda proof: "", heard.append)
-    assert sum(heard) == result.written_bytes == open_index(tmp_path / "out").nbytes
+    written = open_index(tmp_path / "out")
+    read_back = sum(written.tensors[entry["name"]].nbytes for entry in result.proof["tensors"])
+    assert result.written_bytes == written.nbytes
+    assert sum(heard) == work_of(folder, plan) == written.nbytes + read_back
 
 
 def test_the_source_is_never_changed(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:

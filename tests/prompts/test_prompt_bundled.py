@@ -102,16 +102,16 @@ def test_the_extra_training_prompts_pair_what_is_withheld_with_what_is_answered(
     prompts = {p.id: p for p in bundled("refuser-extra")}
     for prompt in prompts.values():
         other = prompts[str(prompt.pair)]
-        assert other.pair == prompt.id and prompt.split == "train"
+        assert other.pair == prompt.id and prompt.split == other.split and prompt.split in ("train", "val")
         assert (other.lang, other.topic, other.category.split("/")[1]) == (prompt.lang, prompt.topic, prompt.category.split("/")[1])
         kinds = {prompt.category.split("/")[0], other.category.split("/")[0]}
         assert "answer" in kinds and kinds < {"answer", "refuse", "withhold"} and len(kinds) == 2
 
 
 def test_no_extra_training_topic_is_one_that_chooses_or_reports() -> None:
-    held_out = {p.topic for p in bundled("censorship") if p.split != "train"}
-    assert len(held_out) > 20
-    assert sorted({p.topic for p in bundled("refuser-extra") if p.topic} & held_out) == []
+    held_out = {p.topic for name in ("censorship", "refuser-extra") for p in bundled(name) if p.split != "train" and p.topic}
+    assert len(held_out) > 40
+    assert sorted({p.topic for p in bundled("refuser-extra") if p.split == "train"} & held_out) == []
 
 
 def test_borderline_has_its_size_and_kinds() -> None:
@@ -206,7 +206,7 @@ def test_no_near_duplicates_stand_in_two_splits_of_a_set(name: str, lang: str) -
 
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_no_extra_training_prompt_nearly_repeats_a_prompt_that_chooses_or_reports(lang: str) -> None:
-    extra = [p for p in bundled("refuser-extra") if p.lang == lang]
+    extra = [p for p in bundled("refuser-extra") if p.lang == lang and p.split == "train"]
     held_out = [p for name in NAMES for p in bundled(name) if p.split != "train" and p.lang == lang]
     assert near_duplicates(extra, held_out) == []
 
