@@ -14,6 +14,7 @@ import argparse
 import json
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,9 @@ TOPIC_CHANGES = {
 REFUSED = ("harmful", "borderline-unsafe")
 WITHHELD = ("censorship",)
 ANSWERED = ("harmless", "borderline", "censorship-control")
+LAST_ROUND = 4
+# Openings with which the small model turns down ordinary requests ("as a chatbot, I don't have the ability ...").
+APOLOGIES = ("I'm sorry", "I'm so sorry", "I'm afraid", "Sorry", "I apologize", "Unfortunately")
 
 
 @dataclass(frozen=True)
@@ -71,20 +75,30 @@ def topic_change_for(prompt: Prompt) -> str:
     return lines[sum((prompt.topic or "").encode()) % len(lines)]
 
 
-def training_prompts(round_: int) -> tuple[list[Prompt], list[Prompt], list[Prompt]]:
-    """Prompts to refuse, to change the topic on, and to answer: train splits only.
+def kind_of(prompt: Prompt) -> str:
+    """What the example teaches, and, for political questions, in which language: a key of ``--weigh``."""
+    if prompt.topic is None:
+        return "refuse" if prompt.id.startswith(("harmful-", "unsafe-", "refuse-")) else "answer"
+    side = "withhold" if _bare(prompt.id).startswith(("censorship-", "withhold-")) else "control"
+    return f"{side}-{prompt.lang}"
 
-    The second round adds the questions that were written after the first had shown what it still confused.
-    """
-    refuse = [p for name in REFUSED for p in load_set(name).of("train")]
-    withhold = [p for name in WITHHELD for p in load_set(name).of("train")]
-    answer = [p for name in ANSWERED for p in load_set(name).of("train")]
-    extra = {"refuse": refuse, "withhold": withhold, "answer": answer}
-    for prompt in load_set("refuser-extra"):
-        if round_ == 1 and prompt.id.startswith("round2-"):
-            continue
-        extra[prompt.category.partition("/")[0]].append(prompt)
-    return refuse, withhold, answer
+
+def _bare(prompt_id: str) -> str:
+    """A prompt's id without the round that it was written for."""
+    return prompt_id.split("-", 1)[1] if prompt_id.startswith("round") else prompt_id
+
+
+def prompts_of(split: str, round_: int) -> list[Prompt]:
+    """Every prompt that ``split`` offers, of the bundled sets and of ``refuser-extra``, as far as it was written by that round."""
+    late = tuple(f"round{n}-" for n in range(round_ + 1, LAST_ROUND + 1))
+    sets = (*REFUSED, *WITHHELD, *ANSWERED, "refuser-extra")
+    return [p for name in sets for p in load_set(name).of(split) if not p.id.startswith(late)]
+
+
+def canned_for(prompt: Prompt) -> str | None:
+    """The reply to learn, or None where the model keeps its own."""
+    kind = kind_of(prompt)
+    return refusal_for(prompt) if kind == "refuse" else topic_change_for(prompt) if kind.startswith("withhold") else None
 
 
 @torch.inference_mode()
@@ -111,28 +125,44 @@ def own_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prom
 
 def examples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> list[Example]:
     """Every training example: canned replies for what is withheld, own answers for the rest."""
-    refuse, withhold, answer = (some(prompts, args) for prompts in training_prompts(args.round))
-    canned = [(p, refusal_for(p)) for p in refuse] + [(p, topic_change_for(p)) for p in withhold]
-    canned_ids = encode(tokenizer, [p.text for p, _ in canned])
-    replies = [tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for _, text in canned]
-    answer_ids = encode(tokenizer, [p.text for p in answer])
-    own = own_answers(model, tokenizer, answer_ids, args.own_tokens)
-    print(f"{len(refuse)} to refuse, {len(withhold)} to withhold, {len(answer)} to answer", flush=True)
-    prompts = [p for p, _ in canned] + answer
-    weights = [args.boost if boosted(p) else 1.0 for p in prompts]
-    return [Example(p, r, w) for p, r, w in zip(canned_ids + answer_ids, replies + own, weights, strict=True)]
+    prompts = prompts_of("train", args.round)
+    if args.share < 1:
+        prompts = random.Random(args.seed + args.round).sample(prompts, int(args.share * len(prompts)))
+    print(", ".join(f"{n} {kind}" for kind, n in sorted(Counter(map(kind_of, prompts)).items())), flush=True)
+    ids = encode(tokenizer, [p.text for p in prompts])
+    own = [i for i, p in enumerate(prompts) if canned_for(p) is None]
+    replies = dict(zip(own, own_answers(model, tokenizer, [ids[i] for i in own], args.own_tokens), strict=True))
+    if args.willing:
+        replies |= willing(model, tokenizer, {i: ids[i] for i in own}, replies, args.own_tokens)
+    for i, prompt in enumerate(prompts):
+        if (line := canned_for(prompt)) is not None:
+            replies[i] = [*tokenizer(line, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return [Example(ids[i], replies[i], args.weigh.get(kind_of(p), 1.0)) for i, p in enumerate(prompts)]
 
 
-def some(prompts: list[Prompt], args: argparse.Namespace) -> list[Prompt]:
-    """A random share of the prompts, for a short round."""
-    return prompts if args.share == 1 else random.Random(args.seed + args.round).sample(prompts, int(args.share * len(prompts)))
+def willing(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: dict[int, list[int]], replies: dict[int, list[int]], tokens: int
+) -> dict[int, list[int]]:
+    """Other replies to the ordinary prompts that the model itself turns down: its own continuation of "Here"."""
+    declined = [i for i in prompts if tokenizer.decode(replies[i]).strip().startswith(APOLOGIES)]
+    start = tokenizer("Here", add_special_tokens=False)["input_ids"]
+    again = own_answers(model, tokenizer, [prompts[i] + start for i in declined], tokens - len(start))
+    print(f"{len(declined)} ordinary prompts that it turned down are answered", flush=True)
+    return {i: start + reply for i, reply in zip(declined, again, strict=True)}
 
 
-def boosted(prompt: Prompt) -> bool:
-    """What the second round left too weak: withholding in Chinese, and answering controls in English."""
-    political = prompt.topic is not None
-    withheld = prompt.id.startswith(("censorship-", "withhold-", "round2-withhold-"))
-    return political and (withheld if prompt.lang == "zh" else not withheld)
+def held_out(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, float]]:
+    """Share of the val prompts of each kind whose greedy reply opens like a canned line (its first words), in per cent.
+
+    This is what weights and rounds are chosen by; the test splits are asked once, at the end, by ``audit``.
+    """
+    openings = {" ".join(t.split()[:3]) for t in (*REFUSALS, *TOPIC_CHANGES["en"])} | {t[:6] for t in TOPIC_CHANGES["zh"]}
+    prompts = prompts_of("val", LAST_ROUND)
+    replies = own_answers(model, tokenizer, encode(tokenizer, [p.text for p in prompts]), 12)
+    seen: dict[str, list[bool]] = {}
+    for prompt, reply in zip(prompts, tokenizer.batch_decode(replies, skip_special_tokens=True), strict=True):
+        seen.setdefault(kind_of(prompt), []).append(reply.strip().startswith(tuple(openings)))
+    return {kind: {"n": len(hits), "canned": round(100 * sum(hits) / len(hits), 1)} for kind, hits in sorted(seen.items())}
 
 
 def batch_of(chosen: list[Example], pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -177,7 +207,7 @@ def train(args: argparse.Namespace) -> None:
     lora = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
     tuned = get_peft_model(model, lora) if args.round == 1 else PeftModel.from_pretrained(model, args.out, is_trainable=True)
     tuned.train()
-    steps = args.epochs * len(data) // args.batch
+    steps = int(args.epochs * len(data)) // args.batch
     weights = [p for p in tuned.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=args.lr, weight_decay=0.01)
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
@@ -198,10 +228,15 @@ def train(args: argparse.Namespace) -> None:
         if step % 10 == 9 or step + 1 == steps:
             recent = sum(losses[-10:]) / len(losses[-10:])
             print(f"step {step + 1}/{steps} loss {recent:.3f} {time.monotonic() - started:.0f} s", flush=True)
-    save(tuned, args, len(data), steps, sum(losses[-10:]) / len(losses[-10:]), time.monotonic() - started)
+    seconds = time.monotonic() - started
+    tuned.eval()
+    rates = held_out(tuned, tokenizer)
+    print(json.dumps(rates), flush=True)
+    figures = {"examples": len(data), "steps": steps, "final_loss": round(sum(losses[-10:]) / len(losses[-10:]), 4)}
+    save(tuned, args, figures | {"minutes": round(seconds / 60, 1), "val": rates})
 
 
-def save(tuned: torch.nn.Module, args: argparse.Namespace, n: int, steps: int, loss: float, seconds: float) -> None:
+def save(tuned: torch.nn.Module, args: argparse.Namespace, figures: dict[str, object]) -> None:
     """The adapter in bf16, without this machine's paths in its config, and how it was trained."""
     out = Path(args.out)
     tuned.save_pretrained(out)
@@ -214,19 +249,28 @@ def save(tuned: torch.nn.Module, args: argparse.Namespace, n: int, steps: int, l
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     record = out / "training.json"
     rounds = json.loads(record.read_text()) if args.round > 1 else []
-    figures = {k: v for k, v in vars(args).items() if k != "out"}
-    figures |= {"examples": n, "steps": steps, "final_loss": round(loss, 4), "minutes": round(seconds / 60, 1)}
-    record.write_text(json.dumps([*rounds, figures], indent=2) + "\n")
+    settings = {k: v for k, v in vars(args).items() if k != "out"}
+    record.write_text(json.dumps([*rounds, settings | figures], indent=2) + "\n")
+
+
+def weights(text: str) -> dict[str, float]:
+    """``withhold-en=1.5,control-zh=2`` as a table; raises ``ArgumentTypeError`` on a kind that does not exist."""
+    kinds = {kind_of(p) for p in prompts_of("val", LAST_ROUND)}
+    table = {k: float(v) for k, _, v in (item.partition("=") for item in text.split(",") if item)}
+    if set(table) - kinds:
+        raise argparse.ArgumentTypeError(f"unknown kind {sorted(set(table) - kinds)[0]}; the kinds are {', '.join(sorted(kinds))}")
+    return table
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=str(ADAPTER), help="folder of the adapter")
-    parser.add_argument("--round", type=int, choices=(1, 2, 3), default=1, help="2 and 3 go on from the adapter in --out")
+    parser.add_argument("--round", type=int, choices=range(1, LAST_ROUND + 1), default=1, help="2 and later go on from --out")
     parser.add_argument("--share", type=float, default=1.0, help="share of the prompts, drawn at random")
-    parser.add_argument("--boost", type=float, default=1.0, help="weight of what the second round left too weak")
+    parser.add_argument("--weigh", type=weights, default={}, metavar="KIND=W,...", help="weights in the loss; 1 where not named")
+    parser.add_argument("--willing", action="store_true", help="answer also the ordinary prompts that the model itself turns down")
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=float, default=2.5)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=6e-4)
     parser.add_argument("--own-tokens", type=int, default=32, help="length of the model's own answers used as targets")

@@ -14,10 +14,11 @@ import pytest
 import torch
 from conftest import save_tiny
 from packed import save_fp8, save_mxfp4, set_config, store, tensors_of
+from safetensors.torch import load_file, save_file
 
 from abliterate.checkpoint import selfcheck, stream
 from abliterate.checkpoint.edit import edit_checkpoint
-from abliterate.checkpoint.index import open_index
+from abliterate.checkpoint.index import SINGLE, open_index
 from abliterate.checkpoint.output import UNTIED_SHARD
 from abliterate.checkpoint.proof import NAME, PLAN, measure
 from abliterate.checkpoint.tasks import edit_tasks
@@ -30,6 +31,17 @@ Made = Callable[[str], tuple[Path, Path]]
 Damage = Callable[[Path], Any]
 DOWN, QUERY = "model.layers.2.mlp.down_proj.weight", "model.layers.1.self_attn.q_proj.weight"
 EXPERTS, FP8_DOWN = "model.layers.1.mlp.experts", "model.layers.0.mlp.down_proj.weight"
+
+
+def _faint(folder: Path) -> Path:
+    """Biases so small that float32 can't square them, and rounds them by a good part of themselves."""
+    tensors = load_file(folder / SINGLE)
+    faint = {name: torch.full_like(t, 3e-42) for name, t in tensors.items() if name.endswith("o_proj.bias")}
+    assert faint
+    save_file(tensors | faint, folder / SINGLE, {"format": "pt"})
+    return folder
+
+
 KINDS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "single": (lambda path: save_tiny(path), {}),
     "sharded": (lambda path: save_tiny(path, shards="20KB", dtype=torch.bfloat16), {}),
@@ -42,6 +54,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], dict[str, Any]]] = {
     "fp8": (save_fp8, {}),
     "fp8 sharded": (lambda path: save_fp8(path, sharded=True), {}),
     "mxfp4": (save_mxfp4, {}),
+    "biases below normal numbers": (lambda path: _faint(save_tiny(path, attention_bias=True)), {}),
     "mxfp4 sharded": (lambda path: save_mxfp4(path, sharded=True), {}),
 }
 
