@@ -15,7 +15,7 @@ from abliterate.checkpoint.edit import not_edited, to_untie
 from abliterate.checkpoint.index import ShardIndex, TensorInfo, open_index
 from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.output import new_config, plan_output
-from abliterate.checkpoint.proof import NAME, PLAN, SCHEMA, TOLERANCE, stored_parts, values
+from abliterate.checkpoint.proof import FLOOR, NAME, PLAN, SCHEMA, TOLERANCE, stored_parts, values
 from abliterate.checkpoint.selfcheck import self_check
 from abliterate.checkpoint.stream import digest_of, edited, leaves_mxfp4
 from abliterate.checkpoint.tasks import SCALES, EditTask, edit_tasks
@@ -126,7 +126,7 @@ def _measured(index: ShardIndex, task: EditTask, entry: Mapping[str, Any]) -> No
     if digest_of(*stored) != entry["blake3_after"]:
         raise CheckError(f"{index.folder}: the bytes of {name} are not those that were proven (BLAKE3 differs)")
     found = read_component(values(task, stored), task.removal, task.axis)
-    limit = TOLERANCE[info.dtype] * max(found.size, entry["before"])
+    limit = max(TOLERANCE[info.dtype] * max(found.size, entry["before"]), FLOOR)
     if not abs(found.along - entry["after"]) <= max(_SAME * found.size, 1e-12):
         raise CheckError(f"{index.folder}: {name} holds {found.along:.3e} of the direction, the proof says {entry['after']:.3e}")
     if not abs(found.along - entry["aim"]) <= limit:

@@ -94,7 +94,9 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
         assert not stale.exists()
 
 
-@pytest.mark.parametrize(("owner", "kept"), [(os.getppid(), True), (os.getpid(), False), (2**22 + 1, False)])
+@pytest.mark.parametrize(
+    ("owner", "kept"), [(os.getppid(), True), (os.getpid(), False), (2**22 + 1, False)], ids=["another", "this", "none"]
+)
 def test_the_sweep_spares_what_another_running_process_is_writing(tmp_path: Path, owner: int, kept: bool) -> None:
     theirs = tmp_path / f".out.partial-{owner}-abc"
     theirs.mkdir()
