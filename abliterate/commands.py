@@ -82,8 +82,8 @@ def edit(config: EditCommandConfig, out: Path) -> str:
     folder = open_folder(source.path, config.trust_remote_code, config.layout_file)
     plan = _plan_of(config, folder)
     if config.as_adapter:
-        tensors = open_index(source.path).tensors
-        edited = sum(tensors[name].nbytes for name in edit_tasks(open_index(source.path), folder, plan) if name in tensors)
+        index = open_index(source.path)
+        edited = sum(index.tensors[name].nbytes for name in edit_tasks(index, folder, plan) if name in index.tensors)
         with stage("bytes read", edited) as advance:
             matrices, size = write_adapter(folder, plan, out, source.name, advance)
         return f"{out}: a LoRA adapter of {size / 1e6:.2f} MB that changes {matrices} matrices"

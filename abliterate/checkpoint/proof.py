@@ -22,8 +22,8 @@ from abliterate.errors import CheckError
 NAME = "abliteration.json"
 PLAN = "abliteration.plan"  # a plan file; not called .safetensors, which engines load as weights
 SCHEMA = "abliterate/abliteration/2"
-# Largest distance of ‖R W'‖ from its aim, relative to the tensor's norm, by the type that it is rounded to.
 FLOOR = 1e-36  # a component this small is nothing: float32 can't square it, and storage rounds it by a step of its own size
+# Largest distance of ‖R W'‖ from its aim, relative to the tensor's norm, by the type that it is rounded to.
 TOLERANCE = {"F64": 1e-6, "F32": 1e-6, "F16": 1e-3, "BF16": 1e-3, "F8_E4M3": 1e-3}
 
 

@@ -80,9 +80,9 @@ def self_check(folder: ModelFolder, index: ShardIndex) -> SelfCheck:
             raise InputError(f"{place}: the small copy of the self-check can't be written there ({first_line(error)})") from None
     with suppress(OSError):  # a cache that can't be written is only slower
         kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(f".{blake3(str(place).encode()).hexdigest(8)}")
-        partial.write_text(json.dumps(asdict(made)), encoding="utf-8")
-        partial.replace(kept)
+        unfinished = kept.with_suffix(f".{blake3(str(place).encode()).hexdigest(8)}")
+        unfinished.write_text(json.dumps(asdict(made)), encoding="utf-8")
+        unfinished.replace(kept)
     return made
 
 

@@ -37,7 +37,7 @@ _NO_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EP
 class Before:
     """What an edited tensor was: its component along the directions, its norm (as it enters the stream), its bytes' hash.
 
-    ``along`` is the component that exact arithmetic would leave; ``rounding`` the relative error of the stored result against
+    ``aim`` is the component that exact arithmetic would leave; ``rounding`` the relative error of the stored result against
     the exact edit and ``plain_rounding`` that of rounding each value to the nearest, where the format rounds coarsely.
     """
 

@@ -63,12 +63,13 @@ def edit_tasks(index: ShardIndex, folder: ModelFolder, plan: EditPlan) -> dict[s
             f"{folder.path} has {folder.layers} of width {folder.d_model}"
         )
     tasks: dict[str, EditTask] = {}
+    gammas = _Gammas(index, folder)
     for placed in placed_writers(index, folder):
         layer = min(placed.layer, folder.layers - 1)  # a block of multi-token prediction goes with the last block
         component = COMPONENTS.index(placed.writer.component)
         strength = float(plan.strength[layer, component])
         if strength:
-            removed = _Gammas(index, folder).removal(placed, plan.direction[layer, component])
+            removed = gammas.removal(placed, plan.direction[layer, component])
             kind: WriterKind = "mtp" if placed.mtp else placed.writer.component
             axis = _axis(index, placed)
             tasks[placed.name] = EditTask(
