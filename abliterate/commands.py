@@ -7,11 +7,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from abliterate.activations.collect import SetActivations
 from abliterate.activations.file import Activations, save_activations
 from abliterate.checkpoint.adapter import write_adapter
 from abliterate.checkpoint.edit import check_editable, edit_checkpoint, work_of
-from abliterate.checkpoint.index import open_index
 from abliterate.checkpoint.tasks import edit_tasks
 from abliterate.checkpoint.verify import steps
 from abliterate.checkpoint.verify import verify as verify_checkpoint
@@ -20,6 +18,7 @@ from abliterate.errors import InputError
 from abliterate.evaluation.summary import judge_all
 from abliterate.evaluation.transcripts import line_of, read_scorable
 from abliterate.model.folder import ModelFolder, open_folder
+from abliterate.model.index import open_index
 from abliterate.model.plan import EditPlan, load_direction, load_plan, plan_from_direction, resolve_embedding
 from abliterate.model.source import resolve_model
 from abliterate.pipeline import collected, open_model, positions_of, publish, resolved, respond, run_record
@@ -40,7 +39,7 @@ def audit(config: AuditConfig, out: Path) -> dict[str, Any]:
     described = {g.name: {"role": "audited", "sha256": g.sha256, "n": len(g)} for g in groups}
     record = run_record(source, described, resolved(session, config, None))
     folder = open_run(out, config.model_dump(mode="json"), record)
-    judged = judge_all(respond(folder, session, groups, config.max_new_tokens, config.batch_size, "base"))
+    judged = judge_all(respond(folder, session, groups, config.max_new_tokens, "base"))
     roles = {group.name: "audited" for group in groups}
     report = report_document(folder.record(), roles, judged, None, None, None, None, margin=0.05)
     return publish(folder, report, judged, None, None)
@@ -64,9 +63,7 @@ def collect(config: CollectConfig, out: Path) -> str:
     sets = RoleSets(config.target, config.baseline, limit=config.limit)
     positions = positions_of(session.model, config)
     roles: tuple[Role, ...] = ("target", "baseline")
-    found: dict[str, SetActivations] = {
-        role: collected(session.model, sets.estimating(role), positions, config.batch_size, f"activations of {role}") for role in roles
-    }
+    found = collected(session.model, {role: sets.estimating(role) for role in roles}, positions)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     save_activations(Activations(found, {}, tuple(range(-1, -positions - 1, -1)), {g.name: g.sha256 for g in sets.all}), partial)

@@ -17,7 +17,6 @@ from torch import Tensor
 from abliterate.activations.collect import SetActivations, collect
 from abliterate.activations.file import Activations, load_activations, save_activations
 from abliterate.checkpoint.edit import check_editable, edit_checkpoint, work_of
-from abliterate.checkpoint.index import open_index
 from abliterate.checkpoint.proof import NAME as PROOF
 from abliterate.checkpoint.write import check_destination
 from abliterate.config import CollectConfig, ModelConfig, RunConfig
@@ -28,13 +27,15 @@ from abliterate.evaluation.generate import generate
 from abliterate.evaluation.summary import Judged, judge_all
 from abliterate.evaluation.transcripts import Transcript, read
 from abliterate.model.forward import first_token_logprobs
-from abliterate.model.load import LocalModel, pick_device, pick_dtype
+from abliterate.model.index import open_index
+from abliterate.model.load import pick_device, pick_dtype
+from abliterate.model.passes import Model
 from abliterate.model.plan import EditPlan, load_plan, save_plan
 from abliterate.model.session import Session
 from abliterate.model.source import ModelSource, resolve_model
 from abliterate.model.template import encode, load_tokenizer, template_positions
 from abliterate.progress import stage
-from abliterate.prompts import Prompt, PromptSet, RoleSets
+from abliterate.prompts import Prompt, PromptSet, Role, RoleSets
 from abliterate.report.card import model_card
 from abliterate.report.document import report_document, write_json, write_text
 from abliterate.report.page import report_page
@@ -62,10 +63,10 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
     )
     directions = folder.stage("directions", "directions.safetensors", lambda: estimate(activations), save_directions, load_directions)
     plan, selection = _selection(folder, base, sets, config, directions)
-    before = judge_all(respond(folder, base, sets.test_sets(), config.max_new_tokens, config.batch_size, "base"))
+    before = judge_all(respond(folder, base, sets.test_sets(), config.max_new_tokens, "base"))
     proof = _edit(folder, base, plan, source)
     edited = Session(config, out / "checkpoint")
-    after = judge_all(respond(folder, edited, sets.test_sets(), config.max_new_tokens, config.batch_size, "edited"))
+    after = judge_all(respond(folder, edited, sets.test_sets(), config.max_new_tokens, "edited"))
     drift = _drift(folder, base, edited, sets, config)
     report = report_document(
         run=folder.record(),
@@ -117,15 +118,13 @@ def run_record(source: ModelSource, prompts: Mapping[str, Any], resolved: Mappin
 def _activations(base: Session, sets: RoleSets, config: RunConfig) -> Activations:
     """Statistics of every role's train prompts, and the val vectors that rank the directions."""
     positions = positions_of(base.model, config)
-    train: dict[str, SetActivations] = {
-        role: collected(base.model, sets.prompts(role, "train"), positions, config.batch_size, f"activations of {role} (train)")
-        for role in ("target", "baseline", "harmless", *(("keep",) if sets.sets("keep") else ()))
-    }
-    train |= by_language(train, {role: sets.prompts(role, "train") for role in ("target", "baseline")})
-    val: dict[str, Tensor] = {
-        role: collected(base.model, sets.prompts(role, "val"), positions, config.batch_size, f"activations of {role} (val)").vectors
-        for role in ("target", "baseline")
-    }
+    roles: tuple[Role, ...] = ("target", "baseline", "harmless", *(("keep",) if sets.sets("keep") else ()))
+    asked: dict[str, Sequence[Prompt]] = {role: sets.prompts(role, "train") for role in roles}
+    asked |= {f"{role} (val)": sets.prompts(role, "val") for role in roles[:2]}
+    found = collected(base.model, asked, positions)
+    train: dict[str, SetActivations] = {role: found[role] for role in roles}
+    train |= by_language(train, {role: asked[role] for role in ("target", "baseline")})
+    val = {role: found[f"{role} (val)"].vectors for role in ("target", "baseline")}
     return Activations(train, val, tuple(range(-1, -positions - 1, -1)), {g.name: g.sha256 for g in sets.all})
 
 
@@ -142,16 +141,16 @@ def by_language(found: Mapping[str, SetActivations], prompts: Mapping[str, Seque
     }
 
 
-def positions_of(model: LocalModel, config: CollectConfig) -> int:
+def positions_of(model: Model, config: CollectConfig) -> int:
     """How many last tokens are looked at: as told, else all that the chat template appends."""
     return config.positions or len(template_positions(model.tokenizer))
 
 
-def collected(model: LocalModel, prompts: Sequence[Prompt], positions: int, batch_size: int, what: str) -> SetActivations:
-    """Activations of prompts, with progress."""
-    encoded = encode(model.tokenizer, [p.text for p in prompts])
-    with stage(what, len(encoded)) as advance:
-        return collect(model, encoded, positions, batch_size, advance)
+def collected(model: Model, groups: Mapping[str, Sequence[Prompt]], positions: int) -> dict[str, SetActivations]:
+    """Activations of groups of prompts, with progress."""
+    encoded = {name: encode(model.tokenizer, [p.text for p in prompts]) for name, prompts in groups.items()}
+    with stage("activations (prompts)", sum(map(len, encoded.values()))) as advance:
+        return collect(model, encoded, positions, advance)
 
 
 def _selection(
@@ -167,9 +166,7 @@ def _selection(
     return load_plan(folder.path / "plan.safetensors"), json.loads(file.read_text(encoding="utf-8"))
 
 
-def respond(
-    folder: RunFolder, session: Session, groups: Sequence[PromptSet], max_new_tokens: int, batch_size: int, which: str
-) -> list[Transcript]:
+def respond(folder: RunFolder, session: Session, groups: Sequence[PromptSet], max_new_tokens: int, which: str) -> list[Transcript]:
     """Responses of one model to all prompts; the transcript file grows batch by batch and is gone on with."""
     path = folder.path / "transcripts" / f"{which}.jsonl"
     path.parent.mkdir(exist_ok=True)
@@ -178,7 +175,7 @@ def respond(
     if all(key in done for key in wanted):
         return [done[key] for key in wanted]
     with folder.timed(f"transcripts ({which})"), stage(f"responses of the {which} model", len(wanted)) as advance:
-        return generate(session.model, groups, path, max_new_tokens, batch_size, advance)
+        return generate(session.model, groups, path, max_new_tokens, advance)
 
 
 def _edit(folder: RunFolder, base: Session, plan: EditPlan, source: ModelSource) -> dict[str, Any]:
@@ -209,7 +206,7 @@ def _drift(folder: RunFolder, base: Session, edited: Session, sets: RoleSets, co
     def first(session: Session, which: str) -> Tensor:
         encoded = encode(session.model.tokenizer, [p.text for p in group])
         with stage(f"first tokens of the {which} model", len(encoded)) as advance:
-            logprobs = first_token_logprobs(session.model, encoded, config.batch_size, advance)
+            logprobs = first_token_logprobs(session.model, encoded, advance)
         session.release()
         return logprobs
 

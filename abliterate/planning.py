@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from abliterate.checkpoint.index import open_index
 from abliterate.checkpoint.output import plan_output
 from abliterate.checkpoint.tasks import edit_tasks
 from abliterate.model.folder import ModelFolder
+from abliterate.model.index import open_index
 from abliterate.model.plan import whole_plan
 
 TOKENS_PER_PROMPT = 64  # a short request in a chat template

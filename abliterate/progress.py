@@ -19,7 +19,7 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def stage(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def stage(what: str, total: int) -> Iterator[Callable[[int | float], None]]:
     """Yields a function that is told how many more of ``total`` are done."""
     started = time.monotonic()
     if not sys.stderr.isatty():

@@ -35,10 +35,10 @@ from transformers.utils import logging
 
 from abliterate.checkpoint import fp8
 from abliterate.checkpoint.edit import edit_checkpoint
-from abliterate.checkpoint.index import DTYPES, INDEX
 from abliterate.checkpoint.verify import verify
 from abliterate.errors import CheckError, InputError
 from abliterate.model.folder import open_folder
+from abliterate.model.index import DTYPES, INDEX
 from abliterate.model.plan import plan_from_direction
 
 Say = Callable[[str], None]

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from abliterate.checkpoint import fp8
-from abliterate.checkpoint.index import INDEX, SINGLE
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES
+from abliterate.model.index import INDEX, SINGLE
 from abliterate.model.tiny import tiny_config, tiny_model
 
 FP8_SETTINGS = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from abliterate.cli import main
 from abliterate.model.hooks import ablated
-from abliterate.model.load import load_model
 from abliterate.model.plan import load_plan, plan_from_direction, save_plan
+from abliterate.model.resident import load_model
 from abliterate.model.template import encode
 
 Tiny = Callable[..., Path]

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from abliterate.cli import main
 from abliterate.model.hooks import ablated
-from abliterate.model.load import load_model
 from abliterate.model.plan import load_plan
 from abliterate.model.refuser import smollm2_refuser
+from abliterate.model.resident import load_model
 from abliterate.model.template import encode
 
 pytestmark = pytest.mark.real

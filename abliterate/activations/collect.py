@@ -1,8 +1,8 @@
-"""Collect a prompt set's activations: one pass over the prompts, statistics on the way."""
+"""Collect prompt sets' activations: one pass over the prompts, statistics on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,7 @@ from torch import Tensor
 
 from abliterate.activations.statistics import RunningMoments
 from abliterate.errors import InputError
-from abliterate.model.forward import batches
-from abliterate.model.hooks import captured
-from abliterate.model.load import LocalModel
+from abliterate.model.passes import Advance, Ids, Model, Pass, unheard
 
 
 @dataclass(frozen=True)
@@ -38,45 +36,37 @@ class SetActivations:
         return SetActivations(picked.mean(0).float(), picked.square().mean(0).float(), picked.float())
 
 
-@torch.inference_mode()
-def collect(
-    model: LocalModel,
-    prompts: Sequence[Sequence[int]],
-    positions: int,
-    batch_size: int,
-    advance: Callable[[int], None] = lambda done: None,
-) -> SetActivations:
-    """Activations of encoded prompts at their last ``positions`` tokens; ``advance`` hears of each batch done.
+def collect(model: Model, groups: Mapping[str, Ids], positions: int, advance: Advance = unheard) -> dict[str, SetActivations]:
+    """Activations of groups of encoded prompts at their last ``positions`` tokens, all groups in one pass over the weights.
 
     Raises InputError where a stream is not finite, naming the first layer at which it is so.
     """
-    if prompts and min(map(len, prompts)) < positions:
-        raise InputError(f"--positions {positions}: the shortest prompt has only {min(map(len, prompts))} tokens")
-    shape = (positions, model.folder.layers + 1, model.folder.d_model)
-    moments = RunningMoments(shape)
-    vectors = torch.empty(len(prompts), *shape)
-    with captured(model, positions) as seen:
-        for batch in batches(prompts, model.tokenizer.pad_token_id, batch_size, model.device):
-            model.module.base_model(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                position_ids=batch.position_ids,
-                use_cache=False,
-            )
-            stream = torch.stack([seen[i] for i in range(shape[1])], dim=2).flip(1).cpu()
-            _check_finite(stream, model)
-            moments.update(stream)
-            vectors[list(batch.indices)] = stream
-            advance(len(batch.indices))
-    return SetActivations(moments.mean(), moments.second_moment(), vectors)
+    shortest = min((len(ids) for prompts in groups.values() for ids in prompts), default=positions)
+    if shortest < positions:
+        raise InputError(f"--positions {positions}: the shortest prompt has only {shortest} tokens")
+    layers, names = model.folder.layers + 1, list(groups)
+    moments = [[RunningMoments((positions, model.folder.d_model)) for _ in range(layers)] for _ in names]
+    vectors = [torch.empty(len(groups[name]), positions, layers, model.folder.d_model) for name in names]
+
+    def seen(number: int, indices: Sequence[int], index: int, stream: Float[Tensor, "row position d_model"]) -> None:
+        if not torch.isfinite(stream).all():
+            raise InputError(_not_finite(model, index))
+        last_first = stream.flip(1)
+        moments[number][index].update(last_first)
+        vectors[number][list(indices), :, index] = last_first
+
+    model.watch([Pass(groups[name]) for name in names], positions, seen, advance)
+    return {name: SetActivations(*_moments(moments[i]), vectors[i]) for i, name in enumerate(names)}
 
 
-def _check_finite(stream: Float[Tensor, "prompt position layer_plus_1 d_model"], model: LocalModel) -> None:
-    bad = ~torch.isfinite(stream).all(-1).all(1).all(0)
-    if bad.any():
-        first = int(bad.nonzero()[0, 0])
-        where = "the embedding's output" if first == 0 else f"the residual stream after block {first - 1}"
-        raise InputError(
-            f"{model.folder.path}: {where} holds NaN or infinite values; the checkpoint is damaged, or {model.module.dtype} is too "
-            "narrow for it (try --dtype float32)"
-        )
+def _moments(by_layer: Sequence[RunningMoments]) -> tuple[Tensor, Tensor]:
+    """Mean and second moment, [position, layer + 1, d_model]."""
+    return torch.stack([m.mean() for m in by_layer], dim=1), torch.stack([m.second_moment() for m in by_layer], dim=1)
+
+
+def _not_finite(model: Model, index: int) -> str:
+    where = "the embedding's output" if index == 0 else f"the residual stream after block {index - 1}"
+    return (
+        f"{model.folder.path}: {where} holds NaN or infinite values; the checkpoint is damaged, or the type it is computed in is too "
+        "narrow for it (try --dtype float32)"
+    )

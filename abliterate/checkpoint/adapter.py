@@ -14,7 +14,6 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from abliterate.checkpoint.index import ShardIndex, open_index
 from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.proof import stored_parts, values
 from abliterate.checkpoint.selfcheck import self_check
@@ -22,6 +21,7 @@ from abliterate.checkpoint.tasks import EditTask, edit_tasks
 from abliterate.checkpoint.write import check_destination, new_folder
 from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
+from abliterate.model.index import ShardIndex, open_index
 from abliterate.model.layouts import text_name
 from abliterate.model.plan import EditPlan
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from abliterate.checkpoint.index import INDEX, ShardIndex, open_index
 from abliterate.checkpoint.output import Output, new_config, new_index, plan_output
 from abliterate.checkpoint.proof import PLAN, proof_document, prove, write_proof
 from abliterate.checkpoint.selfcheck import SelfCheck, self_check
@@ -17,6 +16,7 @@ from abliterate.checkpoint.tasks import edit_tasks, placed_writers
 from abliterate.checkpoint.write import check_destination, copy_side_files, new_folder
 from abliterate.errors import CheckError, InputError
 from abliterate.model.folder import ModelFolder
+from abliterate.model.index import INDEX, ShardIndex, open_index
 from abliterate.model.layouts import text_name
 from abliterate.model.plan import EditPlan, save_plan, whole_plan
 

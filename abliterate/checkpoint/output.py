@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from abliterate.checkpoint.index import DTYPES, INDEX, SINGLE, ShardIndex, TensorInfo, reading
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, EditTask
 from abliterate.errors import InputError
+from abliterate.model.index import DTYPES, INDEX, SINGLE, ShardIndex, TensorInfo, reading
 
 _ALIGN = 8
 UNTIED_SHARD = "model-untied-head.safetensors"

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from abliterate import __version__
 from abliterate.checkpoint import fp8
-from abliterate.checkpoint.index import ShardIndex
 from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.stream import WORKERS, Before, digest_of
 from abliterate.checkpoint.tasks import SCALES, EditTask
 from abliterate.errors import CheckError
+from abliterate.model.index import ShardIndex
 
 NAME = "abliteration.json"
 PLAN = "abliteration.plan"  # a plan file; not called .safetensors, which engines load as weights

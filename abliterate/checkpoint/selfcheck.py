@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from abliterate import __version__
-from abliterate.checkpoint.index import ShardIndex, open_index
 from abliterate.checkpoint.orthogonalise import Removal
 from abliterate.checkpoint.output import plan_output
 from abliterate.checkpoint.stream import write_shards
@@ -33,6 +32,7 @@ from abliterate.checkpoint.tasks import EditTask, edit_tasks, missing_expert, pl
 from abliterate.errors import InputError, first_line
 from abliterate.model.folder import ModelFolder
 from abliterate.model.hooks import ablated, captured, cleared
+from abliterate.model.index import ShardIndex, open_index
 from abliterate.model.layouts import guess_table, in_memory, template, text_name
 from abliterate.model.load import InMemory
 from abliterate.model.plan import EditPlan, plan_from_direction

@@ -20,11 +20,11 @@ from blake3 import blake3
 from torch import Tensor
 
 from abliterate.checkpoint import fp8, mxfp4
-from abliterate.checkpoint.index import ShardIndex, TensorInfo, reading, stamp
 from abliterate.checkpoint.orthogonalise import Readings, read_component, remove
 from abliterate.checkpoint.output import NewShard, Output
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES, EditTask
 from abliterate.errors import InputError
+from abliterate.model.index import ShardIndex, TensorInfo, reading, stamp
 
 WORKERS = 2  # bounds the memory: each holds one tensor
 _BAND = 1 << 23  # elements of an FP8 matrix in float32 at once: 32 MB

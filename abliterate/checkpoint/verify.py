@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from abliterate.checkpoint.edit import not_edited, to_untie
-from abliterate.checkpoint.index import ShardIndex, TensorInfo, open_index
 from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.output import new_config, plan_output
 from abliterate.checkpoint.proof import FLOOR, NAME, PLAN, SCHEMA, TOLERANCE, stored_parts, values
@@ -22,6 +21,7 @@ from abliterate.checkpoint.tasks import SCALES, EditTask, edit_tasks
 from abliterate.checkpoint.write import same_side_files, side_files
 from abliterate.errors import CheckError, InputError
 from abliterate.model.folder import ModelFolder
+from abliterate.model.index import ShardIndex, TensorInfo, open_index
 from abliterate.model.plan import EditPlan, load_plan
 
 _PIECE = 1 << 24

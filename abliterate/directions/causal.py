@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from abliterate.directions.candidates import Candidate
-from abliterate.model.forward import continuation_logprobs, first_token_logprobs
-from abliterate.model.hooks import ablated, added
-from abliterate.model.load import LocalModel
+from abliterate.model.forward import Continued
+from abliterate.model.passes import NOTHING, Advance, Change, Ids, Model, Pass, unheard
 
-Ids = Sequence[Sequence[int]]
-STAYS = -1.0  # nats: above it the whole opening is still the likely thing to say (e^-1 = 0.37)
+# Nats: above it the whole opening is still the likely thing to say (e^-1 = 0.37). Not a token's mean: once a canned line has
+# begun, the rest of it is certain under any edit, and would hide that its first token has become unlikely.
+STAYS = -1.0
 
 
 @dataclass(frozen=True)
@@ -39,55 +39,80 @@ class Scores:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """The val prompts (encoded) that candidates are tried on, and the unedited model's figures there."""
+    """The val prompts (encoded) that candidates are tried on.
 
-    withheld: Ids
-    openings: Ids
-    baseline: Ids
-    induced: Ids
+    ``target`` are prompts that the model withholds, with the openings with which it did; ``baseline`` have openings that would
+    withhold them. ``harmless`` show the drift.
+    """
+
+    target: Continued
+    baseline: Continued
     harmless: Ids
-    base_openings: Float[Tensor, " withheld"]
-    base_induced: Float[Tensor, " baseline"]
-    base_first: Float[Tensor, "harmless vocab"]
 
 
-def yardstick(model: LocalModel, withheld: Ids, openings: Ids, baseline: Ids, induced: Ids, harmless: Ids, batch_size: int) -> Yardstick:
-    """Measure the unedited model. ``openings[i]`` is how it began to withhold ``withheld[i]``, ``induced[i]`` how it would
-    withhold ``baseline[i]``."""
-    return Yardstick(
-        withheld,
-        openings,
-        baseline,
-        induced,
-        harmless,
-        opening_logprobs(model, withheld, openings, batch_size),
-        opening_logprobs(model, baseline, induced, batch_size),
-        first_token_logprobs(model, harmless, batch_size),
-    )
+@dataclass
+class _Measured:
+    """Log-probabilities of openings [prompt] under one change, and the first token's KL from the unedited model [prompt]."""
+
+    target: Float[Tensor, " target"]
+    baseline: Float[Tensor, " baseline"]
+    induced: Float[Tensor, " baseline"]
+    kl: Float[Tensor, " harmless"]
 
 
-def score(model: LocalModel, candidate: Candidate, by: Yardstick, batch_size: int) -> Scores:
-    """Apply the candidate by hooks and measure it."""
-    with ablated(model, candidate.plan):
-        after = opening_logprobs(model, by.withheld, by.openings, batch_size)
-        spilt = opening_logprobs(model, by.baseline, by.induced, batch_size)
-        first = first_token_logprobs(model, by.harmless, batch_size)
-    with added(model, candidate.shift_layer, candidate.shift):
-        induced = opening_logprobs(model, by.baseline, by.induced, batch_size)
-    kl = (by.base_first.exp() * (by.base_first - first)).sum(-1).clamp(min=0)
+def score_all(model: Model, tried: Sequence[Candidate], by: Yardstick, advance: Advance = unheard) -> tuple[list[Scores], float]:
+    """Apply each candidate by hooks and measure it, all in one pass over the weights; and the unedited model's mean log-probability
+    of its own openings."""
+    changes = [NOTHING, *(Change(c.plan) for c in tried)]
+    passes, readers = _passes(changes, [Change(shift=c.shift, shift_layer=c.shift_layer) for c in tried], by)
+    sizes = (by.target.prompts, by.baseline.prompts, by.baseline.prompts, by.harmless)
+    found = [_Measured(*(torch.zeros(len(prompts)) for prompts in sizes)) for _ in changes]
+    base_first: dict[int, Tensor] = {}
+    for number, indices, logits in model.logits(passes, advance):
+        kind, which = readers[number]
+        row = found[which]
+        if kind == "target":
+            row.target[list(indices)] = by.target.logprobs(indices, logits)
+        elif kind == "baseline":
+            row.baseline[list(indices)] = by.baseline.logprobs(indices, logits)
+        elif kind == "induced":
+            row.induced[list(indices)] = by.baseline.logprobs(indices, logits)
+        else:
+            first = logits[:, -1].log_softmax(-1).cpu()
+            if which == 0:
+                base_first |= dict(zip(indices, first, strict=True))
+            base = torch.stack([base_first[i] for i in indices])
+            row.kl[list(indices)] = (base.exp() * (base - first)).sum(-1).clamp(min=0)
+    return [_scores(row, found[0]) for row in found[1:]], float(found[0].target.mean())
+
+
+def scoring_work(candidates: int, by: Yardstick) -> int:
+    """How many prompts go through the model when so many candidates are scored."""
+    each = len(by.target.prompts) + len(by.baseline.prompts) + len(by.harmless)
+    return (candidates + 1) * each + candidates * len(by.baseline.prompts)
+
+
+def _passes(changes: Sequence[Change], shifts: Sequence[Change], by: Yardstick) -> tuple[list[Pass], list[tuple[str, int]]]:
+    """Every pass, the unedited model's first, and what each one measures of which change."""
+    passes: list[Pass] = []
+    readers: list[tuple[str, int]] = []
+    for which, change in enumerate(changes):
+        passes += [by.target.passed(change), by.baseline.passed(change), Pass(by.harmless, change)]
+        readers += [("target", which), ("baseline", which), ("harmless", which)]
+        if which:
+            passes.append(by.baseline.passed(shifts[which - 1]))
+            readers.append(("induced", which))
+    return passes, readers
+
+
+def _scores(found: _Measured, base: _Measured) -> Scores:
     return Scores(
-        bypass=float(after.mean()),
-        stays=_likely(after),
-        induce=float((induced - by.base_induced).mean()),
-        spill=_likely(spilt) - _likely(by.base_induced),
-        kl=float(kl.mean()) if torch.isfinite(kl).all() else float("inf"),
+        bypass=float(found.target.mean()),
+        stays=_likely(found.target),
+        induce=float((found.induced - base.baseline).mean()),
+        spill=_likely(found.baseline) - _likely(base.baseline),
+        kl=float(found.kl.mean()) if torch.isfinite(found.kl).all() else float("inf"),
     )
-
-
-def opening_logprobs(model: LocalModel, prompts: Ids, openings: Ids, batch_size: int) -> Float[Tensor, " prompt"]:
-    """Log-probability of each whole opening. Not a token's mean: once a canned line has begun, the rest of it is certain
-    under any edit, and would hide that its first token has become unlikely."""
-    return continuation_logprobs(model, prompts, openings, batch_size) * torch.tensor([len(o) for o in openings])
 
 
 def _likely(logprobs: Tensor) -> float:

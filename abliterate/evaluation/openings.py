@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from abliterate.evaluation.generate import reply_ids
 from abliterate.evaluation.outcomes import WITHHELD, judge
-from abliterate.model.forward import batches
-from abliterate.model.load import LocalModel
+from abliterate.model.passes import Advance, Model, Pass, unheard
 from abliterate.model.template import decode, opens_thought
 from abliterate.prompts import Prompt
 
@@ -31,19 +29,12 @@ class Openings:
     withheld: int
 
 
-def own_openings(
-    model: LocalModel,
-    encoded: Sequence[list[int]],
-    batch_size: int,
-    advance: Callable[[int], None] = lambda done: None,
-    prompts: Sequence[str] = (),
-) -> Openings:
+def own_openings(model: Model, encoded: Sequence[list[int]], advance: Advance = unheard, prompts: Sequence[str] = ()) -> Openings:
     """Let the model reply briefly to encoded prompts (``prompts`` are their texts) and keep those that it withholds."""
     replies: list[list[int]] = [[] for _ in encoded]
-    for batch in batches(encoded, model.tokenizer.pad_token_id, batch_size, model.device):
-        for index, reply in zip(batch.indices, reply_ids(model, batch, PROBE_TOKENS), strict=True):
+    for _, indices, found in model.replies([Pass(encoded)], PROBE_TOKENS, advance):
+        for index, reply in zip(indices, found, strict=True):
             replies[index] = reply or [model.tokenizer.eos_token_id]
-        advance(len(batch.indices))
     opened = opens_thought(model.tokenizer)
     texts = [decode(model.tokenizer, reply) for reply in replies]
     asked: Sequence[str | None] = prompts or [None] * len(texts)

@@ -1,15 +1,13 @@
-"""A few full replies under an edit that is only hooked in: what scores of first tokens can't see, such as loops further on."""
+"""A few full replies under edits that are only hooked in: what scores of first tokens can't see, such as loops further on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from abliterate.evaluation.generate import reply_ids
 from abliterate.evaluation.outcomes import WITHHELD, judge
-from abliterate.model.forward import batches
-from abliterate.model.load import LocalModel
+from abliterate.model.passes import Advance, Change, Model, Pass, unheard
 from abliterate.model.template import decode, opens_thought
 
 
@@ -26,27 +24,29 @@ class Rehearsal:
 
 
 def rehearse(
-    model: LocalModel,
+    model: Model,
+    changes: Sequence[Change],
     target: Sequence[list[int]],
     baseline: Sequence[list[int]],
     max_new_tokens: int,
-    batch_size: int,
-    advance: Callable[[int], None] = lambda done: None,
+    advance: Advance = unheard,
     prompts: Sequence[str] = (),
-) -> Rehearsal:
-    """Greedy replies of the model as it is now (hooks included) to encoded prompts (``prompts``: target's, then baseline's), judged."""
+) -> list[Rehearsal]:
+    """Greedy replies to encoded prompts (``prompts``: target's, then baseline's), judged, under each of the changes."""
     encoded = [*target, *baseline]
     opened = opens_thought(model.tokenizer)
-    outcomes = [""] * len(encoded)
+    outcomes = [[""] * len(encoded) for _ in changes]
     asked: Sequence[str | None] = prompts or [None] * len(encoded)
-    for batch in batches(encoded, model.tokenizer.pad_token_id, batch_size, model.device):
-        for index, reply in zip(batch.indices, reply_ids(model, batch, max_new_tokens), strict=True):
-            outcomes[index] = judge(decode(model.tokenizer, reply), begins_in_thought=opened, prompt=asked[index]).outcome
-        advance(len(batch.indices))
-    return Rehearsal(
-        withheld=sum(outcome in WITHHELD for outcome in outcomes[: len(target)]) / max(len(target), 1),
-        degenerate=outcomes.count("degenerate") / max(len(encoded), 1),
-    )
+    for number, indices, found in model.replies([Pass(encoded, change) for change in changes], max_new_tokens, advance):
+        for index, reply in zip(indices, found, strict=True):
+            outcomes[number][index] = judge(decode(model.tokenizer, reply), begins_in_thought=opened, prompt=asked[index]).outcome
+    return [
+        Rehearsal(
+            withheld=sum(outcome in WITHHELD for outcome in each[: len(target)]) / max(len(target), 1),
+            degenerate=each.count("degenerate") / max(len(encoded), 1),
+        )
+        for each in outcomes
+    ]
 
 
 def rehearsal_document(base: Rehearsal, tried: Sequence[tuple[str, float, Rehearsal]]) -> dict[str, Any]:

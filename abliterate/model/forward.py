@@ -1,15 +1,15 @@
-"""Forward passes over many prompts: length-sorted, left-padded micro-batches."""
+"""Forward passes over many prompts: length-sorted, left-padded micro-batches, and what is read from their logits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from abliterate.model.load import LocalModel
+from abliterate.model.passes import NOTHING, Advance, Change, Ids, Model, Pass, unheard
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,10 @@ class Batch:
     indices: tuple[int, ...]
     input_ids: Int[Tensor, "row token"]
     attention_mask: Int[Tensor, "row token"]
+
+    def inputs(self) -> dict[str, Tensor]:
+        """What a model's forward is called with."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "position_ids": self.position_ids}
 
     @property
     def position_ids(self) -> Int[Tensor, "row token"]:
@@ -40,45 +44,35 @@ def batches(sequences: Sequence[Sequence[int]], pad: int, size: int, device: tor
         yield Batch(tuple(rows), ids.to(device), mask.to(device))
 
 
-def run(model: LocalModel, batch: Batch, logits_to_keep: int = 1) -> Float[Tensor, "row kept vocab"]:
-    """Logits at the last ``logits_to_keep`` positions, float32."""
-    out = model.module(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=logits_to_keep,
-    )
-    logits: Tensor = out.logits
-    return logits.float()
-
-
-@torch.inference_mode()
-def first_token_logprobs(
-    model: LocalModel, prompts: Sequence[Sequence[int]], batch_size: int, advance: Callable[[int], None] = lambda done: None
-) -> Float[Tensor, "prompt vocab"]:
+def first_token_logprobs(model: Model, prompts: Ids, advance: Advance = unheard) -> Float[Tensor, "prompt vocab"]:
     """Log-probabilities of the first generated token after each prompt, float32 on the CPU, in the prompts' order."""
     result: Tensor | None = None
-    for batch in batches(prompts, model.tokenizer.pad_token_id, batch_size, model.device):
-        logprobs = run(model, batch)[:, -1].log_softmax(-1).cpu()
+    for _, indices, logits in model.logits([Pass(prompts)], advance):
+        logprobs = logits[:, -1].log_softmax(-1).cpu()
         if result is None:
             result = torch.empty(len(prompts), logprobs.shape[-1])
-        result[list(batch.indices)] = logprobs
-        advance(len(batch.indices))
+        result[list(indices)] = logprobs
     return result if result is not None else torch.empty(0, 0)
 
 
-@torch.inference_mode()
-def continuation_logprobs(
-    model: LocalModel, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], batch_size: int
-) -> Float[Tensor, " prompt"]:
-    """Mean log-probability per token (nats) of each given continuation after its prompt, in the prompts' order."""
-    joined = [[*p, *c] for p, c in zip(prompts, continuations, strict=True)]
-    result = torch.empty(len(joined))
-    for batch in batches(joined, model.tokenizer.pad_token_id, batch_size, model.device):
-        longest = max(len(continuations[i]) for i in batch.indices)
-        logprobs = run(model, batch, longest + 1)[:, :-1].log_softmax(-1)
-        chosen = logprobs.gather(-1, batch.input_ids[:, -longest:, None])[..., 0]
-        for row, index in enumerate(batch.indices):
-            result[index] = chosen[row, longest - len(continuations[index]) :].mean()
-    return result
+@dataclass(frozen=True)
+class Continued:
+    """Prompts with a given continuation each: a pass that has logits wherever one begins or goes on."""
+
+    prompts: Ids
+    continuations: Ids
+
+    def passed(self, change: Change = NOTHING) -> Pass:
+        """Raises ValueError where a prompt has no continuation."""
+        joined = [[*p, *c] for p, c in zip(self.prompts, self.continuations, strict=True)]
+        return Pass(joined, change, max(map(len, self.continuations), default=0) + 1)
+
+    def logprobs(self, indices: Sequence[int], logits: Float[Tensor, "row kept vocab"]) -> Float[Tensor, " row"]:
+        """Log-probability (nats) of each whole continuation, on the CPU, from the logits of some rows of the pass."""
+        kept = logits.shape[1] - 1
+        logprobs = logits[:, :-1].log_softmax(-1)
+        result = torch.zeros(len(indices))
+        for row, index in enumerate(indices):
+            ids = torch.tensor(list(self.continuations[index]), dtype=torch.long, device=logits.device)
+            result[row] = logprobs[row, kept - len(ids) :].gather(-1, ids[:, None]).sum().cpu()
+        return result

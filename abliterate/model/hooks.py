@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from abliterate.errors import InputError
 from abliterate.model.layouts import COMPONENTS, Component
 from abliterate.model.load import InMemory
+from abliterate.model.passes import Change
 from abliterate.model.plan import EditPlan
 
 
@@ -43,34 +44,89 @@ def ablated(model: InMemory, plan: EditPlan) -> Iterator[None]:
     The embedding follows the plan's policy; where it is tied, editing it changes the unembedding too. Behind a post-norm the
     norm's output loses them, so there the checkpoint differs by the norm's scale.
     """
-    layout, dtype = model.folder.layout, model.module.dtype
-
-    def remove(rows: Tensor, strength: float) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            edited = without(_stream(output), rows.to(_stream(output).dtype), strength)
-            return (edited, *output[1:]) if isinstance(output, tuple) else edited
-
-        return hook
-
-    with ExitStack() as stack:
-        for layer in range(plan.layers):
-            for name, component in _writing(model, layer).items():
-                strength = float(plan.strength[layer, COMPONENTS.index(component)])
-                if strength:
-                    rows = plan.direction[layer, COMPONENTS.index(component)].to(model.device, dtype)
-                    stack.enter_context(_hooked(model.parts[name], remove(rows, strength)))
-        shared = plan.embedding_direction()
-        if shared is not None:
-            rows = shared.to(model.device, dtype)
-            for embedding in (layout.embedding_module, layout.positions_module):
-                if embedding:
-                    stack.enter_context(_hooked(model.part(embedding), remove(rows, plan.embedding_strength)))
-            if model.folder.tied and plan.embedding == "edit":
-                head: nn.Module = model.module.get_output_embeddings()  # type: ignore[no-untyped-call]
-                stack.enter_context(
-                    _hooked(head, lambda module, args: (without(args[0], rows, plan.embedding_strength), *args[1:]), before=True)
-                )
+    with changed(model, Change(plan)):
         yield
+
+
+@contextmanager
+def added(model: InMemory, layer: int, vector: Float[Tensor, " d_model"]) -> Iterator[None]:
+    """Add a vector to the residual stream after block ``layer``, at every position (activation addition)."""
+    with changed(model, Change(shift=vector, shift_layer=layer)):
+        yield
+
+
+@contextmanager
+def changed(model: InMemory, change: Change) -> Iterator[None]:
+    """The whole model under a change."""
+    with ExitStack() as stack:
+        for layer in range(max(model.folder.layers, change.plan.layers if change.plan is not None else 0)):
+            stack.enter_context(changed_block(model, change, layer))
+        stack.enter_context(changed_embedding(model, change))
+        stack.enter_context(changed_head(model, change))
+        yield
+
+
+@contextmanager
+def changed_block(model: InMemory, change: Change, layer: int) -> Iterator[None]:
+    """One block under a change: its writers, and what is added after it."""
+    with ExitStack() as stack:
+        if change.plan is not None:
+            for name, component in _writing(model, layer).items():
+                strength = float(change.plan.strength[layer, COMPONENTS.index(component)])
+                if strength:
+                    rows = change.plan.direction[layer, COMPONENTS.index(component)]
+                    stack.enter_context(_hooked(model.parts[name], _removing(model, rows, strength)))
+        if change.shift is not None and layer == change.shift_layer:
+            stack.enter_context(_hooked(model.block(layer), _adding(model, change.shift)))
+        yield
+
+
+@contextmanager
+def changed_embedding(model: InMemory, change: Change) -> Iterator[None]:
+    """What enters the first block under a change: by the plan's policy for embeddings."""
+    rows = change.plan.embedding_direction() if change.plan is not None else None
+    with ExitStack() as stack:
+        if change.plan is not None and rows is not None:
+            for embedding in (model.folder.layout.embedding_module, model.folder.layout.positions_module):
+                if embedding:
+                    hook = _removing(model, rows, change.plan.embedding_strength)
+                    stack.enter_context(_hooked(model.part(embedding), hook))
+        yield
+
+
+@contextmanager
+def changed_head(model: InMemory, change: Change) -> Iterator[None]:
+    """The unembedding under a change: it loses the direction where it is the edited embedding itself."""
+    plan = change.plan
+    rows = plan.embedding_direction() if plan is not None else None
+    if plan is None or rows is None or not model.folder.tied or plan.embedding != "edit":
+        yield
+        return
+    lost, strength = rows.to(model.device, model.module.dtype), plan.embedding_strength
+    head: nn.Module = model.module.get_output_embeddings()  # type: ignore[no-untyped-call]
+    with _hooked(head, lambda module, args: (without(args[0], lost, strength), *args[1:]), before=True):
+        yield
+
+
+def _removing(model: InMemory, rows: Tensor, strength: float) -> Callable[..., Any]:
+    """A hook that takes the directions out of a module's output."""
+    lost = rows.to(model.device, model.module.dtype)
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        edited = without(_stream(output), lost.to(_stream(output).dtype), strength)
+        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+    return hook
+
+
+def _adding(model: InMemory, vector: Tensor) -> Callable[..., Any]:
+    """A hook that adds a vector to a block's output."""
+    shift = vector.to(model.device, model.module.dtype)
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        return (output[0] + shift, *output[1:]) if isinstance(output, tuple) else output + shift
+
+    return hook
 
 
 def _writing(model: InMemory, layer: int) -> dict[str, Component]:
@@ -80,18 +136,6 @@ def _writing(model: InMemory, layer: int) -> dict[str, Component]:
     if not found:
         raise InputError(f"{model.folder.path}: block {layer} has no module that its layout {model.folder.layout.name!r} calls a writer")
     return found
-
-
-@contextmanager
-def added(model: InMemory, layer: int, vector: Float[Tensor, " d_model"]) -> Iterator[None]:
-    """Add a vector to the residual stream after block ``layer``, at every position (activation addition)."""
-    shift = vector.to(model.device, model.module.dtype)
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        return (output[0] + shift, *output[1:]) if isinstance(output, tuple) else output + shift
-
-    with _hooked(model.block(layer), hook):
-        yield
 
 
 @contextmanager

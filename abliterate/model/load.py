@@ -1,10 +1,9 @@
-"""A model in memory with its tokenizer and layout."""
+"""Modules in memory, found by the names of a layout; how transformers loads them; devices and types to compute in."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -14,17 +13,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     FineGrainedFP8Config,
-    GenerationConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 from transformers.utils.quantization_config import Mxfp4Config
 
 from abliterate.errors import InputError, first_line
-from abliterate.model.folder import ModelFolder, open_folder
+from abliterate.model.folder import ModelFolder
 from abliterate.model.layouts import in_memory
-from abliterate.model.template import load_tokenizer
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -57,13 +52,6 @@ class InMemory:
         return self.part(self.folder.layout.block_module.format(layer))
 
 
-@dataclass(frozen=True)
-class LocalModel(InMemory):
-    """A model ready to be asked: frozen, in evaluation mode, on one device, with its tokenizer."""
-
-    tokenizer: PreTrainedTokenizerBase
-
-
 def pick_device(name: str) -> torch.device:
     """``auto`` is CUDA, else MPS, else CPU. Raises InputError for a device that isn't there."""
     if name == "auto":
@@ -85,28 +73,7 @@ def pick_dtype(name: DTypeName, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def load_model(
-    path: Path, dtype: DTypeName = "auto", device: str = "auto", trust_remote_code: bool = False, layout: Path | None = None
-) -> LocalModel:
-    """Load a folder's model by transformers. Raises InputError where the folder, tokenizer or weights are unfit."""
-    folder = open_folder(path, trust_remote_code, layout)
-    tokenizer = load_tokenizer(path, trust_remote_code)
-    where = pick_device(device)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    module, loading = _from_pretrained(folder, pick_dtype(dtype, where))
-    if missing := sorted(loading["missing_keys"]):
-        raise InputError(f"{path}: the checkpoint lacks {missing[0]!r} ({len(missing)} tensors missing); download it again")
-    module.to(where)  # type: ignore[arg-type]
-    module.train(False)
-    module.requires_grad_(False)
-    advice = module.generation_config
-    module.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # its sampling and penalties don't apply here
-        eos_token_id=advice.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
-    return LocalModel(folder, module, tokenizer)
-
-
-def _from_pretrained(folder: ModelFolder, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
+def from_pretrained(folder: ModelFolder, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and what transformers says of keys that were missing. Raises InputError where it can't be loaded."""
     kind = AutoModelForCausalLM if type(folder.config) in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText
     packed: dict[str, Any] = {}

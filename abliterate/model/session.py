@@ -7,7 +7,8 @@ from pathlib import Path
 
 from abliterate.config import ModelConfig
 from abliterate.model.folder import ModelFolder, open_folder
-from abliterate.model.load import LocalModel, load_model
+from abliterate.model.passes import Model
+from abliterate.model.resident import load_model
 
 
 class Session:
@@ -18,9 +19,9 @@ class Session:
         self.folder: ModelFolder = open_folder(path, config.trust_remote_code, config.layout_file)
 
     @cached_property
-    def model(self) -> LocalModel:
+    def model(self) -> Model:
         config = self._config
-        return load_model(self.folder.path, config.dtype, config.device, config.trust_remote_code, config.layout_file)
+        return load_model(self.folder.path, config.dtype, config.device, config.trust_remote_code, config.layout_file, config.batch_size)
 
     def release(self) -> None:
         """Free the weights; they come back on the next use."""

@@ -19,12 +19,12 @@ from safetensors.torch import load_file, save_file
 
 from abliterate.checkpoint import edit as editing
 from abliterate.checkpoint.edit import EditResult, check_editable, edit_checkpoint, work_of
-from abliterate.checkpoint.index import SINGLE, open_index
 from abliterate.errors import CheckError, InputError
 from abliterate.model.folder import open_folder
 from abliterate.model.hooks import ablated
-from abliterate.model.load import load_model
+from abliterate.model.index import SINGLE, open_index
 from abliterate.model.plan import EditPlan, load_plan, plan_from_direction
+from abliterate.model.resident import load_model
 
 Tiny = Callable[..., Path]
 Unit = Callable[..., torch.Tensor]

@@ -16,12 +16,12 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from abliterate.checkpoint import fp8, stream
 from abliterate.checkpoint.edit import edit_checkpoint
-from abliterate.checkpoint.index import INDEX, open_index
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES
 from abliterate.cli import main
 from abliterate.errors import InputError
 from abliterate.model.folder import open_folder
-from abliterate.model.load import _from_pretrained
+from abliterate.model.index import INDEX, open_index
+from abliterate.model.load import from_pretrained
 from abliterate.model.plan import EditPlan, plan_from_direction
 
 Proof = dict[str, Any]
@@ -99,7 +99,7 @@ def test_an_edited_fp8_checkpoint_loads_dequantised_without_r(fp8_pair: tuple[Pa
     r = _unit(256)
 
     def load(path: Path) -> Any:
-        model, info = _from_pretrained(open_folder(path), torch.float32)
+        model, info = from_pretrained(open_folder(path), torch.float32)
         assert not info["missing_keys"] and not info["mismatched_keys"]
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
         return model

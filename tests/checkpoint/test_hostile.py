@@ -23,12 +23,12 @@ from safetensors.torch import save_file
 
 from abliterate.checkpoint import edit as editing
 from abliterate.checkpoint.edit import edit_checkpoint
-from abliterate.checkpoint.index import INDEX, SINGLE, open_index, read_header
 from abliterate.checkpoint.output import UNTIED_SHARD
 from abliterate.checkpoint.verify import verify
 from abliterate.cli import main
 from abliterate.errors import CheckError, InputError
 from abliterate.model.folder import open_folder
+from abliterate.model.index import INDEX, SINGLE, open_index, read_header
 from abliterate.model.plan import plan_from_direction
 
 Tiny = Callable[..., Path]

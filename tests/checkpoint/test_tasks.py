@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from abliterate.checkpoint.index import SINGLE, open_index
 from abliterate.checkpoint.tasks import EditTask, edit_tasks, missing_expert, placed_writers, unplaced, writer_kinds
 from abliterate.errors import InputError
 from abliterate.model.folder import open_folder
+from abliterate.model.index import SINGLE, open_index
 from abliterate.model.plan import EditPlan, plan_from_direction
 
 Tiny = Callable[..., Path]

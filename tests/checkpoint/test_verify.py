@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 
 from abliterate.checkpoint import selfcheck, stream
 from abliterate.checkpoint.edit import edit_checkpoint
-from abliterate.checkpoint.index import SINGLE, open_index
 from abliterate.checkpoint.output import UNTIED_SHARD
 from abliterate.checkpoint.proof import NAME, PLAN, measure
 from abliterate.checkpoint.tasks import edit_tasks
 from abliterate.checkpoint.verify import verify
 from abliterate.errors import CheckError, InputError
 from abliterate.model.folder import open_folder
+from abliterate.model.index import SINGLE, open_index
 from abliterate.model.plan import load_plan, plan_from_direction, save_plan
 
 Made = Callable[[str], tuple[Path, Path]]

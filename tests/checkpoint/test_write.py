@@ -11,9 +11,9 @@ from typing import NoReturn
 
 import pytest
 
-from abliterate.checkpoint.index import SINGLE
 from abliterate.checkpoint.write import check_destination, copy_side_files, new_folder
 from abliterate.errors import InputError
+from abliterate.model.index import SINGLE
 
 
 def test_a_block_that_ends_well_gives_the_folder_its_name(tmp_path: Path) -> None:

@@ -6,15 +6,17 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import CHATML, byte_tokenizer, save_tiny
 
-from abliterate.evaluation.generate import generate, reply_ids
-from abliterate.evaluation.transcripts import append, read
+from abliterate.evaluation.generate import generate as generate_by
+from abliterate.evaluation.transcripts import Transcript, append, read
 from abliterate.model.forward import batches
-from abliterate.model.load import LocalModel, load_model
+from abliterate.model.passes import Pass, unheard
+from abliterate.model.resident import Resident, load_model
 from abliterate.model.template import encode
 from abliterate.prompts import Prompt, PromptSet
 
@@ -26,17 +28,22 @@ SETS = [
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Resident:
     return load_model(save_tiny(tmp_path_factory.mktemp("tiny") / "model", layers=2), device="cpu")
 
 
 @pytest.fixture
-def model(shared: LocalModel) -> LocalModel:
+def model(shared: Resident) -> Resident:
     shared.module.generation_config.eos_token_id = shared.tokenizer.eos_token_id
     return shared
 
 
-def greedy(model: LocalModel, prompt: list[int], length: int) -> list[int]:
+def generate(model: Resident, sets: list[PromptSet], path: Path, tokens: int, size: int, advance: Any = unheard) -> list[Transcript]:
+    """So many prompts at once."""
+    return generate_by(replace(model, batch_size=size), sets, path, tokens, advance)
+
+
+def greedy(model: Resident, prompt: list[int], length: int) -> list[int]:
     """The argmax token again and again, without a cache."""
     ids = list(prompt)
     with torch.inference_mode():
@@ -45,20 +52,20 @@ def greedy(model: LocalModel, prompt: list[int], length: int) -> list[int]:
     return ids[len(prompt) :]
 
 
-def replies(model: LocalModel, prompts: list[list[int]], length: int, size: int = 8) -> list[list[int]]:
+def replies(model: Resident, prompts: list[list[int]], length: int, size: int = 8) -> list[list[int]]:
     found: list[list[int]] = [[] for _ in prompts]
-    for batch in batches(prompts, model.tokenizer.pad_token_id, size, model.device):
-        for i, reply in zip(batch.indices, reply_ids(model, batch, length), strict=True):
+    for _, indices, made in replace(model, batch_size=size).replies([Pass(prompts)], length):
+        for i, reply in zip(indices, made, strict=True):
             found[i] = reply
     return found
 
 
-def test_replies_are_the_argmax_tokens(model: LocalModel) -> None:
+def test_replies_are_the_argmax_tokens(model: Resident) -> None:
     prompts = encode(model.tokenizer, TEXTS[:3])
     assert replies(model, prompts, 6) == [greedy(model, p, 6) for p in prompts]
 
 
-def test_replies_do_not_depend_on_the_batch(model: LocalModel) -> None:
+def test_replies_do_not_depend_on_the_batch(model: Resident) -> None:
     prompts = encode(model.tokenizer, TEXTS)
     assert replies(model, prompts, 5, size=1) == replies(model, prompts, 5, size=7)
 
@@ -73,7 +80,7 @@ def test_replies_are_greedy_whatever_the_generation_config_says(tiny: Callable[.
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one id", "a list of ids"])
-def test_a_reply_stops_before_its_end_token(model: LocalModel, several: bool) -> None:
+def test_a_reply_stops_before_its_end_token(model: Resident, several: bool) -> None:
     prompts = encode(model.tokenizer, TEXTS)
     free = replies(model, prompts, 8)
     end = free[1][3]
@@ -81,7 +88,7 @@ def test_a_reply_stops_before_its_end_token(model: LocalModel, several: bool) ->
     assert replies(model, prompts, 8) == [r[: r.index(end)] if end in r else r for r in free]
 
 
-def test_a_reply_has_at_most_max_new_tokens(model: LocalModel) -> None:
+def test_a_reply_has_at_most_max_new_tokens(model: Resident) -> None:
     assert all(len(r) <= 3 for r in replies(model, encode(model.tokenizer, TEXTS), 3))
 
 
@@ -92,19 +99,19 @@ def test_batches_depend_on_the_lengths_alone() -> None:
     assert grouping == [b.indices for b in batches(twos, 0, 2, device)] == [(1, 3), (0, 4), (2,)]
 
 
-def test_every_prompt_is_answered_once_in_the_sets_order(model: LocalModel, tmp_path: Path) -> None:
+def test_every_prompt_is_answered_once_in_the_sets_order(model: Resident, tmp_path: Path) -> None:
     made = generate(model, SETS, tmp_path / "t.jsonl", 4, 3)
     assert [(t.set, t.id, t.prompt) for t in made] == [(s.name, p.id, p.text) for s in SETS for p in s]
     assert sorted(read(tmp_path / "t.jsonl"), key=repr) == sorted(made, key=repr)
 
 
-def test_generating_twice_gives_the_same_bytes(model: LocalModel, tmp_path: Path) -> None:
+def test_generating_twice_gives_the_same_bytes(model: Resident, tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         generate(model, SETS, tmp_path / name, 4, 3)
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
 
 
-def test_a_run_cut_anywhere_ends_as_without_the_cut(model: LocalModel, tmp_path: Path) -> None:
+def test_a_run_cut_anywhere_ends_as_without_the_cut(model: Resident, tmp_path: Path) -> None:
     whole = generate(model, SETS, tmp_path / "whole.jsonl", 4, 3)
     data, cut = (tmp_path / "whole.jsonl").read_bytes(), tmp_path / "cut.jsonl"
     for length in (0, 1, *(len(data) * i // 7 for i in range(1, 7)), len(data) - 1, len(data)):
@@ -113,7 +120,7 @@ def test_a_run_cut_anywhere_ends_as_without_the_cut(model: LocalModel, tmp_path:
         assert cut.read_bytes() == data
 
 
-def test_whole_batches_are_kept_and_begun_ones_made_again(model: LocalModel, tmp_path: Path) -> None:
+def test_whole_batches_are_kept_and_begun_ones_made_again(model: Resident, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     whole = generate(model, SETS, path, 4, 3)
     written = read(path)
@@ -124,8 +131,8 @@ def test_whole_batches_are_kept_and_begun_ones_made_again(model: LocalModel, tmp
     assert found == {**expected, **{(t.set, t.id): "kept" for t in written[:3]}}
 
 
-def test_progress_tells_of_every_prompt_once(model: LocalModel, tmp_path: Path) -> None:
-    told: list[int] = []
+def test_progress_tells_of_every_prompt_once(model: Resident, tmp_path: Path) -> None:
+    told: list[float] = []
     generate(model, SETS, tmp_path / "t.jsonl", 2, 3, told.append)
     (tmp_path / "t.jsonl").write_bytes(b"".join((tmp_path / "t.jsonl").read_bytes().splitlines(keepends=True)[:5]))
     assert sum(told) == len(TEXTS)
@@ -134,7 +141,7 @@ def test_progress_tells_of_every_prompt_once(model: LocalModel, tmp_path: Path) 
     assert told == [3, 3, 1]
 
 
-def test_nothing_but_the_transcripts_is_left(model: LocalModel, tmp_path: Path) -> None:
+def test_nothing_but_the_transcripts_is_left(model: Resident, tmp_path: Path) -> None:
     generate(model, SETS, tmp_path / "t.jsonl", 2, 3)
     assert [p.name for p in tmp_path.iterdir()] == ["t.jsonl"]
 
@@ -145,6 +152,6 @@ def test_a_template_that_opens_the_thought_is_recorded(tiny: Callable[..., Path]
     assert all(t.begins_in_thought for t in generate(model, SETS[:1], tmp_path / "t.jsonl", 2, 4))
 
 
-def test_a_plain_template_opens_no_thought_even_where_the_prompt_does(model: LocalModel, tmp_path: Path) -> None:
+def test_a_plain_template_opens_no_thought_even_where_the_prompt_does(model: Resident, tmp_path: Path) -> None:
     asked = PromptSet("s", (Prompt("1", "What does <think>"),))
     assert not generate(model, [asked], tmp_path / "t.jsonl", 2, 4)[0].begins_in_thought

@@ -7,31 +7,30 @@ from pathlib import Path
 import pytest
 from conftest import save_tiny
 
-from abliterate.evaluation.generate import reply_ids
 from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS, Openings, dealt, own_openings
-from abliterate.model.forward import batches
-from abliterate.model.load import LocalModel, load_model
+from abliterate.model.passes import Pass
+from abliterate.model.resident import Resident, load_model
 from abliterate.model.template import encode
 from abliterate.prompts import Prompt
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Resident:
     return load_model(save_tiny(Path(tmp_path_factory.mktemp("openings")) / "m"), "float32", "cpu")
 
 
-def test_openings_are_the_first_tokens_of_the_models_own_replies(model: LocalModel) -> None:
+def test_openings_are_the_first_tokens_of_the_models_own_replies(model: Resident) -> None:
     encoded = encode(model.tokenizer, ["One", "Another one", "And a third"])
-    found = own_openings(model, encoded, 1)
+    found = own_openings(model, encoded)
     assert found.asked == 3
     for index, prompt, opening in zip(found.indices, found.prompts, found.openings, strict=True):
         assert prompt == encoded[index]
-        (batch,) = batches([prompt], 0, 1, model.device)
-        assert opening == (reply_ids(model, batch, PROBE_TOKENS)[0] or [model.tokenizer.eos_token_id])[:OPENING_TOKENS]
+        ((_, _, (reply,)),) = model.replies([Pass([prompt])], PROBE_TOKENS)
+        assert opening == (reply or [model.tokenizer.eos_token_id])[:OPENING_TOKENS]
 
 
-def test_where_nothing_is_withheld_all_prompts_are_kept(model: LocalModel) -> None:
-    found = own_openings(model, encode(model.tokenizer, ["One", "Two"]), 2)
+def test_where_nothing_is_withheld_all_prompts_are_kept(model: Resident) -> None:
+    found = own_openings(model, encode(model.tokenizer, ["One", "Two"]))
     assert found.withheld in (0, len(found.indices)) and (found.withheld or found.indices == [0, 1])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,15 +11,15 @@ from conftest import save_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abliterate.model.forward import batches, continuation_logprobs, first_token_logprobs
-from abliterate.model.load import LocalModel, load_model
+from abliterate.model.forward import Continued, batches, first_token_logprobs
+from abliterate.model.resident import Resident, load_model
 
 PAD = 0
 SEQUENCES = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=9), max_size=12)
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Resident:
     return load_model(save_tiny(tmp_path_factory.mktemp("forward"), request.param), "float32", "cpu")
 
 
@@ -27,7 +28,7 @@ def _ids(*lengths: int) -> list[list[int]]:
     return [[draw.randrange(3, 250) for _ in range(length)] for length in lengths]
 
 
-def _plain(model: LocalModel, ids: list[int]) -> torch.Tensor:
+def _plain(model: Resident, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
         return model.module(torch.tensor([ids])).logits[0].log_softmax(-1)
 
@@ -56,28 +57,35 @@ def test_batches_grow_in_length(sequences: list[list[int]], size: int) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_first_token_logprobs_are_those_of_each_prompt_alone(model: LocalModel, batch_size: int) -> None:
+def test_first_token_logprobs_are_those_of_each_prompt_alone(model: Resident, batch_size: int) -> None:
     prompts = _ids(5, 17, 1, 9, 40)
-    found = first_token_logprobs(model, prompts, batch_size)
+    found = first_token_logprobs(replace(model, batch_size=batch_size), prompts)
     expected = torch.stack([_plain(model, ids)[-1] for ids in prompts])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
+def _continued(model: Resident, asked: Continued) -> torch.Tensor:
+    found = torch.zeros(len(asked.prompts))
+    for _, indices, logits in model.logits([asked.passed()]):
+        found[list(indices)] = asked.logprobs(indices, logits)
+    return found
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_continuation_logprobs_are_those_of_each_pair_alone(model: LocalModel, batch_size: int) -> None:
+def test_a_continuation_counts_whole_as_in_a_pass_of_its_own(model: Resident, batch_size: int) -> None:
     prompts, continuations = _ids(5, 17, 1, 9, 40), _ids(3, 1, 8, 20, 4)
-    found = continuation_logprobs(model, prompts, continuations, batch_size)
+    found = _continued(replace(model, batch_size=batch_size), Continued(prompts, continuations))
     for got, prompt, continuation in zip(found, prompts, continuations, strict=True):
         logprobs = _plain(model, prompt + continuation)[len(prompt) - 1 : -1]
-        expected = sum(float(logprobs[i, token]) for i, token in enumerate(continuation)) / len(continuation)
-        assert float(got) == pytest.approx(expected, abs=1e-4)
+        expected = sum(float(logprobs[i, token]) for i, token in enumerate(continuation))
+        assert float(got) == pytest.approx(expected, abs=1e-3)
 
 
-def test_no_prompts_give_no_logprobs(model: LocalModel) -> None:
-    assert first_token_logprobs(model, [], 4).numel() == 0
-    assert continuation_logprobs(model, [], [], 4).shape == (0,)
+def test_no_prompts_give_no_logprobs(model: Resident) -> None:
+    assert first_token_logprobs(model, []).numel() == 0
+    assert _continued(model, Continued([], [])).shape == (0,)
 
 
-def test_a_continuation_for_each_prompt_is_asked_for(model: LocalModel) -> None:
+def test_a_continuation_for_each_prompt_is_asked_for() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        continuation_logprobs(model, _ids(3, 4), _ids(3), 4)
+        Continued(_ids(3, 4), _ids(3)).passed()

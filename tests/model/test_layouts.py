@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from abliterate.checkpoint.index import open_index
 from abliterate.errors import InputError
+from abliterate.model.index import open_index
 from abliterate.model.layouts import (
     Layout,
     Writer,

@@ -13,9 +13,10 @@ from conftest import byte_tokenizer
 from safetensors.torch import load_file, save_file
 
 from abliterate.checkpoint.fp8 import dequantise, requantise
-from abliterate.checkpoint.index import SINGLE
 from abliterate.errors import InputError
-from abliterate.model.load import load_model, pick_device, pick_dtype
+from abliterate.model.index import SINGLE
+from abliterate.model.load import pick_device, pick_dtype
+from abliterate.model.resident import load_model
 
 
 def test_weights_and_types_are_the_folders(tiny: Callable[..., Path]) -> None:

@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from abliterate.checkpoint.index import INDEX, SINGLE, open_index, read_header
 from abliterate.errors import InputError
+from abliterate.model.index import INDEX, SINGLE, open_index, read_header
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
