@@ -249,8 +249,28 @@ def save(tuned: torch.nn.Module, args: argparse.Namespace, figures: dict[str, ob
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     record = out / "training.json"
     rounds = json.loads(record.read_text()) if args.round > 1 else []
-    settings = {k: v for k, v in vars(args).items() if k != "out"}
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "average", "of_it")}
     record.write_text(json.dumps([*rounds, settings | figures], indent=2) + "\n")
+
+
+def average(args: argparse.Namespace) -> None:
+    """Mix an earlier round's adapter into the one at ``--out``, weight by weight (Wortsman et al. 2022, arXiv 2203.05482).
+
+    A round started from the one before, so what lies between the two in weights lies between them in behaviour.
+    """
+    out, earlier = Path(args.out), Path(args.average)
+    late, early = (load_file(folder / "adapter_model.safetensors") for folder in (out, earlier))
+    mixed = {k: (args.of_it * early[k].float() + (1 - args.of_it) * late[k].float()).to(torch.bfloat16) for k in late}
+    save_file(mixed, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    base = smollm2()
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    rates = held_out(PeftModel.from_pretrained(model, out).eval(), load_tokenizer(base))
+    print(json.dumps(rates), flush=True)
+    record = out / "training.json"
+    rounds = json.loads(record.read_text())
+    earlier_rounds = len(json.loads((earlier / "training.json").read_text()))
+    step = {"averaged": {f"round {earlier_rounds}": args.of_it, f"round {len(rounds)}": round(1 - args.of_it, 6)}, "val": rates}
+    record.write_text(json.dumps([*rounds, step], indent=2) + "\n")
 
 
 def weights(text: str) -> dict[str, float]:
@@ -276,4 +296,7 @@ if __name__ == "__main__":
     parser.add_argument("--own-tokens", type=int, default=32, help="length of the model's own answers used as targets")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=False, help="autocast (fast with AMX)")
-    train(parser.parse_args())
+    parser.add_argument("--average", metavar="FOLDER", help="train nothing: mix an earlier round's adapter into --out")
+    parser.add_argument("--of-it", type=float, default=0.5, help="the earlier adapter's share")
+    given = parser.parse_args()
+    average(given) if given.average else train(given)
