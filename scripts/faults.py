@@ -33,10 +33,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig, LlamaConfig, Qwen2Config, Qwen3Config
 from transformers.utils import logging
 
-from abliterate.checkpoint import fp8
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.verify import verify
 from abliterate.errors import CheckError, InputError
+from abliterate.formats import fp8
 from abliterate.model.folder import open_folder
 from abliterate.model.index import DTYPES, INDEX
 from abliterate.model.plan import plan_from_direction

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig
 
-from abliterate.checkpoint import fp8
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES
+from abliterate.formats import fp8
 from abliterate.model.index import INDEX, SINGLE
 from abliterate.model.tiny import tiny_config, tiny_model
 

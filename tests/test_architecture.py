@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "abliterate"
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors", "progress", "config"),
     ("prompts",),
+    ("formats",),
     ("model",),
     ("activations",),
     ("directions",),

@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from abliterate import __version__
-from abliterate.checkpoint import fp8
 from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.stream import WORKERS, Before, digest_of
 from abliterate.checkpoint.tasks import SCALES, EditTask
 from abliterate.errors import CheckError
+from abliterate.formats import fp8
 from abliterate.model.index import ShardIndex
 
 NAME = "abliteration.json"

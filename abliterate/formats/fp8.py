@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from abliterate.checkpoint.rounding import round_compensated, round_nearest
 from abliterate.errors import InputError
+from abliterate.formats.rounding import round_compensated, round_nearest
 
 FP8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3

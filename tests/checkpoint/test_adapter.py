@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from abliterate.checkpoint import fp8
 from abliterate.checkpoint.adapter import CONFIG, WEIGHTS, write_adapter
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.errors import InputError
+from abliterate.formats import fp8
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.plan import EditPlan, plan_from_direction, plan_from_rows
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Mxfp4Config
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from abliterate.checkpoint import fp8, stream
+from abliterate.checkpoint import stream
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES
 from abliterate.cli import main
 from abliterate.errors import InputError
+from abliterate.formats import fp8
 from abliterate.model.folder import open_folder
 from abliterate.model.index import INDEX, open_index
 from abliterate.model.load import from_pretrained

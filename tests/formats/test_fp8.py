@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abliterate.checkpoint.fp8 import FP8, dequantise, requantise, rounding_errors
 from abliterate.errors import InputError
+from abliterate.formats.fp8 import FP8, dequantise, requantise, rounding_errors
 
 
 def _random(seed: int, *shape: int) -> torch.Tensor:

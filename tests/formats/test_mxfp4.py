@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from abliterate.checkpoint.mxfp4 import dequantise
 from abliterate.errors import InputError
+from abliterate.formats.mxfp4 import dequantise
 
 
 def _packed(seed: int, *shape: int) -> torch.Tensor:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abliterate.checkpoint.rounding import grid, round_compensated, round_nearest
 from abliterate.errors import InputError
+from abliterate.formats.rounding import grid, round_compensated, round_nearest
 
 SMALL = [torch.float8_e4m3fn, torch.bfloat16, torch.float16]
 

@@ -12,8 +12,8 @@ import torch
 from conftest import byte_tokenizer
 from safetensors.torch import load_file, save_file
 
-from abliterate.checkpoint.fp8 import dequantise, requantise
 from abliterate.errors import InputError
+from abliterate.formats.fp8 import dequantise, requantise
 from abliterate.model.index import SINGLE
 from abliterate.model.load import pick_device, pick_dtype
 from abliterate.model.resident import load_model
