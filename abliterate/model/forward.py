@@ -14,11 +14,14 @@ from abliterate.model.passes import NOTHING, Advance, Change, Ids, Model, Pass, 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of ids padded on the left; ``indices`` says which sequence each row is."""
+    """Rows of ids padded on the left; ``indices`` says which sequence each row is.
+
+    ``attention_mask`` is longer than the ids where what comes before them is in a cache.
+    """
 
     indices: tuple[int, ...]
     input_ids: Int[Tensor, "row token"]
-    attention_mask: Int[Tensor, "row token"]
+    attention_mask: Int[Tensor, "row cached_and_token"]
 
     def inputs(self) -> dict[str, Tensor]:
         """What a model's forward is called with."""
@@ -27,21 +30,47 @@ class Batch:
     @property
     def position_ids(self) -> Int[Tensor, "row token"]:
         """Positions that count real tokens only, so that padding doesn't shift them."""
-        return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
+        return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -self.input_ids.shape[1] :]
 
 
 def batches(sequences: Sequence[Sequence[int]], pad: int, size: int, device: torch.device) -> Iterator[Batch]:
     """The sequences in order of length, ``size`` at a time; the grouping depends on the lengths alone."""
     order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
     for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        width = len(sequences[rows[-1]])
-        ids = torch.full((len(rows), width), pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(rows):
-            ids[row, width - len(sequences[index]) :] = torch.tensor(sequences[index], dtype=torch.long)
-            mask[row, width - len(sequences[index]) :] = 1
-        yield Batch(tuple(rows), ids.to(device), mask.to(device))
+        yield _padded(sequences, order[start : start + size], pad, device, 0)
+
+
+def packed(
+    sequences: Ids, pad: int, tokens: int, rows: int, device: torch.device, shared: int = 0, padded: bool = True
+) -> Iterator[Batch]:
+    """The sequences in order of length in batches of at most ``tokens`` ids with their padding and at most ``rows`` rows.
+
+    Their first ``shared`` ids, which are all the same, are left out: they are in a cache, and the mask covers them. Unless
+    ``padded``, only sequences of one length share a batch.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
+    chosen: list[int] = []
+    for index in order:
+        width = len(sequences[index]) - shared
+        other = not padded and chosen and len(sequences[chosen[-1]]) != len(sequences[index])
+        if chosen and (len(chosen) >= rows or (len(chosen) + 1) * width > tokens or other):
+            yield _padded(sequences, chosen, pad, device, shared)
+            chosen = []
+        chosen.append(index)
+    if chosen:
+        yield _padded(sequences, chosen, pad, device, shared)
+
+
+def _padded(sequences: Ids, rows: Sequence[int], pad: int, device: torch.device, shared: int) -> Batch:
+    width = max(len(sequences[i]) for i in rows) - shared
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros(len(rows), shared + width, dtype=torch.long)
+    mask[:, :shared] = 1
+    for row, index in enumerate(rows):
+        own = torch.tensor(sequences[index][shared:], dtype=torch.long)
+        ids[row, width - len(own) :] = own
+        mask[row, shared + width - len(own) :] = 1
+    return Batch(tuple(rows), ids.to(device), mask.to(device))
 
 
 def first_token_logprobs(model: Model, prompts: Ids, advance: Advance = unheard) -> Float[Tensor, "prompt vocab"]:

@@ -32,6 +32,11 @@ def _stream(output: Any) -> Tensor:
     return stream
 
 
+def as_one(stream: Float[Tensor, "row position *streams d_model"]) -> Float[Tensor, "row position d_model"]:
+    """The residual stream; where a family has several side by side (DeepSeek V4), their mean."""
+    return stream if stream.ndim == 3 else stream.flatten(2, -2).mean(2)
+
+
 def without(y: Float[Tensor, "*n d_model"], rows: Float[Tensor, "k d_model"], strength: float) -> Float[Tensor, "*n d_model"]:
     """y - alpha (y R^T) R: what the edited writer would have written instead of y."""
     return y - strength * ((y @ rows.T) @ rows)
@@ -148,7 +153,7 @@ def captured(model: InMemory, last: int) -> Iterator[dict[int, Float[Tensor, "ro
     seen: dict[int, Tensor] = {}
 
     def keep(index: int, stream: Tensor) -> None:
-        seen[index] = stream[:, -last:].detach().to(torch.float32)
+        seen[index] = as_one(stream)[:, -last:].detach().to(torch.float32)
 
     def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
         keep(0, args[0] if args else kwargs["hidden_states"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,32 @@ class ShardIndex:
             if file.readinto(data) != info.nbytes:
                 raise InputError(f"{self.folder / info.shard}: ends inside {name}; the file is truncated")
         return torch.frombuffer(data, dtype=dtype).view(info.shape)
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
+        """Some rows of a matrix, in ascending order, read from disk in its stored type; the others are not read.
+
+        Raises InputError as ``read`` does, and where it isn't a matrix that has these rows.
+        """
+        info = self.tensors.get(name)
+        dtype = DTYPES[info.dtype][0] if info is not None else None
+        if info is None or dtype is None or len(info.shape) != 2 or (rows and not 0 <= rows[0] <= rows[-1] < info.shape[0]):
+            raise InputError(f"{self.folder}: the checkpoint has no matrix {name} with the rows asked for")
+        width = info.shape[1] * dtype.itemsize
+        data = bytearray(len(rows) * width)
+        into = memoryview(data)
+        with reading(self.folder / info.shard), (self.folder / info.shard).open("rb") as file:
+            done = 0
+            while done < len(rows):
+                run = done + 1
+                while run < len(rows) and rows[run] == rows[run - 1] + 1:  # neighbours in one read
+                    run += 1
+                file.seek(info.start + rows[done] * width)
+                if file.readinto(into[done * width : run * width]) != (run - done) * width:
+                    raise InputError(f"{self.folder / info.shard}: ends inside {name}; the file is truncated")
+                done = run
+        if not data:
+            return torch.empty((len(rows), info.shape[1]), dtype=dtype)
+        return torch.frombuffer(data, dtype=dtype).view(len(rows), info.shape[1])
 
 
 def open_index(folder: Path) -> ShardIndex:

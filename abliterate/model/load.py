@@ -13,7 +13,9 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     FineGrainedFP8Config,
+    GenerationConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.utils.quantization_config import Mxfp4Config
 
@@ -71,6 +73,16 @@ def pick_dtype(name: DTypeName, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def end_ids(folder: ModelFolder, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a reply, by the folder's advice on generation, else its config, and its tokenizer."""
+    try:
+        advice = GenerationConfig.from_pretrained(folder.path, local_files_only=True).eos_token_id
+    except OSError:
+        advice = getattr(folder.config, "eos_token_id", None)
+    ends = {advice} if isinstance(advice, int) else set(advice or ())
+    return frozenset(ends | {int(tokenizer.eos_token_id)} - {None})
 
 
 def from_pretrained(folder: ModelFolder, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:

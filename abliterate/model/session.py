@@ -5,24 +5,63 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from abliterate.config import ModelConfig
+from abliterate.model.blocks import Blocks
 from abliterate.model.folder import ModelFolder, open_folder
+from abliterate.model.index import open_index
+from abliterate.model.load import end_ids, pick_device
+from abliterate.model.memory import Fit, fit, parse_budget, sizes_of
 from abliterate.model.passes import Model
 from abliterate.model.resident import load_model
+from abliterate.model.swept import Swept
+from abliterate.model.template import load_tokenizer
+from abliterate.model.trial import abilities_of
+from abliterate.progress import say
 
 
 class Session:
-    """Loads the model when it is first needed, and lets go of it when told."""
+    """Loads the model when it is first needed, whole or block by block, and lets go of it when told."""
 
     def __init__(self, config: ModelConfig, path: Path) -> None:
         self._config = config
         self.folder: ModelFolder = open_folder(path, config.trust_remote_code, config.layout_file)
 
     @cached_property
+    def device(self) -> torch.device:
+        return pick_device(self._config.device)
+
+    @cached_property
+    def fit(self) -> Fit:
+        """How the model is held. Raises InputError where not even one block fits."""
+        sizes = sizes_of(open_index(self.folder.path), self.folder)
+        return fit(sizes, self._config.dtype, self.device, parse_budget(self._config.max_memory, self.device))
+
+    @cached_property
     def model(self) -> Model:
+        if not self.fit.resident:
+            return self._swept()
         config = self._config
         return load_model(self.folder.path, config.dtype, config.device, config.trust_remote_code, config.layout_file, config.batch_size)
 
     def release(self) -> None:
         """Free the weights; they come back on the next use."""
         self.__dict__.pop("model", None)
+
+    def _swept(self) -> Swept:
+        held = self.fit
+        say(f"{self.folder.path.name}: larger than the {held.budget / 2**30:.1f} GiB that it may take, so it is read block by block")
+        abilities = abilities_of(self.folder)
+        tokenizer = load_tokenizer(self.folder.path, self.folder.trust_remote_code)
+        blocks = Blocks(self.folder, open_index(self.folder.path), held.dtype, self.device, held.ahead, held.whole_head)
+        return Swept(
+            self.folder,
+            blocks.module,
+            tokenizer,
+            blocks,
+            abilities,
+            end_ids(self.folder, tokenizer),
+            held.tokens,
+            held.spill_bytes,
+        )

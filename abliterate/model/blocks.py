@@ -1,0 +1,201 @@
+"""The blocks of a checkpoint that is larger than memory: on the meta device, filled from the shards when their turn comes.
+
+The model is transformers' own, and so is the conversion of names and shapes (fused experts, renamed modules). Of the token
+embedding only the rows in use are read, the unembedding is there only while logits are computed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging
+
+from abliterate.errors import InputError, first_line
+from abliterate.model.folder import ModelFolder
+from abliterate.model.index import ShardIndex
+from abliterate.model.layouts import in_memory, text_name
+from abliterate.model.stored import Stored, by_block
+
+HEAD_ROWS = 8192  # of the unembedding, where it is read piece by piece
+
+
+class Blocks:
+    """A model whose blocks are in memory one at a time, or two where ``ahead`` reads the next one while one computes.
+
+    ``whole_head``: the unembedding is read whole when logits are asked for, else ``HEAD_ROWS`` rows at a time.
+    """
+
+    def __init__(
+        self, folder: ModelFolder, index: ShardIndex, dtype: torch.dtype, device: torch.device, ahead: bool = True, whole_head: bool = True
+    ) -> None:
+        self.folder, self.index, self.dtype, self.device = folder, index, dtype, device
+        self._ahead, self._whole_head = ahead, whole_head
+        self.module = _on_meta(folder, dtype)
+        for module in self.module.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module.register_buffer(name, buffer.to(device), name not in module._non_persistent_buffers_set)
+        self._modules = dict(self.module.named_modules())
+        self._mapping: Any = get_model_conversion_mapping(self.module)
+        self._stored = by_block(index, folder)
+        self._embedding = self._named(folder.layout.embedding)
+        self._unembedding = self._embedding if folder.tied else self._named(folder.layout.unembedding)
+        self._rows: set[int] = set()
+        self._lock = threading.Lock()
+        apart = {s.name for s in (self._embedding, self._unembedding)}
+        self._load([s for s in self._stored[None] if s.name not in apart])
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._idle: torch.cuda.Event | None = None  # after it, nothing computes with what was let go of last
+
+    def _named(self, text: str) -> Stored:
+        found = next((s for s in self._stored[None] if text_name(s.name) == text), None)
+        if found is None:
+            raise InputError(
+                f"{self.folder.path}: the checkpoint has no tensor {text!r}, which its layout {self.folder.layout.name!r} names"
+            )
+        return found
+
+    def block(self, layer: int) -> nn.Module:
+        """Decoder block ``layer``, whether its weights are there or not."""
+        found: nn.Module = self._modules[in_memory(self.folder.layout.block_module.format(layer), self._modules)]
+        return found
+
+    def in_turn(self) -> Iterator[tuple[int, nn.Module]]:
+        """Every block, filled; it is emptied when the next one is asked for. Raises InputError where one can't be filled."""
+        with ThreadPoolExecutor(1) as pool:
+            coming: Future[None] = pool.submit(self._fill, 0)
+            for layer in range(self.folder.layers):
+                coming.result()
+                if self._ahead and layer + 1 < self.folder.layers:
+                    coming = pool.submit(self._fill, layer + 1)
+                try:
+                    yield layer, self.block(layer)
+                finally:
+                    self._empty(layer)
+                if not self._ahead and layer + 1 < self.folder.layers:
+                    coming = pool.submit(self._fill, layer + 1)
+
+    def _fill(self, layer: int) -> None:
+        """Read a block. On a GPU the copies have a stream of their own, behind what the memory they get was used for."""
+        if self._copies is None:
+            self._load(self._stored[layer])
+        else:
+            if self._idle is not None:
+                self._copies.wait_event(self._idle)
+            with torch.cuda.stream(self._copies):
+                self._load(self._stored[layer])
+            self._copies.synchronize()
+        self._check_filled(layer)
+
+    def _check_filled(self, layer: int) -> None:
+        bare = next((name for name, p in self.block(layer).named_parameters() if p.is_meta), None)
+        if bare is not None:
+            raise InputError(f"{self.folder.path}: the checkpoint has nothing for {bare!r} of block {layer}; download it again")
+
+    def _empty(self, layer: int) -> None:
+        """Let go of a block's parameters; buffers that the model made itself stay."""
+        if self._copies is not None:
+            self._idle = torch.cuda.default_stream(self.device).record_event()
+        for module in self.block(layer).modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+    def _load(self, tensors: Sequence[Stored]) -> None:
+        """Fill parameters from the shards, through transformers' own conversion of names and shapes."""
+        state: dict[str, Any] = {s.plain_name: self._sent(s) for s in tensors}
+        settings = LoadStateDictConfig(dtype=self.dtype, weight_mapping=self._mapping, device_map={"": self.device})
+        with self._lock:
+            info, _ = convert_and_load_state_dict_in_model(self.module, state, settings)
+        if info.mismatched_keys or info.conversion_errors or info.error_msgs:
+            wrong = [*(str(key[0]) for key in info.mismatched_keys), *map(str, info.conversion_errors), *map(str, info.error_msgs)]
+            raise InputError(f"{self.folder.path}: {wrong[0]!r} doesn't fit the model ({first_line(ValueError(*wrong))})")
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(False)
+
+    def _sent(self, tensor: Stored) -> Any:
+        return _Pinned(tensor) if self.device.type == "cuda" else tensor
+
+    def know(self, tokens: Collection[int]) -> None:
+        """Have the embedding's rows of these tokens at hand."""
+        module = self._modules[in_memory(self.folder.layout.embedding_module, self._modules)]
+        shape = self.index.tensors[self._embedding.name].shape
+        if self.device.type != "cpu" or not isinstance(module, nn.Embedding) or module.weight.shape != shape:
+            if not self._rows:
+                self._load([self._embedding])
+                self._rows = set(range(shape[0]))
+            return
+        if not self._rows:  # memory that is never touched is never taken
+            made = torch.from_numpy(np.zeros(shape, dtype=np.uint16 if self.dtype.itemsize == 2 else np.float32))
+            module.weight = nn.Parameter(made.view(self.dtype), requires_grad=False)
+        missing = sorted(set(tokens) - self._rows)
+        for token, row in zip(missing, self.index.read_rows(self._embedding.name, missing), strict=True):
+            module.weight.data[token] = row.to(self.dtype)
+        self._rows |= set(missing)
+
+    @contextmanager
+    def head(self) -> Iterator[None]:
+        """The unembedding is at hand."""
+        head: Any = self.module.get_output_embeddings()  # type: ignore[no-untyped-call]
+        shape = self.index.tensors[self._unembedding.name].shape
+        before = head._parameters["weight"]
+        if before.shape != shape:
+            raise InputError(f"{self.folder.path}: {self._unembedding.name} is {list(shape)}, the model's unembedding {list(before.shape)}")
+        if self._whole_head or head.__class__ is not nn.Linear:
+            head._parameters["weight"] = nn.Parameter(self._unembedding[...].to(self.device, self.dtype), requires_grad=False)
+        else:
+            head.__dict__["forward"] = self._piecewise
+        try:
+            yield
+        finally:
+            head._parameters["weight"] = before
+            head.__dict__.pop("forward", None)
+
+    def _piecewise(self, stream: Tensor) -> Tensor:
+        """The unembedding's product, its rows read some at a time."""
+        head: Any = self.module.get_output_embeddings()  # type: ignore[no-untyped-call]
+        rows = self.index.tensors[self._unembedding.name].shape[0]
+        parts = [
+            stream @ self.index.read_rows(self._unembedding.name, range(start, min(start + HEAD_ROWS, rows))).to(stream).T
+            for start in range(0, rows, HEAD_ROWS)
+        ]
+        logits = torch.cat(parts, -1)
+        return logits if head.bias is None else logits + head.bias
+
+
+class _Pinned:
+    """A stored tensor that is copied to a GPU from pinned memory, so that the copy and computing overlap."""
+
+    def __init__(self, tensor: Stored) -> None:
+        self._tensor = tensor
+
+    def __getitem__(self, where: Any) -> Tensor:
+        return self._tensor[where].pin_memory()
+
+
+def _on_meta(folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
+    """The model without weights. Raises InputError where transformers can't build it."""
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    trust = folder.trust_remote_code
+    try:
+        with init_empty_weights(include_buffers=False):
+            if type(folder.config) in AutoModelForCausalLM._model_mapping or trust:
+                made = AutoModelForCausalLM.from_config(folder.config, dtype=dtype, trust_remote_code=trust)  # type: ignore[no-untyped-call]
+            else:
+                whole = AutoConfig.from_pretrained(folder.path, local_files_only=True)
+                made = AutoModelForImageTextToText.from_config(whole, dtype=dtype)  # type: ignore[no-untyped-call]
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        raise InputError(f"{folder.path}: transformers can't build it ({first_line(error)})") from None
+    module: PreTrainedModel = made.train(False)
+    return module
