@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from abliterate import __version__
-from abliterate.config import AuditConfig, CollectConfig, EditCommandConfig, PlanConfig, RunConfig, VerifyConfig
+from abliterate.config import AuditConfig, CollectConfig, EditCommandConfig, ModelConfig, PlanConfig, RunConfig, VerifyConfig
 from abliterate.errors import CheckError, InputError
 from abliterate.options import command, spread
 
@@ -45,7 +45,7 @@ def _run(config: RunConfig, out: Path) -> None:
     from abliterate.pipeline import run
     from abliterate.report.terminal import show
 
-    show(run(config, out), out)
+    _by_the_first(config, lambda: show(run(config, out), out))
 
 
 def _audit(config: AuditConfig, out: Path) -> None:
@@ -53,14 +53,26 @@ def _audit(config: AuditConfig, out: Path) -> None:
     from abliterate.commands import audit
     from abliterate.report.terminal import show
 
-    show(audit(config, out), out)
+    _by_the_first(config, lambda: show(audit(config, out), out))
 
 
 def _collect(config: CollectConfig, out: Path) -> None:
     _quiet()
     from abliterate.commands import collect
 
-    typer.echo(collect(config, out))
+    _by_the_first(config, lambda: typer.echo(collect(config, out)))
+
+
+def _by_the_first(config: ModelConfig, act: Callable[[], None]) -> None:
+    """Under torchrun the first process acts, and the others compute what it asks them for."""
+    from abliterate.model.ranks import dismiss, own_rank
+    from abliterate.model.session import serve_models
+
+    if own_rank():
+        serve_models(config)
+        return
+    act()
+    dismiss()
 
 
 def _edit(config: EditCommandConfig, out: Path) -> None:

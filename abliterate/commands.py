@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ from abliterate.checkpoint.edit import check_editable, edit_checkpoint, work_of
 from abliterate.checkpoint.tasks import edit_tasks
 from abliterate.checkpoint.verify import steps
 from abliterate.checkpoint.verify import verify as verify_checkpoint
-from abliterate.config import AuditConfig, CollectConfig, EditCommandConfig, PlanConfig, VerifyConfig
+from abliterate.config import AuditConfig, CollectConfig, EditCommandConfig, PlanConfig, VerifyConfig, is_url
 from abliterate.errors import InputError
+from abliterate.evaluation.engine import engine_of, wanted_of
+from abliterate.evaluation.served import Wanted
 from abliterate.evaluation.summary import judge_all
 from abliterate.evaluation.transcripts import line_of, read_scorable
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.index import open_index
 from abliterate.model.plan import EditPlan, load_direction, load_plan, plan_from_direction, resolve_embedding
 from abliterate.model.source import resolve_model
-from abliterate.pipeline import collected, open_model, positions_of, publish, resolved, respond, run_record
+from abliterate.pipeline import collected, grouped, open_model, positions_of, publish, resolved, respond, run_record
 from abliterate.planning import lines, plan_run
 from abliterate.progress import stage
 from abliterate.prompts import PromptSet, Role, RoleSets, load_set
@@ -32,14 +35,17 @@ from abliterate.runfolder import open_run
 
 def audit(config: AuditConfig, out: Path) -> dict[str, Any]:
     """Ask one model every prompt and report the outcomes in the run folder ``out``. Returns the report."""
-    source, session = open_model(config, out)
+    on_server = is_url(config.model)
+    source, session = (None, None) if on_server else open_model(config, out)
+    wanted = Wanted() if source is None else wanted_of(source)
     groups = [_asked(load_set(name), config) for name in config.prompts]
     if len({g.name for g in groups}) != len(groups):
         raise InputError("a prompt set is given twice; give each once, under its own file name")
     described = {g.name: {"role": "audited", "sha256": g.sha256, "n": len(g)} for g in groups}
-    record = run_record(source, described, resolved(session, config, None))
+    record = run_record(source, described, resolved(session, config, None) if session else {"seeds": {"bootstrap": 0}})
     folder = open_run(out, config.model_dump(mode="json"), record)
-    judged = judge_all(respond(folder, session, groups, config.max_new_tokens, "base"))
+    ask = partial(engine_of, config, session, wanted, config.model if on_server else None)
+    judged = judge_all(respond(folder, ask, groups, "base"))
     roles = {group.name: "audited" for group in groups}
     report = report_document(folder.record(), roles, judged, None, None, None, None, margin=0.05)
     return publish(folder, report, judged, None, None)
@@ -63,7 +69,7 @@ def collect(config: CollectConfig, out: Path) -> str:
     sets = RoleSets(config.target, config.baseline, limit=config.limit)
     positions = positions_of(session.model, config)
     roles: tuple[Role, ...] = ("target", "baseline")
-    found = collected(session.model, {role: sets.estimating(role) for role in roles}, positions)
+    found = collected(session.model, {role: grouped(session.model, sets.estimating(role), {}) for role in roles}, positions)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     save_activations(Activations(found, {}, tuple(range(-1, -positions - 1, -1)), {g.name: g.sha256 for g in sets.all}), partial)

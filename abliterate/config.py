@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from abliterate.errors import InputError
 
 Sets = Annotated[tuple[str, ...], Field()]
 
@@ -35,6 +39,13 @@ class SourceConfig(FolderConfig):
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
 
+    @field_validator("model")
+    @classmethod
+    def _model_is_one(cls, given: str) -> str:
+        if is_url(given):
+            raise InputError("--model is a server's URL, but the weights themselves are needed: give a folder, a Hub id or a short name")
+        return given
+
 
 class ModelConfig(SourceConfig):
     """The model and how it is computed."""
@@ -44,6 +55,12 @@ class ModelConfig(SourceConfig):
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
     batch_size: int = Field(32, ge=1, description="Prompts computed at once.")
+    max_memory: str | None = Field(
+        None,
+        min_length=1,
+        description="Memory to keep to (6GiB, or cpu=32GiB,cuda:0=20GiB); a model that needs more is read block by block. "
+        "Default: nine tenths of what is free.",
+    )
 
 
 class ContrastConfig(Config):
@@ -83,6 +100,30 @@ class EvaluateConfig(Config):
     max_new_tokens: int = Field(64, ge=1, description="Length of the generated responses, in tokens.")
 
 
+class EngineConfig(Config):
+    """What decodes the replies of the final test."""
+
+    engine: str = Field(
+        "transformers",
+        description="What writes the replies: transformers, vllm, or an OpenAI-compatible server's URL (http://host:8000/v1).",
+    )
+    engine_model: str | None = Field(None, min_length=1, description="The model's name on the server; default: the one that is the model.")
+    concurrency: int = Field(16, ge=1, le=4096, description="Requests under way at once on a server.")
+    request_timeout: int = Field(600, ge=1, description="Seconds that a server has for one reply, before it is asked again.")
+    patience: int = Field(600, ge=0, description="Seconds that a server may stay away before the run stops, to go on later.")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that vllm splits each layer over.")
+    pipeline_parallel: int = Field(1, ge=1, description="Parts that vllm splits the layers into; of several nodes, their number.")
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_is_known(cls, given: str) -> str:
+        if is_url(given) or "@" in given:  # a password without its scheme is not repeated either
+            return server_url(given, "--engine")
+        if given not in ("transformers", "vllm"):
+            raise PydanticCustomError("engine", "it must be transformers, vllm, or a server's URL (http://host:8000/v1)")
+        return given
+
+
 class SelectConfig(Config):
     """The choice of the edit."""
 
@@ -95,20 +136,44 @@ class SelectConfig(Config):
     max_layer: float = Field(0.8, gt=0, le=1, description="Single directions come from below this share of the depth.")
 
 
-class RunConfig(EvaluateConfig, EditConfig, SelectConfig, CollectConfig):
+class RunConfig(EngineConfig, EvaluateConfig, EditConfig, SelectConfig, CollectConfig):
     """The whole pipeline."""
 
     keep: Sets = Field((), description="What must stay: prompt sets whose refusals are measured before and after.")
     harmless: str = Field("harmless", description="Ordinary prompts: drift is measured on them, their mean is projected out.")
     margin: float = Field(0.05, gt=0, lt=1, description="Non-inferiority margin of the keep sets' refusals.")
+    edited_engine: str | None = Field(None, description="URL of the server of the edited checkpoint, where it is another one.")
+
+    @field_validator("edited_engine")
+    @classmethod
+    def _edited_engine_is_a_server(cls, given: str | None) -> str | None:
+        return None if given is None else server_url(given, "--edited-engine")
+
+    @model_validator(mode="after")
+    def _both_models_are_asked_alike(self) -> RunConfig:
+        if self.edited_engine is not None and not is_url(self.engine):
+            raise InputError(f"--edited-engine is a server, but --engine is {self.engine}: both models must be asked by servers")
+        return self
 
 
-class AuditConfig(EvaluateConfig, ModelConfig):
+class AuditConfig(EngineConfig, EvaluateConfig, ModelConfig):
     """Evaluation and report of one model, nothing edited."""
 
+    model: str = Field(min_length=1, description="A folder, a Hub id, a short name, or an OpenAI-compatible server's URL.")
     prompts: Sets = Field(min_length=1, description="Prompt sets to ask; every prompt of their test split.")
     limit: int | None = Field(None, ge=1, description="At most this many prompts of each set.")
     split: Literal["train", "val", "test", "all"] = Field("test", description="Which split is asked.")
+
+    @field_validator("model")
+    @classmethod
+    def _model_is_one(cls, given: str) -> str:
+        return server_url(given, "--model") if is_url(given) else given
+
+    @model_validator(mode="after")
+    def _one_server_is_asked(self) -> AuditConfig:
+        if is_url(self.model) and self.engine not in ("transformers", self.model):
+            raise InputError("--model is a server's URL, so it is also what writes the replies: leave --engine out")
+        return self
 
 
 class EditCommandConfig(EditConfig, SourceConfig):
@@ -131,3 +196,22 @@ class PlanConfig(SourceConfig):
 
     prompts_per_set: int = Field(120, ge=1, description="Prompts of each set in the estimate.")
     max_new_tokens: int = Field(64, ge=1, description="Length of the generated responses, in tokens.")
+
+
+def is_url(given: str) -> bool:
+    """Whether what is given is meant as a server's address."""
+    return "://" in given
+
+
+def server_url(given: str, flag: str) -> str:
+    """A server's base URL without a slash at its end. Raises InputError, in which nothing secret is repeated."""
+    try:
+        parts = urlsplit(given.strip())
+        whole = parts.scheme.lower() in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, a bracket that doesn't close
+        whole = False
+    if not whole:
+        raise InputError(f"{flag}: not the URL of a server; it looks like http://host:8000/v1")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise InputError(f"{flag}: give the server's bare base URL; a key belongs in the environment (ABLITERATE_API_KEY)")
+    return f"{parts.scheme.lower()}://{parts.netloc}{parts.path.rstrip('/')}"

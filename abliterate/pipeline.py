@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from abliterate.activations.collect import SetActivations, collect
+from abliterate.activations.collect import Group, SetActivations, collect
 from abliterate.activations.file import Activations, load_activations, save_activations
 from abliterate.checkpoint.edit import check_editable, edit_checkpoint, work_of
 from abliterate.checkpoint.proof import NAME as PROOF
@@ -23,12 +24,11 @@ from abliterate.config import CollectConfig, ModelConfig, RunConfig
 from abliterate.directions.candidates import Directions, estimate
 from abliterate.directions.file import load_directions, save_directions
 from abliterate.evaluation.drift import kl_divergence
-from abliterate.evaluation.generate import generate
+from abliterate.evaluation.engine import Engine, edited_engine, engine_of, foresee, wanted_of
 from abliterate.evaluation.summary import Judged, judge_all
 from abliterate.evaluation.transcripts import Transcript, read
 from abliterate.model.forward import first_token_logprobs
 from abliterate.model.index import open_index
-from abliterate.model.load import pick_device, pick_dtype
 from abliterate.model.passes import Model
 from abliterate.model.plan import EditPlan, load_plan, save_plan
 from abliterate.model.session import Session
@@ -56,6 +56,8 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
         for split in ("train", "val", "test"):
             sets.prompts(role, split)
     check_editable(base.folder)
+    if not (out / "report.json").exists():
+        foresee(config)
     record = run_record(source, sets.described(), resolved(base, config, config.positions))
     folder = open_run(out, config.model_dump(mode="json"), record)
     activations = folder.stage(
@@ -63,10 +65,12 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
     )
     directions = folder.stage("directions", "directions.safetensors", lambda: estimate(activations), save_directions, load_directions)
     plan, selection = _selection(folder, base, sets, config, directions)
-    before = judge_all(respond(folder, base, sets.test_sets(), config.max_new_tokens, "base"))
+    before = judge_all(respond(folder, lambda: engine_of(config, base, wanted_of(source)), sets.test_sets(), "base"))
     proof = _edit(folder, base, plan, source)
     edited = Session(config, out / "checkpoint")
-    after = judge_all(respond(folder, edited, sets.test_sets(), config.max_new_tokens, "edited"))
+    engines = folder.record()["resolved"].get("engines", {})
+    ask_edited = partial(edited_engine, config, edited, source, engines.get("base", {}))
+    after = judge_all(respond(folder, ask_edited, sets.test_sets(), "edited"))
     drift = _drift(folder, base, edited, sets, config)
     report = report_document(
         run=folder.record(),
@@ -93,24 +97,24 @@ def open_model(config: ModelConfig, out: Path) -> tuple[ModelSource, Session]:
 def resolved(session: Session, config: ModelConfig, positions: int | None) -> dict[str, Any]:
     """What the settings left open, as it was decided; reads the tokenizer, so a missing chat template is known early."""
     tokenizer = load_tokenizer(session.folder.path, config.trust_remote_code)
-    device = pick_device(config.device)
     return {
-        "device": str(device),
-        "dtype": str(pick_dtype(config.dtype, device)).removeprefix("torch."),
+        "device": str(session.device),
+        "dtype": str(session.fit.dtype).removeprefix("torch."),
+        "held": "whole" if session.fit.resident else "block by block",
         "positions": positions or len(template_positions(tokenizer)),
         "threads": torch.get_num_threads(),
         "seeds": {"bootstrap": 0},
     }
 
 
-def run_record(source: ModelSource, prompts: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """What run.json says beside the settings."""
+def run_record(source: ModelSource | None, prompts: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json says beside the settings; nothing is known of the files of a model that is only on a server."""
     return {
         "resolved": resolved,
-        "model_path": str(source.path),
-        "hub_id": source.hub_id,
-        "revision": source.revision,
-        "model_hashes": file_hashes(source.path),
+        "model_path": str(source.path) if source else None,
+        "hub_id": source.hub_id if source else None,
+        "revision": source.revision if source else None,
+        "model_hashes": file_hashes(source.path) if source else None,
         "prompts": prompts,
     }
 
@@ -119,25 +123,23 @@ def _activations(base: Session, sets: RoleSets, config: RunConfig) -> Activation
     """Statistics of every role's train prompts, and the val vectors that rank the directions."""
     positions = positions_of(base.model, config)
     roles: tuple[Role, ...] = ("target", "baseline", "harmless", *(("keep",) if sets.sets("keep") else ()))
-    asked: dict[str, Sequence[Prompt]] = {role: sets.prompts(role, "train") for role in roles}
-    asked |= {f"{role} (val)": sets.prompts(role, "val") for role in roles[:2]}
+    train = {role: sets.prompts(role, "train") for role in roles}
+    parts = by_language({role: train[role] for role in roles[:2]})
+    asked: dict[str, Group] = {role: grouped(base.model, prompts, parts.get(role, {})) for role, prompts in train.items()}
+    asked |= {f"{role} (val)": grouped(base.model, sets.prompts(role, "val"), {}, positions) for role in roles[:2]}
     found = collected(base.model, asked, positions)
-    train: dict[str, SetActivations] = {role: found[role] for role in roles}
-    train |= by_language(train, {role: asked[role] for role in ("target", "baseline")})
-    val = {role: found[f"{role} (val)"].vectors for role in ("target", "baseline")}
-    return Activations(train, val, tuple(range(-1, -positions - 1, -1)), {g.name: g.sha256 for g in sets.all})
+    val: dict[str, Tensor] = {role: found.pop(f"{role} (val)").vectors for role in roles[:2]}
+    return Activations(found, val, tuple(range(-1, -positions - 1, -1)), {g.name: g.sha256 for g in sets.all})
 
 
-def by_language(found: Mapping[str, SetActivations], prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, SetActivations]:
-    """The statistics of each language that every role has, where there are several: ``target@en`` and so on."""
+def by_language(prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, dict[str, list[int]]]:
+    """Each role's prompts of each language that every role has, where there are several: ``target@en`` and so on."""
     counts = [Counter(p.lang for p in asked) for asked in prompts.values()]
     shared = sorted(lang for lang in counts[0] if all(count[lang] >= MIN_PER_LANGUAGE for count in counts))
     if len(shared) < 2:
         return {}
     return {
-        f"{role}@{lang}": found[role].only([i for i, p in enumerate(asked) if p.lang == lang])
-        for role, asked in prompts.items()
-        for lang in shared
+        role: {f"{role}@{lang}": [i for i, p in enumerate(asked) if p.lang == lang] for lang in shared} for role, asked in prompts.items()
     }
 
 
@@ -146,11 +148,15 @@ def positions_of(model: Model, config: CollectConfig) -> int:
     return config.positions or len(template_positions(model.tokenizer))
 
 
-def collected(model: Model, groups: Mapping[str, Sequence[Prompt]], positions: int) -> dict[str, SetActivations]:
+def grouped(model: Model, prompts: Sequence[Prompt], parts: Mapping[str, Sequence[int]], kept: int = 1) -> Group:
+    """Prompts as they are collected on."""
+    return Group(encode(model.tokenizer, [p.text for p in prompts]), parts, kept)
+
+
+def collected(model: Model, groups: Mapping[str, Group], positions: int) -> dict[str, SetActivations]:
     """Activations of groups of prompts, with progress."""
-    encoded = {name: encode(model.tokenizer, [p.text for p in prompts]) for name, prompts in groups.items()}
-    with stage("activations (prompts)", sum(map(len, encoded.values()))) as advance:
-        return collect(model, encoded, positions, advance)
+    with stage("activations (prompts)", sum(len(group.prompts) for group in groups.values())) as advance:
+        return collect(model, groups, positions, advance)
 
 
 def _selection(
@@ -166,16 +172,22 @@ def _selection(
     return load_plan(folder.path / "plan.safetensors"), json.loads(file.read_text(encoding="utf-8"))
 
 
-def respond(folder: RunFolder, session: Session, groups: Sequence[PromptSet], max_new_tokens: int, which: str) -> list[Transcript]:
-    """Responses of one model to all prompts; the transcript file grows batch by batch and is gone on with."""
+def respond(folder: RunFolder, engine: Callable[[], Engine], groups: Sequence[PromptSet], which: str) -> list[Transcript]:
+    """Responses of one model to all prompts; the transcript file grows as they come and is gone on with.
+
+    ``engine`` is called where any is missing; run.json says then what it is.
+    """
     path = folder.path / "transcripts" / f"{which}.jsonl"
     path.parent.mkdir(exist_ok=True)
     done = {(t.set, t.id): t for t in read(path)}
     wanted = [(group.name, prompt.id) for group in groups for prompt in group]
     if all(key in done for key in wanted):
         return [done[key] for key in wanted]
-    with folder.timed(f"transcripts ({which})"), stage(f"responses of the {which} model", len(wanted)) as advance:
-        return generate(session.model, groups, path, max_new_tokens, advance)
+    with folder.timed(f"transcripts ({which})"):
+        asked = engine()
+        folder.note_engine(which, asked.described, begun=bool(done))
+        with stage(f"responses of the {which} model", len(wanted)) as advance:
+            return asked.answer(groups, path, advance)
 
 
 def _edit(folder: RunFolder, base: Session, plan: EditPlan, source: ModelSource) -> dict[str, Any]:

@@ -17,12 +17,15 @@ from typing import Any, TypeVar
 from blake3 import blake3
 
 from abliterate import __version__
+from abliterate.config import is_url
 from abliterate.errors import InputError
 from abliterate.report.document import write_json
 
 T = TypeVar("T")
 SCHEMA = "abliterate/run/1"
 _COMPARED = ("settings", "prompts", "model_hashes")
+# Settings that don't change what is measured; which model a server serves is noted and compared apart.
+_MAY_CHANGE = ("edited_engine", "engine_model", "concurrency", "request_timeout", "patience")
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "scipy")
 
 
@@ -62,9 +65,32 @@ class RunFolder:
         content: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         return content
 
+    def note_engine(self, which: str, engine: Mapping[str, Any], begun: bool) -> None:
+        """Say in run.json what writes the replies of the ``base`` or ``edited`` model.
+
+        Raises InputError where the replies were ``begun`` by something else.
+        """
+        content = self.record()
+        engines = content.setdefault("resolved", {}).setdefault("engines", {})
+        before = engines.get(which)
+        if begun and before is not None and _writer(before) != _writer(engine):
+            raise InputError(
+                f"{self.path}: replies of the {which} model are there already, written by {_writer(before)}, and now it would be "
+                f"{_writer(engine)}; serve the same again, or give another --out"
+            )
+        if before != engine:
+            engines[which] = dict(engine)
+            write_json(content, self.path / "run.json")
+
     def cost(self) -> dict[str, Any]:
         file = self.path / "cost.json"
         return json.loads(file.read_text()) if file.exists() else {"seconds": {}, "peak_rss_bytes": 0}
+
+
+def _writer(engine: Mapping[str, Any]) -> str:
+    """What makes two engines give the same replies: their kind and, of a server, what it loaded."""
+    served = engine.get("root") or engine.get("model")
+    return f"{engine['kind']} ({served})" if served else str(engine["kind"])
 
 
 def peak_rss_bytes() -> int:
@@ -99,7 +125,8 @@ def _recorded(file: Path) -> dict[str, Any]:
     """What a run.json holds. Raises InputError where it is not ours."""
     try:
         old = json.loads(file.read_text(encoding="utf-8"))
-        ours = old["schema"] == SCHEMA and all(isinstance(old[part], dict) for part in _COMPARED)
+        known = all(isinstance(old[part], dict) or (part == "model_hashes" and old[part] is None) for part in _COMPARED)
+        ours = old["schema"] == SCHEMA and known
     except (ValueError, KeyError, TypeError, RecursionError):
         ours = False
     if not ours:
@@ -109,14 +136,21 @@ def _recorded(file: Path) -> dict[str, Any]:
 
 def _check_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     for part in _COMPARED:
-        before, now = old.get(part, {}), new.get(part, {})
+        before, now = old.get(part) or {}, new.get(part) or {}
         for key in [*now, *(k for k in before if k not in now)]:
+            if part == "settings" and (key in _MAY_CHANGE or (key == "engine" and _both_servers(before.get(key), now.get(key)))):
+                continue
             if before.get(key) != now.get(key):
                 what = f"--{key.replace('_', '-')}" if part == "settings" else f"{part.replace('_', ' ')} {key!r}"
                 raise InputError(
                     f"{path}: holds a run with another {what} ({_short(before.get(key))}, now {_short(now.get(key))}); "
                     "give another --out, or the same settings to resume"
                 )
+
+
+def _both_servers(before: Any, now: Any) -> bool:
+    """A server may have moved; from a server to another kind of engine is another run."""
+    return is_url(str(before)) and is_url(str(now))
 
 
 def _short(value: Any) -> str:

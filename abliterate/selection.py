@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from abliterate.config import RunConfig
 from abliterate.directions.candidates import Candidate, Directions, candidates
-from abliterate.directions.causal import Yardstick, score_all, scoring_work
+from abliterate.directions.causal import Scores, Yardstick, score_all, scoring_work
 from abliterate.directions.select import choose, selection_document
 from abliterate.evaluation.openings import dealt, own_openings
 from abliterate.evaluation.rehearsal import Rehearsal, rehearsal_document, rehearse
@@ -20,6 +20,7 @@ from abliterate.progress import say, stage
 from abliterate.prompts import Prompt, Role, RoleSets
 
 REHEARSED = 3  # candidates that give full replies
+DRIFT_COST = 0.25  # of a nat of first-token KL on harmless prompts
 WEAKER = (0.85, 0.7)  # shares of the strength
 
 
@@ -36,8 +37,8 @@ def select(model: Model, sets: RoleSets, config: RunConfig, directions: Directio
     with stage("candidates scored by cause (prompts)", scoring_work(len(tried), by)) as advance:
         scores, base_logprob = score_all(model, tried, by, advance)
     scored = list(zip(tried, scores, strict=True))
-    choice = choose(scored, config.max_kl)
-    chosen, strength, rehearsal = _rehearsed(model, [scored[i][0] for i in choice.passing], val, _texts(prompts), config)
+    choice = choose(scored, config.max_kl, REHEARSED)
+    chosen, strength, rehearsal = _rehearsed(model, [scored[i] for i in choice.passing], val, _texts(prompts), config)
     choice = replace(choice, chosen=next(i for i, (c, _) in enumerate(scored) if c is chosen))
     document = selection_document(scored, choice, config.max_kl, config.max_layer)
     if not own.withheld:
@@ -52,27 +53,47 @@ def _texts(prompts: Mapping[Role, Sequence[Prompt]]) -> list[str]:
     return [prompt.text for role in ("target", "baseline") for prompt in prompts[role]]
 
 
+@dataclass(frozen=True)
+class Tried:
+    """An edit that gave full replies; ``drift`` is its candidate's KL at full strength, nats."""
+
+    candidate: Candidate
+    strength: float
+    drift: float
+    rehearsal: Rehearsal
+
+    def cost(self, base: Rehearsal) -> float:
+        """What it failed at, and what it moved."""
+        return round(self.rehearsal.cost(base) + DRIFT_COST * self.drift, 6)
+
+
 def _rehearsed(
-    model: Model, shortlist: Sequence[Candidate], val: Mapping[Role, list[list[int]]], texts: Sequence[str], config: RunConfig
+    model: Model,
+    shortlist: Sequence[tuple[Candidate, Scores]],
+    val: Mapping[Role, list[list[int]]],
+    texts: Sequence[str],
+    config: RunConfig,
 ) -> tuple[Candidate, float, dict[str, Any]]:
     """The candidate and strength of the lowest cost in full replies to val prompts.
 
-    The best few are tried, and the best of these more weakly where it broke replies.
+    The best few are tried, and the best of these more weakly where it broke replies. A nat of drift costs as much as
+    ``DRIFT_COST`` of the prompts; of equals the weakest is taken.
     """
-    replies = len(val["target"]) + len(val["baseline"])
-    with stage("full replies of the best candidates (val)", replies * (1 + min(REHEARSED, len(shortlist)))) as advance:
+    few, replies = shortlist[:REHEARSED], len(val["target"]) + len(val["baseline"])
+    with stage("full replies of the best candidates (val)", replies * (1 + len(few))) as advance:
 
         def replied(plans: Sequence[EditPlan | None]) -> list[Rehearsal]:
             changes = [Change(plan) for plan in plans]
             return rehearse(model, changes, val["target"], val["baseline"], config.max_new_tokens, advance, texts)
 
-        best_few = shortlist[:REHEARSED]
-        base, *found = replied([None, *(c.plan.scaled(config.strength) for c in best_few)])
-        tried = [(c, config.strength, rehearsal) for c, rehearsal in zip(best_few, found, strict=True)]
-        best = min(tried, key=lambda row: row[2].cost(base))
+        base, *found = replied([None, *(candidate.plan.scaled(config.strength) for candidate, _ in few)])
+        tried = [Tried(c, config.strength, scores.kl, rehearsal) for (c, scores), rehearsal in zip(few, found, strict=True)]
+        best = min(tried, key=lambda each: each.cost(base))
+        weaker = best
         for share in WEAKER:
-            if min(row[2].cost(base) - row[2].withheld for row in tried if row[0] is best[0]) > 0:
+            if weaker.rehearsal.cost(base) > weaker.rehearsal.withheld:  # it broke replies
                 strength = config.strength * share
-                tried.append((best[0], strength, replied([best[0].plan.scaled(strength)])[0]))
-    chosen, strength, _ = min(tried, key=lambda row: row[2].cost(base))
-    return chosen, strength, rehearsal_document(base, [(c.name, s, found) for c, s, found in tried])
+                weaker = replace(best, strength=strength, rehearsal=replied([best.candidate.plan.scaled(strength)])[0])
+                tried.append(weaker)
+    chosen = min(tried, key=lambda each: (each.cost(base), each.strength))
+    return chosen.candidate, chosen.strength, rehearsal_document(base, [(t.candidate.name, t.strength, t.rehearsal) for t in tried])

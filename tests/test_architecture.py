@@ -10,7 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "abliterate"
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("errors", "progress", "config"),
+    ("errors",),
+    ("progress", "config"),
     ("prompts",),
     ("formats",),
     ("model",),

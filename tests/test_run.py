@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from abliterate.cli import main
+from abliterate.model.memory import Fit
 
 Tiny = Callable[..., Path]
 
@@ -279,3 +281,20 @@ def test_several_sets_a_role_follow_one_flag(tiny: Tiny, sets: dict[str, str], t
     assert main([*call[: at + 1], str(more), *call[at + 1 :]]) == 0
     roles = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))["sets"]
     assert roles["more"]["role"] == roles["bad"]["role"] == "target"
+
+
+def test_a_run_block_by_block_gives_the_report_of_one_in_memory(
+    tiny: Tiny, sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(shards="20KB")
+    assert main(arguments(model, sets, tmp_path / "whole")) == 0
+    read = lambda *_: Fit(1, torch.float32, resident=False, peak=0, tokens=100)  # noqa: E731
+    monkeypatch.setattr("abliterate.model.session.fit", read)
+    assert main(arguments(model, sets, tmp_path / "swept")) == 0
+    whole, swept = (json.loads((tmp_path / run / "report.json").read_text(encoding="utf-8")) for run in ("whole", "swept"))
+    assert whole["sets"] == swept["sets"]
+    assert swept["drift"]["kl_first_token"] == pytest.approx(whole["drift"]["kl_first_token"], abs=1e-4)
+    assert (whole["run"]["resolved"]["held"], swept["run"]["resolved"]["held"]) == ("whole", "block by block")
+    for name in ("transcripts/base.jsonl", "transcripts/edited.jsonl"):
+        one, other = (sorted((tmp_path / run / name).read_text(encoding="utf-8").splitlines()) for run in ("whole", "swept"))
+        assert one == other

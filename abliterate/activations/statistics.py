@@ -21,6 +21,12 @@ class RunningMoments:
         self._sum += wide.sum(0)
         self._squares += wide.square().sum(0)
 
+    def add(self, other: RunningMoments) -> None:
+        """Take in what was seen elsewhere."""
+        self.count += other.count
+        self._sum += other._sum
+        self._squares += other._squares
+
     def mean(self) -> Float[Tensor, "*shape"]:
         """Mean over the prompts seen, float32."""
         return (self._sum / self.count).float()

@@ -91,6 +91,12 @@ def candidates(directions: Directions, count: int, max_layer_share: float, polic
     return made
 
 
+def at_most(count: int, layers: int, languages: int) -> int:
+    """How many edits ``candidates`` gives at most, where the prompts are in so many languages that have directions of their own."""
+    per_layer = len({int(share * layers) for share in FIRST_SHARES}) * (2 if languages else 1)
+    return len(ESTIMATORS) * (max(1, count // len(ESTIMATORS)) + per_layer)
+
+
 def _single(
     directions: Directions,
     estimator: Estimator,

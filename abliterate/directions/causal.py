@@ -17,6 +17,7 @@ from torch import Tensor
 from abliterate.directions.candidates import Candidate
 from abliterate.model.forward import Continued
 from abliterate.model.passes import NOTHING, Advance, Change, Ids, Model, Pass, unheard
+from abliterate.model.ranks import Spread
 
 # Nats: above it the whole opening is still the likely thing to say (e^-1 = 0.37). Not a token's mean: once a canned line has
 # begun, the rest of it is certain under any edit, and would hide that its first token has become unlikely.
@@ -62,7 +63,15 @@ class _Measured:
 
 def score_all(model: Model, tried: Sequence[Candidate], by: Yardstick, advance: Advance = unheard) -> tuple[list[Scores], float]:
     """Apply each candidate by hooks and measure it, all in one pass over the weights; and the unedited model's mean log-probability
-    of its own openings."""
+    of its own openings. Over several processes each takes every so-many-th candidate."""
+    if not isinstance(model, Spread):
+        return score_share(model, tried, by, advance)
+    found = model.on_all(score_share, [(tried[rank :: model.size], by) for rank in range(model.size)], advance)
+    return [found[i % model.size][0][i // model.size] for i in range(len(tried))], found[0][1]
+
+
+def score_share(model: Model, tried: Sequence[Candidate], by: Yardstick, advance: Advance = unheard) -> tuple[list[Scores], float]:
+    """What ``score_all`` gives, of one process's candidates."""
     changes = [NOTHING, *(Change(c.plan) for c in tried)]
     passes, readers = _passes(changes, [Change(shift=c.shift, shift_layer=c.shift_layer) for c in tried], by)
     sizes = (by.target.prompts, by.baseline.prompts, by.baseline.prompts, by.harmless)

@@ -28,12 +28,13 @@ class Choice:
     passing: tuple[int, ...] = ()
 
 
-def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float) -> Choice:
+def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float, enough: int = 1) -> Choice:
     """The lowest bypass among the candidates that pass all filters; a filter that leaves nothing is relaxed stepwise.
 
     Filters (Arditi et al. 2024, appendix C): KL < ``max_kl``, induce > 0 (layer < 0.8 L holds by construction), and the
     model's own openings stay likely on at most 10 % of the target prompts and become likely on at most 5 % more of the
-    baseline prompts. KL is relaxed first, by doubling, then the openings (first on baseline, then on target), then induce.
+    baseline prompts. KL is relaxed first, by doubling, then the openings (first on baseline, then on target), then induce. Where
+    fewer than ``enough`` pass, KL is doubled on, up to four times ``max_kl``, so that full replies have a choice.
     Raises InputError where no candidate has finite scores.
     """
     finite = [i for i, (_, s) in enumerate(scored) if all(map(math.isfinite, (s.kl, s.bypass, s.stays, s.induce)))]
@@ -49,17 +50,17 @@ def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float) -> Choice:
         kept = [holds for bit, (_, holds) in enumerate(filters) if not dropped >> bit & 1]
         passing = [i for i in finite if all(holds(scored[i][1]) for holds in kept)]
         if passing:
-            bound, steps = _relaxed_kl(min(scored[i][1].kl for i in passing), max_kl)
+            bound, steps = _relaxed_kl([scored[i][1].kl for i in passing], max_kl, enough)
             within = sorted((i for i in passing if scored[i][1].kl < bound), key=lambda i: (scored[i][1].bypass, i))
             notes = [f"{note}: filter dropped" for bit, (note, _) in enumerate(filters) if dropped >> bit & 1]
             return Choice(within[0], bound, (*notes, *steps), tuple(within))
     raise AssertionError("the last round drops every filter but KL, which doubles until something passes")
 
 
-def _relaxed_kl(lowest: float, bound: float) -> tuple[float, tuple[str, ...]]:
-    """The bound doubled until the lowest KL is below it, and each step in words."""
-    steps: list[str] = []
-    while lowest >= bound:
+def _relaxed_kl(kls: Sequence[float], max_kl: float, enough: int) -> tuple[float, tuple[str, ...]]:
+    """The bound doubled until a KL is below it, and on to four times ``max_kl`` until ``enough`` are; each step in words."""
+    bound, steps = max_kl, []
+    while (below := sum(kl < bound for kl in kls)) == 0 or (below < min(enough, len(kls)) and bound < 4 * max_kl):
         bound *= 2
         steps.append(f"KL bound to {bound:g} nats")
     return bound, tuple(steps)

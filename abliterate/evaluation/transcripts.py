@@ -45,12 +45,40 @@ def transcript_of(set_name: str, prompt: Prompt, response: str, new_tokens: int,
 def append(path: Path, transcripts: Sequence[Transcript]) -> None:
     """Add lines, after cutting off a half-written one, and make sure that they are on disk before returning."""
     with path.open("ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
         for transcript in transcripts:
             file.write((line_of(asdict(transcript)) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def resume(path: Path, wanted: Sequence[tuple[str, Prompt]]) -> list[Transcript]:
+    """The transcripts of a file begun earlier, once each and only of wanted prompts (set name, prompt); the file then holds just these."""
+    keys = {(name, prompt.id) for name, prompt in wanted}
+    found = read(path)
+    kept = list({(t.set, t.id): t for t in found if (t.set, t.id) in keys}.values())
+    if len(kept) < len(found):
+        partial = path.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        append(partial, kept)
+        partial.replace(path)
+    return kept
+
+
+def missing(kept: Sequence[Transcript], wanted: Sequence[tuple[str, Prompt]]) -> list[tuple[str, Prompt]]:
+    """The wanted prompts that have no transcript yet."""
+    done = {(t.set, t.id) for t in kept}
+    return [(name, prompt) for name, prompt in wanted if (name, prompt.id) not in done]
+
+
+def in_order(transcripts: Sequence[Transcript], wanted: Sequence[tuple[str, Prompt]]) -> list[Transcript]:
+    """Transcripts in the order of their prompts."""
+    order = {(name, prompt.id): i for i, (name, prompt) in enumerate(wanted)}
+    return sorted(transcripts, key=lambda t: order[t.set, t.id])
 
 
 def line_of(row: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
 from abliterate.errors import InputError, first_line
+from abliterate.model.buffers import Buffers
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex
 from abliterate.model.layouts import in_memory, text_name
@@ -42,7 +43,7 @@ class Blocks:
     ) -> None:
         self.folder, self.index, self.dtype, self.device = folder, index, dtype, device
         self._ahead, self._whole_head = ahead, whole_head
-        self.module = _on_meta(folder, dtype)
+        self.module = on_meta(folder, dtype)
         for module in self.module.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 module.register_buffer(name, buffer.to(device), name not in module._non_persistent_buffers_set)
@@ -52,11 +53,13 @@ class Blocks:
         self._embedding = self._named(folder.layout.embedding)
         self._unembedding = self._embedding if folder.tied else self._named(folder.layout.unembedding)
         self._rows: set[int] = set()
+        self._buffers = Buffers(pinned=device.type == "cuda")
+        self._lent: dict[int, list[Tensor]] = {}
         self._lock = threading.Lock()
         apart = {s.name for s in (self._embedding, self._unembedding)}
-        self._load([s for s in self._stored[None] if s.name not in apart])
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._idle: torch.cuda.Event | None = None  # after it, nothing computes with what was let go of last
+        self._load([s for s in self._stored[None] if s.name not in apart])
 
     def _named(self, text: str) -> Stored:
         found = next((s for s in self._stored[None] if text_name(s.name) == text), None)
@@ -73,7 +76,7 @@ class Blocks:
 
     def in_turn(self) -> Iterator[tuple[int, nn.Module]]:
         """Every block, filled; it is emptied when the next one is asked for. Raises InputError where one can't be filled."""
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1) as pool, closing(self._buffers):
             coming: Future[None] = pool.submit(self._fill, 0)
             for layer in range(self.folder.layers):
                 coming.result()
@@ -89,13 +92,12 @@ class Blocks:
     def _fill(self, layer: int) -> None:
         """Read a block. On a GPU the copies have a stream of their own, behind what the memory they get was used for."""
         if self._copies is None:
-            self._load(self._stored[layer])
+            self._load(self._stored[layer], layer)
         else:
             if self._idle is not None:
                 self._copies.wait_event(self._idle)
             with torch.cuda.stream(self._copies):
-                self._load(self._stored[layer])
-            self._copies.synchronize()
+                self._load(self._stored[layer], layer)
         self._check_filled(layer)
 
     def _check_filled(self, layer: int) -> None:
@@ -111,10 +113,12 @@ class Blocks:
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+        self._buffers.take_back(self._lent.pop(layer, []))
 
-    def _load(self, tensors: Sequence[Stored]) -> None:
+    def _load(self, tensors: Sequence[Stored], layer: int | None = None) -> None:
         """Fill parameters from the shards, through transformers' own conversion of names and shapes."""
-        state: dict[str, Any] = {s.plain_name: self._sent(s) for s in tensors}
+        lent: list[Tensor] = []
+        state: dict[str, Any] = {s.plain_name: _Lent(s, self.dtype, self._buffers, lent) for s in tensors}
         settings = LoadStateDictConfig(dtype=self.dtype, weight_mapping=self._mapping, device_map={"": self.device})
         with self._lock:
             info, _ = convert_and_load_state_dict_in_model(self.module, state, settings)
@@ -123,9 +127,16 @@ class Blocks:
             raise InputError(f"{self.folder.path}: {wrong[0]!r} doesn't fit the model ({first_line(ValueError(*wrong))})")
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
+        if layer is not None:  # what stands outside is never let go of
+            self._keep_in_use(layer, lent)
 
-    def _sent(self, tensor: Stored) -> Any:
-        return _Pinned(tensor) if self.device.type == "cuda" else tensor
+    def _keep_in_use(self, layer: int, lent: Sequence[Tensor]) -> None:
+        """Take back what the block's parameters don't lie in: they were converted, or copied to a GPU."""
+        if self._copies is not None:
+            self._copies.synchronize()
+        used = {t.untyped_storage().data_ptr() for t in (*self.block(layer).parameters(), *self.block(layer).buffers()) if not t.is_meta}
+        self._lent[layer] = [b for b in lent if b.untyped_storage().data_ptr() in used]
+        self._buffers.take_back(b for b in lent if b.untyped_storage().data_ptr() not in used)
 
     def know(self, tokens: Collection[int]) -> None:
         """Have the embedding's rows of these tokens at hand."""
@@ -156,9 +167,12 @@ class Blocks:
             head._parameters["weight"] = nn.Parameter(self._unembedding[...].to(self.device, self.dtype), requires_grad=False)
         else:
             head.__dict__["forward"] = self._piecewise
+        # A slice of positions would be multiplied row by row, each with a copy of the weights.
+        whole = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
         try:
             yield
         finally:
+            whole.remove()
             head._parameters["weight"] = before
             head.__dict__.pop("forward", None)
 
@@ -174,17 +188,29 @@ class Blocks:
         return logits if head.bias is None else logits + head.bias
 
 
-class _Pinned:
-    """A stored tensor that is copied to a GPU from pinned memory, so that the copy and computing overlap."""
+class _Lent:
+    """A stored tensor that is read into lent memory, in the type that is computed in, when it is indexed with ``...``."""
 
-    def __init__(self, tensor: Stored) -> None:
-        self._tensor = tensor
+    def __init__(self, tensor: Stored, dtype: torch.dtype, buffers: Buffers, lent: list[Tensor]) -> None:
+        self._tensor, self._dtype, self._buffers, self._lent = tensor, dtype, buffers, lent
 
     def __getitem__(self, where: Any) -> Tensor:
-        return self._tensor[where].pin_memory()
+        raw = self._buffers.lend(self._tensor.nbytes)
+        values = self._tensor.values(raw)
+        if values.dtype == self._dtype and values.data_ptr() == raw.data_ptr():
+            self._lent.append(raw)
+            return values
+        if values.is_floating_point():
+            wide = self._buffers.lend(values.numel() * self._dtype.itemsize)
+            self._lent.append(wide)
+            values = wide.view(self._dtype).view(values.shape).copy_(values)
+        elif values.data_ptr() == raw.data_ptr():
+            values = values.clone()
+        self._buffers.take_back([raw])
+        return values
 
 
-def _on_meta(folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
+def on_meta(folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
     """The model without weights. Raises InputError where transformers can't build it."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     trust = folder.trust_remote_code

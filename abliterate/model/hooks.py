@@ -109,7 +109,7 @@ def changed_head(model: InMemory, change: Change) -> Iterator[None]:
         return
     lost, strength = rows.to(model.device, model.module.dtype), plan.embedding_strength
     head: nn.Module = model.module.get_output_embeddings()  # type: ignore[no-untyped-call]
-    with _hooked(head, lambda module, args: (without(args[0], lost, strength), *args[1:]), before=True):
+    with _hooked(head, lambda module, args: (without(args[0], lost.to(args[0]), strength), *args[1:]), before=True):
         yield
 
 
@@ -118,7 +118,7 @@ def _removing(model: InMemory, rows: Tensor, strength: float) -> Callable[..., A
     lost = rows.to(model.device, model.module.dtype)
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        edited = without(_stream(output), lost.to(_stream(output).dtype), strength)
+        edited = without(_stream(output), lost.to(_stream(output)), strength)  # a block may be on another device
         return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
     return hook
@@ -129,7 +129,8 @@ def _adding(model: InMemory, vector: Tensor) -> Callable[..., Any]:
     shift = vector.to(model.device, model.module.dtype)
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        return (output[0] + shift, *output[1:]) if isinstance(output, tuple) else output + shift
+        moved = _stream(output) + shift.to(_stream(output))
+        return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     return hook
 

@@ -6,6 +6,7 @@ Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape,
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -68,22 +69,23 @@ class ShardIndex:
         """The tensors of a shard in the order of their bytes."""
         return sorted((t for t in self.tensors.values() if t.shard == shard), key=lambda t: t.start)
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, read from disk in its stored type. Raises InputError where it is missing or cut short."""
+    def read(self, name: str, into: Tensor | None = None) -> Tensor:
+        """One tensor, read from disk in its stored type; ``into`` is memory (uint8) of just its bytes to be read into.
+
+        Raises InputError where it is missing or cut short.
+        """
         info = self.tensors.get(name)
         if info is None:
             raise InputError(f"{self.folder}: the checkpoint has no tensor {name}")
         dtype = DTYPES[info.dtype][0]
         if dtype is None:
             raise InputError(f"{self.folder / info.shard}: {name} is stored as {info.dtype}, which can't be read here")
-        if info.nbytes == 0:
-            return torch.empty(info.shape, dtype=dtype)
-        data = bytearray(info.nbytes)
-        with reading(self.folder / info.shard), (self.folder / info.shard).open("rb") as file:
-            file.seek(info.start)
-            if file.readinto(data) != info.nbytes:
-                raise InputError(f"{self.folder / info.shard}: ends inside {name}; the file is truncated")
-        return torch.frombuffer(data, dtype=dtype).view(info.shape)
+        data = torch.empty(info.nbytes, dtype=torch.uint8) if into is None else into
+        if info.nbytes:
+            with reading(self.folder / info.shard), (self.folder / info.shard).open("rb", buffering=0) as file:
+                file.seek(info.start)
+                _read_whole(file, memoryview(data.numpy().data), self.folder / info.shard, name)
+        return data.view(dtype).view(info.shape)
 
     def read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
         """Some rows of a matrix, in ascending order, read from disk in its stored type; the others are not read.
@@ -104,12 +106,21 @@ class ShardIndex:
                 while run < len(rows) and rows[run] == rows[run - 1] + 1:  # neighbours in one read
                     run += 1
                 file.seek(info.start + rows[done] * width)
-                if file.readinto(into[done * width : run * width]) != (run - done) * width:
-                    raise InputError(f"{self.folder / info.shard}: ends inside {name}; the file is truncated")
+                _read_whole(file, into[done * width : run * width], self.folder / info.shard, name)
                 done = run
         if not data:
             return torch.empty((len(rows), info.shape[1]), dtype=dtype)
         return torch.frombuffer(data, dtype=dtype).view(len(rows), info.shape[1])
+
+
+def _read_whole(file: io.RawIOBase | io.BufferedReader, into: memoryview, path: Path, name: str) -> None:
+    """Fill ``into``: one call reads at most 2 GiB. Raises InputError where the file ends before."""
+    done = 0
+    while done < len(into):
+        count = file.readinto(into[done:])
+        if not count:
+            raise InputError(f"{path}: ends inside {name}; the file is truncated")
+        done += count
 
 
 def open_index(folder: Path) -> ShardIndex:
@@ -149,7 +160,7 @@ def _no_way_out(folder: Path) -> None:
 
 
 def _opened(folder: Path) -> ShardIndex:
-    names, promised = _shard_names(folder)
+    names, promised = shard_names(folder)
     tensors: dict[str, TensorInfo] = {}
     stamps: dict[str, Stamp] = {}
     for shard in names:
@@ -168,8 +179,8 @@ def _opened(folder: Path) -> ShardIndex:
     return ShardIndex(folder, tensors, {shard: size for shard, (size, _, _) in stamps.items()}, stamps)
 
 
-def _shard_names(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """The shard files, and where the index says that each tensor is."""
+def shard_names(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The shard files, and where the index says that each tensor is. Raises InputError where the folder has none, or its index is damaged."""
     index = folder / INDEX
     if index.is_file() and (folder / SINGLE).is_file():
         raise InputError(f"{folder}: holds {SINGLE} and {INDEX}; remove the one that is not the model")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, cast
@@ -58,7 +60,7 @@ def pick_device(name: str) -> torch.device:
     """``auto`` is CUDA, else MPS, else CPU. Raises InputError for a device that isn't there."""
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # one process a GPU, under torchrun
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -85,12 +87,12 @@ def end_ids(folder: ModelFolder, tokenizer: PreTrainedTokenizerBase) -> frozense
     return frozenset(ends | {int(tokenizer.eos_token_id)} - {None})
 
 
-def from_pretrained(folder: ModelFolder, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
+def from_pretrained(folder: ModelFolder, dtype: torch.dtype, gpus: Sequence[int] = ()) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and what transformers says of keys that were missing. Raises InputError where it can't be loaded."""
     kind = AutoModelForCausalLM if type(folder.config) in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText
-    packed: dict[str, Any] = {}
+    packed: dict[str, Any] = {"device_map": "auto", "max_memory": dict(enumerate(gpus))} if gpus else {}
     if folder.quantisation is not None:  # computed in dtype: the formats' own kernels need particular hardware
-        packed = {"quantization_config": {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}[folder.quantisation](dequantize=True)}
+        packed |= {"quantization_config": {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}[folder.quantisation](dequantize=True)}
     try:
         loaded: Any = kind.from_pretrained(
             folder.path,

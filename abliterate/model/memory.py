@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,8 +52,7 @@ def available(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(_SHARE * free) + int(torch.cuda.memory_reserved(device))
-    own = psutil.Process().memory_info().rss
-    free = psutil.virtual_memory().available
+    own, free = int(psutil.Process().memory_info().rss), int(psutil.virtual_memory().available)
     limit = _cgroup_limit()
     return own + int(_SHARE * min(free, max(0, limit - own) if limit is not None else free))
 
@@ -88,7 +88,7 @@ class Fit:
 
     ``resident``: whole. Else block by block: ``ahead`` reads the next block while one computes, ``whole_head`` has the whole
     unembedding at hand for logits, ``tokens`` are computed at once, ``spill_bytes`` of streams stay in memory. ``peak`` is what is
-    expected of it, in bytes.
+    expected of it, in bytes. ``gpus``: it is held whole by several GPUs, each with so many bytes of it at most.
     """
 
     budget: int
@@ -99,6 +99,7 @@ class Fit:
     whole_head: bool = True
     tokens: int = 2048
     spill_bytes: int = 0
+    gpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,17 @@ def fit(sizes: Sizes, dtype: DTypeName, device: torch.device, budget: int | None
     if dtype == "auto" and device.type == "cpu" and has_bf16_instructions():
         picked = torch.bfloat16
     return _by_block(sizes, picked, device, room, program)
+
+
+def fit_gpus(sizes: Sizes, dtype: DTypeName, budgets: Sequence[int]) -> Fit | None:
+    """The model over several GPUs (accelerate's dispatch); None where one is enough for it, or all together aren't."""
+    if len(budgets) < 2:
+        return None
+    picked = pick_dtype(dtype, torch.device("cuda"))
+    whole, each = int(SLACK * sizes.total * picked.itemsize), WORKING + sizes.block * picked.itemsize
+    if whole + WORKING <= max(budgets) or whole + len(budgets) * each > sum(budgets):
+        return None
+    return Fit(sum(budgets), picked, True, whole + len(budgets) * WORKING, gpus=tuple(budgets))
 
 
 def _by_block(sizes: Sizes, dtype: torch.dtype, device: torch.device, room: int, program: int) -> Fit:

@@ -19,6 +19,9 @@ Advance = Callable[[int | float], None]
 # Number of the pass, which of its sequences, activation index, their streams at the last positions (the last one last).
 Seen = Callable[[int, Sequence[int], int, Float[Tensor, "row position d_model"]], None]
 
+# A sequence, and its reply so far: whether it may end here. Where several processes work, it travels to all of them.
+Settled = Callable[[Sequence[int], Sequence[int]], bool]
+
 
 def unheard(done: int | float) -> None:
     """Progress that nobody is told of."""
@@ -41,11 +44,15 @@ NOTHING = Change()
 
 @dataclass(frozen=True)
 class Pass:
-    """Sequences of token ids that go through the model under one change; ``kept`` last positions get logits."""
+    """Sequences of token ids that go through the model under one change; ``kept`` last positions get logits.
+
+    ``settled`` replies may end before their end token.
+    """
 
     sequences: Ids
     change: Change = NOTHING
     kept: int = 1
+    settled: Settled | None = None
 
 
 @runtime_checkable

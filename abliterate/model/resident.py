@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,34 +15,50 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from abliterate.errors import InputError
+from abliterate.model.at_once import LOGIT_NUMBERS, AtOnce, at_once, each_batch
+from abliterate.model.decoding import Decoding, Manner
 from abliterate.model.folder import open_folder
-from abliterate.model.forward import Batch, batches
+from abliterate.model.forward import Batch
 from abliterate.model.hooks import captured, changed
 from abliterate.model.load import DTypeName, InMemory, from_pretrained, pick_device, pick_dtype
-from abliterate.model.passes import Advance, Pass, Seen, unheard
+from abliterate.model.passes import Advance, Pass, Seen, Settled, unheard
+from abliterate.model.prefix import Prefix, after, computed, only_attends, prefix_length
+from abliterate.model.reuse import Reuse, reuse_of
 from abliterate.model.template import load_tokenizer
+
+T = TypeVar("T")
+SEGMENT = 4  # times as many prompts as are answered at once: enough for places to be taken again
 
 
 @dataclass(frozen=True)
 class Resident(InMemory):
     """A model ready to be asked: frozen, in evaluation mode, on one device, with its tokenizer.
 
-    ``batch_size`` prompts are computed at once.
+    ``batch_size`` prompts are computed at once; None: what suits the device, in ``memory`` bytes beside the model.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    batch_size: int = 32
+    batch_size: int | None = None
+    memory: int | None = None
 
     @property
     def segment(self) -> int | None:
-        return self.batch_size
+        return SEGMENT * self.at_once.rows
+
+    @cached_property
+    def at_once(self) -> AtOnce:
+        return at_once(self.batch_size, self.folder.config, self.device, self.module.dtype.itemsize, self.memory)
+
+    @cached_property
+    def reuse(self) -> Reuse:
+        return reuse_of(self.folder)
 
     @torch.inference_mode()
     def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None:
         for number, asked in enumerate(passes):
             with changed(self, asked.change), captured(self, last) as streams:
-                for batch in self._batches(asked):
-                    self.module.base_model(**batch.inputs(), use_cache=False)
+                prefix = self._prefix(asked, last)
+                for batch, _ in self._batches(asked, prefix, lambda inputs: self.module.base_model(**inputs)):
                     for index in range(self.folder.layers + 1):
                         seen(number, batch.indices, index, streams[index].cpu())
                     advance(len(batch.indices))
@@ -51,9 +69,11 @@ class Resident(InMemory):
     ) -> Iterator[tuple[int, Sequence[int], Float[Tensor, "row kept vocab"]]]:
         for number, asked in enumerate(passes):
             with changed(self, asked.change):
-                for batch in self._batches(asked):
-                    out = self.module(**batch.inputs(), use_cache=False, logits_to_keep=asked.kept)
-                    yield number, batch.indices, out.logits.float()
+                prefix, kept = self._prefix(asked, asked.kept), asked.kept
+                rows = max(1, LOGIT_NUMBERS // (kept * int(self.folder.config.vocab_size)))
+                made = self._batches(asked, prefix, lambda inputs: self.module(**inputs, logits_to_keep=kept).logits.float(), rows)  # noqa: B023
+                for batch, logits in made:
+                    yield number, batch.indices, logits
                     advance(len(batch.indices))
 
     @torch.inference_mode()
@@ -62,29 +82,70 @@ class Resident(InMemory):
     ) -> Iterator[tuple[int, Sequence[int], list[list[int]]]]:
         for number, asked in enumerate(passes):
             with changed(self, asked.change):
-                for batch in self._batches(asked):
-                    yield number, batch.indices, self._continued(batch, max_new_tokens)
-                    advance(len(batch.indices))
+                for index, reply in self._replies(asked, max_new_tokens):
+                    yield number, (index,), [reply]
+                    advance(1)
 
-    def _batches(self, asked: Pass) -> Iterator[Batch]:
-        return batches(asked.sequences, self.tokenizer.pad_token_id, self.batch_size, self.device)
+    def _replies(self, asked: Pass, longest: int) -> Iterator[tuple[int, list[int]]]:
+        """Each reply as it is done: by a loop of our own as far as it is exact, else by transformers' ``generate``."""
+        manner = Manner(self._pad, frozenset(end_ids(self)), longest, self.at_once)
+        plain = self._only_attends(asked, longest + manner.slack)
+        manner = replace(manner, refills=self.reuse.refills and plain, shares=self.reuse.shares and self.reuse.refills and plain)
+        if manner.refills or self.reuse.leaves:
+            yield from Decoding(self.module, manner, asked.sequences, asked.settled).replies()
+            return
+        for batch, replies in each_batch(
+            asked.sequences, self._pad, self.at_once, self.device, lambda b: self._generated(b, manner), 0, self.reuse.pads
+        ):
+            for index, reply in zip(batch.indices, replies, strict=True):
+                yield index, up_to_settled(asked.sequences[index], reply, asked.settled, manner.pace)
 
-    def _continued(self, batch: Batch, max_new_tokens: int) -> list[list[int]]:
-        """Greedy continuation of every row, up to and without its end token; deterministic for a given batch."""
-        ends = end_ids(self)
+    def _generated(self, batch: Batch, manner: Manner) -> list[list[int]]:
         out = self.module.generate(  # type: ignore[operator]
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=manner.longest,
             do_sample=False,
-            eos_token_id=sorted(ends),
-            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=sorted(manner.ends),
+            pad_token_id=manner.pad,
         )
-        replies = []
-        for row in out[:, batch.input_ids.shape[1] :].tolist():
-            cut = next((i for i, token in enumerate(row) if token in ends), len(row))
-            replies.append(row[:cut])
-        return replies
+        return [up_to_end(row, manner.ends) for row in out[:, batch.input_ids.shape[1] :].tolist()]
+
+    def _batches(
+        self, asked: Pass, prefix: Prefix | None, compute: Callable[[dict[str, Any]], T], rows: int = 1 << 30
+    ) -> Iterator[tuple[Batch, T]]:
+        """Every batch of a pass, and what ``compute`` makes of what the model is called with."""
+        shared = prefix.length if prefix is not None else 0
+        return each_batch(
+            asked.sequences, self._pad, self.at_once, self.device,
+            lambda batch: compute({**batch.inputs(), **after(prefix)}), shared, self.reuse.pads, rows,
+        )  # fmt: skip
+
+    def _prefix(self, asked: Pass, reach: int) -> Prefix | None:
+        """What the sequences of a pass begin with alike, under its change; each keeps ``reach`` last tokens for itself."""
+        length = prefix_length(asked.sequences, reach)
+        if not length or not self.reuse.shares or not self._only_attends(asked, 0):
+            return None
+        return computed(self.module, asked.sequences[0][:length])
+
+    def _only_attends(self, asked: Pass, further: int) -> bool:
+        return only_attends(self.folder.config, max(map(len, asked.sequences), default=0) + further)
+
+    @property
+    def _pad(self) -> int:
+        return int(self.tokenizer.pad_token_id)
+
+
+def up_to_end(reply: list[int], ends: Collection[int]) -> list[int]:
+    """A reply without its end token and what follows it."""
+    return reply[: next((i for i, token in enumerate(reply) if token in ends), len(reply))]
+
+
+def up_to_settled(sequence: Sequence[int], reply: list[int], settled: Settled | None, pace: int) -> list[int]:
+    """A reply as far as it goes when it is looked at every ``pace`` tokens."""
+    if settled is None:
+        return reply
+    return next((reply[:n] for n in range(pace, len(reply), pace) if settled(sequence, reply[:n])), reply)
 
 
 def end_ids(model: Resident) -> set[int]:
@@ -100,17 +161,22 @@ def load_model(
     device: str = "auto",
     trust_remote_code: bool = False,
     layout: Path | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
+    gpus: Sequence[int] = (),
 ) -> Resident:
-    """Load a folder's model by transformers. Raises InputError where the folder, tokenizer or weights are unfit."""
+    """Load a folder's model by transformers; ``gpus`` dispatches it over several, with so many bytes on each.
+
+    Raises InputError where the folder, tokenizer or weights are unfit.
+    """
     folder = open_folder(path, trust_remote_code, layout)
     tokenizer = load_tokenizer(path, trust_remote_code)
     where = pick_device(device)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    module, loading = from_pretrained(folder, pick_dtype(dtype, where))
+    module, loading = from_pretrained(folder, pick_dtype(dtype, where), gpus)
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{path}: the checkpoint lacks {missing[0]!r} ({len(missing)} tensors missing); download it again")
-    module.to(where)  # type: ignore[arg-type]
+    if not gpus:
+        module.to(where)  # type: ignore[arg-type]
     module.train(False)
     module.requires_grad_(False)
     advice = module.generation_config

@@ -12,8 +12,9 @@ from abliterate.model.blocks import Blocks
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.index import open_index
 from abliterate.model.load import end_ids, pick_device
-from abliterate.model.memory import Fit, fit, parse_budget, sizes_of
+from abliterate.model.memory import Fit, available, fit, fit_gpus, parse_budget, sizes_of
 from abliterate.model.passes import Model
+from abliterate.model.ranks import Spread, joined, serve
 from abliterate.model.resident import load_model
 from abliterate.model.swept import Swept
 from abliterate.model.template import load_tokenizer
@@ -34,16 +35,29 @@ class Session:
 
     @cached_property
     def fit(self) -> Fit:
-        """How the model is held. Raises InputError where not even one block fits."""
-        sizes = sizes_of(open_index(self.folder.path), self.folder)
-        return fit(sizes, self._config.dtype, self.device, parse_budget(self._config.max_memory, self.device))
+        """How the model is held: whole, over several GPUs, or block by block. Raises InputError where not even one block fits."""
+        sizes, config = sizes_of(open_index(self.folder.path), self.folder), self._config
+        over_several = fit_gpus(sizes, config.dtype, self._gpus()) if config.device == "auto" and joined() is None else None
+        return over_several or fit(sizes, config.dtype, self.device, parse_budget(config.max_memory, self.device))
+
+    def _gpus(self) -> list[int]:
+        """What each GPU of this machine may take, in bytes."""
+        gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+        return [parse_budget(self._config.max_memory, gpu) or available(gpu) for gpu in gpus]
 
     @cached_property
     def model(self) -> Model:
+        """Asked by the first of several processes, it is spread over all of them."""
+        ranks = joined()
+        return Spread(self._own(), ranks) if ranks is not None and ranks.rank == 0 else self._own()
+
+    def _own(self) -> Model:
         if not self.fit.resident:
             return self._swept()
         config = self._config
-        return load_model(self.folder.path, config.dtype, config.device, config.trust_remote_code, config.layout_file, config.batch_size)
+        return load_model(
+            self.folder.path, config.dtype, config.device, config.trust_remote_code, config.layout_file, config.batch_size, self.fit.gpus
+        )
 
     def release(self) -> None:
         """Free the weights; they come back on the next use."""
@@ -65,3 +79,18 @@ class Session:
             held.tokens,
             held.spill_bytes,
         )
+
+
+def serve_models(config: ModelConfig) -> None:
+    """What all processes but the first do: hold the model that is asked, one at a time, and compute their share."""
+    held: dict[Path, Session] = {}
+
+    def model_of(path: Path) -> Model:
+        if path not in held:
+            for session in held.values():
+                session.release()
+            held.clear()
+            held[path] = Session(config, path)
+        return held[path].model
+
+    serve(model_of)

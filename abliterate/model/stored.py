@@ -31,7 +31,11 @@ class Stored:
     name: str
 
     def __getitem__(self, where: Any) -> Tensor:
-        raw = self.index.read(self.name)
+        return self.values()
+
+    def values(self, into: Tensor | None = None) -> Tensor:
+        """Its numbers; ``into`` is memory (uint8) of ``nbytes`` for what is read, which an unquantised tensor goes on using."""
+        raw = self.index.read(self.name, into)
         try:
             if raw.dtype == fp8.FP8:
                 return fp8.dequantise(raw, self.index.read(self.name + _SCALE["fp8"]), self.folder.fp8_block)
@@ -40,6 +44,11 @@ class Stored:
         except InputError as error:
             raise InputError(f"{self.index.folder}: {self.name}: {error}") from None
         return raw
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the disk, without its scales."""
+        return self.index.tensors[self.name].nbytes
 
     @property
     def plain_name(self) -> str:

@@ -38,6 +38,15 @@ def tiny_config(config: PretrainedConfig, blocks: int) -> PretrainedConfig:
         raise InputError(f"{config.model_type!r} can't be tried on a small copy ({first_line(error)})") from None
 
 
+def widen(config: PretrainedConfig) -> bool:
+    """Let every block of a small copy attend to all that the copy can hold; whether any did not."""
+    sizes, text = _sizes(), config.get_text_config(decoder=True)
+    short = [key for key in sizes["windows"]["keys"] if isinstance(getattr(text, key, None), int)]
+    for key in short:
+        setattr(text, key, sizes["size"]["max_position_embeddings"])
+    return bool(short)
+
+
 def _whole(config: PretrainedConfig) -> PretrainedConfig:
     """The config, or that of the vision-language model of the same module whose text part it is, where only that has a head."""
     if type(config) not in AutoModelForCausalLM._model_mapping:

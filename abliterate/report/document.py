@@ -63,9 +63,13 @@ def _drift(drift: Mapping[str, Any], base: Mapping[str, Judged]) -> dict[str, An
 
 
 def _not_measured(document: Mapping[str, Any]) -> list[str]:
-    """Names of everything that the schema has a place for and this run gives no figure: every null, by its path."""
+    """Names of everything that the schema has a place for and this run gives no figure: every null, by its path.
+
+    Of the run itself, whether the weights are known: they are not where only a server has them.
+    """
     measured = {key: value for key, value in document.items() if key != "run"}
-    return list(_nulls(measured, ""))
+    unknown = ["run.model_hashes"] if document["run"].get("model_hashes", {}) is None else []
+    return [*_nulls(measured, ""), *unknown]
 
 
 def _nulls(value: Any, path: str) -> Iterator[str]:

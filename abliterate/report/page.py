@@ -45,9 +45,15 @@ def interval(rate: Mapping[str, Any] | None) -> str:
     return f"{rate['k']}/{rate['n']}, 95 % {100 * low:.1f}–{100 * high:.1f}"
 
 
+def model_name(run: Mapping[str, Any]) -> str:
+    """What the model was called by the user, or by the server where it is nowhere else."""
+    served = run.get("resolved", {}).get("engines", {}).get("base", {}).get("model")
+    return str(served if served and run.get("model_path") is None else run["settings"]["model"])
+
+
 def headline(report: Mapping[str, Any]) -> str:
     """What was done to which model, and what came of it, in a sentence or two."""
-    name = report["run"]["settings"]["model"]
+    name = model_name(report["run"])
     sets = report["sets"]
     if report["edit"] is None:
         return f"What {name} withholds, on {sum(s['n'] for s in sets.values())} prompts it was asked."
@@ -69,4 +75,6 @@ def report_page(
     """The page. ``auc`` holds the separation on val by activation index, an estimator a line."""
     rows = {name: (pairs[:_MAX_ROWS], len(pairs)) for name, pairs in pairs_of(base, edited).items()}
     template = environment().get_template("report.html.jinja2")
-    return template.render(report=report, headline=headline(report), rows=rows, plot=layer_plot(auc) if auc else None)
+    return template.render(
+        report=report, name=model_name(report["run"]), headline=headline(report), rows=rows, plot=layer_plot(auc) if auc else None
+    )

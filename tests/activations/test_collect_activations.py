@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import save_tiny
 
-from abliterate.activations.collect import SetActivations
+from abliterate.activations.collect import Group, SetActivations
 from abliterate.activations.collect import collect as collect_groups
 from abliterate.errors import InputError
 from abliterate.model.passes import unheard
@@ -28,7 +28,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def collect(model: Resident, prompts: list[list[int]], positions: int, batch_size: int, advance: Any = unheard) -> SetActivations:
     """One group, so many at once."""
-    return collect_groups(replace(model, batch_size=batch_size), {"group": prompts}, positions, advance)["group"]
+    return collect_groups(replace(model, batch_size=batch_size), {"group": Group(prompts, kept=positions)}, positions, advance)["group"]
 
 
 def _prompts(*lengths: int) -> list[list[int]]:
@@ -98,10 +98,13 @@ def test_the_first_layer_that_is_not_finite_is_named(tiny: Callable[..., Path], 
     assert not any(m._forward_hooks for m in model.module.modules())
 
 
-def test_groups_are_kept_apart(model: Resident) -> None:
-    first, second = _prompts(12, 5), _prompts(7, 19, 4)
-    both = collect_groups(model, {"first": first, "second": second}, POSITIONS)
-    for name, prompts in (("first", first), ("second", second)):
+def test_groups_and_their_parts_are_kept_apart(model: Resident) -> None:
+    first, second = _prompts(12, 5, 8, 3), _prompts(7, 19, 4)
+    both = collect_groups(model, {"first": Group(first, {"odd": [1, 3]}, POSITIONS), "second": Group(second)}, POSITIONS)
+    for name, prompts in (("first", first), ("second", second), ("odd", [first[1], first[3]])):
         alone = collect(model, prompts, POSITIONS, 1)
-        torch.testing.assert_close(both[name].vectors, alone.vectors, atol=2e-5, rtol=1e-5)
+        kept = both[name].vectors.shape[1]
+        assert kept == (1 if name == "second" else POSITIONS)
+        torch.testing.assert_close(both[name].vectors, alone.vectors[:, :kept], atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(both[name].mean, alone.mean, atol=2e-5, rtol=1e-5)
         torch.testing.assert_close(both[name].second_moment, alone.second_moment, atol=2e-5, rtol=1e-5)

@@ -50,6 +50,14 @@ def test_all_that_pass_are_listed_by_bypass_the_chosen_one_first() -> None:
     assert choice.passing == (1, 3, 0)
 
 
+def test_kl_is_relaxed_on_until_enough_have_a_chance_to_give_full_replies() -> None:
+    scored = _scored(_good(-3, kl=0.05), _good(-4, kl=0.15), _good(-5, kl=0.35), _good(-6, kl=0.7))
+    assert choose(scored, 0.1).passing == (0,)
+    choice = choose(scored, 0.1, enough=2)
+    assert (choice.passing, choice.max_kl, choice.relaxed) == ((1, 0), 0.2, ("KL bound to 0.2 nats",))
+    assert choose(scored, 0.1, enough=3).passing == choose(scored, 0.1, enough=4).passing == (2, 1, 0)
+
+
 def test_the_first_wins_a_tie() -> None:
     assert choose(_scored(_good(-3), _good(-3)), 0.1).chosen == 0
 

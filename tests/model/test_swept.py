@@ -195,7 +195,7 @@ def test_a_sweep_reads_every_block_once_whatever_the_number_of_passes(folder: Pa
     model = open_swept(folder)
     read: list[str] = []
     plain_read = ShardIndex.read
-    monkeypatch.setattr(ShardIndex, "read", lambda self, name: (read.append(name), plain_read(self, name))[1])
+    monkeypatch.setattr(ShardIndex, "read", lambda self, name, into=None: (read.append(name), plain_read(self, name, into))[1])
     streams(model, [Pass(PROMPTS, change) for change in changes()])
     blocks = [name for name in read if ".layers." in name]
     assert len(blocks) == len(set(blocks)) > 0

@@ -1,0 +1,123 @@
+"""What writes the replies of a model: transformers or vLLM in this process, or a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from abliterate.config import AuditConfig, RunConfig, is_url
+from abliterate.errors import InputError
+from abliterate.evaluation.asking import Asking, find
+from abliterate.evaluation.generate import generate
+from abliterate.evaluation.served import Wanted
+from abliterate.evaluation.server import AwayError, RefusedError, Server
+from abliterate.evaluation.transcripts import Transcript
+from abliterate.evaluation.vllm_engine import VllmEngine, check_installed, version
+from abliterate.model.load import pick_device, pick_dtype
+from abliterate.model.names import HUB_IDS
+from abliterate.model.passes import Advance
+from abliterate.model.session import Session
+from abliterate.model.source import ModelSource
+from abliterate.model.template import load_tokenizer, opens_thought
+from abliterate.progress import say
+from abliterate.prompts import PromptSet
+
+Settings = RunConfig | AuditConfig
+_GREETING = 5.0  # seconds for a server to say that it is there
+
+
+@dataclass(frozen=True)
+class Engine:
+    """``described``: what run.json says of it. ``answer``: replies to prompt sets, written to a file as they come, with progress."""
+
+    described: dict[str, Any]
+    answer: Callable[[Sequence[PromptSet], Path, Advance], list[Transcript]]
+
+
+def wanted_of(source: ModelSource) -> Wanted:
+    """A model as a server may call it: by its folder, its Hub id (whole, or without its owner), or a short name."""
+    names = {source.given} - {str(source.path)}
+    if source.hub_id is not None:
+        names |= {source.hub_id, source.hub_id.rpartition("/")[2], *(short for short, hub_id in HUB_IDS.items() if hub_id == source.hub_id)}
+    return Wanted(source.path, tuple(sorted(names)))
+
+
+def foresee(config: Settings) -> None:
+    """Say or refuse what can be known of an engine before it is needed.
+
+    Raises InputError where vLLM is not installed or the server wants another key. A server that isn't there yet may still come.
+    """
+    if config.engine == "vllm":
+        check_installed()
+    if is_url(config.engine):
+        asyncio.run(_greet(Server(config.engine, request_timeout=_GREETING, patience=0.0)))
+
+
+async def _greet(server: Server) -> None:
+    try:
+        async with server.connected() as line:
+            await line.call("/models", None, lambda answer: None)
+    except AwayError:
+        say(f"{server.url}: no server is there yet; it is needed when the model's replies are measured")
+    except RefusedError as refused:
+        if refused.status in (401, 403):
+            raise
+
+
+def engine_of(config: Settings, session: Session | None, wanted: Wanted, url: str | None = None) -> Engine:
+    """The engine for a model: as ``config`` says, or the server at ``url``; without a ``session`` the weights are on the server alone.
+
+    Raises InputError where a server doesn't come, or can't be told to serve the wanted model.
+    """
+    where = url or config.engine
+    if is_url(where):
+        return _served(config, session, wanted, where)
+    if session is None:
+        raise InputError(f"--engine {where} needs the model's folder")
+    if where == "vllm":
+        return _vllm(config, session)
+    here = session
+    return Engine({"kind": "transformers"}, lambda sets, path, advance: generate(here.model, sets, path, config.max_new_tokens, advance))
+
+
+def edited_engine(config: RunConfig, session: Session, source: ModelSource, base: Mapping[str, Any]) -> Engine:
+    """The engine for the checkpoint made of ``source``; ``base`` is what run.json says of the engine that the base was asked by.
+
+    A server must name the checkpoint's folder, unless it was given for this model; what is known to be the base won't do even then.
+    """
+    url = config.edited_engine or config.engine
+    asked = {str(base[key]) for key in ("model", "root") if base.get("url") == url and base.get(key)}
+    never = wanted_of(source)
+    never = replace(never, names=(*never.names, *sorted(asked)))
+    return engine_of(config, session, Wanted(session.folder.path, certain=config.edited_engine is None, never=never), url)
+
+
+def _vllm(config: Settings, session: Session) -> Engine:
+    check_installed()
+    session.release()
+    device = pick_device(config.device)
+    tokenizer = load_tokenizer(session.folder.path, config.trust_remote_code)
+    engine = VllmEngine(
+        folder=session.folder.path,
+        tokenizer=tokenizer,
+        dtype=str(pick_dtype(config.dtype, device)).removeprefix("torch."),
+        max_new_tokens=config.max_new_tokens,
+        tensor_parallel=config.tensor_parallel,
+        pipeline_parallel=config.pipeline_parallel,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return Engine({"kind": "vllm", "version": version()}, engine.answer)
+
+
+def _served(config: Settings, session: Session | None, wanted: Wanted, url: str) -> Engine:
+    server = Server(url, config.concurrency, float(config.request_timeout), float(config.patience))
+    opened = False
+    if session is not None:
+        session.release()  # the server may need the memory
+        opened = opens_thought(load_tokenizer(session.folder.path, config.trust_remote_code))
+    served = find(server, wanted, config.engine_model)
+    described = {"kind": "server", "url": url, "model": served.model, "root": served.root, "owner": served.owner, "chosen_by": served.by}
+    return Engine(described, Asking(server, served, config.max_new_tokens, opened).answer)

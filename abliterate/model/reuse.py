@@ -1,0 +1,121 @@
+"""What a model in memory may use again, asked of a tiny copy of its architecture: never assumed, and off where the copy is inexact.
+
+The keys and values of a prefix may serve every row; rows may leave while others are being written; others may take their places.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from abliterate.errors import InputError
+from abliterate.model.at_once import AtOnce
+from abliterate.model.decoding import Decoding, Manner
+from abliterate.model.folder import ModelFolder
+from abliterate.model.forward import packed
+from abliterate.model.hooks import captured
+from abliterate.model.load import InMemory
+from abliterate.model.prefix import after, computed, kinds_of
+from abliterate.model.tiny import tiny_config, tiny_model, widen
+
+# Of the largest number. A recurrent state is computed otherwise for many tokens than for one, and rounds so.
+TOLERANCE, RECURRENT = 1e-5, 1e-4
+BLOCKS = 8
+# Of several lengths, alike in the beginning, and more than the copy has places for.
+_PROMPTS = [[3, 4, 5, 6, *rest] for rest in ([7, 8], [9, 10, 11, 12], [7, 9], [13, 14, 15, 16, 17, 18], [19, 20, 21])]
+_SHARED, _REACH, _PLACES, _NEW = 4, 2, 2, 4
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """``pads``: rows of several lengths are computed together. ``shares``: a prefix is computed once for all rows. ``leaves``: a row that
+    is done leaves the others. ``refills``: and another one takes its place. Sharing and refilling hold for as many tokens as
+    ``only_attends`` says."""
+
+    pads: bool = True
+    shares: bool = False
+    leaves: bool = False
+    refills: bool = False
+
+
+_known: dict[str, Reuse] = {}
+
+
+def reuse_of(folder: ModelFolder) -> Reuse:
+    """What holds for a model's architecture; asked once in a process."""
+    key = json.dumps(folder.config.to_dict(), sort_keys=True, default=str)
+    if key not in _known:
+        _known[key] = _tried(folder)
+    return _known[key]
+
+
+@torch.inference_mode()
+def _tried(folder: ModelFolder) -> Reuse:
+    blocks = min(BLOCKS, folder.layers)
+    try:
+        config = tiny_config(folder.config, blocks)
+        if not set(kinds_of(folder.config)) <= set(kinds_of(config.get_text_config(decoder=True))):
+            return Reuse()
+        narrow = tiny_model(config, folder.trust_remote_code)
+        wide = tiny_model(config, folder.trust_remote_code) if widen(config) else narrow
+    except (InputError, KeyError):  # no copy can be made, or transformers has no layers for its kind of cache
+        return Reuse()
+    model = InMemory(replace(folder, layers=blocks), wide)
+    if not (pads := _holds(lambda: _off_forward(model, 0), RECURRENT)):  # it chooses what it attends to, and chooses padding too
+        return Reuse(pads=False)
+    shares = _holds(lambda: _off_forward(model, _SHARED))
+    return Reuse(
+        pads=pads,
+        shares=shares,
+        leaves=_holds(lambda: _off_decoding(narrow, refills=False, shares=False), RECURRENT),
+        refills=_holds(lambda: _off_decoding(wide, refills=True, shares=shares)),
+    )
+
+
+def _holds(off: Callable[[], float], tolerance: float = TOLERANCE) -> bool:
+    try:
+        return off() <= tolerance
+    except Exception:  # each architecture fails in its own way, and then does without
+        return False
+
+
+def _distance(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def _off_forward(model: InMemory, shared: int) -> float:
+    """How far streams and logits of padded rows, behind a prefix that was computed once, are from those of each prompt alone."""
+    worst = 0.0
+    before = after(computed(model.module, _PROMPTS[0][:shared]) if shared else None)
+    for batch in packed(_PROMPTS, 0, 1000, 3, model.device, shared):
+        with captured(model, _REACH) as seen:
+            out = model.module(**batch.inputs(), **before, logits_to_keep=_REACH).logits
+        for row, which in enumerate(batch.indices):
+            with captured(model, _REACH) as alone:
+                wanted = model.module(input_ids=torch.tensor([_PROMPTS[which]]), use_cache=False).logits[0, -_REACH:]
+            worst = max(worst, _distance(out[row], wanted), *(_distance(seen[i][row], alone[i][0]) for i in seen))
+    return worst
+
+
+def _off_decoding(module: PreTrainedModel, refills: bool, shares: bool) -> float:
+    """How far the logits of every token of replies are from those of a prompt and its reply so far, alone and without a cache."""
+    heard: list[list[Tensor]] = [[] for _ in _PROMPTS]
+
+    def hear(indices: Sequence[int], logits: Tensor) -> None:
+        for index, row in zip(indices, logits, strict=True):
+            heard[index].append(row)
+
+    manner = Manner(0, frozenset(), _NEW, AtOnce(_PLACES if refills else len(_PROMPTS), 1000, 1000), refills, shares, slack=1, pace=1)
+    # Of different lengths, so that rows leave and enter one by one.
+    decoding = Decoding(module, manner, _PROMPTS, lambda ids, reply: len(reply) > len(ids) % _NEW, hear)
+    worst = 0.0
+    for index, reply in decoding.replies():
+        for step, logits in enumerate(heard[index]):
+            ids = torch.tensor([_PROMPTS[index] + reply[:step]])
+            worst = max(worst, _distance(logits, module(input_ids=ids, use_cache=False).logits[0, -1]))
+    return worst
