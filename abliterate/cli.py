@@ -27,6 +27,7 @@ OutFolder = Annotated[Path, typer.Option("--out", help="Folder for the results."
 NewFolder = Annotated[Path, typer.Option("--out", help="The new checkpoint's folder.", show_default=False)]
 OutFile = Annotated[Path, typer.Option("--out", help="The activations file (.safetensors).", show_default=False)]
 Checkpoint = Annotated[Path, typer.Argument(metavar="DIR", help="The edited checkpoint.", show_default=False)]
+Figures = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here too.", show_default=False)]
 INTERRUPTED = 130
 _SEVERAL = ("--target", "--baseline", "--keep", "--prompts")
 
@@ -89,11 +90,11 @@ def _verify(config: VerifyConfig, checkpoint: Path) -> None:
     typer.echo(verify(config, checkpoint))
 
 
-def _plan(config: PlanConfig) -> None:
+def _plan(config: PlanConfig, figures: Path | None) -> None:
     _quiet()
     from abliterate.commands import plan
 
-    typer.echo("\n".join(plan(config)))
+    typer.echo("\n".join(plan(config, figures)))
 
 
 command(
@@ -120,7 +121,8 @@ command(
     "plan",
     PlanConfig,
     _plan,
-    "What a run would read, write, edit, need in memory and compute; reads headers only.",
+    "What a run with these flags would read, write, edit, hold in memory, compute and take; reads headers only.",
+    figures=Figures,
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from abliterate.activations.file import Activations, save_activations
 from abliterate.checkpoint.adapter import write_adapter
-from abliterate.checkpoint.edit import check_editable, edit_checkpoint, work_of
+from abliterate.checkpoint.edit import edit_checkpoint, work_of
 from abliterate.checkpoint.tasks import edit_tasks
 from abliterate.checkpoint.verify import steps
 from abliterate.checkpoint.verify import verify as verify_checkpoint
@@ -25,11 +25,12 @@ from abliterate.model.index import open_index
 from abliterate.model.plan import EditPlan, load_direction, load_plan, plan_from_direction, resolve_embedding
 from abliterate.model.source import resolve_model
 from abliterate.pipeline import collected, grouped, open_model, positions_of, publish, resolved, respond, run_record
-from abliterate.planning import lines, plan_run
+from abliterate.planning.plan import as_json, plan_run
+from abliterate.planning.text import lines
 from abliterate.progress import stage
 from abliterate.prompts import PromptSet, Role, RoleSets, load_set
 from abliterate.report.card import model_card
-from abliterate.report.document import report_document
+from abliterate.report.document import report_document, write_json
 from abliterate.runfolder import open_run
 
 
@@ -123,8 +124,11 @@ def score(file: Path) -> Iterator[str]:
         yield line_of({**row, **asdict(verdict)})
 
 
-def plan(config: PlanConfig) -> list[str]:
-    """The plan of a run, a figure a line."""
-    folder = open_folder(resolve_model(config.model, config.revision).path, config.trust_remote_code, config.layout_file)
-    check_editable(folder)
-    return lines(plan_run(folder, config.prompts_per_set, config.max_new_tokens))
+def plan(config: PlanConfig, figures: Path | None = None) -> list[str]:
+    """The plan of a run, a figure or a few a line; with ``figures`` all of them in that file too, as JSON."""
+    if figures is not None and figures.exists():
+        raise InputError(f"{figures}: already there; give another --json (nothing is overwritten)")
+    made = plan_run(config, resolve_model(config.model, config.revision, weights=False).path)
+    if figures is not None:
+        write_json(as_json(made), figures)
+    return lines(made)

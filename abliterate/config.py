@@ -54,7 +54,9 @@ class ModelConfig(SourceConfig):
         "auto", description="Type to compute in; auto: bfloat16 on a GPU, float32 on a CPU."
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
-    batch_size: int = Field(32, ge=1, description="Prompts computed at once.")
+    batch_size: int | None = Field(
+        None, ge=1, description="Prompts computed at once; default: as many as are fast on the device and fit in its memory."
+    )
     max_memory: str | None = Field(
         None,
         min_length=1,
@@ -112,6 +114,7 @@ class EngineConfig(Config):
     request_timeout: int = Field(600, ge=1, description="Seconds that a server has for one reply, before it is asked again.")
     patience: int = Field(600, ge=0, description="Seconds that a server may stay away before the run stops, to go on later.")
     tensor_parallel: int = Field(1, ge=1, description="GPUs that vllm splits each layer over.")
+    settle: bool = Field(False, description="Cut the replies of clear refusals: faster, and now and then another outcome.")
     pipeline_parallel: int = Field(1, ge=1, description="Parts that vllm splits the layers into; of several nodes, their number.")
 
     @field_validator("engine")
@@ -122,6 +125,12 @@ class EngineConfig(Config):
         if given not in ("transformers", "vllm"):
             raise PydanticCustomError("engine", "it must be transformers, vllm, or a server's URL (http://host:8000/v1)")
         return given
+
+    @model_validator(mode="after")
+    def _only_replies_that_are_written_here_are_cut(self) -> EngineConfig:
+        if self.settle and (self.engine != "transformers" or is_url(getattr(self, "model", ""))):
+            raise InputError("--settle cuts replies while they are written here, but another engine writes them: leave it out")
+        return self
 
 
 class SelectConfig(Config):
@@ -191,11 +200,8 @@ class VerifyConfig(FolderConfig):
     revision: str | None = Field(None, description="The base's branch, tag or commit on the Hub.")
 
 
-class PlanConfig(SourceConfig):
-    """What a run would read, write and cost."""
-
-    prompts_per_set: int = Field(120, ge=1, description="Prompts of each set in the estimate.")
-    max_new_tokens: int = Field(64, ge=1, description="Length of the generated responses, in tokens.")
+class PlanConfig(RunConfig):
+    """A run to come: what it would read, write, hold, compute and take."""
 
 
 def is_url(given: str) -> bool:

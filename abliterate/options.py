@@ -20,7 +20,8 @@ C = TypeVar("C", bound=Config)
 
 
 def command(app: typer.Typer, name: str, config: type[C], body: Callable[..., None], help_text: str, **extra: Any) -> None:
-    """Register a command: the flags of ``config``, ``--config``, and ``extra`` parameters (name -> annotated type).
+    """Register a command: the flags of ``config``, ``--config``, and ``extra`` parameters (name -> annotated type; one that may be None
+    may be left out).
 
     ``body`` is called with the validated config and the extra parameters.
     """
@@ -33,11 +34,16 @@ def command(app: typer.Typer, name: str, config: type[C], body: Callable[..., No
     parameters = [_parameter(field, info) for field, info in config.model_fields.items()]
     toml = Annotated[Path | None, typer.Option("--config", help="TOML file with the same keys; flags win over it.")]
     parameters.append(_keyword("config", toml, None))
-    parameters += [_keyword(key, annotation, inspect.Parameter.empty) for key, annotation in extra.items()]
+    parameters += [_keyword(key, annotation, None if _may_lack(annotation) else inspect.Parameter.empty) for key, annotation in extra.items()]
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     call.__doc__ = help_text
     app.command(name, help=help_text)(call)
+
+
+def _may_lack(annotation: Any) -> bool:
+    """Whether an annotated type allows None."""
+    return type(None) in get_args(get_args(annotation)[0])
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:

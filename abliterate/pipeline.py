@@ -20,7 +20,7 @@ from abliterate.activations.file import Activations, load_activations, save_acti
 from abliterate.checkpoint.edit import check_editable, edit_checkpoint, work_of
 from abliterate.checkpoint.proof import NAME as PROOF
 from abliterate.checkpoint.write import check_destination
-from abliterate.config import CollectConfig, ModelConfig, RunConfig
+from abliterate.config import AuditConfig, CollectConfig, ModelConfig, RunConfig
 from abliterate.directions.candidates import Directions, estimate
 from abliterate.directions.file import load_directions, save_directions
 from abliterate.evaluation.drift import kl_divergence
@@ -97,10 +97,12 @@ def open_model(config: ModelConfig, out: Path) -> tuple[ModelSource, Session]:
 def resolved(session: Session, config: ModelConfig, positions: int | None) -> dict[str, Any]:
     """What the settings left open, as it was decided; reads the tokenizer, so a missing chat template is known early."""
     tokenizer = load_tokenizer(session.folder.path, config.trust_remote_code)
+    elsewhere = isinstance(config, AuditConfig) and config.engine != "transformers"  # then nothing is computed here
     return {
-        "device": str(session.device),
-        "dtype": str(session.fit.dtype).removeprefix("torch."),
-        "held": "whole" if session.fit.resident else "block by block",
+        "device": None if elsewhere else str(session.device),
+        "dtype": None if elsewhere else str(session.fit.dtype).removeprefix("torch."),
+        "held": "by its engine" if elsewhere else "whole" if session.fit.resident else "block by block",
+        "batch_size": None if elsewhere else session.batch_size,
         "positions": positions or len(template_positions(tokenizer)),
         "threads": torch.get_num_threads(),
         "seeds": {"bootstrap": 0},

@@ -4,7 +4,7 @@
 included), against ``cp -r``, a bare read and write of the same bytes, and loading, editing and saving with transformers. Every
 way ends with its files synced to the disk. They take turns, and each runs in a process of its own.
 
-Run by ``scripts/bench``.
+``collect``, ``generate``: bench_model.py. Run by ``scripts/bench``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import bench_model
 from rich.console import Console
 from rich.table import Table
 
@@ -431,6 +432,7 @@ def main() -> int:
     edit.add_argument("--transformers-limit", type=float, default=4.0, metavar="GB", help="largest size for transformers (default 4)")
     edit.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     edit.set_defaults(run=bench_edit)
+    bench_model.add_to(commands)
     args = parser.parse_args()
     try:
         args.run(args)

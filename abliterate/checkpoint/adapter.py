@@ -17,7 +17,7 @@ from torch import Tensor
 from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.proof import stored_parts, values
 from abliterate.checkpoint.selfcheck import self_check
-from abliterate.checkpoint.tasks import EditTask, edit_tasks
+from abliterate.checkpoint.tasks import EditTask, WriterKind, edit_tasks
 from abliterate.checkpoint.write import check_destination, new_folder
 from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
@@ -39,7 +39,7 @@ def write_adapter(
     index = open_index(folder.path)
     check_destination(out, folder.path)
     tasks = edit_tasks(index, folder, plan)
-    _adaptable(index, folder, plan, tasks)
+    check_adaptable(index, folder, plan, {name: task.kind for name, task in tasks.items()})
     self_check(folder, index)
     tensors: dict[str, Tensor] = {}
     modules: list[str] = []
@@ -61,20 +61,21 @@ def write_adapter(
     return len(modules), sum(t.nbytes for t in tensors.values())
 
 
-def _adaptable(index: ShardIndex, folder: ModelFolder, plan: EditPlan, tasks: Mapping[str, EditTask]) -> None:
+def check_adaptable(index: ShardIndex, folder: ModelFolder, plan: EditPlan, kinds: Mapping[str, WriterKind]) -> None:
+    """Raise InputError where an edit of these writers, given by name, is not one that an adapter can make."""
     why = None
-    if not tasks:
+    if not kinds:
         why = "every strength is 0"
     elif plan.keep_norms:
         why = "keeping the norms of columns is not an edit of low rank"
     elif plan.embedding == "untie" or (folder.tied and plan.embedding == "edit"):
         why = "an adapter can't change tied embeddings as an edited checkpoint would; use --embedding skip"
-    elif any(task.kind in ("projector", "positions") for task in tasks.values()):
+    elif any(kind in ("projector", "positions") for kind in kinds.values()):
         why = "its positions or vision projector are edited too; use --embedding skip"
-    for name, task in tasks.items():
+    for name, kind in kinds.items():
         if len(index.tensors[name].shape if name in index.tensors else ()) != 2 or ".experts." in name:
             why = why or f"{name} is not a plain matrix (a bias or an expert), which an adapter can't change"
-        if task.kind == "mtp":
+        if kind == "mtp":
             why = why or f"{name} belongs to multi-token prediction, which transformers doesn't load"
         if text_name(name) != name:
             why = why or f"{name} has another name in memory"

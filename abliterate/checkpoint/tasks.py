@@ -69,7 +69,7 @@ def edit_tasks(index: ShardIndex, folder: ModelFolder, plan: EditPlan) -> dict[s
         component = COMPONENTS.index(placed.writer.component)
         strength = float(plan.strength[layer, component])
         if strength:
-            removed = gammas.removal(placed, plan.direction[layer, component])
+            removed = gammas.removal(placed, plan, layer, component)
             kind: WriterKind = "mtp" if placed.mtp else placed.writer.component
             axis = _axis(index, placed)
             tasks[placed.name] = EditTask(
@@ -148,8 +148,19 @@ class _Gammas:
 
     def __init__(self, index: ShardIndex, folder: ModelFolder) -> None:
         self._index, self._folder = index, folder
+        self._bare: dict[tuple[int, int], Removal] = {}
 
-    def removal(self, placed: Placed, rows: Float[Tensor, "k d_model"]) -> Removal:
+    def removal(self, placed: Placed, plan: EditPlan, layer: int, component: int) -> Removal:
+        """What takes a plan's directions out of a writer; one for all writers of a block (its experts) that no norm stands behind."""
+        rows = plan.direction[layer, component]
+        gamma = self._gamma(placed)
+        if gamma is not None:
+            return removal(rows, gamma)
+        if (layer, component) not in self._bare:
+            self._bare[layer, component] = removal(rows)
+        return self._bare[layer, component]
+
+    def _gamma(self, placed: Placed) -> Float[Tensor, " d_model"] | None:
         gamma: Tensor | None = None
         inside = placed.writer.weight if not placed.bias else str(placed.writer.bias)
         head = placed.name.removesuffix(_filled(inside, placed.name))
@@ -158,7 +169,7 @@ class _Gammas:
             if name in self._index.tensors:
                 weight = self._weight(name) + placed.writer.offset
                 gamma = weight if gamma is None else gamma * weight
-        return removal(rows, gamma)
+        return gamma
 
     def _weight(self, name: str) -> Tensor:
         info = self._index.tensors[name]
@@ -176,26 +187,35 @@ def _filled(inner: str, name: str) -> str:
 
 
 def _shared_tasks(index: ShardIndex, folder: ModelFolder, plan: EditPlan) -> dict[str, EditTask]:
-    """The token embedding and what goes with it: learned positions, a vision projector's last layer."""
     rows = plan.embedding_direction()
     if rows is None:
         return {}
-    layout, removed = folder.layout, removal(rows)
+    if folder.tied and plan.embedding == "edit" and any(text_name(n) == folder.layout.unembedding for n in index.tensors):
+        raise InputError(f"{folder.path}: the config ties the embeddings, but {folder.layout.unembedding} is stored too; use --embedding skip")
+    removed = removal(rows)
+    return {
+        name: EditTask(name, kind, axis, removed, plan.embedding_strength, plan.keep_norms)
+        for name, (kind, axis) in shared_writers(index, folder).items()
+    }
+
+
+def shared_writers(index: ShardIndex, folder: ModelFolder) -> dict[str, tuple[WriterKind, int]]:
+    """The token embedding and what goes with it, each with its kind and d_model's axis: learned positions, a vision projector's last
+    layer. Raises InputError where they can't be edited."""
+    layout = folder.layout
     if layout.embedding_norm is not None:
         raise InputError(f"{folder.path}: a norm stands behind the token embedding, so it can't be edited exactly; use --embedding skip")
-    if folder.tied and plan.embedding == "edit" and any(text_name(n) == layout.unembedding for n in index.tensors):
-        raise InputError(f"{folder.path}: the config ties the embeddings, but {layout.unembedding} is stored too; use --embedding skip")
-    tasks = {}
+    found: dict[str, tuple[WriterKind, int]] = {}
     for name, info in index.tensors.items():
         kind, axis = _shared_kind(name, layout, index.tensors)
         if kind is None:
             continue
         if len(info.shape) <= axis or info.shape[axis] != folder.d_model or info.dtype not in EDITABLE:
             raise InputError(f"{folder.path}: {name} has shape {list(info.shape)} of {info.dtype}; axis {axis} must be {folder.d_model}")
-        tasks[name] = EditTask(name, kind, axis, removed, plan.embedding_strength, plan.keep_norms)
-    if not any(task.kind == "embedding" for task in tasks.values()):
+        found[name] = (kind, axis)
+    if not any(kind == "embedding" for kind, _ in found.values()):
         raise InputError(f"{folder.path}: the checkpoint lacks {layout.embedding}, which its architecture needs")
-    return tasks
+    return found
 
 
 def _shared_kind(name: str, layout: Layout, names: Collection[str]) -> tuple[WriterKind | None, int]:

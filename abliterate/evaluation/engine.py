@@ -80,7 +80,10 @@ def engine_of(config: Settings, session: Session | None, wanted: Wanted, url: st
     if where == "vllm":
         return _vllm(config, session)
     here = session
-    return Engine({"kind": "transformers"}, lambda sets, path, advance: generate(here.model, sets, path, config.max_new_tokens, advance))
+    return Engine(
+        {"kind": "transformers"},
+        lambda sets, path, advance: generate(here.model, sets, path, config.max_new_tokens, advance, config.settle),
+    )
 
 
 def edited_engine(config: RunConfig, session: Session, source: ModelSource, base: Mapping[str, Any]) -> Engine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from abliterate.evaluation.settling import Settling
 from abliterate.evaluation.transcripts import Transcript, append, read, transcript_of
 from abliterate.model.passes import Advance, Model, Pass, unheard
 from abliterate.model.template import decode, encode, opens_thought
@@ -17,8 +18,9 @@ def generate(
     path: Path,
     max_new_tokens: int,
     advance: Advance = unheard,
+    settle: bool = False,
 ) -> list[Transcript]:
-    """Responses to every prompt of every set, written to ``path`` segment by segment.
+    """Responses to every prompt of every set, written to ``path`` segment by segment; ``settle`` cuts those of clear refusals.
 
     A file begun earlier is gone on with: segments that are whole in it are kept, so that the same prompts are computed
     together and the same tokens come out as without the interruption.
@@ -26,6 +28,8 @@ def generate(
     prompts = [(group.name, prompt) for group in sets for prompt in group]
     encoded = encode(model.tokenizer, [p.text for _, p in prompts])
     opened = opens_thought(model.tokenizer)
+    texts = {tuple(ids): prompt.text for ids, (_, prompt) in zip(encoded, prompts, strict=True)}
+    settled = Settling(model.tokenizer, texts, opened) if settle else None
     done = {(t.set, t.id): t for t in read(path)}
     kept: list[Transcript] = []
     pending: list[list[int]] = []
@@ -39,7 +43,8 @@ def generate(
     advance(len(kept))
     for segment in pending:
         replies: dict[int, list[int]] = {}
-        for _, places, found in model.replies([Pass([encoded[i] for i in segment])], max_new_tokens, advance):
+        asked = Pass([encoded[i] for i in segment], settled=settled)
+        for _, places, found in model.replies([asked], max_new_tokens, advance):
             replies |= {segment[place]: reply for place, reply in zip(places, found, strict=True)}
         made = [_transcript(model, *prompts[i], replies[i], opened) for i in segment]
         append(path, made)

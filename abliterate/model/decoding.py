@@ -7,7 +7,7 @@ doesn't need: logits processors, stopping criteria, rows that go on after their 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -65,8 +65,7 @@ class Decoding:
     ) -> None:
         self._module, self._manner, self._sequences = module, manner, sequences
         self._settled, self._heard = settled, heard
-        # The longest first: whoever comes later needs no more columns, and memory that is too small shows at once.
-        self._waiting = deque(sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), i)))
+        self._waiting = self._in_line(range(len(sequences)))
         self._live: list[Row] = []
         self._prefix: Prefix | None = None
         self._store: Slots | Growing | None = None
@@ -88,6 +87,10 @@ class Decoding:
                     raise
             yield from self._leave()
 
+    def _in_line(self, indices: Iterable[int]) -> deque[int]:
+        """The longest first: whoever comes later needs no more columns, and memory that is too small shows at once."""
+        return deque(sorted(indices, key=lambda i: (-len(self._sequences[i]), i)))
+
     @property
     def _rows(self) -> int:
         return self._manner.at_once.rows
@@ -104,7 +107,7 @@ class Decoding:
 
     def _begin_again(self) -> bool:
         """With half the rows, where there are several; what was being written goes back to those that wait."""
-        self._waiting.extendleft(row.index for row in reversed(self._live))
+        self._waiting = self._in_line([*self._waiting, *(row.index for row in self._live)])
         self._live, self._store = [], None
         let_go_of_memory()
         together = min(self._rows, len(self._waiting))
@@ -172,7 +175,7 @@ class Decoding:
         self._move_together(store)
         self._mask[:live, self._column] = 1
         store.going_on(live, self._column)
-        logits = self._logits(store, self._tokens[:live, None], self._mask[:live, : self._column + 1], self._positions[:live, None].clone())
+        logits = self._logits(store, self._tokens[:live, None], self._mask[:live, : self._column + 1], self._positions[:live, None])
         self._column += 1
         self._positions[:live] += 1
         self._take(0, logits)

@@ -18,6 +18,7 @@ from abliterate.model.load import DTypeName, pick_dtype
 from abliterate.model.stored import Stored, by_block
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 _SHARE = 0.9  # of what is free
 PROGRAM = 650 << 20  # bytes: Python, torch and transformers
 SLACK = 1.05
@@ -106,7 +107,8 @@ class Fit:
 class Sizes:
     """Numbers (not bytes) in a model: in all, in its largest block, outside the blocks but for the embeddings, in the unembedding.
 
-    ``widest`` is the largest side of a block's matrices, ``largest`` the numbers of its largest tensor.
+    ``widest`` is the largest side of a block's matrices, ``largest`` the numbers of its largest tensor, ``merged`` those of a block's
+    experts that are single on the disk and one tensor in memory.
     """
 
     total: int
@@ -115,6 +117,7 @@ class Sizes:
     head: int
     widest: int
     largest: int
+    merged: int = 0
 
 
 def sizes_of(index: ShardIndex, folder: ModelFolder) -> Sizes:
@@ -131,6 +134,7 @@ def sizes_of(index: ShardIndex, folder: ModelFolder) -> Sizes:
         head=sum(s.count for s in stored[None] if text_name(s.name) == head),
         widest=max(max(index.tensors[s.name].shape[-2:], default=1) for s in inside),
         largest=max(s.count for s in inside),
+        merged=max(sum(s.count for s in tensors if _EXPERT.search(s.name)) for tensors in blocks),
     )
 
 
@@ -141,14 +145,13 @@ def fit(sizes: Sizes, dtype: DTypeName, device: torch.device, budget: int | None
     InputError where not even one block fits.
     """
     room = available(device) if budget is None else budget
-    program = PROGRAM if device.type == "cpu" else 0
     picked = pick_dtype(dtype, device)
-    whole = int(SLACK * sizes.total * picked.itemsize) + WORKING + program
-    if whole <= room:
-        return Fit(room, picked, True, whole)
+    needed = whole(sizes, picked, device)
+    if needed <= room:
+        return Fit(room, picked, True, needed)
     if dtype == "auto" and device.type == "cpu" and has_bf16_instructions():
         picked = torch.bfloat16
-    return _by_block(sizes, picked, device, room, program)
+    return _by_block(sizes, picked, device, room)
 
 
 def fit_gpus(sizes: Sizes, dtype: DTypeName, budgets: Sequence[int]) -> Fit | None:
@@ -162,23 +165,39 @@ def fit_gpus(sizes: Sizes, dtype: DTypeName, budgets: Sequence[int]) -> Fit | No
     return Fit(sum(budgets), picked, True, whole + len(budgets) * WORKING, gpus=tuple(budgets))
 
 
-def _by_block(sizes: Sizes, dtype: torch.dtype, device: torch.device, room: int, program: int) -> Fit:
+def whole(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes that it takes to hold the model whole."""
+    return int(SLACK * sizes.total * dtype.itemsize) + WORKING + (PROGRAM if device.type == "cpu" else 0)
+
+
+def least(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes that it takes to compute anything: those for one block, and what goes with it."""
+    fixed, block, coming, a_token = _needs(sizes, dtype, device)
+    return fixed + block + coming + MIN_TOKENS * a_token
+
+
+def _needs(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> tuple[int, int, int, int]:
+    """Bytes that are always there, of a block, of what is there twice while a block is read, and of a token that is computed."""
     width = dtype.itemsize
-    fixed = program + WORKING + sizes.outside * width
-    block, raw = sizes.block * width, sizes.largest * 4  # a tensor on its way is there twice for a moment
-    a_token = 8 * sizes.widest * width
-    least = fixed + block + raw + MIN_TOKENS * a_token
-    if least > room:
+    fixed = (PROGRAM if device.type == "cpu" else 0) + WORKING + sizes.outside * width
+    return fixed, sizes.block * width, sizes.largest * 4 + sizes.merged * width, 8 * sizes.widest * width
+
+
+def _by_block(sizes: Sizes, dtype: torch.dtype, device: torch.device, room: int) -> Fit:
+    width = dtype.itemsize
+    fixed, block, coming, a_token = _needs(sizes, dtype, device)
+    needed = least(sizes, dtype, device)
+    if needed > room:
         raise InputError(
-            f"--max-memory: one block needs {least / 2**30:.2f} GiB in {str(dtype).removeprefix('torch.')}, there are {room / 2**30:.2f}; "
+            f"--max-memory: one block needs {needed / 2**30:.2f} GiB in {str(dtype).removeprefix('torch.')}, there are {room / 2**30:.2f}; "
             "give more, or --dtype bfloat16"
         )
-    ahead = least + block <= room
-    left = room - fixed - raw - block * (2 if ahead else 1)
+    ahead = needed + block <= room
+    left = room - fixed - coming - block * (2 if ahead else 1)
     tokens = max(MIN_TOKENS, min(MAX_TOKENS.get(device.type, 2048), int(left / 2 / a_token)))
     spill = max(0, int(left - tokens * a_token) // 2)
     whole_head = fixed + sizes.head * width + sizes.head * 2 + tokens * a_token <= room
-    computing = block * (2 if ahead else 1) + raw + tokens * a_token
+    computing = block * (2 if ahead else 1) + coming + tokens * a_token
     peak = fixed + max(computing, sizes.head * (width + 2) if whole_head else 0)
     return Fit(room, dtype, False, peak, ahead, whole_head, tokens, spill)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -154,7 +154,7 @@ class Spread:
 
     def _shares(self, passes: Sequence[Pass]) -> list[list[Pass]]:
         """Each process's sequences of every pass: every so-many-th one."""
-        return [[Pass(asked.sequences[rank :: self.size], asked.change, asked.kept) for asked in passes] for rank in range(self.size)]
+        return [[replace(asked, sequences=asked.sequences[rank :: self.size]) for asked in passes] for rank in range(self.size)]
 
 
 def _watched(model: Model, passes: Sequence[Pass], last: int, advance: Advance = unheard) -> list[tuple[int, Sequence[int], int, Tensor]]:

@@ -28,6 +28,7 @@ from abliterate.model.template import load_tokenizer
 
 T = TypeVar("T")
 SEGMENT = 4  # times as many prompts as are answered at once: enough for places to be taken again
+GENERATED = 64  # replies at once by transformers' generate, which is slower with more: nobody leaves
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Resident(InMemory):
     @cached_property
     def at_once(self) -> AtOnce:
         return at_once(self.batch_size, self.folder.config, self.device, self.module.dtype.itemsize, self.memory)
+
+    @cached_property
+    def _by_generate(self) -> AtOnce:
+        rows = min(self.at_once.rows, GENERATED)
+        return AtOnce(rows, rows, 1 << 30)
 
     @cached_property
     def reuse(self) -> Reuse:
@@ -94,9 +100,10 @@ class Resident(InMemory):
         if manner.refills or self.reuse.leaves:
             yield from Decoding(self.module, manner, asked.sequences, asked.settled).replies()
             return
-        for batch, replies in each_batch(
-            asked.sequences, self._pad, self.at_once, self.device, lambda b: self._generated(b, manner), 0, self.reuse.pads
-        ):
+        made = each_batch(
+            asked.sequences, self._pad, self._by_generate, self.device, lambda batch: self._generated(batch, manner), 0, self.reuse.pads
+        )
+        for batch, replies in made:
             for index, reply in zip(batch.indices, replies, strict=True):
                 yield index, up_to_settled(asked.sequences[index], reply, asked.settled, manner.pace)
 
@@ -163,6 +170,7 @@ def load_model(
     layout: Path | None = None,
     batch_size: int | None = None,
     gpus: Sequence[int] = (),
+    memory: int | None = None,
 ) -> Resident:
     """Load a folder's model by transformers; ``gpus`` dispatches it over several, with so many bytes on each.
 
@@ -183,4 +191,4 @@ def load_model(
     module.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # its sampling and penalties don't apply here
         eos_token_id=advice.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    return Resident(folder, module, tokenizer, batch_size)
+    return Resident(folder, module, tokenizer, batch_size, memory)

@@ -27,7 +27,7 @@ from abliterate.model.tiny import tiny_config, tiny_model, widen
 TOLERANCE, RECURRENT = 1e-5, 1e-4
 BLOCKS = 8
 # Of several lengths, alike in the beginning, and more than the copy has places for.
-_PROMPTS = [[3, 4, 5, 6, *rest] for rest in ([7, 8], [9, 10, 11, 12], [7, 9], [13, 14, 15, 16, 17, 18], [19, 20, 21])]
+_PROMPTS = [[3, 4, 5, 6, *(7 + (11 * n + i) % 80 for i in range(own))] for n, own in enumerate((2, 10, 3, 14, 7))]
 _SHARED, _REACH, _PLACES, _NEW = 4, 2, 2, 4
 
 
@@ -68,11 +68,12 @@ def _tried(folder: ModelFolder) -> Reuse:
     model = InMemory(replace(folder, layers=blocks), wide)
     if not (pads := _holds(lambda: _off_forward(model, 0), RECURRENT)):  # it chooses what it attends to, and chooses padding too
         return Reuse(pads=False)
+    leaves = _holds(lambda: _off_decoding(narrow, refills=False, shares=False), RECURRENT)
     shares = _holds(lambda: _off_forward(model, _SHARED))
     return Reuse(
         pads=pads,
         shares=shares,
-        leaves=_holds(lambda: _off_decoding(narrow, refills=False, shares=False), RECURRENT),
+        leaves=leaves,
         refills=_holds(lambda: _off_decoding(wide, refills=True, shares=shares)),
     )
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from abliterate.config import ModelConfig
+from abliterate.model.at_once import at_once
 from abliterate.model.blocks import Blocks
 from abliterate.model.folder import ModelFolder, open_folder
-from abliterate.model.index import open_index
+from abliterate.model.index import ShardIndex, open_index
 from abliterate.model.load import end_ids, pick_device
 from abliterate.model.memory import Fit, available, fit, fit_gpus, parse_budget, sizes_of
 from abliterate.model.passes import Model
@@ -23,10 +24,13 @@ from abliterate.progress import say
 
 
 class Session:
-    """Loads the model when it is first needed, whole or block by block, and lets go of it when told."""
+    """Loads the model when it is first needed, whole or block by block, and lets go of it when told.
 
-    def __init__(self, config: ModelConfig, path: Path) -> None:
-        self._config = config
+    ``index``: what its folder holds, where that is known already.
+    """
+
+    def __init__(self, config: ModelConfig, path: Path, index: ShardIndex | None = None) -> None:
+        self._config, self._index = config, index
         self.folder: ModelFolder = open_folder(path, config.trust_remote_code, config.layout_file)
 
     @cached_property
@@ -36,7 +40,7 @@ class Session:
     @cached_property
     def fit(self) -> Fit:
         """How the model is held: whole, over several GPUs, or block by block. Raises InputError where not even one block fits."""
-        sizes, config = sizes_of(open_index(self.folder.path), self.folder), self._config
+        sizes, config = sizes_of(self._index or open_index(self.folder.path), self.folder), self._config
         over_several = fit_gpus(sizes, config.dtype, self._gpus()) if config.device == "auto" and joined() is None else None
         return over_several or fit(sizes, config.dtype, self.device, parse_budget(config.max_memory, self.device))
 
@@ -55,9 +59,20 @@ class Session:
         if not self.fit.resident:
             return self._swept()
         config = self._config
-        return load_model(
-            self.folder.path, config.dtype, config.device, config.trust_remote_code, config.layout_file, config.batch_size, self.fit.gpus
-        )
+        asked = (config.dtype, config.device, config.trust_remote_code, config.layout_file, config.batch_size)
+        return load_model(self.folder.path, *asked, self.fit.gpus, self._room)
+
+    @property
+    def batch_size(self) -> int | None:
+        """How many replies are written at once; None where the model is read block by block."""
+        if not self.fit.resident:
+            return None
+        return at_once(self._config.batch_size, self.folder.config, self.device, self.fit.dtype.itemsize, self._room).rows
+
+    @property
+    def _room(self) -> int | None:
+        """The bytes left beside the model of what it was told to keep to."""
+        return self.fit.budget - self.fit.peak if self._config.max_memory is not None else None
 
     def release(self) -> None:
         """Free the weights; they come back on the next use."""

@@ -23,6 +23,7 @@ _WANTED = [
     "NOTICE*",
     "README.md",
 ]
+_WEIGHTS, _INDEX = "*.safetensors", "model.safetensors.index.json"
 _UNWANTED = ["consolidated*.safetensors", "original/*"]  # second copies of the weights in their makers' own form
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -42,8 +43,9 @@ class ModelSource:
         return self.hub_id or (self.path.name if Path(self.given).expanduser().is_dir() else self.given)
 
 
-def resolve_model(given: str, revision: str | None = None) -> ModelSource:
-    """Find the model: a folder, a short name, or a Hub id (downloaded into the Hub's own cache).
+def resolve_model(given: str, revision: str | None = None, weights: bool = True) -> ModelSource:
+    """Find the model: a folder, a short name, or a Hub id (downloaded into the Hub's own cache; without ``weights``, where its
+    shards have an index that says what they hold, all but these).
 
     Raises InputError where there is no such model or the Hub can't be reached, saying which folder would do.
     """
@@ -58,7 +60,7 @@ def resolve_model(given: str, revision: str | None = None) -> ModelSource:
             f"no model {given!r}: not a folder, not a Hub id (owner/name), not a short name "
             f"({', '.join([*BUILT_HERE, *list(HUB_IDS)[:3]])}, ...)"
         )
-    return _from_hub(given, hub_id, revision)
+    return _from_hub(given, hub_id, revision, weights)
 
 
 def _local(given: str) -> Path | None:
@@ -71,11 +73,16 @@ def _local(given: str) -> Path | None:
     return folder
 
 
-def _from_hub(given: str, hub_id: str, revision: str | None) -> ModelSource:
+def _from_hub(given: str, hub_id: str, revision: str | None, weights: bool) -> ModelSource:
     from huggingface_hub import snapshot_download
 
+    def fetched(wanted: list[str]) -> Path:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED))
+
     try:
-        path = Path(snapshot_download(hub_id, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        path = fetched(_WANTED if weights else [pattern for pattern in _WANTED if pattern != _WEIGHTS])
+        if not weights and not (path / _INDEX).is_file():
+            path = fetched(_WANTED)
     except Exception as error:  # the Hub's client raises many kinds: offline, unknown, gated, interrupted
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

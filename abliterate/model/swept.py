@@ -17,14 +17,12 @@ from abliterate.model.forward import Batch, packed
 from abliterate.model.hooks import as_one, changed_block, changed_embedding, changed_head
 from abliterate.model.load import InMemory
 from abliterate.model.passes import Advance, Change, Ids, Pass, Seen, unheard
+from abliterate.model.prefix import prefix_length
 from abliterate.model.spill import Spill
 from abliterate.model.sweep import Abilities, Passage, Sweep
 
 MAX_NEW_TOKENS = 16  # each costs a reading of the weights
 LOGIT_NUMBERS = 16_000_000  # of one micro-batch
-
-
-MIN_SHARED = 4  # tokens of a prefix that are worth a pass of their own
 
 
 @dataclass
@@ -148,8 +146,7 @@ class Swept(InMemory):
             return 0
         if not can_share(self._config, max(map(len, sequences)) + MAX_NEW_TOKENS):
             return 0
-        length = min(shared_prefix(sequences), min(map(len, sequences)) - reach)
-        return length if length >= MIN_SHARED else 0
+        return prefix_length(sequences, reach)
 
     def _entered(self, sweep: Sweep, flights: Sequence[Flight]) -> Iterator[Passage]:
         """Every micro-batch, once it has entered the first block."""
@@ -196,9 +193,3 @@ class Swept(InMemory):
     @property
     def _vocabulary(self) -> int:
         return int(self._config.get_text_config().vocab_size)
-
-
-def shared_prefix(sequences: Ids) -> int:
-    """How many ids all sequences begin with."""
-    first, last = min(map(list, sequences)), max(map(list, sequences))
-    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))

@@ -13,6 +13,7 @@ import torch
 from conftest import CHATML, byte_tokenizer, save_tiny
 
 from abliterate.evaluation.generate import generate as generate_by
+from abliterate.evaluation.settling import Settling
 from abliterate.evaluation.transcripts import Transcript, append, read
 from abliterate.model.forward import batches
 from abliterate.model.passes import Pass, unheard
@@ -36,6 +37,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Resident:
 def model(shared: Resident) -> Resident:
     shared.module.generation_config.eos_token_id = shared.tokenizer.eos_token_id
     return shared
+
+
+@pytest.fixture(autouse=True)
+def _short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few prompts make several segments."""
+    monkeypatch.setattr("abliterate.model.resident.SEGMENT", 1)
 
 
 def generate(model: Resident, sets: list[PromptSet], path: Path, tokens: int, size: int, advance: Any = unheard) -> list[Transcript]:
@@ -138,7 +145,7 @@ def test_progress_tells_of_every_prompt_once(model: Resident, tmp_path: Path) ->
     assert sum(told) == len(TEXTS)
     told.clear()
     generate(model, SETS, tmp_path / "t.jsonl", 2, 3, told.append)
-    assert told == [3, 3, 1]
+    assert told[0] == 3 and sum(told) == len(TEXTS)
 
 
 def test_nothing_but_the_transcripts_is_left(model: Resident, tmp_path: Path) -> None:
@@ -155,3 +162,20 @@ def test_a_template_that_opens_the_thought_is_recorded(tiny: Callable[..., Path]
 def test_a_plain_template_opens_no_thought_even_where_the_prompt_does(model: Resident, tmp_path: Path) -> None:
     asked = PromptSet("s", (Prompt("1", "What does <think>"),))
     assert not generate(model, [asked], tmp_path / "t.jsonl", 2, 4)[0].begins_in_thought
+
+
+def test_replies_are_cut_where_they_are_settled_and_only_when_asked_for(
+    model: Resident, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str | None, bool]] = []
+
+    def settled(self: Settling, prompt: list[int], reply: list[int]) -> bool:
+        asked.append((self.texts.get(tuple(prompt)), self.begins_in_thought))
+        return len(reply) == 16
+
+    monkeypatch.setattr(Settling, "__call__", settled)
+    whole = generate_by(model, SETS, tmp_path / "whole.jsonl", 24)
+    assert asked == [] and {t.new_tokens for t in whole} == {24}
+    cut = generate_by(model, SETS, tmp_path / "cut.jsonl", 24, settle=True)
+    assert {t.new_tokens for t in cut} == {16} and set(asked) == {(text, False) for text in TEXTS}
+    assert all(a.response.startswith(b.response.rstrip("\ufffd")) for a, b in zip(whole, cut, strict=True))

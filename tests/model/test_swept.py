@@ -22,9 +22,10 @@ from abliterate.model.index import ShardIndex, open_index
 from abliterate.model.load import end_ids
 from abliterate.model.passes import NOTHING, Change, Pass
 from abliterate.model.plan import plan_from_direction
+from abliterate.model.prefix import shared_prefix
 from abliterate.model.resident import Resident, load_model
 from abliterate.model.sweep import Abilities
-from abliterate.model.swept import MAX_NEW_TOKENS, Swept, shared_prefix
+from abliterate.model.swept import MAX_NEW_TOKENS, Swept
 from abliterate.model.template import load_tokenizer
 from abliterate.model.trial import abilities_of
 

@@ -1,0 +1,156 @@
+"""What a run asks of its model, call by call: which prompts, under how many changes, how many tokens of reply; an upper bound."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from abliterate.config import RunConfig
+from abliterate.directions.candidates import at_most
+from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS
+from abliterate.model.folder import ModelFolder
+from abliterate.model.passes import Ids
+from abliterate.model.swept import MAX_NEW_TOKENS
+from abliterate.model.template import encode, load_tokenizer, template_positions
+from abliterate.pipeline import by_language
+from abliterate.prompts import Prompt, Role, RoleSets
+from abliterate.selection import REHEARSED, WEAKER
+
+Stage = Literal["collection", "selection", "edit", "evaluation"]
+Encode = Callable[[Sequence[Prompt]], list[list[int]]]
+POSITIONS = 4  # of a chat template that isn't here
+_TEMPLATE, _LETTERS = 16, 4.2  # tokens that a chat template adds; letters of a token
+_CJK = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_CJK_TOKENS = 0.75  # of a Chinese character
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Sequences that go through the model ``times`` times, under as many changes; ``kept`` last positions get logits."""
+
+    sequences: Ids
+    times: int = 1
+    kept: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the model, with all that goes through it together, and the tokens of the replies that are wanted of it."""
+
+    stage: Stage
+    name: str
+    asked: tuple[Asked, ...]
+    new_tokens: int = 0
+
+    @property
+    def sweeps(self) -> int:
+        """How often a model that is read block by block reads its weights for it, at most: once for every token of the replies."""
+        return min(self.new_tokens, MAX_NEW_TOKENS) or 1
+
+    @property
+    def prompts(self) -> int:
+        """How many sequences go through, each counted under every change."""
+        return sum(len(asked.sequences) * asked.times for asked in self.asked)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a run as token ids: by role and split, and of every set's test split. ``languages`` have directions of their own.
+
+    ``exact``: by the model's own tokenizer. ``positions`` last tokens of each are collected.
+    """
+
+    train: dict[Role, Ids]
+    val: dict[Role, Ids]
+    test: dict[str, Ids]
+    harmless: Ids
+    languages: int
+    positions: int
+    exact: bool
+
+    def __len__(self) -> int:
+        return sum(len(ids) for part in (self.train, self.val, self.test) for ids in part.values())
+
+    @property
+    def tokens(self) -> int:
+        """In all of them."""
+        return sum(len(ids) for part in (self.train, self.val, self.test) for prompts in part.values() for ids in prompts)
+
+    def half(self) -> Prompts:
+        """Every second prompt."""
+        return replace(
+            self,
+            train={role: ids[::2] for role, ids in self.train.items()},
+            val={role: ids[::2] for role, ids in self.val.items()},
+            test={name: ids[::2] for name, ids in self.test.items()},
+            harmless=self.harmless[::2],
+        )
+
+
+def read_prompts(config: RunConfig, folder: ModelFolder) -> Prompts:
+    """The prompts that a run with these settings would ask. Raises InputError as the run would, but for a tokenizer that isn't there."""
+    sets = RoleSets(config.target, config.baseline, config.keep, config.harmless, config.limit)
+    exact = any(next(folder.path.glob(pattern), None) for pattern in ("tokenizer*", "vocab*"))
+    tokenizer = load_tokenizer(folder.path, folder.trust_remote_code) if exact else None
+
+    def encoded(prompts: Sequence[Prompt]) -> Ids:
+        return _guessed(prompts) if tokenizer is None else encode(tokenizer, [p.text for p in prompts])
+
+    roles: tuple[Role, ...] = ("target", "baseline", "harmless", *(("keep",) if sets.sets("keep") else ()))
+    train = {role: sets.prompts(role, "train") for role in roles}
+    shared = by_language({role: train[role] for role in roles[:2]})
+    return Prompts(
+        train={role: encoded(prompts) for role, prompts in train.items()},
+        val={role: encoded(sets.prompts(role, "val")) for role in roles[:3]},
+        test={group.name: encoded(group.prompts) for group in sets.test_sets()},
+        harmless=encoded(sets.prompts("harmless", "test")),
+        languages=len(shared.get("target", {})),
+        positions=config.positions or (POSITIONS if tokenizer is None else len(template_positions(tokenizer))),
+        exact=tokenizer is not None,
+    )
+
+
+def _guessed(prompts: Sequence[Prompt]) -> Ids:
+    """As many ids as a prompt has tokens in a large vocabulary, more or less; no two prompts begin alike."""
+    lengths = []
+    for prompt in prompts:
+        characters = len(_CJK.findall(prompt.text))
+        lengths.append(_TEMPLATE + round(_CJK_TOKENS * characters + (len(prompt.text) - characters) / _LETTERS))
+    return [[number, *range(1, length)] for number, length in enumerate(lengths)]
+
+
+def run_steps(config: RunConfig, prompts: Prompts, layers: int) -> list[Step]:
+    """Every call that a run makes, in its order. Replies that end early, and strengths that need not be weaker, make it less."""
+    train, val = prompts.train, prompts.val
+    tried = at_most(config.candidates, layers, prompts.languages)
+    opened = {role: [[*ids, *[0] * OPENING_TOKENS] for ids in val[role]] for role in ("target", "baseline")}
+    kept = OPENING_TOKENS + 1
+    replied = (*val["target"], *val["baseline"])
+    rehearsed = min(REHEARSED, tried)
+    steps = [
+        Step("collection", "activations", tuple(Asked(ids) for ids in (*train.values(), val["target"], val["baseline"]))),
+        Step("selection", "own openings", (Asked(val["target"]),), PROBE_TOKENS),
+        Step(
+            "selection",
+            "candidates by cause",
+            (
+                Asked(opened["target"], tried + 1, kept),
+                Asked(opened["baseline"], 2 * tried + 1, kept),
+                Asked(val["harmless"], tried + 1, 1),
+            ),
+        ),
+        Step("selection", "full replies", (Asked(replied, rehearsed + 1),), config.max_new_tokens),
+        *(Step("selection", f"full replies, weaker ({share:g})", (Asked(replied),), config.max_new_tokens) for share in WEAKER),
+    ]
+    tested = tuple(Asked(ids) for ids in prompts.test.values())
+    if config.engine == "transformers":
+        steps += [Step("evaluation", f"replies of the {which} model", tested, config.max_new_tokens) for which in ("base", "edited")]
+    steps += [Step("evaluation", f"first tokens of the {which} model", (Asked(prompts.harmless, 1, 1),)) for which in ("edited", "base")]
+    return steps
+
+
+def sweeps_of(steps: Sequence[Step]) -> int:
+    """How often a run reads all the weights of a model that doesn't fit into memory, at most."""
+    return sum(step.sweeps for step in steps)
