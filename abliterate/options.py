@@ -34,7 +34,8 @@ def command(app: typer.Typer, name: str, config: type[C], body: Callable[..., No
     parameters = [_parameter(field, info) for field, info in config.model_fields.items()]
     toml = Annotated[Path | None, typer.Option("--config", help="TOML file with the same keys; flags win over it.")]
     parameters.append(_keyword("config", toml, None))
-    parameters += [_keyword(key, annotation, None if _may_lack(annotation) else inspect.Parameter.empty) for key, annotation in extra.items()]
+    needed = inspect.Parameter.empty
+    parameters += [_keyword(key, annotation, None if _may_lack(annotation) else needed) for key, annotation in extra.items()]
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     call.__doc__ = help_text

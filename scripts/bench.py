@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_model
+import bench_sweep
 from rich.console import Console
 from rich.table import Table
 
@@ -433,6 +434,7 @@ def main() -> int:
     edit.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
     edit.set_defaults(run=bench_edit)
     bench_model.add_to(commands)
+    bench_sweep.add_to(commands)
     args = parser.parse_args()
     try:
         args.run(args)

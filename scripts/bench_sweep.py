@@ -8,6 +8,7 @@ page cache.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -231,6 +232,35 @@ def measure(size: str, limit_gib: float, turns: int, threads: int, prompts: int,
             found.seconds["products"].append(products(folder, found.tokens))
             print(f"turn {turn + 1}: " + ", ".join(f"{k} {v[-1]:.1f} s" for k, v in found.seconds.items()), file=sys.stderr, flush=True)
         return found
+
+
+def run(args: argparse.Namespace) -> None:
+    """All sizes asked for, as a table and, where asked for, as JSON."""
+    found = [measure(size, limit, args.repeat, args.threads, args.prompts, args.work) for size, limit in args.sizes]
+    print(table(found))
+    if args.json is not None:
+        args.json.write_text(json.dumps(document(found), indent=1) + "\n")
+
+
+def sizes(text: str) -> list[tuple[str, float]]:
+    """``4:2,15:4``: a shape and its memory limit in GiB."""
+    found = [(shape, float(limit)) for shape, _, limit in (part.partition(":") for part in text.split(","))]
+    unknown = next((shape for shape, _ in found if shape not in SHAPES), None)
+    if unknown is not None:
+        raise argparse.ArgumentTypeError(f"no shape {unknown!r}; there are {', '.join(SHAPES)}")
+    return found
+
+
+def add_to(commands: Any) -> None:
+    """The command ``sweep``."""
+    command = commands.add_parser("sweep", help="collecting beyond memory, against reading the bytes and the matrix products")
+    command.add_argument("--sizes", type=sizes, default=[("4", 2.0), ("15", 4.0)], metavar="GB:GiB,...", help="shape and limit (4:2,15:4)")
+    command.add_argument("--repeat", type=int, default=5, help="turns (default %(default)s)")
+    command.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of every way (default: all cores)")
+    command.add_argument("--prompts", type=int, default=16, help="of each of the two sets (default %(default)s)")
+    command.add_argument("--work", type=Path, default=ROOT / "runs", metavar="DIR", help="where a temporary folder is made (default runs/)")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    command.set_defaults(run=run)
 
 
 def table(figures: list[Figures]) -> str:

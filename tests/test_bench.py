@@ -35,7 +35,10 @@ def test_replies_are_measured_in_processes_of_their_own(tiny_folder: Path, tmp_p
     call = ["generate", "--model", str(tiny_folder), "--limit", "3", "--tokens", "4", "--batch-sizes", "2,5", "--repeat", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPTS.parent)}
     done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "bench.py"), *call, "--json", str(tmp_path / "f.json")], capture_output=True, text=True, env=environment
+        [sys.executable, str(SCRIPTS / "bench.py"), *call, "--json", str(tmp_path / "f.json")],
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "f.json").read_text())

@@ -191,7 +191,9 @@ def _shared_tasks(index: ShardIndex, folder: ModelFolder, plan: EditPlan) -> dic
     if rows is None:
         return {}
     if folder.tied and plan.embedding == "edit" and any(text_name(n) == folder.layout.unembedding for n in index.tensors):
-        raise InputError(f"{folder.path}: the config ties the embeddings, but {folder.layout.unembedding} is stored too; use --embedding skip")
+        raise InputError(
+            f"{folder.path}: the config ties the embeddings, but {folder.layout.unembedding} is stored too; use --embedding skip"
+        )
     removed = removal(rows)
     return {
         name: EditTask(name, kind, axis, removed, plan.embedding_strength, plan.keep_norms)
@@ -220,12 +222,12 @@ def shared_writers(index: ShardIndex, folder: ModelFolder) -> dict[str, tuple[Wr
 
 def _shared_kind(name: str, layout: Layout, names: Collection[str]) -> tuple[WriterKind | None, int]:
     text = text_name(name)
-    if text == layout.embedding or (text is not None and _is_mtp_embedding(text, layout)):
+    if text is None:
+        axis = projector_axis(name, names)
+        return ("projector", axis) if axis is not None else (None, 0)
+    if text == layout.embedding or _is_mtp_embedding(text, layout):
         return "embedding", 1
-    if text is not None and text == layout.positions:
-        return "positions", 1
-    axis = projector_axis(name, names)
-    return ("projector", axis) if axis is not None else (None, 0)
+    return ("positions", 1) if text == layout.positions else (None, 0)
 
 
 def _is_mtp_embedding(text: str, layout: Layout) -> bool:

@@ -40,9 +40,7 @@ def batches(sequences: Sequence[Sequence[int]], pad: int, size: int, device: tor
         yield _padded(sequences, order[start : start + size], pad, device, 0)
 
 
-def packed(
-    sequences: Ids, pad: int, tokens: int, rows: int, device: torch.device, shared: int = 0, padded: bool = True
-) -> Iterator[Batch]:
+def packed(sequences: Ids, pad: int, tokens: int, rows: int, device: torch.device, shared: int = 0, padded: bool = True) -> Iterator[Batch]:
     """The sequences in order of length in batches of at most ``tokens`` ids with their padding and at most ``rows`` rows.
 
     Their first ``shared`` ids, which are all the same, are left out: they are in a cache, and the mask covers them. Unless

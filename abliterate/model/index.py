@@ -6,7 +6,6 @@ Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape,
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -113,7 +112,7 @@ class ShardIndex:
         return torch.frombuffer(data, dtype=dtype).view(len(rows), info.shape[1])
 
 
-def _read_whole(file: io.RawIOBase | io.BufferedReader, into: memoryview, path: Path, name: str) -> None:
+def _read_whole(file: Any, into: memoryview, path: Path, name: str) -> None:
     """Fill ``into``: one call reads at most 2 GiB. Raises InputError where the file ends before."""
     done = 0
     while done < len(into):
@@ -180,7 +179,10 @@ def _opened(folder: Path) -> ShardIndex:
 
 
 def shard_names(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """The shard files, and where the index says that each tensor is. Raises InputError where the folder has none, or its index is damaged."""
+    """The shard files, and where the index says that each tensor is.
+
+    Raises InputError where the folder has none, or its index is damaged.
+    """
     index = folder / INDEX
     if index.is_file() and (folder / SINGLE).is_file():
         raise InputError(f"{folder}: holds {SINGLE} and {INDEX}; remove the one that is not the model")

@@ -169,11 +169,10 @@ def in_memory(name: str, names: Collection[str]) -> str:
 
 def text_name(name: str) -> str | None:
     """A tensor's name in the text model, None for the parts of a vision-language checkpoint that are not text."""
-    text = _table()["text"]
-    for prefix, short in text["prefixes"]:
-        if name.startswith(prefix):
-            return str(short) + name.removeprefix(prefix)
-    return None if name.startswith(tuple(text["others"])) else name
+    shorter, prefixes, others = _prefixes()
+    if name.startswith(prefixes):
+        return next(short + name.removeprefix(prefix) for prefix, short in shorter if name.startswith(prefix))
+    return None if name.startswith(others) else name
 
 
 def projector_axis(name: str, names: Collection[str] = ()) -> int | None:
@@ -184,13 +183,12 @@ def projector_axis(name: str, names: Collection[str] = ()) -> int | None:
     short = name.removeprefix("model.")
     inner = (short, template(short))
     for layer in _table()["text"]["projectors"]:
-        follower = layer.get("unless")
-        if follower and (not names or any(other.removeprefix("model.") == follower for other in names)):
+        weight, follower = layer["weight"], layer.get("unless")
+        biased = bool(names) and weight.endswith(".weight") and weight.removesuffix("weight") + "bias" in inner
+        if weight not in inner and not biased:
             continue
-        if layer["weight"] in inner:
-            return int(layer["axis"])
-        if names and layer["weight"].endswith(".weight") and layer["weight"].removesuffix("weight") + "bias" in inner:
-            return 0
+        if not follower or (names and all(other.removeprefix("model.") != follower for other in names)):
+            return 0 if biased else int(layer["axis"])
     return None
 
 
@@ -273,6 +271,14 @@ def _writer(component: Component, given: WriterEntry) -> Writer:
 @cache
 def _table() -> dict[str, Any]:
     return tomllib.loads(files("abliterate.model").joinpath("layouts.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def _prefixes() -> tuple[list[tuple[str, str]], tuple[str, ...], tuple[str, ...]]:
+    """The prefixes of text models with what stands for them, the prefixes alone, and those of what is not text."""
+    text = _table()["text"]
+    shorter = [(str(prefix), str(short)) for prefix, short in text["prefixes"]]
+    return shorter, tuple(prefix for prefix, _ in shorter), tuple(text["others"])
 
 
 @cache

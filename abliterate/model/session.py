@@ -11,9 +11,9 @@ from abliterate.config import ModelConfig
 from abliterate.model.at_once import at_once
 from abliterate.model.blocks import Blocks
 from abliterate.model.folder import ModelFolder, open_folder
-from abliterate.model.index import ShardIndex, open_index
+from abliterate.model.index import open_index
 from abliterate.model.load import end_ids, pick_device
-from abliterate.model.memory import Fit, available, fit, fit_gpus, parse_budget, sizes_of
+from abliterate.model.memory import Fit, Sizes, available, fit, fit_gpus, parse_budget, sizes_of
 from abliterate.model.passes import Model
 from abliterate.model.ranks import Spread, joined, serve
 from abliterate.model.resident import load_model
@@ -26,11 +26,11 @@ from abliterate.progress import say
 class Session:
     """Loads the model when it is first needed, whole or block by block, and lets go of it when told.
 
-    ``index``: what its folder holds, where that is known already.
+    ``sizes``: the model's, where they are known already.
     """
 
-    def __init__(self, config: ModelConfig, path: Path, index: ShardIndex | None = None) -> None:
-        self._config, self._index = config, index
+    def __init__(self, config: ModelConfig, path: Path, sizes: Sizes | None = None) -> None:
+        self._config, self._sizes = config, sizes
         self.folder: ModelFolder = open_folder(path, config.trust_remote_code, config.layout_file)
 
     @cached_property
@@ -40,7 +40,7 @@ class Session:
     @cached_property
     def fit(self) -> Fit:
         """How the model is held: whole, over several GPUs, or block by block. Raises InputError where not even one block fits."""
-        sizes, config = sizes_of(self._index or open_index(self.folder.path), self.folder), self._config
+        sizes, config = self._sizes or sizes_of(open_index(self.folder.path), self.folder), self._config
         over_several = fit_gpus(sizes, config.dtype, self._gpus()) if config.device == "auto" and joined() is None else None
         return over_several or fit(sizes, config.dtype, self.device, parse_budget(config.max_memory, self.device))
 

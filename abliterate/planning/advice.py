@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
 import torch
 
 from abliterate.config import RunConfig
+from abliterate.model.load import DTypeName
 from abliterate.model.memory import Fit, fit, has_bf16_instructions, whole
 from abliterate.planning.flow import manner_of
 from abliterate.planning.plan import RunPlan
@@ -55,8 +57,8 @@ def _memory(plan: RunPlan) -> Iterator[str]:
     held = fit(model.sizes, _name(model.held.dtype), model.device, needed)
     then = _again(plan, plan.config, held=held)
     yield (
-        f"{size(needed - model.held.budget)} more memory ({size(needed)} in all) would hold it whole: about {duration(then.seconds)} in all "
-        f"instead of {duration(plan.total.seconds)}, and whole replies"
+        f"{size(needed - model.held.budget)} more memory ({size(needed)} in all) would hold it whole: about {duration(then.seconds)} "
+        f"in all instead of {duration(plan.total.seconds)}, and whole replies"
     )
 
 
@@ -86,5 +88,5 @@ def _adapter(plan: RunPlan) -> Iterator[str]:
         yield f"the plan that a run chooses, given to edit --as-adapter, writes {size(plan.edits.adapter)} instead of {size(written)}"
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _name(dtype: torch.dtype) -> DTypeName:
+    return cast("DTypeName", str(dtype).removeprefix("torch."))

@@ -121,4 +121,3 @@ def _kept(config: PretrainedConfig) -> int:
     heads, both = _heads(config)
     shared = isinstance(getattr(config, "kv_lora_rank", None), int)
     return (heads if shared else int(getattr(config, "num_key_value_heads", None) or heads)) * both
-

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from abliterate.checkpoint.orthogonalise import read_component, remove, removal
+from abliterate.checkpoint.orthogonalise import read_component, removal, remove
 from abliterate.checkpoint.stream import WORKERS
 from abliterate.formats import fp8
 from abliterate.model.index import ShardIndex
@@ -32,7 +32,8 @@ _ROWS, _COLUMNS = 1024, 1152  # of the piece that is edited
 class Machine:
     """Bytes a second: ``read`` from the disk, ``again`` what was read before, ``write``. Operations a second of matrix products:
     ``many`` rows at once, as for prompts, and ``few``, as for the next tokens of replies. Numbers a second: ``edit`` of a writer,
-    ``widen`` from the stored type to the one that is computed in (None: they are the same). ``how``: what was read, and whether it came from the disk.
+    ``widen`` from the stored type to the one that is computed in (None: they are the same).
+    ``how``: what was read, and whether it came from the disk.
     """
 
     read: float

@@ -57,8 +57,8 @@ def plan_run(config: RunConfig, path: Path) -> RunPlan:
     folder = open_folder(path, config.trust_remote_code, config.layout_file)
     index, nbytes, here = _opened(folder)
     edits = edits_of(index, folder, config)
-    session = Session(config, path, index)
     sizes = sizes_of(index, folder)
+    session = Session(config, path, sizes)
     held, unfit = _held(session, sizes)
     model = Model(
         folder=folder,
@@ -111,7 +111,7 @@ def _held(session: Session, sizes: Sizes) -> tuple[Fit, str | None]:
         return fit(sizes, "bfloat16", session.device, needed), str(error).removeprefix("--max-memory: ")
 
 
-def _stored_width(index: ShardIndex) -> float:
+def _stored_width(index: ShardIndex) -> int:
     """Bytes of a number of the largest tensor, as it is stored."""
     largest = max(index.tensors.values(), key=lambda info: math.prod(info.shape))
     return DTYPES[largest.dtype][1]
@@ -150,7 +150,12 @@ def as_json(plan: RunPlan) -> dict[str, Any]:
             "quantisation": model.folder.quantisation,
         },
         "numbers": {**asdict(model.sizes), "working": model.costs.working + model.costs.head},
-        "held": {**asdict(model.held), "dtype": str(model.held.dtype).removeprefix("torch."), "device": str(model.device), "unfit": plan.unfit},
+        "held": {
+            **asdict(model.held),
+            "dtype": str(model.held.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "unfit": plan.unfit,
+        },
         "prompts": {"n": len(plan.prompts), "tokens": plan.prompts.tokens, "exact": plan.prompts.exact},
         "stages": [asdict(stage) for stage in plan.stages],
         "total": asdict(plan.total),

@@ -30,7 +30,8 @@ def _rows(plan: RunPlan) -> Iterator[tuple[str, str]]:
     yield "held", _held(plan)
     if plan.unfit:
         yield "fits", f"no: {plan.unfit}. The figures below are for a machine with just enough"
-    lengths = f"{plan.prompts.tokens / max(len(plan.prompts), 1):.0f} tokens each" + ("" if plan.prompts.exact else ", as guessed: no tokenizer")
+    guessed = "" if plan.prompts.exact else ", as guessed: no tokenizer"
+    lengths = f"{plan.prompts.tokens / max(len(plan.prompts), 1):.0f} tokens each{guessed}"
     yield "prompts", f"{len(plan.prompts)} of {', '.join(plan.prompts.test)}; {lengths}"
     for stage in plan.stages:
         yield stage.stage, _stage(stage)
@@ -83,4 +84,5 @@ def _machine(plan: RunPlan) -> str:
     reading = f"reads {size(machine.read)}/s ({machine.how})"
     again = f", {size(machine.again)}/s what it has read before" if plan.disk.cached else ""
     products = f"{machine.many / 1e9:.0f} GFLOP/s in {dtype}, {machine.few / 1e9:.0f} for a few rows"
-    return f"{reading}{again}, writes {size(machine.write)}/s; {products}; edits {machine.edit / 1e6:.0f} M numbers/s: two seconds of measuring"
+    edits = f"edits {machine.edit / 1e6:.0f} M numbers/s"
+    return f"{reading}{again}, writes {size(machine.write)}/s; {products}; {edits}: two seconds of measuring"

@@ -8,9 +8,9 @@ _GIGA = 1e9
 def size(nbytes: float) -> str:
     """``688.6 GB``, ``12.4 MB``."""
     if nbytes >= 1e15:
-        return f"{nbytes / 1e15:.1f} PB"
-    if nbytes >= 1e13:
-        return f"{nbytes / 1e12:.1f} TB"
+        return f"{nbytes / 1e15:.2f} PB"
+    if nbytes >= 1e12:
+        return f"{nbytes / 1e12:.2f} TB"
     return f"{nbytes / _GIGA:.2f} GB" if nbytes >= 1e7 else f"{nbytes / 1e6:.2f} MB"
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,20 +14,23 @@ import torch
 from families import FAMILIES, OTHERS, VISION
 from held import held, logits, replies, shapes_seen, streams, with_reuse
 
+from abliterate.config import ModelConfig
+from abliterate.errors import InputError
 from abliterate.model.at_once import AtOnce, at_once
 from abliterate.model.decoding import Decoding, Manner
 from abliterate.model.passes import Change, Pass
 from abliterate.model.plan import plan_from_direction
 from abliterate.model.resident import Resident
 from abliterate.model.reuse import Reuse
+from abliterate.model.session import Session
 
 CASES = {str(case): case for case in [*FAMILIES, *OTHERS]} | {str(case): case for case, _ in VISION}
 # Plain attention; windows; positions that are learned, rotated, added; experts; linear attention and state spaces; indexed and
 # compressed caches; inside vision-language models.
 CHOSEN = [
-    "llama", "qwen2", "qwen3_moe", "gemma2", "gemma3_text", "gemma4_text", "gpt2", "gpt_neox-parallel", "bloom", "falcon", "falcon-sequential",
-    "gpt_oss", "deepseek_v3", "cohere2", "exaone4", "llama4_text", "mistral", "phi", "minimax_m2", "mimo_v2_flash", "bamba", "falcon_h1",
-    "jamba", "lfm2", "nemotron_h", "qwen3_next", "glm_moe_dsa", "deepseek_v4", "gemma3", "qwen2_vl",
+    "llama", "qwen2", "qwen3_moe", "gemma2", "gemma3_text", "gemma4_text", "gpt2", "gpt_neox-parallel", "bloom", "falcon",
+    "falcon-sequential", "gpt_oss", "deepseek_v3", "cohere2", "exaone4", "llama4_text", "mistral", "phi", "minimax_m2", "mimo_v2_flash",
+    "bamba", "falcon_h1", "jamba", "lfm2", "nemotron_h", "qwen3_next", "glm_moe_dsa", "deepseek_v4", "gemma3", "qwen2_vl",
 ]  # fmt: skip
 ONLY_LEAVE = {"bamba", "falcon_h1", "jamba", "lfm2", "nemotron_h", "qwen3_next"}
 BY_TRANSFORMERS = {"glm_moe_dsa", "deepseek_v4"}
@@ -297,3 +301,20 @@ def test_as_many_rows_as_memory_holds_and_no_more_than_are_fast() -> None:
 def test_a_segment_is_several_times_what_is_answered_at_once(llama: Resident) -> None:
     assert llama.segment == 4 * 3
     assert replace(llama, batch_size=None, memory=0).segment == 4
+
+
+def test_a_run_says_how_much_is_at_once_before_the_model_is_there(tiny: Callable[..., Path]) -> None:
+    folder = tiny()
+
+    def size(**settings: Any) -> int | None:
+        session = Session(ModelConfig(model=str(folder), device="cpu", **settings), folder)
+        found = session.batch_size
+        assert "model" not in session.__dict__
+        if session.fit.resident:
+            assert isinstance(session.model, Resident) and session.model.at_once.rows == found
+        return found
+
+    assert size() == 128 and size(batch_size=7) == 7
+    assert size(max_memory="16GiB") == 128
+    with pytest.raises(InputError):
+        size(max_memory="1KiB")

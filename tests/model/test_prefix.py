@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Case
+from families import FAMILIES, VISION, Case
 from held import held, logits, shapes_seen, streams, with_reuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,10 +26,11 @@ IDS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, 
 # Every kind of attention, position and cache that layouts.toml knows.
 CHOSEN = [
     "llama", "qwen2", "qwen3_moe", "gemma2", "gemma3_text", "gpt2", "gpt_neox-parallel", "bloom", "falcon", "falcon-sequential", "gpt_oss",
-    "deepseek_v3", "cohere2", "exaone4", "llama4_text", "gemma4_text", "phi", "stablelm", "minimax_m2", "olmo3", "smollm3",
+    "deepseek_v3", "cohere2", "exaone4", "llama4_text", "gemma4_text", "phi", "stablelm", "minimax_m2", "olmo3", "smollm3", "qwen2_vl",
+    "mistral3",
 ]  # fmt: skip
 OTHER_STATE = ["bamba", "falcon_h1", "jamba", "lfm2", "qwen3_next", "nemotron_h", "kimi_linear", "deepseek_v32", "deepseek_v4"]
-CASES = {str(case): case for case in FAMILIES}
+CASES = {str(case): case for case in [*FAMILIES, *(case for case, _ in VISION)]}
 
 
 @pytest.fixture(scope="module")
