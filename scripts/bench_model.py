@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,9 +40,10 @@ class Asked:
 
     def __init__(self, task: str, plain: bool, model: str, limit: int | None, tokens: int, positions: int, threads: int) -> None:
         import torch
+        from transformers import AutoModelForCausalLM, GenerationConfig
         from transformers.utils import logging
 
-        from abliterate.model.resident import load_model
+        from abliterate.model.resident import end_ids, load_model
         from abliterate.model.source import resolve_model
         from abliterate.model.template import encode
         from abliterate.prompts import load_set
@@ -50,7 +51,14 @@ class Asked:
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         torch.set_num_threads(threads)
         self.task, self.plain, self.tokens, self.positions = task, plain, tokens, positions
-        self.model = load_model(resolve_model(model, None).path)
+        path = resolve_model(model, None).path
+        self.model = load_model(path)
+        self.module: Any = self.model.module
+        self.ends = end_ids(self.model)
+        if plain:
+            self.module = AutoModelForCausalLM.from_pretrained(path, dtype=self.module.dtype).to(self.model.device).eval()
+            self.module.generation_config = GenerationConfig(pad_token_id=self.model.tokenizer.pad_token_id)
+            self.model = replace(self.model, module=self.module)  # so that it is in memory once
         groups = [load_set(name).of(SPLIT[task], limit) for name in SETS[task]]
         self.prompts = [ids for group in groups for ids in encode(self.model.tokenizer, [p.text for p in group])]
 
@@ -97,14 +105,14 @@ class Asked:
     def _streams(self, rows: Sequence[list[int]]) -> list[Any]:
         import torch
 
-        states = self.model.module.base_model(**self._padded(rows), output_hidden_states=True, use_cache=False).hidden_states
+        states = self.module.base_model(**self._padded(rows), output_hidden_states=True, use_cache=False).hidden_states
         return list(torch.stack([state[:, -self.positions :].float().cpu() for state in states], dim=2))
 
     def _replies(self, rows: Sequence[list[int]]) -> list[list[int]]:
-        from abliterate.model.resident import end_ids, up_to_end
+        from abliterate.model.resident import up_to_end
 
-        ends, inputs = end_ids(self.model), self._padded(rows)
-        out = self.model.module.generate(  # type: ignore[operator]
+        ends, inputs = self.ends, self._padded(rows)
+        out = self.module.generate(
             **inputs, max_new_tokens=self.tokens, do_sample=False, eos_token_id=sorted(ends), pad_token_id=self.model.tokenizer.pad_token_id
         )
         return [up_to_end(row, ends) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]

@@ -24,6 +24,7 @@ from abliterate.model.load import DTypeName, InMemory, from_pretrained, pick_dev
 from abliterate.model.passes import Advance, Pass, Seen, Settled, unheard
 from abliterate.model.prefix import Prefix, after, computed, only_attends, prefix_length
 from abliterate.model.reuse import Reuse, reuse_of
+from abliterate.model.strides import lie_by_columns
 from abliterate.model.template import load_tokenizer
 
 T = TypeVar("T")
@@ -187,6 +188,8 @@ def load_model(
         module.to(where)  # type: ignore[arg-type]
     module.train(False)
     module.requires_grad_(False)
+    if where.type == "cpu":
+        lie_by_columns(module)
     advice = module.generation_config
     module.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # its sampling and penalties don't apply here
         eos_token_id=advice.eos_token_id, pad_token_id=tokenizer.pad_token_id

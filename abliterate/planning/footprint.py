@@ -34,7 +34,7 @@ class Model:
     held: Fit
     device: torch.device
     stored_bytes: int
-    stored_width: float
+    stored_width: int
     quantised: bool
 
     @property
@@ -95,5 +95,5 @@ def _coming(model: Model) -> int:
     """Bytes of what is there twice while a block is read: one tensor as it is stored, or a block's experts before they are one."""
     largest, merged = model.sizes.largest, model.sizes.merged
     dequantised = largest * _FLOAT if model.quantised else 0
-    raw = int(largest * model.stored_width) if model.quantised or model.stored_width != model.width else 0
+    raw = largest * model.stored_width if model.quantised or model.stored_width != model.width else 0
     return merged * model.width + raw + dequantised + (largest * model.width if raw and not merged else 0)

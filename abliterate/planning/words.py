@@ -5,7 +5,7 @@ from __future__ import annotations
 _GIGA = 1e9
 
 
-def size(nbytes: float) -> str:
+def size(nbytes: int | float) -> str:
     """``688.6 GB``, ``12.4 MB``."""
     if nbytes >= 1e15:
         return f"{nbytes / 1e15:.2f} PB"
@@ -14,12 +14,12 @@ def size(nbytes: float) -> str:
     return f"{nbytes / _GIGA:.2f} GB" if nbytes >= 1e7 else f"{nbytes / 1e6:.2f} MB"
 
 
-def count(numbers: float) -> str:
+def count(numbers: int | float) -> str:
     """``7.62 G``, ``4.20 M``."""
     return f"{numbers / _GIGA:.2f} G" if numbers >= 1e8 else f"{numbers / 1e6:.2f} M"
 
 
-def operations(flops: float) -> str:
+def operations(flops: int | float) -> str:
     """Floating-point operations: ``12.4 TFLOP``."""
     for unit, scale in (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12)):
         if flops >= scale:
@@ -27,7 +27,7 @@ def operations(flops: float) -> str:
     return f"{flops / _GIGA:.2f} GFLOP"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """``40 s``, ``12 min``, ``3 h 20 min``, ``5 days``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
