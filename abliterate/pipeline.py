@@ -29,6 +29,7 @@ from abliterate.evaluation.summary import Judged, judge_all
 from abliterate.evaluation.transcripts import Transcript, read
 from abliterate.model.forward import first_token_logprobs
 from abliterate.model.index import open_index
+from abliterate.model.load import pick_dtype
 from abliterate.model.passes import Model
 from abliterate.model.plan import EditPlan, load_plan, save_plan
 from abliterate.model.session import Session
@@ -97,10 +98,10 @@ def open_model(config: ModelConfig, out: Path) -> tuple[ModelSource, Session]:
 def resolved(session: Session, config: ModelConfig, positions: int | None) -> dict[str, Any]:
     """What the settings left open, as it was decided; reads the tokenizer, so a missing chat template is known early."""
     tokenizer = load_tokenizer(session.folder.path, config.trust_remote_code)
-    elsewhere = isinstance(config, AuditConfig) and config.engine != "transformers"  # then nothing is computed here
+    elsewhere = isinstance(config, AuditConfig) and config.engine != "transformers"
     return {
-        "device": None if elsewhere else str(session.device),
-        "dtype": None if elsewhere else str(session.fit.dtype).removeprefix("torch."),
+        "device": str(session.device),
+        "dtype": str(pick_dtype(config.dtype, session.device) if elsewhere else session.fit.dtype).removeprefix("torch."),
         "held": "by its engine" if elsewhere else "whole" if session.fit.resident else "block by block",
         "batch_size": None if elsewhere else session.batch_size,
         "positions": positions or len(template_positions(tokenizer)),

@@ -37,9 +37,13 @@ def save_qwen_32b(folder: Path) -> Path:
     return _save(folder, QWEN_32B, list(_qwen(QWEN_32B["num_hidden_layers"])), QWEN_32B_BYTES, 8)
 
 
-def save_r1(folder: Path) -> Path:
-    """DeepSeek-R1: 91,991 tensors in 163 files, a block of multi-token prediction and the scales of FP8 among them."""
-    return _save(folder, R1, list(_r1(R1)), R1_BYTES, 163)
+def save_r1(folder: Path, experts: int = 256) -> Path:
+    """DeepSeek-R1: 91,991 tensors in 163 files, a block of multi-token prediction and the scales of FP8 among them.
+
+    With fewer ``experts`` the bytes of the index are still those of the whole.
+    """
+    config = {**R1, "n_routed_experts": experts}
+    return _save(folder, config, list(_r1(config)), R1_BYTES, 163)
 
 
 def _save(folder: Path, config: dict[str, Any], names: list[str], nbytes: int, shards: int) -> Path:
