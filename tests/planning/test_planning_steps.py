@@ -84,8 +84,9 @@ def test_prompts_are_those_of_the_roles_and_splits(tiny: Tiny, sets: dict[str, A
     found = read_prompts(RunConfig(model=str(model), **sets), open_folder(model))
     assert [len(ids) for ids in found.train.values()] == [5, 5, 5] and [len(ids) for ids in found.val.values()] == [2, 2, 2]
     assert {name: len(ids) for name, ids in found.test.items()} == {"target": 5, "baseline": 5, "harmless": 5}
-    assert found.exact and found.languages == 0 and found.positions == 7  # "<|im_end|>\n<|im_start|>assistant\n", at most 8
-    assert len(found) == 36 and 36 * 40 < found.tokens < 36 * 70  # a token a byte
+    assert found.exact and found.languages == 0 and found.positions == 8
+    every = [ids for part in (found.train, found.val, found.test) for asked in part.values() for ids in asked]
+    assert len(found) == len(every) == 36 and found.tokens == sum(map(len, every))
     assert len(found.half()) == 9 + 3 + 9
 
 
