@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -42,24 +45,24 @@ def _root(
 
 
 def _run(config: RunConfig, out: Path) -> None:
-    _quiet()
-    from abliterate.pipeline import run
-    from abliterate.report.terminal import show
+    with _loading():
+        from abliterate.pipeline import run
+        from abliterate.report.terminal import show
 
     _by_the_first(config, lambda: show(run(config, out), out))
 
 
 def _audit(config: AuditConfig, out: Path) -> None:
-    _quiet()
-    from abliterate.commands import audit
-    from abliterate.report.terminal import show
+    with _loading():
+        from abliterate.commands import audit
+        from abliterate.report.terminal import show
 
     _by_the_first(config, lambda: show(audit(config, out), out))
 
 
 def _collect(config: CollectConfig, out: Path) -> None:
-    _quiet()
-    from abliterate.commands import collect
+    with _loading():
+        from abliterate.commands import collect
 
     _by_the_first(config, lambda: typer.echo(collect(config, out)))
 
@@ -77,22 +80,22 @@ def _by_the_first(config: ModelConfig, act: Callable[[], None]) -> None:
 
 
 def _edit(config: EditCommandConfig, out: Path) -> None:
-    _quiet()
-    from abliterate.commands import edit
+    with _loading():
+        from abliterate.commands import edit
 
     typer.echo(edit(config, out))
 
 
 def _verify(config: VerifyConfig, checkpoint: Path) -> None:
-    _quiet()
-    from abliterate.commands import verify
+    with _loading():
+        from abliterate.commands import verify
 
     typer.echo(verify(config, checkpoint))
 
 
 def _plan(config: PlanConfig, figures: Path | None) -> None:
-    _quiet()
-    from abliterate.commands import plan
+    with _loading():
+        from abliterate.commands import plan
 
     typer.echo("\n".join(plan(config, figures)))
 
@@ -132,7 +135,8 @@ def score(
     out: Annotated[Path | None, typer.Option("--out", help="Write the scored lines here instead of to stdout.")] = None,
 ) -> None:
     """Outcomes for stored transcripts: the same lines plus outcome, thought, substance, rule."""
-    from abliterate.commands import score as scored
+    with _loading():
+        from abliterate.commands import score as scored
 
     if out is not None and file.exists() and out.exists() and out.samefile(file):
         raise InputError(f"{out}: is the input itself; give another --out")
@@ -152,11 +156,26 @@ def score(
         write_text(text, out)
 
 
-def _quiet() -> None:
-    """Libraries' own progress bars and advice stay off the terminal; ours are enough."""
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Around the imports of torch and transformers: their own progress bars and advice stay off the terminal, ours are enough.
+
+    Collecting garbage among their half a million objects, which all stay, takes as long as a third of the imports, and again at the
+    end of the process; so these objects are left out of it.
+    """
+    first = "torch" not in sys.modules
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if first:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if first:
+            gc.freeze()
+            gc.enable()
+            atexit.register(gc.freeze)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

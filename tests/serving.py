@@ -107,6 +107,7 @@ class StandIn(ThreadingHTTPServer):
 
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 128  # a busy machine accepts late, and none of a test's clients may be turned away
 
     def __init__(self, port: int = 0, cards: Sequence[dict[str, Any]] = ({"id": "tiny"},)) -> None:
         super().__init__(("127.0.0.1", port), Handler)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.initialization import no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
@@ -215,7 +216,7 @@ def on_meta(folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     trust = folder.trust_remote_code
     try:
-        with init_empty_weights(include_buffers=False):
+        with no_init_weights(), init_empty_weights(include_buffers=False):
             if type(folder.config) in AutoModelForCausalLM._model_mapping or trust:
                 made = AutoModelForCausalLM.from_config(folder.config, dtype=dtype, trust_remote_code=trust)  # type: ignore[no-untyped-call]
             else:

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property, lru_cache, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -125,8 +125,17 @@ class Layout:
     def positions_module(self) -> str | None:
         return self.positions.removesuffix(".weight") if self.positions else None
 
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, str, bool] | None]:
+        return {}
+
     def in_block(self, name: str) -> tuple[int, str, bool] | None:
         """The block's number, the name inside it and whether it is of an ``mtp_block``; None for what is in no block."""
+        if name not in self._places:  # a large model has a hundred thousand names, and each is asked about many times
+            self._places[name] = self._place(name)
+        return self._places[name]
+
+    def _place(self, name: str) -> tuple[int, str, bool] | None:
         match = self._blocks.fullmatch(name)
         if match is None:
             return None
@@ -167,6 +176,7 @@ def in_memory(name: str, names: Collection[str]) -> str:
     return name
 
 
+@lru_cache(maxsize=1 << 18)
 def text_name(name: str) -> str | None:
     """A tensor's name in the text model, None for the parts of a vision-language checkpoint that are not text."""
     shorter, prefixes, others = _prefixes()
