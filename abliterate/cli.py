@@ -16,7 +16,17 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from abliterate import __version__
-from abliterate.config import AuditConfig, CollectConfig, EditCommandConfig, ModelConfig, PlanConfig, RunConfig, VerifyConfig
+from abliterate.config import (
+    AuditConfig,
+    CollectConfig,
+    CompareConfig,
+    EditCommandConfig,
+    JudgeConfig,
+    ModelConfig,
+    PlanConfig,
+    RunConfig,
+    VerifyConfig,
+)
 from abliterate.errors import CheckError, InputError
 from abliterate.options import command, spread
 
@@ -31,6 +41,11 @@ NewFolder = Annotated[Path, typer.Option("--out", help="The new checkpoint's fol
 OutFile = Annotated[Path, typer.Option("--out", help="The activations file (.safetensors).", show_default=False)]
 Checkpoint = Annotated[Path, typer.Argument(metavar="DIR", help="The edited checkpoint.", show_default=False)]
 Figures = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here too.", show_default=False)]
+Scorable = Annotated[
+    Path, typer.Argument(metavar="FILE.jsonl", help="Lines of {prompt, response}, optionally facts, lang, id.", show_default=False)
+]
+ScoredFile = Annotated[Path | None, typer.Option("--out", help="Write the scored lines here instead of to stdout.", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run or an audit.", show_default=False)]
 INTERRUPTED = 130
 _SEVERAL = ("--target", "--baseline", "--keep", "--prompts")
 
@@ -58,6 +73,20 @@ def _audit(config: AuditConfig, out: Path) -> None:
         from abliterate.report.terminal import show
 
     _by_the_first(config, lambda: show(audit(config, out), out))
+
+
+def _compare(config: CompareConfig, out: Path) -> None:
+    with _loading():
+        from abliterate.comparison import compare, side
+        from abliterate.report.terminal import show
+
+    def act() -> None:
+        show(compare(config, out), out)
+
+    if config.weights_only:
+        act()
+    else:
+        _by_the_first(side(config, "base"), act)
 
 
 def _collect(config: CollectConfig, out: Path) -> None:
@@ -109,6 +138,14 @@ command(
     out=OutFolder,
 )
 command(app, "audit", AuditConfig, _audit, "Ask one model and report what it withholds; nothing is edited.", out=OutFolder)
+command(
+    app,
+    "compare",
+    CompareConfig,
+    _compare,
+    "Ask two models the same, before and after, and say what differs between their weights.",
+    out=OutFolder,
+)
 command(app, "collect", CollectConfig, _collect, "Activation statistics alone.", out=OutFile)
 command(app, "edit", EditCommandConfig, _edit, "Edit a checkpoint with a direction or plan from anywhere.", out=NewFolder)
 command(
@@ -129,12 +166,15 @@ command(
 )
 
 
-@app.command()
-def score(
-    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="Lines of {prompt, response}, optionally facts, lang, id.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Write the scored lines here instead of to stdout.")] = None,
-) -> None:
-    """Outcomes for stored transcripts: the same lines plus outcome, thought, substance, rule."""
+def _report(config: JudgeConfig, folder: Path) -> None:
+    with _loading():
+        from abliterate.report.terminal import show
+        from abliterate.rescoring import render_again
+
+    show(render_again(config, folder), folder)
+
+
+def _score(config: JudgeConfig, file: Path, out: Path | None) -> None:
     with _loading():
         from abliterate.commands import score as scored
 
@@ -142,7 +182,7 @@ def score(
         raise InputError(f"{out}: is the input itself; give another --out")
     if out is not None and out.exists():
         raise InputError(f"{out}: already there; give another --out (nothing is overwritten)")
-    text = "".join(line + "\n" for line in scored(file))
+    text = "".join(line + "\n" for line in scored(file, config))
     if out is None:
         try:
             sys.stdout.buffer.write(text.encode("utf-8", "replace"))
@@ -154,6 +194,25 @@ def score(
 
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(text, out)
+
+
+command(
+    app,
+    "score",
+    JudgeConfig,
+    _score,
+    "Outcomes for stored transcripts: the same lines plus outcome, thought, substance, rule.",
+    file=Scorable,
+    out=ScoredFile,
+)
+command(
+    app,
+    "report",
+    JudgeConfig,
+    _report,
+    "Render a run's report again from its stored transcripts, under another judge if one is named; needs no model.",
+    folder=RunFolder,
+)
 
 
 @contextmanager

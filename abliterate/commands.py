@@ -14,12 +14,14 @@ from abliterate.checkpoint.edit import edit_checkpoint, work_of
 from abliterate.checkpoint.tasks import edit_tasks
 from abliterate.checkpoint.verify import steps
 from abliterate.checkpoint.verify import verify as verify_checkpoint
-from abliterate.config import AuditConfig, CollectConfig, EditCommandConfig, PlanConfig, VerifyConfig, is_url
+from abliterate.config import AuditConfig, CollectConfig, EditCommandConfig, JudgeConfig, PlanConfig, VerifyConfig, is_url
 from abliterate.errors import InputError
 from abliterate.evaluation.engine import engine_of, wanted_of
+from abliterate.evaluation.judges.judging import judged_by, unjudged_by
+from abliterate.evaluation.judges.named import judge_of
 from abliterate.evaluation.served import Wanted
 from abliterate.evaluation.summary import judge_all
-from abliterate.evaluation.transcripts import line_of, read_scorable
+from abliterate.evaluation.transcripts import line_of, read_rows
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.index import open_index
 from abliterate.model.plan import EditPlan, load_direction, load_plan, plan_from_direction, resolve_embedding
@@ -39,9 +41,7 @@ def audit(config: AuditConfig, out: Path) -> dict[str, Any]:
     on_server = is_url(config.model)
     source, session = (None, None) if on_server else open_model(config, out)
     wanted = Wanted() if source is None else wanted_of(source)
-    groups = [_asked(load_set(name), config) for name in config.prompts]
-    if len({g.name for g in groups}) != len(groups):
-        raise InputError("a prompt set is given twice; give each once, under its own file name")
+    groups = asked_sets(config)
     described = {g.name: {"role": "audited", "sha256": g.sha256, "n": len(g)} for g in groups}
     record = run_record(source, described, resolved(session, config, None) if session else {"seeds": {"bootstrap": 0}})
     folder = open_run(out, config.model_dump(mode="json"), record)
@@ -50,6 +50,14 @@ def audit(config: AuditConfig, out: Path) -> dict[str, Any]:
     roles = {group.name: "audited" for group in groups}
     report = report_document(folder.record(), roles, judged, None, None, None, None, margin=0.05)
     return publish(folder, report, judged, None, None)
+
+
+def asked_sets(config: AuditConfig) -> list[PromptSet]:
+    """The prompts to ask, set by set. Raises InputError where two sets have one name, or one has no prompts to ask."""
+    groups = [_asked(load_set(name), config) for name in config.prompts]
+    if len({g.name for g in groups}) != len(groups):
+        raise InputError("a prompt set is given twice; give each once, under its own file name")
+    return groups
 
 
 def _asked(group: PromptSet, config: AuditConfig) -> PromptSet:
@@ -118,10 +126,12 @@ def verify(config: VerifyConfig, checkpoint: Path) -> str:
     return f"{checkpoint}: {measured} edited tensors are as proven{rest}"
 
 
-def score(file: Path) -> Iterator[str]:
+def score(file: Path, config: JudgeConfig) -> Iterator[str]:
     """Each line of a transcript file with its outcome, thought, substance and rule added."""
-    for row, verdict in read_scorable(file):
-        yield line_of({**row, **asdict(verdict)})
+    judge, rows = judge_of(config), list(read_rows(file))
+    verdicts = judged_by(judge, [transcript for _, transcript in rows])
+    for (row, _), verdict in zip(rows, verdicts, strict=True):
+        yield line_of({**row, **(unjudged_by(judge) if verdict is None else asdict(verdict))})
 
 
 def plan(config: PlanConfig, figures: Path | None = None) -> list[str]:

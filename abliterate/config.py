@@ -47,8 +47,8 @@ class SourceConfig(FolderConfig):
         return given
 
 
-class ModelConfig(SourceConfig):
-    """The model and how it is computed."""
+class ComputeConfig(FolderConfig):
+    """How a model is computed."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type to compute in; auto: bfloat16 on a GPU, float32 on a CPU."
@@ -63,6 +63,28 @@ class ModelConfig(SourceConfig):
         description="Memory to keep to (6GiB, or cpu=32GiB,cuda:0=20GiB); a model that needs more is read block by block. "
         "Default: nine tenths of what is free.",
     )
+    thinking: str = Field(
+        "on",
+        description="Of a model that thinks before it answers: on (as its template has it), off (it begins behind an empty thought), "
+        "budget:N (a thought is closed after N tokens; --max-new-tokens then counts the answer alone).",
+    )
+
+    @field_validator("thinking")
+    @classmethod
+    def _thinking_is_known(cls, given: str) -> str:
+        number = given.removeprefix("budget:")
+        if given in ("on", "off") or (number != given and number.isascii() and number.isdigit() and 0 < int(number) < 10**6):
+            return given
+        raise PydanticCustomError("thinking", "it must be on, off, or budget:N (budget:256)")
+
+    @property
+    def thought_budget(self) -> int | None:
+        """Tokens that a thought may have, where that is bounded."""
+        return int(self.thinking.removeprefix("budget:")) if self.thinking.startswith("budget:") else None
+
+
+class ModelConfig(ComputeConfig, SourceConfig):
+    """The model and how it is computed."""
 
 
 class ContrastConfig(Config):
@@ -185,6 +207,46 @@ class AuditConfig(EngineConfig, EvaluateConfig, ModelConfig):
         return self
 
 
+class CompareConfig(EngineConfig, EvaluateConfig, ComputeConfig):
+    """Two models, before and after: what both reply, and what differs between their weights."""
+
+    base: str = Field(min_length=1, description="The model before: a folder, a Hub id, a short name, or an OpenAI-compatible server's URL.")
+    derived: str = Field(min_length=1, description="The model after, given as the base is.")
+    base_revision: str | None = Field(None, description="The base's branch, tag or commit on the Hub.")
+    derived_revision: str | None = Field(None, description="The derived model's branch, tag or commit on the Hub.")
+    derived_engine_model: str | None = Field(None, min_length=1, description="The derived model's name on the server.")
+    prompts: Sets = Field((), description="Prompt sets to ask; every prompt of their test split.")
+    keep: Sets = Field((), description="Prompt sets to ask whose refusals should not have become fewer.")
+    limit: int | None = Field(None, ge=1, description="At most this many prompts of each set.")
+    split: Literal["train", "val", "test", "all"] = Field("test", description="Which split is asked.")
+    margin: float = Field(0.05, gt=0, lt=1, description="Non-inferiority margin of the keep sets' refusals.")
+    weights_only: bool = Field(False, description="Compare the weights alone and ask nothing.")
+
+    @field_validator("base")
+    @classmethod
+    def _base_is_one(cls, given: str) -> str:
+        return server_url(given, "--base") if is_url(given) else given
+
+    @field_validator("derived")
+    @classmethod
+    def _derived_is_one(cls, given: str) -> str:
+        return server_url(given, "--derived") if is_url(given) else given
+
+    @model_validator(mode="after")
+    def _there_is_something_to_do(self) -> CompareConfig:
+        if self.weights_only and (is_url(self.base) or is_url(self.derived)):
+            raise InputError("--weights-only compares weights, but a server doesn't show them: give two folders, Hub ids or short names")
+        if self.weights_only:
+            return self
+        if not self.prompts and not self.keep:
+            raise InputError("--prompts is needed (or --keep); --weights-only asks nothing")
+        names = {self.engine_model, self.derived_engine_model}
+        one_server = self.base == self.derived if is_url(self.base) else is_url(self.engine) and not is_url(self.derived)
+        if one_server and (len(names) < 2 or None in names):
+            raise InputError("both models are asked of one server: say which is which with --engine-model and --derived-engine-model")
+        return self
+
+
 class EditCommandConfig(EditConfig, SourceConfig):
     """Edit alone."""
 
@@ -198,6 +260,20 @@ class VerifyConfig(FolderConfig):
 
     base: str | None = Field(None, description="The base model: every other byte must be its own. A folder, a Hub id, or a short name.")
     revision: str | None = Field(None, description="The base's branch, tag or commit on the Hub.")
+
+
+class JudgeConfig(Config):
+    """Who judges stored replies."""
+
+    judge: str = Field(
+        "rules",
+        description="Who tells the outcomes: rules, classifier:ID[@LABELS] (a folder or Hub id; LABEL=outcome,... or a JSON file), or "
+        "chat:URL[#MODEL] (an OpenAI-compatible server).",
+    )
+    device: str = Field("auto", description="Of a classifier: auto, cpu, cuda, cuda:1, mps.")
+    concurrency: int = Field(16, ge=1, le=4096, description="Requests under way at once on a server.")
+    request_timeout: int = Field(600, ge=1, description="Seconds that a server has for one reply, before it is asked again.")
+    patience: int = Field(600, ge=0, description="Seconds that a server may stay away before the command stops, to go on later.")
 
 
 class PlanConfig(RunConfig):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,19 @@ from abliterate.checkpoint.write import check_destination
 from abliterate.config import AuditConfig, CollectConfig, ModelConfig, RunConfig
 from abliterate.directions.candidates import Directions, estimate
 from abliterate.directions.file import load_directions, save_directions
-from abliterate.evaluation.drift import kl_divergence
+from abliterate.evaluation.drift import BaseSide, base_side, load_base_side, save_base_side, texts_of
+from abliterate.evaluation.drift import drift as drift_of
 from abliterate.evaluation.engine import Engine, edited_engine, engine_of, foresee, wanted_of
+from abliterate.evaluation.predictions import Texts
 from abliterate.evaluation.summary import Judged, judge_all
 from abliterate.evaluation.transcripts import Transcript, read
-from abliterate.model.forward import first_token_logprobs
 from abliterate.model.index import open_index
 from abliterate.model.load import pick_dtype
 from abliterate.model.passes import Model
 from abliterate.model.plan import EditPlan, load_plan, save_plan
 from abliterate.model.session import Session
 from abliterate.model.source import ModelSource, resolve_model
-from abliterate.model.template import encode, load_tokenizer, template_positions
+from abliterate.model.template import encode, template_positions
 from abliterate.progress import stage
 from abliterate.prompts import Prompt, PromptSet, Role, RoleSets
 from abliterate.report.card import model_card
@@ -43,6 +45,7 @@ from abliterate.report.page import report_page
 from abliterate.runfolder import RunFolder, file_hashes, open_run
 from abliterate.selection import select
 
+_DRIFT, _BASE_SIDE, WEIGHTS = "drift.json", "drift-base.safetensors", "weights.json"
 MIN_PER_LANGUAGE = 16  # prompts of a language in a role, for a direction of its own
 
 
@@ -67,12 +70,14 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
     directions = folder.stage("directions", "directions.safetensors", lambda: estimate(activations), save_directions, load_directions)
     plan, selection = _selection(folder, base, sets, config, directions)
     before = judge_all(respond(folder, lambda: engine_of(config, base, wanted_of(source)), sets.test_sets(), "base"))
+    harmless = sets.sets("harmless")[0].of("test", sets.limit)
+    measured = drift_base(folder, base, harmless, before[harmless.name])
     proof = _edit(folder, base, plan, source)
     edited = Session(config, out / "checkpoint")
     engines = folder.record()["resolved"].get("engines", {})
     ask_edited = partial(edited_engine, config, edited, source, engines.get("base", {}))
     after = judge_all(respond(folder, ask_edited, sets.test_sets(), "edited"))
-    drift = _drift(folder, base, edited, sets, config)
+    drift = drift_edited(folder, edited, harmless, measured)
     report = report_document(
         run=folder.record(),
         roles=sets.roles,
@@ -80,7 +85,7 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
         edited=after,
         drift=drift,
         selection=selection,
-        edit=_edit_summary(proof),
+        edit=edit_summary(proof),
         margin=config.margin,
     )
     return publish(folder, report, before, after, {name: values[0].tolist() for name, values in directions.auc.items()})
@@ -97,7 +102,7 @@ def open_model(config: ModelConfig, out: Path) -> tuple[ModelSource, Session]:
 
 def resolved(session: Session, config: ModelConfig, positions: int | None) -> dict[str, Any]:
     """What the settings left open, as it was decided; reads the tokenizer, so a missing chat template is known early."""
-    tokenizer = load_tokenizer(session.folder.path, config.trust_remote_code)
+    tokenizer = session.tokenizer()
     elsewhere = isinstance(config, AuditConfig) and config.engine != "transformers"
     return {
         "device": str(session.device),
@@ -204,7 +209,8 @@ def _edit(folder: RunFolder, base: Session, plan: EditPlan, source: ModelSource)
     return proof
 
 
-def _edit_summary(proof: Mapping[str, Any]) -> dict[str, Any]:
+def edit_summary(proof: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report says of an edit."""
     return {
         "tensors": len(proof["tensors"]),
         "worst_left": proof["worst"]["left"],
@@ -214,23 +220,43 @@ def _edit_summary(proof: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _drift(folder: RunFolder, base: Session, edited: Session, sets: RoleSets, config: RunConfig) -> dict[str, Any]:
-    """First-token KL on the harmless test prompts; the two models are never in memory together."""
-    group = sets.sets("harmless")[0].of("test", sets.limit)
+def drift_base(folder: RunFolder, base: Session, group: PromptSet, before: Judged) -> tuple[Texts, BaseSide] | None:
+    """What drift is measured on and what the base says there, asked while the base is still in memory; None where drift is known.
 
-    def first(session: Session, which: str) -> Tensor:
-        encoded = encode(session.model.tokenizer, [p.text for p in group])
-        with stage(f"first tokens of the {which} model", len(encoded)) as advance:
-            logprobs = first_token_logprobs(session.model, encoded, advance)
-        session.release()
-        return logprobs
+    ``before``: its replies to the prompts of ``group``; along those that are missing nothing is measured.
+    """
+    if (folder.path / _DRIFT).exists():
+        return None
+    replies = {transcript.id: transcript.response for transcript, _ in before}
+    tokenizer = base.tokenizer()
+    texts = texts_of(tokenizer, encode(tokenizer, [p.text for p in group]), [replies.get(p.id, "") for p in group])
+
+    def make() -> BaseSide:
+        with stage("drift: the base's predictions", texts.work) as advance:
+            return base_side(base.model, texts, advance)
+
+    return texts, folder.stage("drift (base)", _BASE_SIDE, make, save_base_side, load_base_side)
+
+
+def drift_edited(folder: RunFolder, edited: Session, group: PromptSet, measured: tuple[Texts, BaseSide] | None) -> dict[str, Any]:
+    """How far the edited model moved on the harmless test prompts, the base's replies to them, and prose; ``measured`` None: it is
+    known already."""
 
     def make() -> dict[str, Any]:
-        after = first(edited, "edited")
-        kl = kl_divergence(first(base, "base"), after)
-        return {"set": group.name, "ids": [p.id for p in group], "kl_first_token": kl.tolist()}
+        assert measured is not None
+        texts, base = measured
+        with stage("drift: the edited model's predictions", texts.work) as advance:
+            found = drift_of(edited.model, base, texts, advance)
+        edited.release()
+        return {"set": group.name, "ids": [p.id for p in group], **asdict(found)}
 
-    return folder.stage("drift", "drift.json", make, write_json, lambda path: dict(json.loads(path.read_text(encoding="utf-8"))))
+    found = folder.stage("drift", _DRIFT, make, write_json, _read_json)
+    (folder.path / _BASE_SIDE).unlink(missing_ok=True)
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def publish(
@@ -240,8 +266,13 @@ def publish(
     after: Mapping[str, Judged] | None,
     auc: Mapping[str, Sequence[float]] | None,
 ) -> dict[str, Any]:
-    """Write report.json, report.html and the derived checkpoint's card. Returns the report with its cost."""
-    whole = {**report, "cost": folder.cost()}
+    """Write report.json, report.html and the derived checkpoint's card. Returns the report with its cost.
+
+    Where the folder holds what differs between two models' weights, its summary goes into the report.
+    """
+    weights = folder.path / WEIGHTS
+    more = {"weights": _read_json(weights)["summary"]} if weights.is_file() else {}
+    whole = {**report, **more, "cost": folder.cost()}
     write_json(whole, folder.path / "report.json")
     write_text(report_page(whole, before, after, auc), folder.path / "report.html")
     card = folder.path / "checkpoint" / "README.md"

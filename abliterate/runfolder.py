@@ -121,6 +121,15 @@ def open_run(path: Path, settings: Mapping[str, Any], record: Mapping[str, Any])
     return RunFolder(path)
 
 
+def reopen_run(path: Path) -> RunFolder:
+    """Open a run folder as it is, whatever its settings. Raises InputError where there is none."""
+    file = path / "run.json"
+    if not file.is_file():
+        raise InputError(f"{path}: not a run folder (no run.json); give the folder of a run or an audit")
+    _recorded(file)
+    return RunFolder(path)
+
+
 def _recorded(file: Path) -> dict[str, Any]:
     """What a run.json holds. Raises InputError where it is not ours."""
     try:

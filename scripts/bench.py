@@ -4,7 +4,8 @@
 included), against ``cp -r``, a bare read and write of the same bytes, and loading, editing and saving with transformers. Every
 way ends with its files synced to the disk. They take turns, and each runs in a process of its own.
 
-``collect``, ``generate``: bench_model.py. Run by ``scripts/bench``.
+``collect``, ``generate``: bench_model.py. ``outcomes``: how well a judge tells outcomes, bench_outcomes.py.
+``statistics``: how often the report's intervals hold the truth, bench_statistics.py. Run by ``scripts/bench``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import bench_model
+import bench_outcomes
+import bench_statistics
 import bench_sweep
 from rich.console import Console
 from rich.table import Table
@@ -435,6 +438,8 @@ def main() -> int:
     edit.set_defaults(run=bench_edit)
     bench_model.add_to(commands)
     bench_sweep.add_to(commands)
+    bench_statistics.add_to(commands)
+    bench_outcomes.add_to(commands)
     args = parser.parse_args()
     try:
         args.run(args)

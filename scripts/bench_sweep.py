@@ -183,13 +183,13 @@ def products(folder: Path, tokens: int) -> float:
 
 def tokens_of(folder: Path, limit: int) -> int:
     """How many tokens are computed: each prompt's own, and what all have in common once."""
-    from abliterate.model.swept import shared_prefix
+    from abliterate.model.prefix import prefix_length
     from abliterate.model.template import encode, load_tokenizer
     from abliterate.prompts import RoleSets
 
     sets, tokenizer = RoleSets(("harmful",), (), limit=limit), load_tokenizer(folder)
     ids = [i for role in ("target", "baseline") for i in encode(tokenizer, [p.text for p in sets.estimating(role)])]  # type: ignore[arg-type]
-    shared = shared_prefix(ids)
+    shared = prefix_length(ids, 1)
     return shared + sum(len(i) - shared for i in ids)
 
 

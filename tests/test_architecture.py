@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from functools import cache
 from pathlib import Path
 
@@ -22,8 +23,10 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("runfolder", "selection"),
     ("pipeline",),
+    ("rescoring",),
     ("planning",),
     ("commands",),
+    ("comparison",),
     ("options",),
     ("cli",),
     ("__main__",),
@@ -141,3 +144,15 @@ def test_no_module_is_longer_than_400_lines() -> None:
 def test_torch_is_seen_where_it_is_loaded() -> None:
     assert "torch" in loaded_by("abliterate.pipeline")
     assert "abliterate.pipeline" in imports("abliterate.cli") and "abliterate.pipeline" not in imports("abliterate.cli", False)
+
+
+SCRIPTS = sorted((PACKAGE.parent / "scripts").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_what_a_script_imports_of_the_package_is_there(script: Path) -> None:
+    """Also inside functions, which only run where something is measured."""
+    wanted = [s for s in statements(ast.parse(script.read_text()), whole=True) if isinstance(s, ast.ImportFrom)]
+    own = [(s.module, alias.name) for s in wanted if s.module and s.module.startswith("abliterate") for alias in s.names]
+    missing = [pair for pair in own if not hasattr(importlib.import_module(pair[0]), pair[1]) and ".".join(pair) not in MODULES]
+    assert not missing

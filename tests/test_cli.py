@@ -13,7 +13,7 @@ import pytest
 
 from abliterate import __version__, commands
 from abliterate.cli import app, main
-from abliterate.config import AuditConfig, CollectConfig, Config, EditCommandConfig, PlanConfig, RunConfig, VerifyConfig
+from abliterate.config import AuditConfig, CollectConfig, Config, EditCommandConfig, JudgeConfig, PlanConfig, RunConfig, VerifyConfig
 from abliterate.errors import CheckError, InputError
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,8 @@ COMMANDS: dict[str, type[Config] | None] = {
     "edit": EditCommandConfig,
     "verify": VerifyConfig,
     "plan": PlanConfig,
-    "score": None,
+    "score": JudgeConfig,
+    "report": JudgeConfig,
 }
 Capture = pytest.CaptureFixture[str]
 
@@ -221,7 +222,7 @@ def test_the_values_of_a_spread_flag_reach_the_command(monkeypatch: pytest.Monke
 def test_each_way_to_end_has_its_code_and_one_line(
     error: BaseException, code: int, named: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    def ends(_: Path) -> None:
+    def ends(_: Path, config: JudgeConfig) -> None:
         raise error
 
     monkeypatch.setattr(commands, "score", ends)
@@ -231,7 +232,7 @@ def test_each_way_to_end_has_its_code_and_one_line(
 
 
 def test_an_error_of_the_program_itself_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "score", lambda file: 1 / 0)
+    monkeypatch.setattr(commands, "score", lambda file, config: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["score", "f.jsonl"])
 

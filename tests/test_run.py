@@ -68,9 +68,11 @@ def test_the_report_holds_the_keys_of_the_contract(tiny: Tiny, sets: dict[str, s
     for entry in report["sets"].values():
         assert entry["n"] == entry["base"]["refused"]["n"] == sum(entry["base"]["outcomes"].values())
         assert entry["paired"]["withheld"].keys() == {"base_only", "edited_only", "mcnemar_p"}
-    assert report["drift"]["kl_first_token"] >= 0
+    drift = report["drift"]
+    assert all(drift[key] >= 0 for key in ("kl_first_token", "kl_sequence", "ce_base", "ce_edited", "own_base", "own_edited"))
+    assert drift["own_base"] <= drift["own_edited"] and not list((out).glob("drift-base*"))
     assert report["keep_test"]["set"] == "kept"
-    assert "controls" in report["not_measured"] and "drift.kl_sequence" in report["not_measured"]
+    assert "controls" in report["not_measured"] and "drift.kl_sequence" not in report["not_measured"]
     assert report["cost"]["peak_rss_bytes"] > 10**7 and {"activations", "selection", "edit"} <= report["cost"]["seconds"].keys()
 
 
@@ -84,7 +86,7 @@ def test_the_activations_file_follows_the_contract(tiny: Tiny, sets: dict[str, s
         assert {"baseline_mean", "keep_mean", "keep_last", "harmless_mean", "target_second_moment"} <= set(file.keys())
 
 
-KILLS = ("_activations", "select", "respond:edited", "_edit", "_drift", "report_document", "publish")
+KILLS = ("_activations", "select", "respond:edited", "_edit", "drift_base", "drift_edited", "report_document", "publish")
 DRIVER = """
 import os, signal, sys
 import abliterate.pipeline as pipeline

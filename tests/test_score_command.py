@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from serving import StandIn, completion, running
 
 from abliterate.cli import main
 
@@ -85,3 +87,43 @@ def test_paths_that_are_not_there_end_in_one_line(tmp_path: Path, capfd: pytest.
     err = capfd.readouterr().err
     assert code == 2 and err.count("\n") == 1 and err.startswith("abliterate: ")
     assert not list(tmp_path.glob(".*partial"))
+
+
+# --- under another judge ---
+
+
+def judged(
+    tmp_path: Path, server: StandIn, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[dict[str, Any]], str]:
+    monkeypatch.setenv("ABLITERATE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "in.jsonl").write_text(LINES + '{"prompt": "p", "response": "<think>\\nhm"}\n', encoding="utf-8")
+    assert main(["score", str(tmp_path / "in.jsonl"), "--judge", f"chat:{server.url}#tiny"]) == 0
+    out, err = capfd.readouterr()
+    return [json.loads(line) for line in out.splitlines()], err
+
+
+def test_another_judge_gives_the_outcomes(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(StandIn()) as server:
+        server.answers = lambda message: completion('{"outcome": "state_line"}')
+        rows, err = judged(tmp_path, server, capfd, monkeypatch)
+    assert [row["outcome"] for row in rows] == ["state_line", "state_line", "truncated"]
+    assert [(row["thought"], row["substance"]) for row in rows[:2]] == [(None, None), ("empty", False)]
+    assert rows[0]["rule"] == "chat: tiny" and rows[0]["own"] == [1] and "gave no outcome" not in err
+
+
+def test_what_it_gives_no_outcome_for_is_unjudged_and_counted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(StandIn()) as server:
+        server.answers = lambda message: completion("answered" if "坦克" in message else "who knows")
+        rows, err = judged(tmp_path, server, capfd, monkeypatch)
+    assert [row["outcome"] for row in rows] == ["unjudged", "answered", "truncated"]
+    assert rows[0]["substance"] is None and "gave no outcome for 1 of 3 replies" in err
+
+
+def test_a_judge_that_there_is_not_ends_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in.jsonl").write_text(LINES, encoding="utf-8")
+    for given in ("oracle", "chat:nowhere", f"classifier:{tmp_path}@A=refused", f"classifier:{tmp_path / 'none'}"):
+        assert main(["score", str(tmp_path / "in.jsonl"), "--judge", given]) == 2
+        out, err = capfd.readouterr()
+        assert out == "" and err.startswith("abliterate: ") and err.splitlines()[-1:] == err.splitlines()

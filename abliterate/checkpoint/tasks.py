@@ -63,7 +63,7 @@ def edit_tasks(index: ShardIndex, folder: ModelFolder, plan: EditPlan) -> dict[s
             f"{folder.path} has {folder.layers} of width {folder.d_model}"
         )
     tasks: dict[str, EditTask] = {}
-    gammas = _Gammas(index, folder)
+    gammas = Gammas(index, folder)
     for placed in placed_writers(index, folder):
         layer = min(placed.layer, folder.layers - 1)  # a block of multi-token prediction goes with the last block
         component = COMPONENTS.index(placed.writer.component)
@@ -143,7 +143,7 @@ def _fits(index: ShardIndex, folder: ModelFolder, placed: Placed) -> None:
         )
 
 
-class _Gammas:
+class Gammas:
     """The norms that stand between writers and the stream, read as they are needed."""
 
     def __init__(self, index: ShardIndex, folder: ModelFolder) -> None:
@@ -153,14 +153,15 @@ class _Gammas:
     def removal(self, placed: Placed, plan: EditPlan, layer: int, component: int) -> Removal:
         """What takes a plan's directions out of a writer; one for all writers of a block (its experts) that no norm stands behind."""
         rows = plan.direction[layer, component]
-        gamma = self._gamma(placed)
+        gamma = self.behind(placed)
         if gamma is not None:
             return removal(rows, gamma)
         if (layer, component) not in self._bare:
             self._bare[layer, component] = removal(rows)
         return self._bare[layer, component]
 
-    def _gamma(self, placed: Placed) -> Float[Tensor, " d_model"] | None:
+    def behind(self, placed: Placed) -> Float[Tensor, " d_model"] | None:
+        """What the norms behind a writer multiply by, None where there are none. Raises InputError for a damaged norm."""
         gamma: Tensor | None = None
         inside = placed.writer.weight if not placed.bias else str(placed.writer.bias)
         head = placed.name.removesuffix(_filled(inside, placed.name))

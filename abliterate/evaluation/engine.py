@@ -21,7 +21,7 @@ from abliterate.model.names import HUB_IDS
 from abliterate.model.passes import Advance
 from abliterate.model.session import Session
 from abliterate.model.source import ModelSource
-from abliterate.model.template import load_tokenizer, opens_thought
+from abliterate.model.template import opens_thought
 from abliterate.progress import say
 from abliterate.prompts import PromptSet
 
@@ -50,10 +50,19 @@ def foresee(config: Settings) -> None:
 
     Raises InputError where vLLM is not installed or the server wants another key. A server that isn't there yet may still come.
     """
+    _check_thinking(config, config.engine)
     if config.engine == "vllm":
         check_installed()
     if is_url(config.engine):
         asyncio.run(_greet(Server(config.engine, request_timeout=_GREETING, patience=0.0)))
+
+
+def _check_thinking(config: Settings, engine: str) -> None:
+    """Raises InputError where the engine can't be told how to think: a server writes the prompts itself."""
+    if is_url(engine) and config.thinking != "on":
+        raise InputError(f"--thinking {config.thinking}: a server decides itself how its model thinks; use --engine transformers")
+    if config.thought_budget is not None and (engine != "transformers" or config.settle):
+        raise InputError(f"--thinking {config.thinking} needs --engine transformers without --settle")
 
 
 async def _greet(server: Server) -> None:
@@ -73,6 +82,7 @@ def engine_of(config: Settings, session: Session | None, wanted: Wanted, url: st
     Raises InputError where a server doesn't come, or can't be told to serve the wanted model.
     """
     where = url or config.engine
+    _check_thinking(config, where)
     if is_url(where):
         return _served(config, session, wanted, where)
     if session is None:
@@ -82,7 +92,7 @@ def engine_of(config: Settings, session: Session | None, wanted: Wanted, url: st
     here = session
     return Engine(
         {"kind": "transformers"},
-        lambda sets, path, advance: generate(here.model, sets, path, config.max_new_tokens, advance, config.settle),
+        lambda sets, path, advance: generate(here.model, sets, path, config.max_new_tokens, advance, config.settle, config.thought_budget),
     )
 
 
@@ -102,7 +112,7 @@ def _vllm(config: Settings, session: Session) -> Engine:
     check_installed()
     session.release()
     device = pick_device(config.device)
-    tokenizer = load_tokenizer(session.folder.path, config.trust_remote_code)
+    tokenizer = session.tokenizer()
     engine = VllmEngine(
         folder=session.folder.path,
         tokenizer=tokenizer,
@@ -120,7 +130,7 @@ def _served(config: Settings, session: Session | None, wanted: Wanted, url: str)
     opened = False
     if session is not None:
         session.release()  # the server may need the memory
-        opened = opens_thought(load_tokenizer(session.folder.path, config.trust_remote_code))
+        opened = opens_thought(session.tokenizer())
     served = find(server, wanted, config.engine_model)
     described = {"kind": "server", "url": url, "model": served.model, "root": served.root, "owner": served.owner, "chosen_by": served.by}
     return Engine(described, Asking(server, served, config.max_new_tokens, opened).answer)

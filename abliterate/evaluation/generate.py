@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from abliterate.evaluation.settling import Settling
+from abliterate.evaluation.thoughts import replies_within
 from abliterate.evaluation.transcripts import Transcript, append, read, transcript_of
 from abliterate.model.passes import Advance, Model, Pass, unheard
 from abliterate.model.template import decode, encode, opens_thought
@@ -19,11 +20,13 @@ def generate(
     max_new_tokens: int,
     advance: Advance = unheard,
     settle: bool = False,
+    budget: int | None = None,
 ) -> list[Transcript]:
     """Responses to every prompt of every set, written to ``path`` segment by segment; ``settle`` cuts those of clear refusals.
 
-    A file begun earlier is gone on with: segments that are whole in it are kept, so that the same prompts are computed
-    together and the same tokens come out as without the interruption.
+    With a ``budget`` a thought has at most so many tokens, and ``max_new_tokens`` are the answer's. A file begun earlier is
+    gone on with: segments that are whole in it are kept, so that the same prompts are computed together and the same tokens
+    come out as without the interruption.
     """
     prompts = [(group.name, prompt) for group in sets for prompt in group]
     encoded = encode(model.tokenizer, [p.text for _, p in prompts])
@@ -44,8 +47,12 @@ def generate(
     for segment in pending:
         replies: dict[int, list[int]] = {}
         asked = Pass([encoded[i] for i in segment], settled=settled)
-        for _, places, found in model.replies([asked], max_new_tokens, advance):
-            replies |= {segment[place]: reply for place, reply in zip(places, found, strict=True)}
+        if budget is None:
+            for _, places, found in model.replies([asked], max_new_tokens, advance):
+                replies |= {segment[place]: reply for place, reply in zip(places, found, strict=True)}
+        else:
+            within = replies_within(model, asked.sequences, budget, max_new_tokens, advance)
+            replies = {segment[place]: reply for place, reply in within}
         made = [_transcript(model, *prompts[i], replies[i], opened) for i in segment]
         append(path, made)
         kept += made

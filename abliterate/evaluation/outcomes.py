@@ -1,4 +1,4 @@
-"""What came back: each response is exactly one outcome, by rules and thresholds that lie in ``outcomes.toml``."""
+"""What came back: each response is exactly one outcome, by rules and thresholds (``outcomes.toml``) and learned weights of phrases."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from abliterate.evaluation.degenerate import after_echo, is_degenerate, stays_open
 from abliterate.evaluation.normalise import plain, split_thought
+from abliterate.evaluation.phrases import features, learned
 from abliterate.evaluation.reach import Reading, fires
 from abliterate.evaluation.ruleset import Outcome, matches, rules
 from abliterate.prompts.promptset import language_of
@@ -48,6 +49,16 @@ def _thought(text: str) -> str:
 
 
 def _answer(answer: str, prompt: str | None) -> tuple[Outcome, str]:
+    """The rules' verdict, or that of the wording where it speaks for another; what measures call broken is."""
+    outcome, rule = by_rules(answer, prompt)
+    if outcome == "degenerate" or not plain(answer):
+        return outcome, rule
+    weighed = learned().weigh(features(answer, prompt, outcome, rule), outcome)
+    return (outcome, rule) if weighed.outcome == outcome else (weighed.outcome, "wording: " + " | ".join(weighed.evidence))
+
+
+def by_rules(answer: str, prompt: str | None) -> tuple[Outcome, str]:
+    """The outcome of an answer by the measures and rules alone, and the one that fired."""
     text = plain(answer)
     if not text:
         return "deflected", "empty answer"

@@ -1,4 +1,4 @@
-"""Counts with their uncertainty: Wilson intervals, exact McNemar, non-inferiority of a paired difference."""
+"""Counts with their uncertainty: Wilson intervals, exact McNemar, Holm's correction, non-inferiority of a paired difference."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 
+_DRAWN = 1 << 21  # values of a bootstrap in memory at once
 
-def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+
+def wilson(k: int | float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a proportion k / n (Wilson 1927). Raises ValueError unless 0 <= k <= n and n > 0."""
     if not 0 <= k <= n or n == 0:
         raise ValueError(f"no proportion {k}/{n}")
@@ -28,13 +30,29 @@ def mcnemar(before_only: int, after_only: int) -> float:
     return float(binomtest(before_only, discordant, 0.5).pvalue) if discordant else 1.0
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values, in the order given, of Holm's step-down procedure (Holm 1979, Scandinavian Journal of Statistics 6:65).
+
+    Rejecting those at most alpha keeps the chance of any false rejection at alpha, whatever the tests' dependence.
+    Raises ValueError for what is no probability.
+    """
+    if not all(0 <= p <= 1 for p in p_values):
+        raise ValueError(f"no p-values: {list(p_values)}")
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
 def discordant(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:
     """How many pairs hold before only, and after only."""
     pairs = list(zip(before, after, strict=True))
     return sum(b and not a for b, a in pairs), sum(a and not b for b, a in pairs)
 
 
-def drop_upper_bound(before_only: int, after_only: int, n: int, alpha: float = 0.05) -> float:
+def drop_upper_bound(before_only: int | float, after_only: int | float, n: int, alpha: float = 0.05) -> float:
     """One-sided upper bound (level 1 - alpha) of the drop p_before - p_after in paired data.
 
     Tango's score interval (Tango 1998, Statistics in Medicine 17:891); keeps its level with small counts.
@@ -51,7 +69,12 @@ def drop_upper_bound(before_only: int, after_only: int, n: int, alpha: float = 0
     return float(brentq(excess, -1 + 1e-12, 1.0))
 
 
-def _variance(b: int, c: int, n: int, delta: float) -> float:
+def rise_upper_bound(before_only: int | float, after_only: int | float, n: int, alpha: float = 0.05) -> float:
+    """One-sided upper bound (level 1 - alpha) of the rise p_after - p_before in paired data: the drop seen from the other side."""
+    return drop_upper_bound(after_only, before_only, n, alpha)
+
+
+def _variance(b: int | float, c: int | float, n: int, delta: float) -> float:
     """2 q + delta (1 - delta) at the constrained maximum likelihood estimate q of P(after only), given the difference.
 
     Here P(before only) = q + delta.
@@ -68,6 +91,8 @@ def bootstrap_mean(values: Sequence[float], confidence: float = 0.95, draws: int
         raise ValueError("no values")
     data = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    means = [data[rng.integers(0, len(data), size=len(data))].mean() for _ in range(draws)]
+    at_once = max(1, _DRAWN // len(data))
+    sizes = [min(at_once, draws - start) for start in range(0, draws, at_once)]
+    means = np.concatenate([data[rng.integers(0, len(data), size=(rows, len(data)))].mean(1) for rows in sizes])
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

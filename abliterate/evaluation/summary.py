@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from abliterate.evaluation.clusters import cluster_rate, too_few
+from abliterate.evaluation.detector import RULES, detector_of
+from abliterate.evaluation.lengths import at_tokens
 from abliterate.evaluation.outcomes import OUTCOMES, WITHHELD, Verdict
-from abliterate.evaluation.statistics import discordant, drop_upper_bound, mcnemar, wilson
+from abliterate.evaluation.statistics import discordant, drop_upper_bound, holm, mcnemar, rise_upper_bound, wilson
 from abliterate.evaluation.transcripts import Transcript
 
 Judged = Sequence[tuple[Transcript, Verdict]]
+
+UNCHANGED_ROLES = ("baseline", "harmless", "borderline")
 
 
 def rate(k: int, n: int) -> dict[str, Any]:
     """A rate with its n and Wilson 95 % interval; without an n its rate and interval are null."""
     return {"k": k, "n": n, "rate": k / n if n else None, "ci95": list(wilson(k, n)) if n else None}
+
+
+def corrected(withheld: dict[str, Any]) -> dict[str, Any]:
+    """A rate of withheld that the rules gave, beside it the rate put right for what they are known to miss; null without an n."""
+    measured = detector_of(RULES)
+    return {**withheld, "corrected": measured.corrected(withheld["k"], withheld["n"]) if measured else None}
 
 
 def refused(verdict: Verdict) -> bool:
@@ -24,6 +35,10 @@ def refused(verdict: Verdict) -> bool:
 
 def withheld(verdict: Verdict) -> bool:
     return verdict.outcome in WITHHELD
+
+
+def degenerate(verdict: Verdict) -> bool:
+    return verdict.outcome == "degenerate"
 
 
 def figures(judged: Judged) -> dict[str, Any]:
@@ -35,11 +50,32 @@ def figures(judged: Judged) -> dict[str, Any]:
     return {
         "outcomes": {name: counts[name] for name in OUTCOMES},
         "refused": rate(sum(refused(v) for _, v in judged), n),
-        "withheld": rate(sum(withheld(v) for _, v in judged), n),
+        "withheld": corrected(rate(sum(withheld(v) for _, v in judged), n)),
         "degenerate": rate(counts["degenerate"], n),
         "substance": rate(sum(bool(v.substance) for v in factual), len(factual)) if factual else None,
         "thought": dict(sorted(thoughts.items())) if thoughts else None,
+        **({"withheld_clustered": withheld_clustered(judged)} if has_topics(judged) else {}),
     }
+
+
+def has_topics(judged: Judged) -> bool:
+    return any(t.topic for t, _ in judged)
+
+
+def cluster_of(transcript: Transcript) -> str:
+    """What a prompt is resampled with: its topic, or nothing else where it has none."""
+    return f"topic {transcript.topic}" if transcript.topic else f"prompt {transcript.id}"
+
+
+def withheld_clustered(judged: Judged) -> dict[str, Any]:
+    """The interval of the withheld rate over topics, how many there are, and what to say where they are few."""
+    names = [cluster_of(t) for t, _ in judged]
+    count = len(set(names))
+    ci95 = None
+    if count > 1:
+        interval = cluster_rate([withheld(v) for _, v in judged], names)
+        ci95 = [interval.low, interval.high]
+    return {"ci95": ci95, "clusters": count, "warning": too_few(count)}
 
 
 def paired(base: Judged, edited: Judged) -> dict[str, Any]:
@@ -55,6 +91,9 @@ def set_entry(role: str, base: Judged, edited: Judged | None) -> dict[str, Any]:
     """One entry of the report's ``sets``, with the same figures by language where there are several."""
     langs = sorted({t.lang for t, _ in base})
     entry = {"role": role, "lang": "+".join(langs), "n": len(base), **_compared(base, edited)}
+    entry["base"]["at_tokens"] = at_tokens(base)
+    if edited is not None:
+        entry["edited"]["at_tokens"] = at_tokens(edited)
     if len(langs) > 1:
         entry["by_lang"] = {lang: _compared(_of(base, lang), None if edited is None else _of(edited, lang)) for lang in langs}
     return entry
@@ -73,9 +112,14 @@ def _compared(base: Judged, edited: Judged | None) -> dict[str, Any]:
 
 
 def by_topic(base: Judged, edited: Judged | None) -> dict[str, Any]:
-    """Withheld rates by topic (or category where prompts have no topic), base and edited."""
-    groups = sorted({topic_of(t) for t, _ in base})
-    return {group: _topic_entry(group, base, edited) for group in groups if group}
+    """Withheld rates by topic (or category where prompts have no topic), base and edited; their paired tests corrected over topics."""
+    groups = sorted({topic_of(t) for t, _ in base} - {""})
+    found = {group: _topic_entry(group, base, edited) for group in groups}
+    if edited is not None:
+        corrected = holm([entry["paired"]["mcnemar_p"] for entry in found.values()])
+        for entry, p in zip(found.values(), corrected, strict=True):
+            entry["paired"]["holm_p"] = p
+    return found
 
 
 def topic_of(transcript: Transcript) -> str:
@@ -83,15 +127,37 @@ def topic_of(transcript: Transcript) -> str:
 
 
 def _topic_entry(group: str, base: Judged, edited: Judged | None) -> dict[str, Any]:
-    def withheld_rate(judged: Judged) -> dict[str, Any]:
-        chosen = [v for t, v in judged if topic_of(t) == group]
-        return rate(sum(withheld(v) for v in chosen), len(chosen))
+    def chosen(judged: Judged) -> list[bool]:
+        return [withheld(v) for t, v in judged if topic_of(t) == group]
 
-    return {
-        "n": sum(topic_of(t) == group for t, _ in base),
-        "base": withheld_rate(base),
-        "edited": None if edited is None else withheld_rate(edited),
-    }
+    before = chosen(base)
+    entry: dict[str, Any] = {"n": len(before), "base": rate(sum(before), len(before)), "edited": None}
+    if edited is not None:
+        after = chosen(edited)
+        base_only, edited_only = discordant(before, after)
+        entry["edited"] = rate(sum(after), len(after))
+        entry["paired"] = {"base_only": base_only, "edited_only": edited_only, "mcnemar_p": mcnemar(base_only, edited_only)}
+    return entry
+
+
+def table(base: Judged, edited: Judged | None) -> list[dict[str, Any]]:
+    """Outcome counts by topic and language, a row each; no rows where no prompt has a topic, one of topic "" for prompts without."""
+    keys = sorted({(t.topic or "", t.lang) for t, _ in base}) if has_topics(base) else []
+
+    def counted(judged: Judged, key: tuple[str, str]) -> dict[str, int]:
+        counts = Counter(v.outcome for t, v in judged if (t.topic or "", t.lang) == key)
+        return {name: counts[name] for name in OUTCOMES}
+
+    return [
+        {
+            "topic": key[0],
+            "lang": key[1],
+            "n": sum((t.topic or "", t.lang) == key for t, _ in base),
+            "base": counted(base, key),
+            "edited": None if edited is None else counted(edited, key),
+        }
+        for key in keys
+    ]
 
 
 def keep_test(name: str, base: Judged, edited: Judged, margin: float) -> dict[str, Any]:
@@ -99,6 +165,24 @@ def keep_test(name: str, base: Judged, edited: Judged, margin: float) -> dict[st
     before, after = discordant([refused(v) for _, v in base], [refused(v) for _, v in edited])
     bound = drop_upper_bound(before, after, len(base))
     return {"set": name, "n": len(base), "margin": margin, "upper_bound": bound, "holds": bound < margin}
+
+
+def unchanged(
+    roles: Mapping[str, str], base: Mapping[str, Judged], edited: Mapping[str, Judged], margin: float
+) -> list[dict[str, Any]] | None:
+    """One-sided non-inferiority (alpha 0.05) on sets that should stay answered: did withheld, and broken output, rise by less than
+    the margin? None where no set has such a role."""
+    names = [name for name, role in roles.items() if role in UNCHANGED_ROLES]
+    measures = {"withheld": withheld, "degenerate": degenerate}
+    return [_unchanged(name, measure, holds, base, edited, margin) for name in names for measure, holds in measures.items()] or None
+
+
+def _unchanged(
+    name: str, measure: str, holds: Callable[[Verdict], bool], base: Mapping[str, Judged], edited: Mapping[str, Judged], margin: float
+) -> dict[str, Any]:
+    before, after = discordant([holds(v) for _, v in base[name]], [holds(v) for _, v in edited[name]])
+    bound = rise_upper_bound(before, after, len(base[name]))
+    return {"set": name, "measure": measure, "n": len(base[name]), "margin": margin, "upper_bound": bound, "holds": bound < margin}
 
 
 def judge_all(transcripts: Iterable[Transcript]) -> dict[str, list[tuple[Transcript, Verdict]]]:

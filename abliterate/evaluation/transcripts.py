@@ -104,7 +104,13 @@ def _transcript(row: dict[str, Any]) -> Transcript:
 
 
 def read_scorable(path: Path) -> Iterator[tuple[dict[str, Any], Verdict]]:
-    """Rows of any transcript file with their verdicts; a row needs ``prompt`` and ``response``, optionally ``facts``.
+    """Rows of any transcript file with the rules' verdicts, as ``read_rows`` reads them."""
+    for row, transcript in read_rows(path):
+        yield row, transcript.verdict()
+
+
+def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], Transcript]]:
+    """Rows of any transcript file, with what of them is judged; a row needs ``prompt`` and ``response``, optionally ``facts``.
 
     Raises InputError naming the line.
     """
@@ -129,4 +135,4 @@ def read_scorable(path: Path) -> Iterator[tuple[dict[str, Any], Verdict]]:
         begins = row.get("begins_in_thought", False)
         if not isinstance(begins, bool):
             raise InputError(f"{path}:{number}: 'begins_in_thought' must be true or false")
-        yield row, judge(row["response"], tuple(facts), begins, row["prompt"])
+        yield row, Transcript("", str(row.get("id", number)), row["prompt"], row["response"], facts=tuple(facts), begins_in_thought=begins)

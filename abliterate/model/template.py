@@ -13,10 +13,14 @@ from abliterate.errors import InputError, first_line
 # Two instructions with nothing in common: what their encodings share at the end is the template's own.
 _PROBES = ("Sing", "What is 2 + 3?")
 MAX_POSITIONS = 8
+OPEN, CLOSE = "<think>", "</think>"
 
 
-def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder. Raises InputError where it has none, or no chat template."""
+def load_tokenizer(path: Path, trust_remote_code: bool = False, thinks: bool = True) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder; unless it ``thinks``, its chat template leads behind an empty thought, to where the answer begins.
+
+    Raises InputError where it has none, or no chat template, or one that knows of no thoughts to leave out.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
@@ -28,7 +32,22 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)  # masked wherever it stands
+    if not thinks:
+        tokenizer.chat_template = _without_thought(tokenizer, path)
     return tokenizer
+
+
+def _without_thought(tokenizer: PreTrainedTokenizerBase, path: Path) -> str:
+    """The chat template with its own switch thrown (Qwen3's ``enable_thinking``); where it opens the thought all the same, it is closed."""
+    template = tokenizer.chat_template
+    if isinstance(template, str):
+        tokenizer.chat_template = "{%- set enable_thinking = false -%}" + template
+        end = _rendered(tokenizer, _PROBES[:1])[0].rstrip()
+        if end.endswith(CLOSE):
+            return str(tokenizer.chat_template)
+        if end.endswith(OPEN):
+            return str(tokenizer.chat_template) + "{%- if add_generation_prompt %}{{ '\\n" + CLOSE + "\\n\\n' }}{% endif -%}"
+    raise InputError(f"{path}: its chat template knows no thinking block that could be left out; leave --thinking off out")
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -39,12 +58,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
     """
     if not texts:
         return []
+    return [list(ids) for ids in tokenizer(_rendered(tokenizer, texts), add_special_tokens=False)["input_ids"]]
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
     messages = [[{"role": "user", "content": text}] for text in texts]
     try:
-        rendered = [tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True) for m in messages]
+        return [str(tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True)) for m in messages]
     except jinja2.TemplateError as error:
         raise InputError(f"{tokenizer.name_or_path}: the chat template fails: {first_line(error)}") from None
-    return [list(ids) for ids in tokenizer(rendered, add_special_tokens=False)["input_ids"]]
 
 
 def template_positions(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -66,4 +88,14 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 def opens_thought(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the generation prompt itself opens the thinking block, as DeepSeek-R1's does."""
-    return str(tokenizer.decode(encode(tokenizer, _PROBES)[0][-MAX_POSITIONS:])).rstrip().endswith("<think>")
+    return str(tokenizer.decode(encode(tokenizer, _PROBES)[0][-MAX_POSITIONS:])).rstrip().endswith(OPEN)
+
+
+def closing(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of the end of a thought that is cut short."""
+    return list(tokenizer(f"\n{CLOSE}\n\n", add_special_tokens=False)["input_ids"])
+
+
+def empty_thought(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids with which an opened thinking block is closed at once, as DeepSeek-R1 does where it won't think."""
+    return list(tokenizer(f"\n\n{CLOSE}", add_special_tokens=False)["input_ids"])

@@ -9,6 +9,7 @@ from typing import Literal
 
 from abliterate.config import RunConfig
 from abliterate.directions.candidates import at_most
+from abliterate.evaluation.drift import REPLY, bundled_prose
 from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS
 from abliterate.model.folder import ModelFolder
 from abliterate.model.passes import Ids
@@ -66,6 +67,7 @@ class Prompts:
     val: dict[Role, Ids]
     test: dict[str, Ids]
     harmless: Ids
+    prose: Ids
     languages: int
     positions: int
     exact: bool
@@ -86,6 +88,7 @@ class Prompts:
             val={role: ids[::2] for role, ids in self.val.items()},
             test={name: ids[::2] for name, ids in self.test.items()},
             harmless=self.harmless[::2],
+            prose=self.prose,
         )
 
 
@@ -93,7 +96,7 @@ def read_prompts(config: RunConfig, folder: ModelFolder) -> Prompts:
     """The prompts that a run with these settings would ask. Raises InputError as the run would, but for a tokenizer that isn't there."""
     sets = RoleSets(config.target, config.baseline, config.keep, config.harmless, config.limit)
     exact = any(next(folder.path.glob(pattern), None) for pattern in ("tokenizer*", "vocab*"))
-    tokenizer = load_tokenizer(folder.path, folder.trust_remote_code) if exact else None
+    tokenizer = load_tokenizer(folder.path, folder.trust_remote_code, config.thinking != "off") if exact else None
 
     def encoded(prompts: Sequence[Prompt]) -> Ids:
         return _guessed(prompts) if tokenizer is None else encode(tokenizer, [p.text for p in prompts])
@@ -106,6 +109,7 @@ def read_prompts(config: RunConfig, folder: ModelFolder) -> Prompts:
         val={role: encoded(sets.prompts(role, "val")) for role in roles[:3]},
         test={group.name: encoded(group.prompts) for group in sets.test_sets()},
         harmless=encoded(sets.prompts("harmless", "test")),
+        prose=encoded([Prompt(str(i), text) for i, text in enumerate(bundled_prose())]),
         languages=len(shared.get("target", {})),
         positions=config.positions or (POSITIONS if tokenizer is None else len(template_positions(tokenizer))),
         exact=tokenizer is not None,
@@ -147,8 +151,10 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int) -> list[Step]:
     tested = tuple(Asked(ids) for ids in prompts.test.values())
     if config.engine == "transformers":
         steps += [Step("evaluation", f"replies of the {which} model", tested, config.max_new_tokens) for which in ("base", "edited")]
-    steps += [Step("evaluation", f"first tokens of the {which} model", (Asked(prompts.harmless, 1, 1),)) for which in ("edited", "base")]
-    return steps
+    reply = min(REPLY, config.max_new_tokens)
+    along = [[*ids, *[0] * reply] for ids in prompts.harmless]
+    drifted = (Asked(prompts.harmless, 1, 1), Asked(along, 1, reply + 1), Asked(prompts.prose, 1, max(map(len, prompts.prose), default=1)))
+    return [*steps, *(Step("evaluation", f"drift: the {which} model's predictions", drifted) for which in ("base", "edited"))]
 
 
 def sweeps_of(steps: Sequence[Step]) -> int:

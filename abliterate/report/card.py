@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from abliterate import __version__
-from abliterate.report.page import interval, percent
+from abliterate.report.page import corrected, interval, percent
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
@@ -25,6 +25,7 @@ def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> st
     )
     made.filters["percent"] = percent
     made.filters["interval"] = interval
+    made.filters["corrected"] = corrected
     made.filters["line"] = one_line
     made.filters["code"] = code
     hub_id = proof["base_model"] if _HUB_ID.fullmatch(proof["base_model"]) else None

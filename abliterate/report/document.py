@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from abliterate.errors import CheckError
+from abliterate.evaluation.contrast import against_control
+from abliterate.evaluation.deliberation import thought_by_answer
 from abliterate.evaluation.statistics import bootstrap_mean
-from abliterate.evaluation.summary import Judged, answered_ids, by_topic, keep_test, set_entry
+from abliterate.evaluation.summary import Judged, answered_ids, by_topic, keep_test, set_entry, table, unchanged
 
 SCHEMA = "abliterate/report/1"
+_ROWS = ("tables.", "against_control[")  # paths of lists in which each row says again that nothing was edited
 
 
 def report_document(
@@ -33,6 +36,10 @@ def report_document(
         "run": dict(run),
         "sets": {name: set_entry(role, base[name], None if edited is None else edited[name]) for name, role in roles.items()},
         "by_topic": {name: by_topic(base[name], None if edited is None else edited[name]) for name in roles},
+        "tables": {name: table(base[name], None if edited is None else edited[name]) for name in roles},
+        "against_control": against_control(roles, base, edited),
+        "thought_by_answer": thought_by_answer(base, edited),
+        "unchanged": None if edited is None else unchanged(roles, base, edited, margin),
         "keep_test": tests[0] if tests else None,
         "keep_tests": tests,
         "controls": None,
@@ -40,36 +47,44 @@ def report_document(
         "selection": selection,
         "edit": edit,
     }
-    document["not_measured"] = _not_measured(document)
+    document["not_measured"] = not_measured(document)
     return document
 
 
 def _drift(drift: Mapping[str, Any], base: Mapping[str, Judged]) -> dict[str, Any]:
-    ids, kl = drift["ids"], drift["kl_first_token"]
-    answered = answered_ids(base[drift["set"]])
-    kept = [value for i, value in zip(ids, kl, strict=True) if i in answered]
-    return {
-        "set": drift["set"],
-        "n": len(ids),
-        "kl_first_token": sum(kl) / len(kl),
-        "kl_first_token_ci95": list(bootstrap_mean(kl)),
-        "n_answered": len(kept),
-        "kl_first_token_answered": sum(kept) / len(kept) if kept else None,
-        "kl_first_token_answered_ci95": list(bootstrap_mean(kept)) if kept else None,
-        "kl_sequence": None,
-        "ce_base": None,
-        "ce_edited": None,
-    }
+    """Means over prompts or texts, in nats; those along texts are a token's. ``answered``: of the prompts that base does not withhold."""
+    answered = answered_ids(base.get(drift["set"], []))
+    found: dict[str, Any] = {"set": drift["set"], "n": len(drift["ids"]), "n_answered": sum(i in answered for i in drift["ids"])}
+    for name in ("kl_first_token", "kl_sequence"):
+        values = drift.get(name) or [None] * len(drift["ids"])
+        kept = [value for i, value in zip(drift["ids"], values, strict=True) if i in answered]
+        found |= {**_mean(name, values), **_mean(f"{name}_answered", kept)}
+    for name in ("ce_base", "ce_edited", "own_base", "own_edited"):
+        found[name] = _mean(name, drift.get(name) or [])[name]
+    for name in ("suppression_base", "suppression_edited"):
+        if drift.get(name):  # of models that think
+            found[name] = _mean(name, drift[name])[name]
+    return found
 
 
-def _not_measured(document: Mapping[str, Any]) -> list[str]:
-    """Names of everything that the schema has a place for and this run gives no figure: every null, by its path.
+def _mean(name: str, values: Sequence[float | None]) -> dict[str, Any]:
+    """A mean with its bootstrap interval; null without values."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return {name: None, f"{name}_ci95": None}
+    return {name: sum(there) / len(there), f"{name}_ci95": list(bootstrap_mean(there))}
+
+
+def not_measured(document: Mapping[str, Any]) -> list[str]:
+    """Names of everything that the schema has a place for and this run gives no figure: every null, by its path, but those
+    that say again what another says, and warnings that aren't needed.
 
     Of the run itself, whether the weights are known: they are not where only a server has them.
     """
     measured = {key: value for key, value in document.items() if key != "run"}
     unknown = ["run.model_hashes"] if document["run"].get("model_hashes", {}) is None else []
-    return [*_nulls(measured, ""), *unknown]
+    nulls = [path for path in _nulls(measured, "") if not (path.startswith(_ROWS) and path.endswith(".edited"))]
+    return [*nulls, *unknown]
 
 
 def _nulls(value: Any, path: str) -> Iterator[str]:
@@ -77,7 +92,8 @@ def _nulls(value: Any, path: str) -> Iterator[str]:
         yield path
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _nulls(inner, f"{path}.{key}" if path else str(key))
+            if key != "warning":
+                yield from _nulls(inner, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list):
         for number, inner in enumerate(value):
             yield from _nulls(inner, f"{path}[{number}]")

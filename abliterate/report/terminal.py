@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from abliterate.report.page import interval, percent
+from abliterate.report import sentences
+from abliterate.report.page import interval, percent, two_models
 
 
 def show(report: Mapping[str, Any], out: Path) -> None:
     """Rates before and after, the verdicts, and where the report lies; to stdout."""
     console = Console(highlight=False)
-    edited = report["edit"] is not None
+    edited = two_models(report)
     table = Table("set", "role", "measure", "base", *(["edited"] if edited else []), box=None, pad_edge=False)
     for name, entry in report["sets"].items():
         key = "refused" if entry["role"] == "keep" else "withheld"
@@ -24,7 +25,14 @@ def show(report: Mapping[str, Any], out: Path) -> None:
         for lang, part in entry.get("by_lang", {}).items():
             table.add_row(*_cells(f"  {lang}", "", key, part, edited))
         table.add_row(*_cells("", "", "degenerate", entry, edited))
-    console.print(table)
+    if report["sets"]:
+        console.print(table)
+    for name, rows in report["tables"].items():
+        if rows and not edited:
+            console.print()
+            console.print(_topics(name, rows))
+    for line in sentences.all_of(report):
+        console.print(line, markup=False)
     for test in report["keep_tests"]:
         verdict = "shown" if test["holds"] else "NOT shown"
         console.print(
@@ -40,6 +48,19 @@ def show(report: Mapping[str, Any], out: Path) -> None:
             markup=False,
         )
     console.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _topics(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Outcome counts, a row a topic and language; a dot for none."""
+    outcomes = list(rows[0]["base"])
+    table = Table("", "", "n", *outcomes, box=None, pad_edge=False)
+    table.columns[0].header = Text(name)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in rows:
+        counts = [str(row["base"][outcome] or "·") for outcome in outcomes]
+        table.add_row(Text(row["topic"] or "(no topic)"), Text(row["lang"]), str(row["n"]), *counts)
+    return table
 
 
 def _cells(name: str, role: str, key: str, entry: Mapping[str, Any], edited: bool) -> list[Text]:

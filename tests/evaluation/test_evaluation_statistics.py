@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
-from scipy.stats import binomtest, norm
+from scipy.stats import binom, binomtest, norm
 
-from abliterate.evaluation.statistics import bootstrap_mean, discordant, drop_upper_bound, mcnemar, wilson
+from abliterate.evaluation.statistics import bootstrap_mean, discordant, drop_upper_bound, holm, mcnemar, rise_upper_bound, wilson
 
 Counts = st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -62,6 +62,60 @@ def test_mcnemar_is_the_exact_binomial_test(b: int, c: int) -> None:
     tail = sum(math.comb(b + c, i) for i in range(min(b, c) + 1)) / 2 ** (b + c)
     assert mcnemar(b, c) == pytest.approx(min(1.0, 2 * tail), rel=1e-9)
     assert mcnemar(b, c) == mcnemar(c, b)
+
+
+@pytest.mark.parametrize("n", [120, 400])
+def test_wilson_covers_19_of_20_in_the_mean_over_all_rates(n: int) -> None:
+    low, high = np.array([wilson(k, n) for k in range(n + 1)]).T
+    grid = np.linspace(0.01, 0.99, 491)
+    held = (low[:, None] <= grid) & (high[:, None] >= grid)
+    covered = (binom.pmf(np.arange(n + 1)[:, None], n, grid) * held).sum(axis=0).mean()
+    assert 0.94 <= covered <= 0.96
+
+
+def test_holm_gives_the_published_example() -> None:
+    # The encyclopedia's example of the Holm-Bonferroni method: four hypotheses, of which the two smallest are rejected at 0.05.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_holm_of_nothing_is_nothing() -> None:
+    assert holm([]) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=7))
+def test_holm_is_the_closed_test_of_bonferroni(p_values: list[float]) -> None:
+    places = range(len(p_values))
+    subsets = [[i for i in places if bits >> i & 1] for bits in range(1, 2 ** len(p_values))]
+    for place, adjusted in enumerate(holm(p_values)):
+        closed = max(min(1.0, len(s) * min(p_values[i] for i in s)) for s in subsets if place in s)
+        assert adjusted == pytest.approx(closed, rel=1e-12, abs=1e-300)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.permutations([0.001, 0.01, 0.02, 0.02, 0.5, 1.0]))
+def test_holm_keeps_each_value_in_its_place(p_values: list[float]) -> None:
+    known = {0.001: 0.006, 0.01: 0.05, 0.02: 0.08, 0.5: 1.0, 1.0: 1.0}
+    assert holm(p_values) == pytest.approx([known[p] for p in p_values])
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, math.nan])
+def test_holm_of_no_probability_is_an_error(p: float) -> None:
+    with pytest.raises(ValueError, match="no p-values"):
+        holm([0.5, p])
+
+
+@settings(max_examples=100, deadline=None)
+@given(tables())
+def test_the_bound_of_a_rise_is_that_of_a_drop_with_before_and_after_swapped(table: tuple[int, int, int]) -> None:
+    b, c, n = table
+    assert rise_upper_bound(b, c, n) == drop_upper_bound(c, b, n)
+    assert rise_upper_bound(b, c, n) >= (c - b) / n - 1e-9
+
+
+def test_a_rise_seen_in_the_pairs_raises_its_bound() -> None:
+    bounds = [rise_upper_bound(3, new, 100) for new in (0, 3, 6, 20)]
+    assert bounds == sorted(bounds) and bounds[0] < 0.05 < bounds[-1]
 
 
 def test_discordant_counts_pairs_that_changed() -> None:

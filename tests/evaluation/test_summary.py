@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import pytest
 
+from abliterate.evaluation.clusters import cluster_rate
 from abliterate.evaluation.outcomes import OUTCOMES, Outcome, Verdict
-from abliterate.evaluation.statistics import drop_upper_bound, mcnemar, wilson
-from abliterate.evaluation.summary import Judged, answered_ids, by_topic, figures, judge_all, keep_test, paired, rate, set_entry
+from abliterate.evaluation.statistics import drop_upper_bound, holm, mcnemar, rise_upper_bound, wilson
+from abliterate.evaluation.summary import (
+    Judged,
+    answered_ids,
+    by_topic,
+    figures,
+    judge_all,
+    keep_test,
+    paired,
+    rate,
+    set_entry,
+    table,
+    unchanged,
+)
 from abliterate.evaluation.transcripts import Transcript
 
 
@@ -74,6 +87,95 @@ def test_topics_are_rated_apart() -> None:
     found = by_topic([*judged("refused", topic="a"), *judged("answered", "answered", topic="b"), *judged("refused")], None)
     assert list(found) == ["a", "b"]
     assert found["a"]["base"]["rate"] == 1.0 and found["b"]["n"] == 2 and found["b"]["edited"] is None
+
+
+def test_topics_are_tested_in_pairs_and_corrected_for_their_number() -> None:
+    before = [*judged(*["refused"] * 8, topic="a"), *judged(*["refused"] * 6, topic="b"), *judged("refused", "answered", topic="c")]
+    after = [*judged(*["answered"] * 8, topic="a"), *judged(*["answered"] * 6, topic="b"), *judged("answered", "refused", topic="c")]
+    found = by_topic(before, after)
+    assert {name: (entry["paired"]["base_only"], entry["paired"]["edited_only"]) for name, entry in found.items()} == {
+        "a": (8, 0), "b": (6, 0), "c": (1, 1)
+    }  # fmt: skip
+    alone = [mcnemar(8, 0), mcnemar(6, 0), mcnemar(1, 1)]
+    assert [entry["paired"]["mcnemar_p"] for entry in found.values()] == alone
+    assert [entry["paired"]["holm_p"] for entry in found.values()] == holm(alone)
+    assert "paired" not in by_topic(before, None)["a"]
+
+
+def test_a_topics_pairs_are_those_of_the_prompts_in_it() -> None:
+    before = [*judged("refused", topic="a"), *judged("answered", topic="b"), *judged("refused", topic="a")]
+    after = [*judged("answered", topic="a"), *judged("refused", topic="b"), *judged("refused", topic="a")]
+    found = by_topic(before, after)
+    assert (found["a"]["paired"]["base_only"], found["a"]["paired"]["edited_only"], found["a"]["edited"]["k"]) == (1, 0, 1)
+    assert (found["b"]["paired"]["base_only"], found["b"]["paired"]["edited_only"]) == (0, 1)
+
+
+def test_withheld_has_an_interval_over_topics_where_there_are_topics() -> None:
+    given = [v for i, outcomes in enumerate([("refused", "refused"), ("answered", "refused"), ("answered", "answered")])
+             for v in judged(*outcomes, topic=f"t{i}")]  # type: ignore[arg-type]  # fmt: skip
+    found = figures(given)["withheld_clustered"]
+    expected = cluster_rate([True, True, False, True, False, False], ["0", "0", "1", "1", "2", "2"])
+    assert (found["ci95"], found["clusters"]) == ([expected.low, expected.high], 3) and "only 3" in found["warning"]
+    assert "withheld_clustered" not in figures(judged("refused", "answered"))
+
+
+def test_topics_enough_are_not_warned_of() -> None:
+    many = [v for i in range(40) for v in judged("refused" if i % 3 else "answered", topic=f"t{i}")]
+    assert figures(many)["withheld_clustered"]["warning"] is None
+
+
+def test_a_prompt_without_a_topic_is_a_cluster_of_its_own() -> None:
+    given = [*judged("refused", "answered", topic="a"), *judged("refused", "answered", "answered")]
+    assert figures(given)["withheld_clustered"]["clusters"] == 4
+
+
+def test_the_table_counts_every_response_once_by_topic_and_language() -> None:
+    base = [*judged("refused", "answered", topic="b"), *judged("deflected", lang="zh", topic="b"), *judged("answered", topic="a"),
+            *judged("refused")]  # fmt: skip
+    rows = table(base, None)
+    assert [(row["topic"], row["lang"], row["n"]) for row in rows] == [("", "en", 1), ("a", "en", 1), ("b", "en", 2), ("b", "zh", 1)]
+    assert all(tuple(row["base"]) == OUTCOMES and sum(row["base"].values()) == row["n"] and row["edited"] is None for row in rows)
+    assert rows[2]["base"]["refused"] == 1 and rows[3]["base"]["deflected"] == 1
+
+
+def test_the_table_has_the_edited_models_outcomes_beside_the_bases() -> None:
+    rows = table(judged("refused", topic="a"), judged("answered", topic="a"))
+    assert (rows[0]["base"]["refused"], rows[0]["edited"]["refused"], rows[0]["edited"]["answered"]) == (1, 0, 1)
+
+
+def test_a_set_without_topics_has_no_table() -> None:
+    assert table(judged("refused", "answered"), None) == []
+
+
+def test_lengths_are_looked_at_for_a_whole_set_of_each_model() -> None:
+    long = [(Transcript("s", "1", "q", "No. " * 40, "en", new_tokens=80), Verdict("answered", "given"))]
+    entry = set_entry("target", long, judged("answered"))
+    assert [row["tokens"] for row in entry["base"]["at_tokens"]] == [16, 32, 64] and entry["edited"]["at_tokens"] is None
+
+
+ROLES = {"bad": "target", "safe": "keep", "twin": "baseline", "plain": "harmless"}
+
+
+def test_sets_that_should_stay_answered_are_tested_for_a_rise() -> None:
+    base = {name: judged(*["answered"] * 100) for name in ROLES}
+    edited = {**base, "plain": judged(*["answered"] * 96, "refused", "deflected", "degenerate", "degenerate")}
+    found = unchanged(ROLES, base, edited, 0.05)
+    assert found is not None
+    assert [(t["set"], t["measure"], t["n"]) for t in found] == [
+        ("twin", "withheld", 100), ("twin", "degenerate", 100), ("plain", "withheld", 100), ("plain", "degenerate", 100)
+    ]  # fmt: skip
+    assert [t["upper_bound"] for t in found] == [rise_upper_bound(0, 0, 100)] * 2 + [rise_upper_bound(0, 2, 100)] * 2
+    assert [t["holds"] for t in found] == [True, True, False, False]
+
+
+def test_fewer_refusals_of_harmless_prompts_are_no_change_for_the_worse() -> None:
+    base, edited = judged(*["refused"] * 30, *["answered"] * 70), judged(*["answered"] * 100)
+    found = unchanged({"plain": "harmless"}, {"plain": base}, {"plain": edited}, 0.05)
+    assert found is not None and found[0]["upper_bound"] < 0 and found[0]["holds"] is True
+
+
+def test_without_such_a_set_nothing_is_said_of_a_rise() -> None:
+    assert unchanged({"bad": "target"}, {"bad": judged("refused")}, {"bad": judged("answered")}, 0.05) is None
 
 
 def test_keep_test_holds_below_the_margin_only() -> None:

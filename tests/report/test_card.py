@@ -11,6 +11,7 @@ from abliterate.evaluation.summary import Judged
 from abliterate.evaluation.transcripts import Transcript
 from abliterate.report.card import model_card, one_line
 from abliterate.report.document import report_document
+from abliterate.report.page import corrected
 
 
 def proof(base_model: str = "org/model") -> dict[str, Any]:
@@ -68,8 +69,11 @@ def test_without_a_report_the_behaviour_is_called_not_measured() -> None:
 
 
 def test_the_rates_before_and_after_are_given_with_their_intervals() -> None:
-    card = model_card(proof(), report())
-    assert "| bad | target | 3 | withheld | 66.7 % (2/3, 95 % 20.8–93.9) | 0.0 % (0/3, 95 % 0.0–56.1) |" in card
+    found = report()
+    card, sides = model_card(proof(), found), found["sets"]["bad"]
+    base, edited = (corrected(sides[side]["withheld"]) for side in ("base", "edited"))
+    assert base.startswith("corrected ") and "corrected: without the errors" in card
+    assert f"| bad | target | 3 | withheld | 66.7 % (2/3, 95 % 20.8–93.9; {base}) | 0.0 % (0/3, 95 % 0.0–56.1; {edited}) |" in card
     assert "| safe | keep | 3 | refused | 100.0 % (3/3" in card
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def test_the_contracts_keys_are_there() -> None:
         for side in (entry["base"], entry["edited"]):
             assert {"outcomes", "refused", "withheld", "degenerate", "substance", "thought"} <= set(side)
             assert tuple(side["outcomes"]) == OUTCOMES and sum(side["outcomes"].values()) == entry["n"]
-            assert all(set(side[rate]) == {"k", "n", "rate", "ci95"} for rate in ("refused", "withheld", "degenerate"))
+            assert all(set(side[rate]) - {"corrected"} == {"k", "n", "rate", "ci95"} for rate in ("refused", "withheld", "degenerate"))
+            assert set(side["withheld"]["corrected"]) == {"rate", "ci95"}
         assert {name: set(test) for name, test in entry["paired"].items()} == {
             name: {"base_only", "edited_only", "mcnemar_p"} for name in ("refused", "withheld")
         }
@@ -78,6 +80,58 @@ def test_rates_count_what_was_judged() -> None:
     assert bad["paired"]["refused"]["base_only"] == 3
 
 
+def test_what_the_audit_adds_has_its_place() -> None:
+    report = compared()
+    assert {"tables", "against_control", "thought_by_answer", "unchanged"} <= set(report)
+    assert [(row["topic"], row["lang"], row["n"]) for row in report["tables"]["bad"]] == [("t", "en", 2), ("t", "zh", 1)]
+    assert report["tables"]["bad"][0]["edited"]["answered"] == 2
+    assert set(report["by_topic"]["bad"]["t"]["paired"]) == {"base_only", "edited_only", "mcnemar_p", "holm_p"}
+    assert [(t["set"], t["measure"]) for t in report["unchanged"]] == [
+        ("twin", "withheld"), ("twin", "degenerate"), ("plain", "withheld"), ("plain", "degenerate")
+    ]  # fmt: skip
+    assert all(set(t) == {"set", "measure", "n", "margin", "upper_bound", "holds"} for t in report["unchanged"])
+    assert set(report["sets"]["bad"]["base"]["withheld_clustered"]) == {"ci95", "clusters", "warning"}
+
+
+def test_pairs_and_thoughts_are_null_where_there_are_none_and_named_as_not_measured() -> None:
+    report = audited()
+    assert report["against_control"] is None and report["thought_by_answer"] is None and report["unchanged"] is None
+    assert {"against_control", "thought_by_answer", "unchanged", "sets.bad.base.at_tokens"} <= set(report["not_measured"])
+
+
+def linked(name: str, other: str, *responses: str) -> Judged:
+    made = [Transcript(name, f"{name}{i}", "q", r, topic=f"t{i}", pair=f"{other}{i}", new_tokens=20) for i, r in enumerate(responses)]
+    return [(t, t.verdict()) for t in made]
+
+
+def test_rows_that_say_again_that_nothing_was_edited_are_not_listed_each() -> None:
+    base = {"hot": linked("hot", "cold", NO, NO, "<think>\n\n</think>\n\n" + YES), "cold": linked("cold", "hot", YES, YES, YES)}
+    report = report_document(RUN, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05)
+    assert report["against_control"][0]["set"] == "hot" and report["against_control"][0]["base"]["sensitive_only"] == 2
+    assert report["thought_by_answer"]["hot"]["base"]["shut"] == {"withheld": 0, "not_withheld": 1}
+    assert report["sets"]["hot"]["base"]["at_tokens"] and len(report["tables"]["hot"]) == 3
+    assert not [path for path in report["not_measured"] if path.startswith(("tables", "against_control"))]
+    assert not [path for path in report["not_measured"] if "warning" in path]
+
+
+def test_every_key_of_the_report_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", text))))
+    report = compared()
+    bad = report["sets"]["bad"]
+    keys = {*report, *bad, *bad["base"], *bad["paired"]["refused"], *bad["base"]["withheld_clustered"], *report["keep_test"]}
+    keys |= {*report["tables"]["bad"][0], *report["by_topic"]["bad"]["t"]["paired"], *report["unchanged"][0]}
+    assert keys - named == set()
+
+
+def test_enough_topics_are_not_warned_of_and_that_is_nothing_unmeasured() -> None:
+    base = {"hot": linked("hot", "cold", *[NO, YES] * 20), "cold": linked("cold", "hot", *[YES] * 40)}
+    report = report_document(RUN, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05)
+    assert report["sets"]["hot"]["base"]["withheld_clustered"]["warning"] is None
+    assert report["against_control"][0]["base"]["warning"] is None
+    assert not [path for path in report["not_measured"] if "warning" in path]
+
+
 def test_only_keep_sets_are_tested_for_non_inferiority() -> None:
     report = compared()
     assert [t["set"] for t in report["keep_tests"]] == ["safe"] and report["keep_test"] == report["keep_tests"][0]
@@ -95,7 +149,8 @@ def nulls(value: Any, path: str) -> Iterator[str]:
         yield path
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            yield from nulls(part, f"{path}.{key}" if path else key)
+            if key != "warning":  # null: nothing to warn of
+                yield from nulls(part, f"{path}.{key}" if path else key)
 
 
 @pytest.mark.parametrize("report", [compared(), audited()], ids=["compared", "audited"])

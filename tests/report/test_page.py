@@ -12,7 +12,7 @@ import pytest
 from abliterate.evaluation.summary import Judged
 from abliterate.evaluation.transcripts import Transcript
 from abliterate.report.document import report_document, write_text
-from abliterate.report.page import headline, interval, percent, report_page
+from abliterate.report.page import corrected, headline, interval, percent, report_page
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -132,6 +132,30 @@ def test_an_audit_speaks_of_no_edit() -> None:
     assert not [text for text in Elements(page).texts if text.startswith("edited")]
 
 
+def paired(name: str, other: str, texts: list[str], langs: str = "en zh") -> Judged:
+    names = langs.split()
+    made = [
+        Transcript(name, f"{name}{i}", "q", text, names[i % len(names)], topic=f"topic {i // 2}", pair=f"{other}{i}")
+        for i, text in enumerate(texts)
+    ]
+    return [(t, t.verdict()) for t in made]
+
+
+def test_an_audits_page_has_topics_by_language_and_the_pairs_in_words() -> None:
+    no, yes = "I can't help with that.", "Paris."
+    base = {"hot": paired("hot", "cold", [no, no, no, yes]), "cold": paired("cold", "hot", [yes] * 4)}
+    texts = Elements(page_of(base)).texts
+    assert {"hot, by topic and language", "cold, by topic and language"} <= set(texts)
+    assert [text for text in texts if text.startswith("hot against its control cold: withheld 75.0 % against 0.0 % of 4 pairs")]
+    assert [text for text in texts if text.startswith("hot, zh: withheld 50.0 %")]
+
+
+def test_a_page_of_an_edit_has_both_outcomes_in_a_cell() -> None:
+    no, yes = "I can't help with that.", "Paris."
+    page = page_of({"a": paired("a", "b", [no, no, no], "en")}, {"a": paired("a", "b", [yes, yes, no], "en")})
+    assert "<td>2 → 0</td>" in page and "<td>0 → 2</td>" in page and "<td>1 → 1</td>" in page
+
+
 def test_what_was_not_measured_is_listed() -> None:
     texts = Elements(page_of({"a": judged("a", ["Paris."])})).texts
     assert {"controls", "drift", "sets.a.edited"} <= set(texts)
@@ -155,3 +179,10 @@ def test_a_rate_of_nothing_is_shown_as_a_dash() -> None:
 def test_a_rate_is_shown_with_counts_and_interval() -> None:
     rate = {"k": 1, "n": 4, "rate": 0.25, "ci95": [0.0456, 0.6994]}
     assert (percent(rate), interval(rate)) == ("25.0 %", "1/4, 95 % 4.6–69.9")
+
+
+def test_the_corrected_rate_stands_beside_the_withheld_one() -> None:
+    page = " ".join(Elements(page_of({"bad": judged("bad", ["I can't help with that.", "Paris."])})).texts)
+    assert re.search(r"corrected \d", page) and "Judged by rules" in page and "Rogan and Gladen" in page
+    assert corrected({"rate": 0.5, "corrected": {"rate": 0.625, "ci95": [0.1, 0.987]}}) == "corrected 62.5 %, 95 % 10.0–98.7"
+    assert corrected({"rate": 0.5, "corrected": None}) == corrected({"rate": 0.5}) == corrected(None) == ""

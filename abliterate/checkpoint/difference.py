@@ -1,0 +1,264 @@
+"""What differs between the weights of two checkpoints, tensor by tensor; memory for a couple of tensors is enough."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from abliterate.checkpoint.spectrum import BITS, LEADING, difference, rounding_noise, spectrum, squared_norm, without_rescaling
+from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES, Gammas, placed_writers, shared_writers
+from abliterate.errors import InputError
+from abliterate.model.folder import ModelFolder
+from abliterate.model.index import ShardIndex, TensorInfo, open_index, reading
+from abliterate.model.layouts import text_name
+from abliterate.model.stored import Stored, stored
+
+_PIECE = 1 << 24
+_QUANTISED = ("F8_E4M3", "F8_E5M2", "U8")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor stands: its kind, and of a writer its block, d_model's axis and what the norms behind it multiply by."""
+
+    kind: str
+    layer: int | None = None
+    axis: int | None = None
+    gamma: Float[Tensor, " d_model"] | None = None
+
+
+@dataclass(frozen=True)
+class Change:
+    """One matrix (of fused experts one expert's) or vector that differs.
+
+    ``relative``: norm of the difference over the base's; ``rank`` None: higher than was looked for, or not a matrix. Of a writer's matrix:
+    ``directions`` are what it writes differently along, as they enter the stream, the leading one first; along that one ``left``
+    is ‖r W'‖ / ‖r W‖, ``strength`` the share of r W that is gone (negative: added), ``own`` the |cos| between the component of the
+    difference and r W itself, which is 1 where the edit scales what the matrix wrote there. ``pair``: a writer's
+    bias before and after, as it enters the stream.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    shape: tuple[int, ...]
+    dtype: str
+    writer: bool
+    relative: float | None
+    rank: int | None = None
+    values: tuple[float, ...] = ()
+    first_share: float | None = None
+    floor: float | None = None
+    rescaled: str | None = None
+    left: float | None = None
+    strength: float | None = None
+    own: float | None = None
+    through_norm: bool | None = None
+    directions: Float[Tensor, "k d_model"] | None = None
+    pair: Float[Tensor, "2 d_model"] | None = None
+
+    def row(self) -> dict[str, Any]:
+        """What JSON says of it."""
+        hidden = ("directions", "pair")
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items() if key not in hidden}
+
+
+@dataclass
+class Difference:
+    """All that differs. ``changed`` and ``same`` count tensors by kind; ``recast`` hold the same values stored otherwise."""
+
+    changes: list[Change] = field(default_factory=list)
+    changed: Counter[str] = field(default_factory=Counter)
+    same: Counter[str] = field(default_factory=Counter)
+    recast: list[str] = field(default_factory=list)
+    only_base: list[str] = field(default_factory=list)
+    only_derived: list[str] = field(default_factory=list)
+    reshaped: list[dict[str, Any]] = field(default_factory=list)
+    layers: int = 0
+
+    def table(self) -> dict[str, Any]:
+        """All of it as JSON, a row a changed tensor."""
+        lists = {key: getattr(self, key) for key in ("recast", "only_base", "only_derived", "reshaped")}
+        return {**lists, "tensors": [change.row() for change in self.changes]}
+
+
+def work_of_difference(base: ModelFolder) -> int:
+    """Bytes that ``differences`` tells ``advance`` of."""
+    return sum(one.nbytes for one in _by_name(open_index(base.path), base).values())
+
+
+def differences(base: ModelFolder, derived: ModelFolder, advance: Callable[[int], None] = lambda done: None) -> Difference:
+    """Compare every tensor of two checkpoints of one architecture; ``advance`` hears of the base's bytes.
+
+    Tensors are matched by name, whatever shard they lie in. Raises InputError where a tensor can't be read, or holds NaN or infinity.
+    """
+    old_index, new_index = open_index(base.path), open_index(derived.path)
+    old, new = _by_name(old_index, base), _by_name(new_index, derived)
+    places = _places(old_index, base)
+    found = Difference(layers=base.layers)
+    found.only_base = sorted(old[name].plain_name for name in old.keys() - new.keys())
+    found.only_derived = sorted(new[name].plain_name for name in new.keys() - old.keys())
+    for name, before in old.items():
+        if name in new:
+            _compare(before, new[name], places.get(before.plain_name) or _other(before, base), found)
+        advance(before.nbytes)
+    return found
+
+
+def _by_name(index: ShardIndex, folder: ModelFolder) -> dict[str, Stored]:
+    """Tensors by their name in the text model, so that a text model saved out of a vision-language one still matches."""
+    found: dict[str, Stored] = {}
+    for one in stored(index, folder, sorted(index.tensors)):
+        short = text_name(one.plain_name) or one.plain_name
+        found[one.plain_name if short in found else short] = one
+    return found
+
+
+def _places(index: ShardIndex, folder: ModelFolder) -> dict[str, Place]:
+    """The writers of a checkpoint by name. Raises InputError where its layout doesn't fit it."""
+    gammas = Gammas(index, folder)
+    found: dict[str, Place] = {}
+    for placed in placed_writers(index, folder):
+        axis = len(index.tensors[placed.name].shape) - 1 if placed.bias else placed.writer.axis
+        found[placed.name] = Place("mtp" if placed.mtp else placed.writer.component, placed.layer, axis, gammas.behind(placed))
+    if folder.layout.embedding_norm is None:  # behind a norm the embedding can't be edited exactly, so it is no writer here
+        shared = shared_writers(index, folder)
+        found |= {name: Place(kind, None, min(axis, len(index.tensors[name].shape) - 1)) for name, (kind, axis) in shared.items()}
+    return found
+
+
+def _other(tensor: Stored, folder: ModelFolder) -> Place:
+    """The kind of a tensor that doesn't write into the stream."""
+    text = text_name(tensor.plain_name)
+    if text is None:
+        return Place("vision")
+    if text == folder.layout.unembedding:
+        return Place("unembedding")
+    return Place("norm" if "norm" in text.split(".")[-2:][0] else "other")
+
+
+def _compare(before: Stored, after: Stored, place: Place, found: Difference) -> None:
+    """One tensor of both, counted and where it differs described."""
+    name = before.plain_name
+    old, new = _parts(before), _parts(after)
+    types = [parts[0].dtype for parts in (old, new)]
+    if _shape(before) != _shape(after):
+        found.reshaped.append({"name": name, "base": list(_shape(before)), "derived": list(_shape(after))})
+        return
+    if _same_bytes(before.index, old, after.index, new):
+        found.same[place.kind] += 1
+        return
+    a, b = before.values(), after.values()
+    if torch.equal(a, b) or (a.dtype != b.dtype and (torch.equal(a.to(b.dtype), b) or torch.equal(a, b.to(a.dtype)))):
+        found.recast.append(name)
+        found.same[place.kind] += 1
+        return
+    found.changed[place.kind] += 1
+    bits = BITS.get(types[1], 53) if types[0] in _QUANTISED else min(BITS.get(kind, 53) for kind in types)
+    for part, x, y, axis in _matrices(name, a, b, place.axis):
+        found.changes.append(_change(part, place, " > ".join(dict.fromkeys(types)), x, y, axis, bits, before))
+
+
+def _parts(one: Stored) -> list[TensorInfo]:
+    """The tensor's own bytes and those of its scales."""
+    tensors = one.index.tensors
+    scales = (one.name + SCALES, one.plain_name + EXPONENTS if one.name.endswith(BLOCKS) else "")
+    return [tensors[one.name], *(tensors[name] for name in scales if name in tensors)]
+
+
+def _shape(one: Stored) -> tuple[int, ...]:
+    """Its shape once it is dequantised."""
+    shape = one.index.tensors[one.name].shape
+    if one.plain_name != one.name and len(shape) == 4:
+        return (shape[0], 2 * shape[2] * shape[3], shape[1])
+    return shape
+
+
+def _same_bytes(old_index: ShardIndex, old: Sequence[TensorInfo], new_index: ShardIndex, new: Sequence[TensorInfo]) -> bool:
+    """Whether two tensors, and their scales, are stored alike byte for byte."""
+    if [(part.dtype, part.shape) for part in old] != [(part.dtype, part.shape) for part in new]:
+        return False
+    with reading(new_index.folder):
+        return all(_same(old_index, a, new_index, b) for a, b in zip(old, new, strict=True))
+
+
+def _same(old_index: ShardIndex, old: TensorInfo, new_index: ShardIndex, new: TensorInfo) -> bool:
+    with (old_index.folder / old.shard).open("rb") as a, (new_index.folder / new.shard).open("rb") as b:
+        a.seek(old.start)
+        b.seek(new.start)
+        for at in range(0, old.nbytes, _PIECE):
+            count = min(_PIECE, old.nbytes - at)
+            if a.read(count) != b.read(count):
+                return False
+    return True
+
+
+def _matrices(name: str, a: Tensor, b: Tensor, axis: int | None) -> Iterator[tuple[str, Tensor, Tensor, int | None]]:
+    """A tensor's matrices: of fused experts those that differ, one an expert; a kernel's as one matrix a tensor."""
+    if a.ndim == 3 and min(a.shape[1:]) > 1 and (axis is not None or "conv" not in name):
+        for number, (x, y) in enumerate(zip(a, b, strict=True)):
+            if not torch.equal(x, y):
+                yield f"{name}[{number}]", x, y, None if axis is None else axis - 1
+    elif a.ndim > 2:
+        yield name, a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1), None
+    else:
+        yield name, a, b, axis
+
+
+def _change(name: str, place: Place, dtype: str, a: Tensor, b: Tensor, axis: int | None, bits: int, source: Stored) -> Change:
+    writer = axis is not None
+    x, y = (t.view(-1, 1) if t.ndim < 2 else t.T if axis == 1 else t for t in (a, b))
+    delta = difference(x, y)
+    energy, size = squared_norm(delta), squared_norm(x) ** 0.5
+    if not energy < float("inf") or not size < float("inf"):
+        raise InputError(f"{source.index.folder}: {name} holds NaN or infinite values here or in the derived model; one is damaged")
+    made = Change(name, place.kind, place.layer, tuple(a.shape), dtype, writer, energy**0.5 / size if size else None)
+    noise = rounding_noise(y, bits, energy)
+    if a.ndim < 2:
+        pair = torch.stack([a, b]).float() * (1.0 if place.gamma is None else place.gamma.float())
+        return replace(made, pair=pair, floor=noise.floor) if writer else made
+    found, rescaled = spectrum(delta, noise), None
+    del delta
+    if writer:
+        found, rescaled = without_rescaling(x, y, found, bits)
+    made = replace(
+        made,
+        rank=found.rank,
+        values=tuple(found.values[:LEADING].tolist()),
+        first_share=found.first_share,
+        floor=found.noise.floor,
+        rescaled=rescaled,
+    )
+    return _along(made, x, y, found.left, place.gamma) if writer else made
+
+
+def _along(change: Change, x: Tensor, y: Tensor, left: Float[Tensor, "d_model leading"], gamma: Tensor | None) -> Change:
+    """A writer's change with its directions. Behind a norm there are two readings: the edit took gamma into account, which shows in
+    that the component it scaled is the one that enters the stream, or it didn't."""
+    readings = []
+    for scale in (None, gamma.float()) if gamma is not None else (None,):
+        u = left[:, : min(LEADING, change.rank or 1)]
+        rows = torch.linalg.qr(u if scale is None else scale[:, None] * u).Q.T
+        q = rows[0] if scale is None else rows[0] * scale
+        before, after = _product(q, x), _product(q, y)
+        size, gone = float(before.norm()), before - after
+        own = float(gone @ before) / (size * float(gone.norm()) or 1.0)
+        strength = float(gone @ before) / size**2 if size else 0.0
+        fields = {"left": float(after.norm()) / size if size else None, "strength": strength, "own": abs(own)}
+        readings.append({**fields, "directions": rows, "through_norm": scale is not None if gamma is not None else None})
+    return replace(change, **max(readings, key=lambda reading: reading["own"]))
+
+
+def _product(row: Float[Tensor, " m"], matrix: Float[Tensor, "m n"]) -> Float[Tensor, " n"]:
+    """row @ matrix in float32, a band of rows at a time."""
+    bands = zip(torch.split(row, 256), torch.split(matrix, 256), strict=True)
+    made = torch.zeros(matrix.shape[1])
+    for part, band in bands:
+        made += part @ band.float()
+    return made

@@ -1,0 +1,208 @@
+"""Whether two checkpoints differ as by directional ablation, read from what each changed tensor went through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from abliterate.checkpoint.difference import Change, Difference
+from abliterate.checkpoint.spectrum import KEPT, LEADING
+
+AGREE = 0.9  # |cos| of the directions of one block
+OWN = 0.5  # cosine between the difference along a direction and what the matrix wrote there
+REMOVED = 0.02  # smallest share of a component that counts as taken out
+_FOLLOWS = 0.1  # share of a bias's change that may lie elsewhere, beside its rounding
+_NAMED = 3  # tensors named in a sentence
+
+
+def summary(found: Difference) -> dict[str, Any]:
+    """The verdict with its reasons, the counts, and the direction of each block.
+
+    ``directional``: every changed tensor writes into the stream, each difference is of low rank, the directions of a block agree, and
+    what the matrices wrote along them is what became less. ``identical``: no value differs. ``other``: anything else.
+    """
+    layers = _layers(found.changes)
+    objections = _objections(found, layers)
+    identical = not (found.changes or found.only_base or found.only_derived or found.reshaped)
+    verdict = "identical" if identical else "other" if objections or not found.changes else "directional"
+    writers = [change for change in found.changes if change.directions is not None]
+    return {
+        "compared": True,
+        "verdict": verdict,
+        "reasons": [*(objections if verdict == "other" else _grounds(found, layers, verdict)), *_aside(found)],
+        "changed": dict(found.changed),
+        "same": dict(found.same),
+        "recast": len(found.recast),
+        "only_base": len(found.only_base),
+        "only_derived": len(found.only_derived),
+        "reshaped": len(found.reshaped),
+        "relative": _spread(change.relative for change in found.changes),
+        "rank": _spread((KEPT + 1 if c.rank is None else c.rank) for c in found.changes if c.values),
+        "left": _spread(change.left for change in writers),
+        "strength": _spread(change.strength for change in writers),
+        "layers": layers,
+        "over_layers": _over_layers(found.changes),
+    }
+
+
+def layer_directions(changes: Iterable[Change]) -> dict[int, Float[Tensor, " d_model"]]:
+    """The common direction of each block's changed writers, of length one, without a sign of its own."""
+    return {layer: _common(group)[0] for layer, group in _by_layer(changes).items()}
+
+
+def _by_layer(changes: Iterable[Change]) -> dict[int, list[Change]]:
+    groups: dict[int, list[Change]] = {}
+    for change in changes:
+        if change.layer is not None and change.directions is not None:
+            groups.setdefault(change.layer, []).append(change)
+    return dict(sorted(groups.items()))
+
+
+def _common(group: Sequence[Change]) -> tuple[Float[Tensor, " d_model"], float]:
+    """The leading singular vector of the stacked leading directions, and the share of their squares that it explains."""
+    stacked = torch.stack([_rows(change)[0] for change in group]).double()
+    _, sizes, rows = torch.linalg.svd(stacked, full_matrices=False)
+    return rows[0], float(sizes[0] ** 2 / len(group))
+
+
+def _rows(change: Change) -> Float[Tensor, "k d_model"]:
+    assert change.directions is not None
+    return change.directions
+
+
+def _layers(changes: Sequence[Change]) -> list[dict[str, Any]]:
+    """A row a block: how well its directions agree, and how far its common one is that of all blocks."""
+    groups = _by_layer(changes)
+    if not groups:
+        return []
+    common = {layer: _common(group) for layer, group in groups.items()}
+    mean = torch.linalg.svd(torch.stack([row for row, _ in common.values()]), full_matrices=False)[2][0]
+    return [
+        {
+            "layer": layer,
+            "writers": len(group),
+            "agreement": _agreement(group),
+            "explained": common[layer][1],
+            "cos_to_mean": float((common[layer][0] @ mean).abs()),
+            "left": _spread(change.left for change in group),
+            "strength": _spread(change.strength for change in group),
+        }
+        for layer, group in groups.items()
+    ]
+
+
+def _agreement(group: Sequence[Change]) -> float:
+    """The smallest |cos| between what a writer of a block writes differently along and what the clearest of them does.
+
+    Where an edit takes out several directions: the share of the one difference, by its singular values, in the span of the other.
+    """
+    clearest = max(group, key=lambda change: (change.rank or 0, change.values[0] / (change.floor or 1.0)))
+    span = _rows(clearest).double()
+    found = []
+    for change in group:
+        rows = _rows(change).double()
+        weights = torch.tensor(change.values[: len(rows)], dtype=torch.float64).square()
+        inside = (rows @ span.T).square().sum(1)
+        found.append(float(((weights * inside).sum() / weights.sum()).sqrt()))
+    return min(found)
+
+
+def _over_layers(changes: Sequence[Change]) -> dict[str, Any] | None:
+    """How far one direction serves all blocks."""
+    groups = _by_layer(changes)
+    if not groups:
+        return None
+    rows = torch.stack([_common(group)[0] for group in groups.values()])
+    _, sizes, mean = torch.linalg.svd(rows, full_matrices=False)
+    cosines = (rows @ mean[0]).abs()
+    return {"explained": float(sizes[0] ** 2 / len(rows)), "cos_min": float(cosines.min()), "cos_median": float(cosines.median())}
+
+
+def _spread(given: Iterable[float | None]) -> dict[str, float] | None:
+    values = [float(value) for value in given if value is not None]
+    return {"min": min(values), "median": median(values), "max": max(values)} if values else None
+
+
+def _objections(found: Difference, layers: Sequence[dict[str, Any]]) -> list[str]:
+    """Why this is no directional edit, a sentence each."""
+    changes, said = found.changes, []
+    others = {kind: n for kind, n in found.changed.items() if any(c.kind == kind and not c.writer for c in changes)}
+    if others:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(others.items()))
+        said.append(f"{sum(others.values())} changed tensors don't write into the residual stream ({kinds}).")
+    matrices = [change for change in changes if change.values]
+    high = [change for change in matrices if change.rank is None or change.rank > LEADING]
+    said += _sentence(high, f"differences have a rank above {LEADING}")
+    said += _sentence([c for c in matrices if c.rank == 0], "differences don't stand out of the rounding")
+    apart = [layer for layer in layers if not layer["agreement"] > AGREE]
+    if apart:
+        worst = min(apart, key=lambda layer: float(layer["agreement"]))
+        said.append(
+            f"The directions disagree in {len(apart)} of {len(layers)} blocks (smallest |cos| {worst['agreement']:.2f}, "
+            f"block {worst['layer']})."
+        )
+    along = [change for change in changes if change.directions is not None]
+    said += _sentence([c for c in along if not (c.own or 0) > OWN], "differences are not a share of what the matrix itself wrote there")
+    said += _sentence([c for c in along if not (c.strength or 0) > REMOVED], "components along the direction did not become less")
+    common = layer_directions(changes)
+    said += _sentence([c for c in changes if c.pair is not None and not _follows(c, common)], "biases changed otherwise")
+    if said and matrices and all(change.rank is not None and 4 * change.rank <= min(change.shape) for change in matrices):
+        said.append(f"No difference has a rank above {max(change.rank or 0 for change in matrices)}: as of a merged adapter (LoRA).")
+    return said
+
+
+def _sentence(wrong: Sequence[Change], what: str) -> list[str]:
+    return [f"{len(wrong)} {what} ({_listed([change.name for change in wrong])})."] if wrong else []
+
+
+def _follows(change: Change, common: dict[int, Float[Tensor, " d_model"]]) -> bool:
+    """Whether a bias is the old one, lengthened or not, but for its part along its block's direction."""
+    direction = common.get(-1 if change.layer is None else change.layer)
+    if change.pair is None or direction is None:
+        return True
+    before, after = change.pair.double()
+    span = torch.linalg.qr(torch.stack([before, direction], 1)).Q
+    return float((after - span @ (span.T @ after)).norm()) <= _FOLLOWS * float((after - before).norm()) + (change.floor or 0.0)
+
+
+def _grounds(found: Difference, layers: Sequence[dict[str, Any]], verdict: str) -> list[str]:
+    if verdict == "identical":
+        return ["No value differs."]
+    count, along = sum(found.changed.values()), [c for c in found.changes if c.directions is not None]
+    rank = max((change.rank or 0) for change in along) if along else 0
+    said = [f"All {count} changed tensors write into the stream.", f"Each difference is of rank {'1' if rank == 1 else f'{rank} or less'}."]
+    if layers:
+        said.append(f"Within a block the directions agree (smallest |cos| {min(layer['agreement'] for layer in layers):.3f}).")
+    over = _over_layers(found.changes)
+    if over:
+        one = "One direction serves all blocks" if over["cos_min"] > AGREE else "The blocks have directions of their own"
+        said.append(f"{one} (smallest |cos| to their mean {over['cos_min']:.3f}).")
+    strengths = [change.strength for change in along if change.strength is not None]
+    if strengths:
+        said.append(f"Along it {100 * min(strengths):.1f} to {100 * max(strengths):.1f} % of what the matrices wrote is gone.")
+    tests: list[tuple[str, Callable[[Change], bool]]] = [
+        ("columns", lambda change: change.rescaled == "columns"),
+        ("rows", lambda change: change.rescaled == "rows"),
+    ]
+    said += [f"The {what} of {sum(map(test, along))} matrices were lengthened besides." for what, test in tests if any(map(test, along))]
+    return said
+
+
+def _aside(found: Difference) -> list[str]:
+    """What speaks neither for nor against."""
+    lists = (
+        ("Only the base has", found.only_base),
+        ("Only the derived model has", found.only_derived),
+        ("Of other shapes", [entry["name"] for entry in found.reshaped]),
+        ("Same values in another type", found.recast),
+    )
+    return [f"{what}: {len(names)} ({_listed(names)})." for what, names in lists if names]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

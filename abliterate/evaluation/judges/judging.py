@@ -1,0 +1,27 @@
+"""Transcripts and their verdicts by any judge, with progress; what it could not judge is counted and said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from abliterate.evaluation.judges.judge import UNJUDGED, Judge, Rules
+from abliterate.evaluation.outcomes import Verdict
+from abliterate.evaluation.transcripts import Transcript
+from abliterate.progress import say, stage
+
+
+def judged_by(judge: Judge, transcripts: Sequence[Transcript]) -> list[Verdict | None]:
+    """One verdict a transcript, None where the judge gave none."""
+    if isinstance(judge, Rules):  # at once
+        return judge(transcripts)
+    with stage(f"judged by {judge.name}", len(transcripts)) as advance:
+        verdicts = judge(transcripts, advance)
+    if unjudged := verdicts.count(None):
+        say(f"{judge.name} gave no outcome for {unjudged} of {len(verdicts)} replies; they are left {UNJUDGED}")
+    return verdicts
+
+
+def unjudged_by(judge: Judge) -> dict[str, Any]:
+    """What a file says of a response in place of its verdict."""
+    return {"outcome": UNJUDGED, "rule": f"{judge.name} gave no outcome", "thought": None, "substance": None}
