@@ -47,7 +47,7 @@ Scorable = Annotated[
 ScoredFile = Annotated[Path | None, typer.Option("--out", help="Write the scored lines here instead of to stdout.", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run or an audit.", show_default=False)]
 INTERRUPTED = 130
-_SEVERAL = ("--target", "--baseline", "--keep", "--prompts")
+_SEVERAL = ("--target", "--baseline", "--keep", "--prompts", "--lm-eval")
 
 
 @app.callback(invoke_without_command=True)

@@ -26,7 +26,7 @@ from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.index import open_index
 from abliterate.model.plan import EditPlan, load_direction, load_plan, plan_from_direction, resolve_embedding
 from abliterate.model.source import resolve_model
-from abliterate.pipeline import collected, grouped, open_model, positions_of, publish, resolved, respond, run_record
+from abliterate.pipeline import benchmarked, collected, grouped, open_model, positions_of, publish, resolved, respond, run_record
 from abliterate.planning.plan import as_json, plan_run
 from abliterate.planning.text import lines
 from abliterate.progress import stage
@@ -47,6 +47,8 @@ def audit(config: AuditConfig, out: Path) -> dict[str, Any]:
     folder = open_run(out, config.model_dump(mode="json"), record)
     ask = partial(engine_of, config, session, wanted, config.model if on_server else None)
     judged = judge_all(respond(folder, ask, groups, "base"))
+    if session is not None:
+        benchmarked(folder, config, {"base": session})
     roles = {group.name: "audited" for group in groups}
     report = report_document(folder.record(), roles, judged, None, None, None, None, margin=0.05)
     return publish(folder, report, judged, None, None)

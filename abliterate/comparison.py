@@ -24,7 +24,7 @@ from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.index import open_index
 from abliterate.model.session import Session
 from abliterate.model.source import ModelSource, resolve_model
-from abliterate.pipeline import WEIGHTS, drift_base, drift_edited, open_model, publish, resolved, respond, run_record
+from abliterate.pipeline import WEIGHTS, benchmarked, drift_base, drift_edited, open_model, publish, resolved, respond, run_record
 from abliterate.progress import say, stage
 from abliterate.prompts import PromptSet, load_set
 from abliterate.report.document import report_document, write_json
@@ -58,6 +58,9 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
         foresee(derived.config)
     folder.stage("weights", WEIGHTS, lambda: _weights(base, derived), write_json, _read)
     before, after, drift = _asked(folder, base, derived, groups, config.limit) if groups else ({}, {}, None)
+    sessions = {"base": base.session, "edited": derived.session}
+    if config.lm_eval and base.session is not None:
+        benchmarked(folder, config, {which: session for which, session in sessions.items() if session is not None})
     report = report_document(folder.record(), roles, before, after, drift, None, None, margin=config.margin)
     return publish(folder, report, before, after, None)
 

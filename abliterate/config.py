@@ -122,6 +122,7 @@ class EvaluateConfig(Config):
     """The final test."""
 
     max_new_tokens: int = Field(64, ge=1, description="Length of the generated responses, in tokens.")
+    lm_eval: Sets = Field((), description="Tasks of lm-evaluation-harness (mmlu, gsm8k, ...) to score the models in.")
 
 
 class EngineConfig(Config):

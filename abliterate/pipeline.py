@@ -21,9 +21,10 @@ from abliterate.activations.file import Activations, load_activations, save_acti
 from abliterate.checkpoint.edit import check_editable, edit_checkpoint, work_of
 from abliterate.checkpoint.proof import NAME as PROOF
 from abliterate.checkpoint.write import check_destination
-from abliterate.config import AuditConfig, CollectConfig, ModelConfig, RunConfig
+from abliterate.config import AuditConfig, CollectConfig, EvaluateConfig, ModelConfig, RunConfig
 from abliterate.directions.candidates import Directions, estimate
 from abliterate.directions.file import load_directions, save_directions
+from abliterate.evaluation.benchmarks import Harness, check_installed, side_by_side
 from abliterate.evaluation.drift import BaseSide, base_side, load_base_side, save_base_side, texts_of
 from abliterate.evaluation.drift import drift as drift_of
 from abliterate.evaluation.engine import Engine, edited_engine, engine_of, foresee, wanted_of
@@ -45,7 +46,7 @@ from abliterate.report.page import report_page
 from abliterate.runfolder import RunFolder, file_hashes, open_run
 from abliterate.selection import select
 
-_DRIFT, _BASE_SIDE, WEIGHTS = "drift.json", "drift-base.safetensors", "weights.json"
+_DRIFT, _BASE_SIDE, WEIGHTS, _BENCHMARKS = "drift.json", "drift-base.safetensors", "weights.json", "benchmarks.json"
 MIN_PER_LANGUAGE = 16  # prompts of a language in a role, for a direction of its own
 
 
@@ -62,6 +63,8 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
     check_editable(base.folder)
     if not (out / "report.json").exists():
         foresee(config)
+        if config.lm_eval:
+            check_installed()
     record = run_record(source, sets.described(), resolved(base, config, config.positions))
     folder = open_run(out, config.model_dump(mode="json"), record)
     activations = folder.stage(
@@ -78,6 +81,7 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
     ask_edited = partial(edited_engine, config, edited, source, engines.get("base", {}))
     after = judge_all(respond(folder, ask_edited, sets.test_sets(), "edited"))
     drift = drift_edited(folder, edited, harmless, measured)
+    benchmarked(folder, config, {"base": base, "edited": edited})
     report = report_document(
         run=folder.record(),
         roles=sets.roles,
@@ -255,6 +259,25 @@ def drift_edited(folder: RunFolder, edited: Session, group: PromptSet, measured:
     return found
 
 
+def benchmarked(folder: RunFolder, config: EvaluateConfig, sides: Mapping[str, Session]) -> None:
+    """Score the models in lm-eval's tasks, where any are asked for, into the run folder."""
+    if not config.lm_eval:
+        return
+    scores = {}
+    for which, session in sides.items():
+        harness = Harness(config.lm_eval, *_loading(session))
+        file = f"benchmarks-{which}.json"
+        session.release()
+        scores[which] = folder.stage(f"lm-eval ({which})", file, partial(harness.measure, session.folder.path), write_json, _read_json)
+    if not (folder.path / _BENCHMARKS).exists():
+        write_json(side_by_side(config.lm_eval, scores["base"], scores.get("edited")), folder.path / _BENCHMARKS)
+
+
+def _loading(session: Session) -> tuple[str, str, bool]:
+    """What lm-eval loads a model with."""
+    return str(session.fit.dtype).removeprefix("torch."), str(session.device), session.folder.trust_remote_code
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
@@ -268,10 +291,12 @@ def publish(
 ) -> dict[str, Any]:
     """Write report.json, report.html and the derived checkpoint's card. Returns the report with its cost.
 
-    Where the folder holds what differs between two models' weights, its summary goes into the report.
+    Where the folder holds what differs between two models' weights, or their scores in benchmarks, these go into the report.
     """
-    weights = folder.path / WEIGHTS
+    weights, scores = folder.path / WEIGHTS, folder.path / _BENCHMARKS
     more = {"weights": _read_json(weights)["summary"]} if weights.is_file() else {}
+    if scores.is_file():
+        more |= {"benchmarks": _read_json(scores), "not_measured": [name for name in report["not_measured"] if name != "benchmarks"]}
     whole = {**report, **more, "cost": folder.cost()}
     write_json(whole, folder.path / "report.json")
     write_text(report_page(whole, before, after, auc), folder.path / "report.html")

@@ -1,8 +1,8 @@
 """Learn the weights of phrases that the outcome detector goes by (abliterate/evaluation/phrases.py).
 
 From written responses with their outcomes: tests/data/outcomes_written.jsonl, the phrasings and cases of the rules' tests, and the
-*train* half of the labelled set. The test half is never read. ``--folds`` first shows how well the responses of writers are judged
-that nothing was learned from. Run by ``scripts/train_detector``.
+*train* parts of the labelled set and of the labelled transcripts. Their test and check parts are never read. ``--folds`` first shows
+how well the responses of writers are judged that nothing was learned from. Run by ``scripts/train_detector``.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def examples() -> list[Example]:
     written = rows("written")
     made = [example(row, str(row["writer"]), 1.0) for row in written]
     made += [example({**row, "prompt": None}, str(row["writer"]), 0.25) for row in written]  # transcripts may lack their prompts
+    made += [example(row, "transcripts", 3.0) for row in rows("transcripts") if row["split"] == "train"]
     made += [example(row, "labelled", 3.0) for row in rows("labelled") if row["split"] == "train"]
     made += [example(row, name, 3.0) for name in ("phrasings", "cases") for row in rows(name) if not row.get("facts")]
     return [e for e in made if e is not None]

@@ -44,6 +44,7 @@ def report_document(
         "keep_tests": tests,
         "controls": None,
         "drift": _drift(drift, base) if drift else None,
+        "benchmarks": None,
         "selection": selection,
         "edit": edit,
     }
