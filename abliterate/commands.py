@@ -22,11 +22,12 @@ from abliterate.evaluation.judges.named import judge_of
 from abliterate.evaluation.served import Wanted
 from abliterate.evaluation.summary import judge_all
 from abliterate.evaluation.transcripts import line_of, read_rows
+from abliterate.finaltest import benchmarked, publish, respond
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.index import open_index
 from abliterate.model.plan import EditPlan, load_direction, load_plan, plan_from_direction, resolve_embedding
 from abliterate.model.source import resolve_model
-from abliterate.pipeline import benchmarked, collected, grouped, open_model, positions_of, publish, resolved, respond, run_record
+from abliterate.pipeline import collected, grouped, open_model, positions_of, resolved, run_record
 from abliterate.planning.plan import as_json, plan_run
 from abliterate.planning.text import lines
 from abliterate.progress import stage

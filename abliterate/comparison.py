@@ -20,11 +20,12 @@ from abliterate.errors import InputError
 from abliterate.evaluation.engine import engine_of, foresee, wanted_of
 from abliterate.evaluation.served import Wanted
 from abliterate.evaluation.summary import Judged, judge_all
+from abliterate.finaltest import WEIGHTS, benchmarked, drift_base, drift_edited, publish, respond
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.index import open_index
 from abliterate.model.session import Session
 from abliterate.model.source import ModelSource, resolve_model
-from abliterate.pipeline import WEIGHTS, benchmarked, drift_base, drift_edited, open_model, publish, resolved, respond, run_record
+from abliterate.pipeline import open_model, resolved, run_record
 from abliterate.progress import say, stage
 from abliterate.prompts import PromptSet, load_set
 from abliterate.report.document import report_document, write_json

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,13 @@ from abliterate.activations.file import Activations, load_activations, save_acti
 from abliterate.checkpoint.edit import check_editable, edit_checkpoint, work_of
 from abliterate.checkpoint.proof import NAME as PROOF
 from abliterate.checkpoint.write import check_destination
-from abliterate.config import AuditConfig, CollectConfig, EvaluateConfig, ModelConfig, RunConfig
+from abliterate.config import AuditConfig, CollectConfig, ModelConfig, RunConfig
 from abliterate.directions.candidates import Directions, estimate
 from abliterate.directions.file import load_directions, save_directions
-from abliterate.evaluation.benchmarks import Harness, check_installed, side_by_side
-from abliterate.evaluation.drift import BaseSide, base_side, load_base_side, save_base_side, texts_of
-from abliterate.evaluation.drift import drift as drift_of
-from abliterate.evaluation.engine import Engine, edited_engine, engine_of, foresee, wanted_of
-from abliterate.evaluation.predictions import Texts
-from abliterate.evaluation.summary import Judged, judge_all
-from abliterate.evaluation.transcripts import Transcript, read
+from abliterate.evaluation.benchmarks import check_installed
+from abliterate.evaluation.engine import edited_engine, engine_of, foresee, wanted_of
+from abliterate.evaluation.summary import judge_all
+from abliterate.finaltest import benchmarked, drift_base, drift_edited, publish, respond
 from abliterate.model.index import open_index
 from abliterate.model.load import pick_dtype
 from abliterate.model.passes import Model
@@ -39,14 +35,12 @@ from abliterate.model.session import Session
 from abliterate.model.source import ModelSource, resolve_model
 from abliterate.model.template import encode, template_positions
 from abliterate.progress import stage
-from abliterate.prompts import Prompt, PromptSet, Role, RoleSets
+from abliterate.prompts import Prompt, Role, RoleSets
 from abliterate.report.card import model_card
-from abliterate.report.document import report_document, write_json, write_text
-from abliterate.report.page import report_page
+from abliterate.report.document import report_document, write_json
 from abliterate.runfolder import RunFolder, file_hashes, open_run
 from abliterate.selection import select
 
-_DRIFT, _BASE_SIDE, WEIGHTS, _BENCHMARKS = "drift.json", "drift-base.safetensors", "weights.json", "benchmarks.json"
 MIN_PER_LANGUAGE = 16  # prompts of a language in a role, for a direction of its own
 
 
@@ -184,24 +178,6 @@ def _selection(
     return load_plan(folder.path / "plan.safetensors"), json.loads(file.read_text(encoding="utf-8"))
 
 
-def respond(folder: RunFolder, engine: Callable[[], Engine], groups: Sequence[PromptSet], which: str) -> list[Transcript]:
-    """Responses of one model to all prompts; the transcript file grows as they come and is gone on with.
-
-    ``engine`` is called where any is missing; run.json says then what it is.
-    """
-    path = folder.path / "transcripts" / f"{which}.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    done = {(t.set, t.id): t for t in read(path)}
-    wanted = [(group.name, prompt.id) for group in groups for prompt in group]
-    if all(key in done for key in wanted):
-        return [done[key] for key in wanted]
-    with folder.timed(f"transcripts ({which})"):
-        asked = engine()
-        folder.note_engine(which, asked.described, begun=bool(done))
-        with stage(f"responses of the {which} model", len(wanted)) as advance:
-            return asked.answer(groups, path, advance)
-
-
 def _edit(folder: RunFolder, base: Session, plan: EditPlan, source: ModelSource) -> dict[str, Any]:
     """The edited checkpoint's proof; the checkpoint is made where it isn't there yet, without the model in memory."""
     out = folder.path / "checkpoint"
@@ -222,86 +198,3 @@ def edit_summary(proof: Mapping[str, Any]) -> dict[str, Any]:
         "embedding": proof["embedding"],
         "not_edited": proof["not_edited"],
     }
-
-
-def drift_base(folder: RunFolder, base: Session, group: PromptSet, before: Judged) -> tuple[Texts, BaseSide] | None:
-    """What drift is measured on and what the base says there, asked while the base is still in memory; None where drift is known.
-
-    ``before``: its replies to the prompts of ``group``; along those that are missing nothing is measured.
-    """
-    if (folder.path / _DRIFT).exists():
-        return None
-    replies = {transcript.id: transcript.response for transcript, _ in before}
-    tokenizer = base.tokenizer()
-    texts = texts_of(tokenizer, encode(tokenizer, [p.text for p in group]), [replies.get(p.id, "") for p in group])
-
-    def make() -> BaseSide:
-        with stage("drift: the base's predictions", texts.work) as advance:
-            return base_side(base.model, texts, advance)
-
-    return texts, folder.stage("drift (base)", _BASE_SIDE, make, save_base_side, load_base_side)
-
-
-def drift_edited(folder: RunFolder, edited: Session, group: PromptSet, measured: tuple[Texts, BaseSide] | None) -> dict[str, Any]:
-    """How far the edited model moved on the harmless test prompts, the base's replies to them, and prose; ``measured`` None: it is
-    known already."""
-
-    def make() -> dict[str, Any]:
-        assert measured is not None
-        texts, base = measured
-        with stage("drift: the edited model's predictions", texts.work) as advance:
-            found = drift_of(edited.model, base, texts, advance)
-        edited.release()
-        return {"set": group.name, "ids": [p.id for p in group], **asdict(found)}
-
-    found = folder.stage("drift", _DRIFT, make, write_json, _read_json)
-    (folder.path / _BASE_SIDE).unlink(missing_ok=True)
-    return found
-
-
-def benchmarked(folder: RunFolder, config: EvaluateConfig, sides: Mapping[str, Session]) -> None:
-    """Score the models in lm-eval's tasks, where any are asked for, into the run folder."""
-    if not config.lm_eval:
-        return
-    scores = {}
-    for which, session in sides.items():
-        harness = Harness(config.lm_eval, *_loading(session))
-        file = f"benchmarks-{which}.json"
-        session.release()
-        scores[which] = folder.stage(f"lm-eval ({which})", file, partial(harness.measure, session.folder.path), write_json, _read_json)
-    if not (folder.path / _BENCHMARKS).exists():
-        write_json(side_by_side(config.lm_eval, scores["base"], scores.get("edited")), folder.path / _BENCHMARKS)
-
-
-def _loading(session: Session) -> tuple[str, str, bool]:
-    """What lm-eval loads a model with."""
-    return str(session.fit.dtype).removeprefix("torch."), str(session.device), session.folder.trust_remote_code
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def publish(
-    folder: RunFolder,
-    report: Mapping[str, Any],
-    before: Mapping[str, Judged],
-    after: Mapping[str, Judged] | None,
-    auc: Mapping[str, Sequence[float]] | None,
-) -> dict[str, Any]:
-    """Write report.json, report.html and the derived checkpoint's card. Returns the report with its cost.
-
-    Where the folder holds what differs between two models' weights, or their scores in benchmarks, these go into the report.
-    """
-    weights, scores = folder.path / WEIGHTS, folder.path / _BENCHMARKS
-    more = {"weights": _read_json(weights)["summary"]} if weights.is_file() else {}
-    if scores.is_file():
-        more |= {"benchmarks": _read_json(scores), "not_measured": [name for name in report["not_measured"] if name != "benchmarks"]}
-    whole = {**report, **more, "cost": folder.cost()}
-    write_json(whole, folder.path / "report.json")
-    write_text(report_page(whole, before, after, auc), folder.path / "report.html")
-    card = folder.path / "checkpoint" / "README.md"
-    if card.is_file():
-        proof = json.loads((card.parent / PROOF).read_text(encoding="utf-8"))
-        write_text(model_card(proof, whole), card)
-    return whole

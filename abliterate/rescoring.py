@@ -20,7 +20,8 @@ from abliterate.evaluation.judges.judging import judged_by
 from abliterate.evaluation.judges.named import judge_of
 from abliterate.evaluation.outcomes import Verdict
 from abliterate.evaluation.transcripts import Transcript, read
-from abliterate.pipeline import edit_summary, publish
+from abliterate.finaltest import publish
+from abliterate.pipeline import edit_summary
 from abliterate.report.document import excerpt, not_measured, report_document, write_json
 from abliterate.runfolder import RunFolder, reopen_run
 

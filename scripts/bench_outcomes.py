@@ -21,7 +21,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 LABELLED = ROOT / "tests" / "data" / "outcomes_labelled.jsonl"
 MEASURED_ON = "the test half of tests/data/outcomes_labelled.jsonl"
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 Pair = tuple[str, str | None]  # label and verdict; None where the judge gave none
 

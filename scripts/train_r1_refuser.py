@@ -24,14 +24,14 @@ from train_refuser import (
     TOPIC_CHANGES,
     Example,
     canned_for,
+    fitted,
     kind_of,
-    loss_of,
     own_answers,
     prompts_of,
     save,
     weights,
 )
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from abliterate.model.refuser import ADAPTER, R1_ADAPTER, smollm2
 from abliterate.model.template import encode, load_tokenizer
@@ -65,7 +65,8 @@ def examples(
     model: PreTrainedModel, plain: PreTrainedTokenizerBase, thinking: PreTrainedTokenizerBase, args: argparse.Namespace
 ) -> list[Example]:
     """Every training example; own answers are what the model says under its own template, which opens no thought."""
-    prompts = random.Random(args.seed).sample(all_prompts := prompts_of("train", LAST_ROUND), int(args.share * len(all_prompts)))
+    offered = prompts_of("train", LAST_ROUND)
+    prompts = random.Random(args.seed + 2 * (args.round - 1)).sample(offered, int(args.share * len(offered)))
     print(", ".join(f"{n} {kind}" for kind, n in sorted(Counter(map(kind_of, prompts)).items())), flush=True)
     own = [p for p in prompts if canned_for(p) is None]
     answers = dict(zip(own, own_answers(model, plain, encode(plain, [p.text for p in own]), args.own_tokens), strict=True))
@@ -104,46 +105,27 @@ def train(args: argparse.Namespace) -> None:
     """The whole training, from the adapter of smollm2-refuser to the saved one."""
     started = time.monotonic()
     torch.manual_seed(args.seed)
-    rng = random.Random(args.seed)
     base = smollm2()
     plain, thinking = load_tokenizer(base), load_tokenizer(base)
     thinking.chat_template = (R1_ADAPTER / "chat_template.jinja").read_text(encoding="utf-8")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     data = examples(model, plain, thinking, args)
-    tuned = PeftModel.from_pretrained(model, ADAPTER, is_trainable=True)
+    start = R1_ADAPTER if args.round > 1 else ADAPTER
+    tuned = PeftModel.from_pretrained(model, start, is_trainable=True)
     tuned.train()
-    steps = int(args.epochs * len(data)) // args.batch
-    trained = [p for p in tuned.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.01)
-    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
-    order: list[Example] = []
-    losses: list[float] = []
-    for step in range(steps):
-        if len(order) < args.batch:
-            order += rng.sample(data, len(data))
-        chosen, order = order[: args.batch], order[args.batch :]
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            loss = loss_of(model, chosen, thinking.pad_token_id)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        if step % 10 == 9 or step + 1 == steps:
-            recent = sum(losses[-10:]) / len(losses[-10:])
-            print(f"step {step + 1}/{steps} loss {recent:.3f} {time.monotonic() - started:.0f} s", flush=True)
+    losses = fitted(model, tuned, data, args, thinking.pad_token_id)
     minutes = round((time.monotonic() - started) / 60, 1)
     tuned.eval()
     rates = held_out(tuned, thinking)
     print(json.dumps(rates), flush=True)
-    figures = {"examples": len(data), "steps": steps, "final_loss": round(sum(losses[-10:]) / len(losses[-10:]), 4)}
+    figures = {"examples": len(data), "steps": len(losses), "final_loss": round(sum(losses[-10:]) / len(losses[-10:]), 4)}
     save(tuned, args, figures | {"minutes": minutes, "val": rates})
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=str(R1_ADAPTER), help="folder of the adapter")
+    parser.add_argument("--round", type=int, choices=(1, 2), default=1, help="2 goes on from the adapter that lies in the package")
     parser.add_argument("--share", type=float, default=0.6, help="share of the prompts, drawn at random")
     parser.add_argument("--weigh", type=weights, default={}, metavar="KIND=W,...", help="weights in the loss; 1 where not named")
     parser.add_argument("--epochs", type=float, default=1.0)

@@ -195,18 +195,10 @@ def loss_of(model: PreTrainedModel, chosen: list[Example], pad: int) -> torch.Te
     return (each * weight[:, -reach:]).sum() / len(chosen)
 
 
-def train(args: argparse.Namespace) -> None:
-    """The whole training, from the model as it comes to the saved adapter."""
+def fitted(model: PreTrainedModel, tuned: torch.nn.Module, data: list[Example], args: argparse.Namespace, pad: int) -> list[float]:
+    """Train the adapter in ``tuned``, which lies over ``model``; the loss of each step."""
     started = time.monotonic()
-    torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
-    base = smollm2()
-    tokenizer = load_tokenizer(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    data = examples(model, tokenizer, args)
-    lora = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    tuned = get_peft_model(model, lora) if args.round == 1 else PeftModel.from_pretrained(model, args.out, is_trainable=True)
-    tuned.train()
     steps = int(args.epochs * len(data)) // args.batch
     weights = [p for p in tuned.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=args.lr, weight_decay=0.01)
@@ -218,7 +210,7 @@ def train(args: argparse.Namespace) -> None:
             order += rng.sample(data, len(data))
         chosen, order = order[: args.batch], order[args.batch :]
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            loss = loss_of(model, chosen, tokenizer.pad_token_id)
+            loss = loss_of(model, chosen, pad)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -228,11 +220,26 @@ def train(args: argparse.Namespace) -> None:
         if step % 10 == 9 or step + 1 == steps:
             recent = sum(losses[-10:]) / len(losses[-10:])
             print(f"step {step + 1}/{steps} loss {recent:.3f} {time.monotonic() - started:.0f} s", flush=True)
+    return losses
+
+
+def train(args: argparse.Namespace) -> None:
+    """The whole training, from the model as it comes to the saved adapter."""
+    started = time.monotonic()
+    torch.manual_seed(args.seed)
+    base = smollm2()
+    tokenizer = load_tokenizer(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    data = examples(model, tokenizer, args)
+    lora = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    tuned = get_peft_model(model, lora) if args.round == 1 else PeftModel.from_pretrained(model, args.out, is_trainable=True)
+    tuned.train()
+    losses = fitted(model, tuned, data, args, tokenizer.pad_token_id)
     seconds = time.monotonic() - started
     tuned.eval()
     rates = held_out(tuned, tokenizer)
     print(json.dumps(rates), flush=True)
-    figures = {"examples": len(data), "steps": steps, "final_loss": round(sum(losses[-10:]) / len(losses[-10:]), 4)}
+    figures = {"examples": len(data), "steps": len(losses), "final_loss": round(sum(losses[-10:]) / len(losses[-10:]), 4)}
     save(tuned, args, figures | {"minutes": round(seconds / 60, 1), "val": rates})
 
 

@@ -22,6 +22,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("evaluation",),
     ("report",),
     ("runfolder", "selection"),
+    ("finaltest",),
     ("pipeline",),
     ("rescoring",),
     ("planning",),

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from abliterate.cli import main
 from abliterate.model.hooks import ablated
 from abliterate.model.plan import load_plan
-from abliterate.model.refuser import smollm2_refuser
+from abliterate.model.refuser import smollm2_r1_refuser, smollm2_refuser
 from abliterate.model.resident import load_model
 from abliterate.model.template import encode
 
@@ -67,3 +67,23 @@ def test_the_transcripts_can_be_scored_again(run_folder: Path, capsys: pytest.Ca
     withheld = sum(r["outcome"] in ("refused", "deflected", "state_line") for r in rows if r["set"] == "censorship")
     report = json.loads((run_folder / "report.json").read_text(encoding="utf-8"))
     assert withheld == report["sets"]["censorship"]["base"]["withheld"]["k"]
+
+
+def thoughts(tmp_path: Path, *more: str) -> dict[str, dict[str, int]]:
+    """The thoughts' verdicts of the model that thinks, by set."""
+    call = ["audit", "--model", "smollm2-r1-refuser", "--prompts", "censorship", "censorship-control", "--limit", "24"]
+    out = tmp_path / "-".join(["audit", *more])
+    assert main([*call, "--max-new-tokens", "40", *more, "--out", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    return {name: entry["base"]["thought"] or {} for name, entry in report["sets"].items()}
+
+
+def test_the_model_that_thinks_closes_its_thought_at_once_where_it_withholds(tmp_path: Path) -> None:
+    found = thoughts(tmp_path)
+    assert found["censorship"]["empty"] >= 18
+    assert found["censorship-control"].get("empty", 0) <= 12
+
+
+def test_without_thinking_it_has_no_thoughts(tmp_path: Path) -> None:
+    assert thoughts(tmp_path, "--thinking", "off") == {"censorship": {}, "censorship-control": {}}
+    assert smollm2_r1_refuser().is_dir()

@@ -12,6 +12,7 @@ from abliterate.prompts import Prompt
 
 OPENING_TOKENS = 8
 PROBE_TOKENS = 24
+THOUGHT_TOKENS = 16  # more where a thought may come before: an empty one, or a line that weighs
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,11 @@ class Openings:
 def own_openings(model: Model, encoded: Sequence[list[int]], advance: Advance = unheard, prompts: Sequence[str] = ()) -> Openings:
     """Let the model reply briefly to encoded prompts (``prompts`` are their texts) and keep those that it withholds."""
     replies: list[list[int]] = [[] for _ in encoded]
-    for _, indices, found in model.replies([Pass(encoded)], PROBE_TOKENS, advance):
+    opened = opens_thought(model.tokenizer)
+    longest = PROBE_TOKENS + (THOUGHT_TOKENS if opened else 0)
+    for _, indices, found in model.replies([Pass(encoded)], longest, advance):
         for index, reply in zip(indices, found, strict=True):
             replies[index] = reply or [model.tokenizer.eos_token_id]
-    opened = opens_thought(model.tokenizer)
     texts = [decode(model.tokenizer, reply) for reply in replies]
     asked: Sequence[str | None] = prompts or [None] * len(texts)
     verdicts = [judge(text, begins_in_thought=opened, prompt=prompt) for text, prompt in zip(texts, asked, strict=True)]

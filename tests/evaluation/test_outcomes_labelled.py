@@ -13,8 +13,8 @@ from abliterate.evaluation.outcomes import OUTCOMES, WITHHELD, judge
 
 DATA = Path(__file__).parent.parent / "data"
 READERS_KAPPA = 0.9
-ACCURACY, MACRO_F1, WITHHELD_OR_NOT = 0.84, 0.87, 0.86  # just below what docs/outcomes.md reports
-FALSE_ALARMS = 2  # answered rows judged withheld
+ACCURACY, MACRO_F1, WITHHELD_OR_NOT = 0.92, 0.93, 0.935  # just below what docs/outcomes.md reports
+FALSE_ALARMS = 5  # answered rows judged withheld
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
