@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from abliterate.errors import InputError
-from abliterate.model.at_once import LOGIT_NUMBERS, AtOnce, at_once, each_batch
+from abliterate.model.at_once import LOGIT_NUMBERS, AtOnce, at_once, each_batch, trim
 from abliterate.model.decoding import Decoding, Manner
 from abliterate.model.folder import open_folder
 from abliterate.model.forward import Batch
@@ -69,6 +69,7 @@ class Resident(InMemory):
                     for index in range(self.folder.layers + 1):
                         seen(number, batch.indices, index, streams[index].cpu())
                     advance(len(batch.indices))
+            trim()
 
     @torch.inference_mode()
     def logits(
@@ -82,6 +83,7 @@ class Resident(InMemory):
                 for batch, logits in made:
                     yield number, batch.indices, logits
                     advance(len(batch.indices))
+            trim()
 
     @torch.inference_mode()
     def replies(
@@ -92,6 +94,7 @@ class Resident(InMemory):
                 for index, reply in self._replies(asked, max_new_tokens):
                     yield number, (index,), [reply]
                     advance(1)
+            trim()
 
     def _replies(self, asked: Pass, longest: int) -> Iterator[tuple[int, list[int]]]:
         """Each reply as it is done: by a loop of our own as far as it is exact, else by transformers' ``generate``."""
