@@ -29,6 +29,7 @@ from typing import Any
 
 import bench_model
 import bench_outcomes
+import bench_run
 import bench_statistics
 import bench_sweep
 from rich.console import Console
@@ -438,6 +439,7 @@ def main() -> int:
     edit.set_defaults(run=bench_edit)
     bench_model.add_to(commands)
     bench_sweep.add_to(commands)
+    bench_run.add_to(commands)
     bench_statistics.add_to(commands)
     bench_outcomes.add_to(commands)
     args = parser.parse_args()

@@ -157,3 +157,9 @@ def test_what_a_script_imports_of_the_package_is_there(script: Path) -> None:
     own = [(s.module, alias.name) for s in wanted if s.module and s.module.startswith("abliterate") for alias in s.names]
     missing = [pair for pair in own if not hasattr(importlib.import_module(pair[0]), pair[1]) and ".".join(pair) not in MODULES]
     assert not missing
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    """pytest imports them by their bare names."""
+    names = [file.name for file in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)

@@ -64,3 +64,21 @@ def test_collecting_is_measured_in_both_orders(tiny_folder: Path) -> None:
     assert list(found["ways"]) == [bench.OWN, bench.FILE, bench.SORTED]
     assert {len(way["cpu"]) for way in found["ways"].values()} == {3}
     assert {target["beside"] for target in found["targets"]} == {bench.FILE, bench.SORTED} and "differ" not in found
+
+
+def test_a_whole_run_is_measured_beside_plain_transformers(tiny_folder: Path, tmp_path: Path) -> None:
+    call = ["run", "--model", str(tiny_folder), "--limit", "6", "--tokens", "3", "--candidates", "2", "--repeat", "1", "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "bench.py"), *call, "--work", str(tmp_path), "--json", str(tmp_path / "f.json")],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert set(found["ways"]) == {"abliterate run", "plain transformers"}
+    for way in found["ways"].values():
+        ((wall, cpu, peak),) = way["turns"]
+        assert wall > 0 and cpu > 0 and peak > 10**8 and len(way["withheld"]) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["f.json"]
