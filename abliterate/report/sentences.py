@@ -41,7 +41,55 @@ def warnings(report: Mapping[str, Any]) -> Iterator[str]:
 
 def all_of(report: Mapping[str, Any]) -> list[str]:
     """Everything that is said in words."""
-    return [*warnings(report), *against_control(report), *unchanged(report), *weights(report)]
+    said = (
+        broken(report),
+        warnings(report),
+        thoughts(report),
+        against_control(report),
+        unchanged(report),
+        service(report),
+        weights(report),
+    )
+    return [sentence for part in said for sentence in part]
+
+
+def broken(report: Mapping[str, Any]) -> Iterator[str]:
+    """Sets that are withheld less because more of their replies are broken: a model that says nothing withholds nothing."""
+    for name, entry in report["sets"].items():
+        if entry["edited"] is None:
+            continue
+        before, after = entry["base"]["degenerate"], entry["edited"]["degenerate"]
+        freed = entry["edited"]["withheld"]["k"] < entry["base"]["withheld"]["k"]
+        if freed and after["ci95"] is not None and after["ci95"][0] > before["rate"]:
+            yield (
+                f"Broken output of {name} rose from {100 * before['rate']:.1f} % to {100 * after['rate']:.1f} %: "
+                "not all that is no longer withheld is answered."
+            )
+
+
+def thoughts(report: Mapping[str, Any]) -> Iterator[str]:
+    """How often a model that thinks closed its thought at once."""
+    for name, entry in report["sets"].items():
+        sides = [side for side in (entry["base"], entry["edited"]) if side is not None]
+        if any(side["thought"] for side in sides):
+            shares = [(side["thought"] or {}).get("empty", 0) / entry["n"] for side in sides]
+            yield f"empty thoughts of {name}: {' → '.join(f'{100 * share:.1f} %' for share in shares)} of {entry['n']}."
+
+
+def service(report: Mapping[str, Any]) -> Iterator[str]:
+    """Of a model on a server beside weights that are here: what the weights withhold, and what the service alone does."""
+    settings = report["run"].get("settings", {})
+    served = ["://" in str(settings.get(which, "")) for which in ("base", "derived")]
+    if served[0] == served[1]:
+        return
+    first, second = ("the service", "the weights") if served[0] else ("the weights", "the service")
+    for name, entry in report["sets"].items():
+        pair = entry["paired"]["withheld"]
+        both = entry["base"]["withheld"]["k"] - pair["base_only"]
+        yield (
+            f"{name}: {both} of {entry['n']} prompts are withheld by the service and by the weights, {pair['base_only']} by {first} alone, "
+            f"{pair['edited_only']} by {second} alone."
+        )
 
 
 def unchanged(report: Mapping[str, Any]) -> Iterator[str]:

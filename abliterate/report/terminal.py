@@ -47,6 +47,12 @@ def show(report: Mapping[str, Any], out: Path) -> None:
             f"KL(base‖edited), first token, {drift['set']} (n={drift['n']}): {drift['kl_first_token']:.3f} nats{extra}",
             markup=False,
         )
+        if drift["kl_sequence"] is not None and drift["ce_base"] is not None:
+            console.print(
+                f"along the base's own replies: {drift['kl_sequence']:.3f} nats a token; cross-entropy of prose "
+                f"{drift['ce_base']:.3f} → {drift['ce_edited']:.3f} nats",
+                markup=False,
+            )
     console.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
 
 
