@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,18 +136,43 @@ def dropped(folder: Path) -> None:
 
 
 def in_group(group: Path | None, call: list[str], threads: int) -> tuple[str, int]:
-    """Run a command in a control group. Returns what it said, and its peak of resident memory in bytes."""
+    """Run a command in a control group. Returns what it said, and its peak of resident memory in bytes.
+
+    The peak is what the kernel keeps of its address space, looked up every 20 ms: the one that ``wait4`` gives is also this process's,
+    from which the command was started.
+    """
     script = f"echo $$ > {group}/cgroup.procs; " if group else ""
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     started = subprocess.Popen(
         ["bash", "-c", script + 'exec "$@"', "_", *call], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert started.stdout is not None
+    peak, ended = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(0.02):
+            peak = max(peak, high_water(started.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     said = started.stdout.read()
-    _, status, usage = os.wait4(started.pid, 0)
+    status = started.wait()
+    ended.set()
+    watcher.join()
     if status:
         raise SystemExit(f"{' '.join(call[:4])} ended with status {status}:\n{said[-2000:]}")
-    return said, usage.ru_maxrss * 1024
+    return said, peak
+
+
+def high_water(pid: int) -> int:
+    """The largest resident memory of a process so far, in bytes; 0 where it is gone, or is still the shell that will become it."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    of = dict(line.split(":", 1) for line in lines if ":" in line)
+    return 0 if of["Name"].strip() == "bash" or "VmHWM" not in of else int(of["VmHWM"].split()[0]) * 1024
 
 
 def read_all(folder: Path) -> float:

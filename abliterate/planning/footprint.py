@@ -21,6 +21,7 @@ EDITING = 480 << 20  # bytes: the program without a tokenizer and a model
 _CHUNK = 64 << 20  # bytes of an edited tensor in float32
 _WIDEST, _STREAMS = 6.4, 16  # times the widest side of a block, and d_model: numbers that computing a token holds
 _OF_A_LOGIT = 10  # bytes beside the type it is computed in: float32, and its logarithm
+_GROWING = 0.35  # of the keys and values: what writing replies takes beside them, step after step, and the C library keeps
 _FLOAT, _DOUBLE = 4, 8
 
 
@@ -71,6 +72,7 @@ def peak_bytes(model: Model, flow: Flow, collected: int) -> int:
     logits = flow.logits_at_once * (model.width + _OF_A_LOGIT)
     computing = flow.largest * int(_WIDEST * model.sizes.widest + _STREAMS * model.folder.d_model) * model.width
     if model.held.resident:
+        beside += int(_GROWING * cache_bytes(model, flow)) if model.device.type == "cpu" else 0
         return model.program + beside + model.sizes.total * model.width + max(computing, logits)
     beside += min(streams_bytes(model, flow), model.held.spill_bytes) + model.sizes.outside * model.width
     block = model.sizes.block * model.width
