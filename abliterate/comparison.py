@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,7 @@ from abliterate.model.source import ModelSource, resolve_model
 from abliterate.pipeline import open_model, resolved, run_record
 from abliterate.progress import say, stage
 from abliterate.prompts import PromptSet, load_set
-from abliterate.report.document import report_document, write_json
+from abliterate.report.document import read_json, report_document, write_json
 from abliterate.runfolder import RunFolder, open_run
 
 Which = Literal["base", "derived"]
@@ -57,7 +56,7 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
     if base.config is not None and derived.config is not None and not (out / "report.json").exists():
         foresee(base.config)
         foresee(derived.config)
-    folder.stage("weights", WEIGHTS, lambda: _weights(base, derived), write_json, _read)
+    folder.stage("weights", WEIGHTS, lambda: _weights(base, derived), write_json, read_json)
     before, after, drift = _asked(folder, base, derived, groups, config.limit) if groups else ({}, {}, None)
     sessions = {"base": base.session, "edited": derived.session}
     if config.lm_eval and base.session is not None:
@@ -184,7 +183,3 @@ def _predicts_alike(base: Side, derived: Side) -> bool:
         return False
     sizes = {int(getattr(folder.config, "vocab_size", 0)) for folder in (base.folder, derived.folder)}
     return len(sizes) == 1 and _moved_token(base.folder, derived.folder) is None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))

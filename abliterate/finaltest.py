@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from abliterate.checkpoint.proof import NAME as PROOF
@@ -23,7 +21,7 @@ from abliterate.model.template import encode
 from abliterate.progress import stage
 from abliterate.prompts import PromptSet
 from abliterate.report.card import model_card
-from abliterate.report.document import write_json, write_text
+from abliterate.report.document import read_json, write_json, write_text
 from abliterate.report.page import report_page
 from abliterate.runfolder import RunFolder
 
@@ -78,7 +76,7 @@ def drift_edited(folder: RunFolder, edited: Session, group: PromptSet, measured:
         edited.release()
         return {"set": group.name, "ids": [p.id for p in group], **asdict(found)}
 
-    found = folder.stage("drift", _DRIFT, make, write_json, _read_json)
+    found = folder.stage("drift", _DRIFT, make, write_json, read_json)
     (folder.path / _BASE_SIDE).unlink(missing_ok=True)
     return found
 
@@ -92,7 +90,7 @@ def benchmarked(folder: RunFolder, config: EvaluateConfig, sides: Mapping[str, S
         harness = Harness(config.lm_eval, *_loading(session))
         file = f"benchmarks-{which}.json"
         session.release()
-        scores[which] = folder.stage(f"lm-eval ({which})", file, partial(harness.measure, session.folder.path), write_json, _read_json)
+        scores[which] = folder.stage(f"lm-eval ({which})", file, partial(harness.measure, session.folder.path), write_json, read_json)
     if not (folder.path / _BENCHMARKS).exists():
         write_json(side_by_side(config.lm_eval, scores["base"], scores.get("edited")), folder.path / _BENCHMARKS)
 
@@ -100,10 +98,6 @@ def benchmarked(folder: RunFolder, config: EvaluateConfig, sides: Mapping[str, S
 def _loading(session: Session) -> tuple[str, str, bool]:
     """What lm-eval loads a model with."""
     return str(session.fit.dtype).removeprefix("torch."), str(session.device), session.folder.trust_remote_code
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def publish(
@@ -118,14 +112,14 @@ def publish(
     Where the folder holds what differs between two models' weights, or their scores in benchmarks, these go into the report.
     """
     weights, scores = folder.path / WEIGHTS, folder.path / _BENCHMARKS
-    more = {"weights": _read_json(weights)["summary"]} if weights.is_file() else {}
+    more = {"weights": read_json(weights)["summary"]} if weights.is_file() else {}
     if scores.is_file():
-        more |= {"benchmarks": _read_json(scores), "not_measured": [name for name in report["not_measured"] if name != "benchmarks"]}
+        more |= {"benchmarks": read_json(scores), "not_measured": [name for name in report["not_measured"] if name != "benchmarks"]}
     whole = {**report, **more, "cost": folder.cost()}
     write_json(whole, folder.path / "report.json")
     write_text(report_page(whole, before, after, auc), folder.path / "report.html")
     card = folder.path / "checkpoint" / "README.md"
     if card.is_file():
-        proof = json.loads((card.parent / PROOF).read_text(encoding="utf-8"))
+        proof = read_json(card.parent / PROOF)
         write_text(model_card(proof, whole), card)
     return whole

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +21,7 @@ from abliterate.evaluation.outcomes import Verdict
 from abliterate.evaluation.transcripts import Transcript, read
 from abliterate.finaltest import publish
 from abliterate.pipeline import edit_summary
-from abliterate.report.document import excerpt, not_measured, report_document, write_json
+from abliterate.report.document import excerpt, not_measured, read_json, report_document, write_json
 from abliterate.runfolder import RunFolder, reopen_run
 
 AGREEMENT = "agreement.json"
@@ -122,7 +121,7 @@ def _number(name: str) -> list[tuple[int, str]]:
 
 
 def _optional(file: Path) -> dict[str, Any] | None:
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    return read_json(file) if file.is_file() else None
 
 
 def _edit(path: Path) -> dict[str, Any] | None:

@@ -108,3 +108,11 @@ def unit_direction() -> Callable[[int], torch.Tensor]:
         return vector / vector.norm()
 
     return make
+
+
+def first_token_logprobs(model: Any, prompts: list[list[int]]) -> torch.Tensor:
+    """What a model says of the first token behind each prompt, [prompt, vocab]."""
+    from abliterate.evaluation.predictions import Firsts, ask
+
+    ask(model, [heard := Firsts(prompts)])
+    return heard.logprobs

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from abliterate.checkpoint.spectrum import BITS, LEADING, difference, rounding_noise, spectrum, squared_norm, without_rescaling
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES, Gammas, placed_writers, shared_writers
+from abliterate.checkpoint.verify import first_difference
 from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex, TensorInfo, open_index, reading
 from abliterate.model.layouts import text_name
 from abliterate.model.stored import Stored, stored
 
-_PIECE = 1 << 24
 _QUANTISED = ("F8_E4M3", "F8_E5M2", "U8")
 
 
@@ -185,18 +185,7 @@ def _same_bytes(old_index: ShardIndex, old: Sequence[TensorInfo], new_index: Sha
     if [(part.dtype, part.shape) for part in old] != [(part.dtype, part.shape) for part in new]:
         return False
     with reading(new_index.folder):
-        return all(_same(old_index, a, new_index, b) for a, b in zip(old, new, strict=True))
-
-
-def _same(old_index: ShardIndex, old: TensorInfo, new_index: ShardIndex, new: TensorInfo) -> bool:
-    with (old_index.folder / old.shard).open("rb") as a, (new_index.folder / new.shard).open("rb") as b:
-        a.seek(old.start)
-        b.seek(new.start)
-        for at in range(0, old.nbytes, _PIECE):
-            count = min(_PIECE, old.nbytes - at)
-            if a.read(count) != b.read(count):
-                return False
-    return True
+        return all(first_difference(old_index, a, new_index, b) is None for a, b in zip(old, new, strict=True))
 
 
 def _matrices(name: str, a: Tensor, b: Tensor, axis: int | None) -> Iterator[tuple[str, Tensor, Tensor, int | None]]:

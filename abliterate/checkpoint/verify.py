@@ -220,6 +220,12 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 def _identical(source: ShardIndex, old: TensorInfo, index: ShardIndex, new: TensorInfo) -> None:
     """Two tensors byte for byte. Raises CheckError with the first byte that differs."""
+    if (byte := first_difference(source, old, index, new)) is not None:
+        raise CheckError(f"{index.folder}: {new.name} differs from the base at its byte {byte}, though it was not edited")
+
+
+def first_difference(source: ShardIndex, old: TensorInfo, index: ShardIndex, new: TensorInfo) -> int | None:
+    """The first byte in which two stored tensors of as many bytes differ, None where there is none."""
     with (source.folder / old.shard).open("rb") as a, (index.folder / new.shard).open("rb") as b:
         a.seek(old.start)
         b.seek(new.start)
@@ -227,5 +233,5 @@ def _identical(source: ShardIndex, old: TensorInfo, index: ShardIndex, new: Tens
             count = min(_PIECE, old.nbytes - at)
             left, right = a.read(count), b.read(count)
             if left != right:
-                byte = at + next((i for i, (x, y) in enumerate(zip(left, right, strict=False)) if x != y), min(len(left), len(right)))
-                raise CheckError(f"{index.folder}: {new.name} differs from the base at its byte {byte}, though it was not edited")
+                return at + next((i for i, (x, y) in enumerate(zip(left, right, strict=False)) if x != y), min(len(left), len(right)))
+    return None

@@ -103,12 +103,6 @@ def _transcript(row: dict[str, Any]) -> Transcript:
     return Transcript(**{**row, "facts": tuple(row.get("facts") or ())})
 
 
-def read_scorable(path: Path) -> Iterator[tuple[dict[str, Any], Verdict]]:
-    """Rows of any transcript file with the rules' verdicts, as ``read_rows`` reads them."""
-    for row, transcript in read_rows(path):
-        yield row, transcript.verdict()
-
-
 def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], Transcript]]:
     """Rows of any transcript file, with what of them is judged; a row needs ``prompt`` and ``response``, optionally ``facts``.
 

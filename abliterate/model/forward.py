@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from abliterate.model.passes import NOTHING, Advance, Change, Ids, Model, Pass, unheard
+from abliterate.model.passes import NOTHING, Change, Ids, Pass
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,6 @@ def _padded(sequences: Ids, rows: Sequence[int], pad: int, device: torch.device,
         ids[row, width - len(own) :] = own
         mask[row, shared + width - len(own) :] = 1
     return Batch(tuple(rows), ids.to(device), mask.to(device))
-
-
-def first_token_logprobs(model: Model, prompts: Ids, advance: Advance = unheard) -> Float[Tensor, "prompt vocab"]:
-    """Log-probabilities of the first generated token after each prompt, float32 on the CPU, in the prompts' order."""
-    result: Tensor | None = None
-    for _, indices, logits in model.logits([Pass(prompts)], advance):
-        logprobs = logits[:, -1].log_softmax(-1).cpu()
-        if result is None:
-            result = torch.empty(len(prompts), logprobs.shape[-1])
-        result[list(indices)] = logprobs
-    return result if result is not None else torch.empty(0, 0)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,11 @@ def write_json(document: Mapping[str, Any], path: Path) -> None:
     write_text(text + "\n", path)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read back what ``write_json`` wrote."""
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
 def write_text(text: str, path: Path) -> None:
     """Write a text file that is whole or absent."""
     partial = path.with_name(f".{path.name}.partial")

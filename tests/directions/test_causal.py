@@ -6,11 +6,11 @@ import random
 
 import pytest
 import torch
-from conftest import save_tiny
+from conftest import first_token_logprobs, save_tiny
 
 from abliterate.directions.candidates import Candidate
 from abliterate.directions.causal import STAYS, Yardstick, score_all, scoring_work
-from abliterate.model.forward import Continued, first_token_logprobs
+from abliterate.model.forward import Continued
 from abliterate.model.hooks import ablated, added
 from abliterate.model.plan import plan_from_direction
 from abliterate.model.resident import Resident, load_model

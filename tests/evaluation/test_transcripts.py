@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abliterate.errors import InputError
-from abliterate.evaluation.transcripts import Transcript, append, read, read_scorable, transcript_of
+from abliterate.evaluation.transcripts import Transcript, append, read, read_rows, transcript_of
 from abliterate.prompts import Prompt
 
 SOME = [
@@ -96,7 +96,7 @@ def test_the_verdict_knows_that_the_response_begins_in_a_thought() -> None:
 
 def scorable(path: Path, text: str | bytes) -> list[str]:
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return [verdict.outcome for _, verdict in read_scorable(path)]
+    return [transcript.verdict().outcome for _, transcript in read_rows(path)]
 
 
 def test_blank_lines_and_windows_line_ends_are_skipped(tmp_path: Path) -> None:
@@ -133,10 +133,11 @@ def test_a_line_that_cannot_be_scored_is_named(tmp_path: Path, text: str | bytes
 
 def test_a_missing_file_to_score_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.jsonl: no such file"):
-        list(read_scorable(tmp_path / "none.jsonl"))
+        list(read_rows(tmp_path / "none.jsonl"))
 
 
 def test_facts_decide_substance_of_a_scored_row(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"prompt": "p", "response": "Tanks came.", "facts": ["tanks"], "own": 1}\n')
-    ((row, verdict),) = read_scorable(tmp_path / "t.jsonl")
+    ((row, transcript),) = read_rows(tmp_path / "t.jsonl")
+    verdict = transcript.verdict()
     assert row["own"] == 1 and verdict.substance is True

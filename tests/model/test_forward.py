@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import save_tiny
+from conftest import first_token_logprobs, save_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abliterate.model.forward import Continued, batches, first_token_logprobs
+from abliterate.model.forward import Continued, batches
 from abliterate.model.resident import Resident, load_model
 
 PAD = 0
