@@ -2,7 +2,7 @@
 
 The copy has the model's own config with small dimensions and enough blocks to hold one of each kind, is saved as transformers
 saves it, edited at full strength along a random direction, and loaded again. Then no block may write along the direction, and
-its logits must be those of the unedited copy with hooks (which, behind a norm, change what enters it as the edit changes the writer).
+its logits must be those of the unedited copy under the hooks with which a run chooses and tunes its edit.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,13 @@ import torch
 import transformers
 from blake3 import blake3
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from abliterate import __version__
-from abliterate.checkpoint.orthogonalise import Removal
 from abliterate.checkpoint.output import plan_output
 from abliterate.checkpoint.stream import write_shards
-from abliterate.checkpoint.tasks import EditTask, edit_tasks, missing_expert, placed_writers, unplaced, writer_kinds
+from abliterate.checkpoint.tasks import edit_tasks, missing_expert, placed_writers, unplaced, writer_kinds
 from abliterate.errors import InputError, first_line
 from abliterate.model.folder import ModelFolder
 from abliterate.model.hooks import ablated, captured, cleared
@@ -45,7 +43,7 @@ LEFT, LOGITS = 1e-5, 1e-4
 @dataclass(frozen=True)
 class SelfCheck:
     """What the copy showed: ``before`` and ``left`` are the largest part of the stream along the direction, ``logits`` the
-    relative distance to what the edit should compute, ``kl`` how far that is in nats from the hooks of a run (behind post-norms)."""
+    relative distance to those of the hooks of a run, ``kl`` the same in nats a token."""
 
     architecture: str
     layout: str
@@ -127,7 +125,7 @@ def _checked(folder: ModelFolder, index: ShardIndex, kinds: Mapping[int, frozens
     write_shards(copied, plan_output(copied, tasks), tasks, place / "edited")
     (place / "edited" / "config.json").write_bytes((base / "config.json").read_bytes())
     before, after = InMemory(copy, model), InMemory(copy, _loaded(made, place / "edited"))
-    hooks = _norm_hooks(before, copied, tasks)
+    _watchable(before, copied)
     written, left = _along(before, plan), _along(after, plan)
     worst = max(range(blocks), key=lambda layer: left[layer])
     if not left[worst] <= LEFT:
@@ -138,7 +136,7 @@ def _checked(folder: ModelFolder, index: ShardIndex, kinds: Mapping[int, frozens
             f"{folder.path}: {folder.model_type!r} can't be edited exactly with the layout {folder.layout.name!r}: in a small copy "
             f"{entered:.1e} of the stream lies along the direction though blocks and token embedding have lost it: positions or a norm"
         )
-    logits, kl = _against_hooks(before, after, plan, hooks)
+    logits, kl = _against_hooks(before, after, plan)
     if not logits <= LOGITS:
         raise InputError(
             f"{folder.path}: {folder.model_type!r} can't be edited exactly with the layout {folder.layout.name!r}: logits of an edited "
@@ -207,12 +205,9 @@ def _same_tensors(
             )
 
 
-def _norm_hooks(model: InMemory, copied: ShardIndex, tasks: Mapping[str, EditTask]) -> dict[str, Removal]:
-    """The norms behind writers, by their names in memory, with what the edit removes from what enters them.
-
-    Raises InputError where the model has no such module as the layout watches a writer in.
-    """
-    layout, found = model.folder.layout, {}
+def _watchable(model: InMemory, copied: ShardIndex) -> None:
+    """Raise InputError where the model has no such module as the layout watches a writer in."""
+    layout = model.folder.layout
     for placed in placed_writers(copied, model.folder):
         block = in_memory(layout.block_module.format(placed.layer), model.parts)
         if f"{block}.{placed.writer.module}" not in layout.written_by(placed.layer, model.parts):
@@ -220,11 +215,6 @@ def _norm_hooks(model: InMemory, copied: ShardIndex, tasks: Mapping[str, EditTas
                 f"{model.folder.path}: block {placed.layer} has no module {placed.writer.module!r}, through which {placed.writer.weight} "
                 f"writes by its layout {layout.name!r}"
             )
-        ends = [norm.rpartition(".")[2] for norm in placed.writer.norms]  # in memory it may lie deeper than on disk
-        inside = {name.rpartition(".")[2]: name for name in model.parts if name.startswith(f"{block}.")}
-        if norm := next((inside[end] for end in ends if end in inside), None):
-            found[norm] = tasks[placed.name].removal
-    return found
 
 
 @torch.no_grad()
@@ -241,28 +231,18 @@ def _along(model: InMemory, plan: EditPlan, clear: bool = True) -> list[float]:
 
 
 @torch.no_grad()
-def _against_hooks(base: InMemory, edited: InMemory, plan: EditPlan, norms: Mapping[str, Removal]) -> tuple[float, float]:
-    """Relative distance between the edited copy's logits and those of hooks that change what enters ``norms`` too, and
-    KL(hooks without that || edited) per token in nats."""
+def _against_hooks(base: InMemory, edited: InMemory, plan: EditPlan) -> tuple[float, float]:
+    """Relative distance between the edited copy's logits and those of a run's hooks, and KL(hooks || edited) per token in nats."""
     with ablated(base, plan):
-        hooked = _logits(base)
-        with ExitStack() as stack:
-            for name, removed in norms.items():
-                stack.callback(base.parts[name].register_forward_pre_hook(partial(_removed, removed)).remove)
-            wanted = _logits(base)
+        wanted = _logits(base)
     got = _logits(edited)
-    p, q = hooked.log_softmax(-1), got.log_softmax(-1)
+    p, q = wanted.log_softmax(-1), got.log_softmax(-1)
     return float((got - wanted).norm() / wanted.norm()), float((p.exp() * (p - q)).sum(-1).mean())
 
 
 def _logits(model: InMemory) -> Tensor:
     logits: Tensor = model.module(input_ids=probe(), use_cache=False).logits
     return logits.double()
-
-
-def _removed(removed: Removal, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    entering = args[0].double()
-    return ((entering - (entering @ removed.q.T) @ removed.w.T).to(args[0].dtype), *args[1:])
 
 
 def _left_over(folder: ModelFolder, copy: ModelFolder, copied: ShardIndex, edited: set[str], layer: int, left: float) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from abliterate.errors import InputError
-from abliterate.model.layouts import COMPONENTS, Component
+from abliterate.model.layouts import COMPONENTS, Component, Writer, in_memory
 from abliterate.model.load import InMemory
 from abliterate.model.passes import Change
 from abliterate.model.plan import EditPlan
+from abliterate.model.removal import Removal, removal
 
 
 @contextmanager
@@ -44,10 +46,10 @@ def without(y: Float[Tensor, "*n d_model"], rows: Float[Tensor, "k d_model"], st
 
 @contextmanager
 def ablated(model: InMemory, plan: EditPlan) -> Iterator[None]:
-    """The model computes what its edited checkpoint would, up to rounding: what each block writes loses the directions.
+    """The model computes what its edited checkpoint would, up to rounding: what each block writes loses the directions, on each
+    writer's own output, before any norm that stands between it and the stream. Gradients flow to the plan's directions and strengths.
 
-    The embedding follows the plan's policy; where it is tied, editing it changes the unembedding too. Behind a post-norm the
-    norm's output loses them, so there the checkpoint differs by the norm's scale.
+    The embedding follows the plan's policy; where it is tied, editing it changes the unembedding too.
     """
     with changed(model, Change(plan)):
         yield
@@ -76,11 +78,11 @@ def changed_block(model: InMemory, change: Change, layer: int) -> Iterator[None]
     """One block under a change: its writers, and what is added after it."""
     with ExitStack() as stack:
         if change.plan is not None:
-            for name, component in _writing(model, layer).items():
-                strength = float(change.plan.strength[layer, COMPONENTS.index(component)])
-                if strength:
-                    rows = change.plan.direction[layer, COMPONENTS.index(component)]
-                    stack.enter_context(_hooked(model.parts[name], _removing(model, rows, strength)))
+            for place in places(model, layer):
+                strength = change.plan.strength[layer, place.component]
+                if strength.requires_grad or float(strength):
+                    taken = removal(change.plan.direction[layer, place.component], place.gamma)
+                    stack.enter_context(_hooked(place.module, *place.hook(taken, strength)))
         if change.shift is not None and layer == change.shift_layer:
             stack.enter_context(_hooked(model.block(layer), _adding(model, change.shift)))
         yield
@@ -114,14 +116,9 @@ def changed_head(model: InMemory, change: Change) -> Iterator[None]:
 
 
 def _removing(model: InMemory, rows: Tensor, strength: float) -> Callable[..., Any]:
-    """A hook that takes the directions out of a module's output."""
+    """A hook that takes the directions out of an embedding's output."""
     lost = rows.to(model.device, model.module.dtype)
-
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        edited = without(_stream(output), lost.to(_stream(output)), strength)  # a block may be on another device
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
-
-    return hook
+    return lambda module, args, output: without(output, lost.to(output), strength)
 
 
 def _adding(model: InMemory, vector: Tensor) -> Callable[..., Any]:
@@ -135,13 +132,64 @@ def _adding(model: InMemory, vector: Tensor) -> Callable[..., Any]:
     return hook
 
 
-def _writing(model: InMemory, layer: int) -> dict[str, Component]:
-    """The modules that a block's writers write through. Raises InputError where the model has none of them."""
+@dataclass(frozen=True)
+class Place:
+    """Where what writers of a ``component`` (its number) write can be changed: the output of ``module``; or, where norms of the product
+    ``gamma`` stand between it and the stream, what enters the first of them."""
+
+    module: nn.Module
+    component: int
+    gamma: Float[Tensor, " d_model"] | None
+
+    def hook(self, taken: Removal, strength: Tensor) -> tuple[Callable[..., Any], bool]:
+        """What takes so much of the directions out there, and whether it stands before the module."""
+
+        def edited(y: Tensor) -> Tensor:
+            return y - strength.to(y) * ((y @ taken.q.T.to(y)) @ taken.w.T.to(y))  # a block may be on another device
+
+        def behind(module: nn.Module, args: Any, output: Any) -> Any:
+            return (edited(output[0]), *output[1:]) if isinstance(output, tuple) else edited(output)
+
+        def before(module: nn.Module, args: Any) -> Any:
+            return edited(args[0]), *args[1:]
+
+        return (behind, False) if self.gamma is None else (before, True)
+
+
+def places(model: InMemory, layer: int) -> list[Place]:
+    """Where the writers of a block can be changed. Raises InputError where the model has none of them."""
     model.block(layer)
     found = model.folder.layout.written_by(layer, model.parts)
     if not found:
         raise InputError(f"{model.folder.path}: block {layer} has no module that its layout {model.folder.layout.name!r} calls a writer")
-    return found
+    block = in_memory(model.folder.layout.block_module.format(layer), model.parts)
+    return [place for name, component in found.items() for place in _places(model, block, name, component)]
+
+
+def _places(model: InMemory, block: str, name: str, component: Component) -> list[Place]:
+    """One for each chain of norms through which something is written where ``name`` enters the stream."""
+    writers = [w for w in model.folder.layout.writers if w.norms and f"{block}.{w.module}" == name]
+    chains = [(norms, writer.offset) for writer in writers if (norms := _norms(model, block, writer))]
+    if not chains:
+        return [Place(model.parts[name], COMPONENTS.index(component), None)]
+    by_first = {id(norms[0]): (norms, offset) for norms, offset in reversed(chains)}
+    return [Place(norms[0], COMPONENTS.index(component), _gamma(norms, offset)) for norms, offset in by_first.values()]
+
+
+def _gamma(norms: Sequence[nn.Module], offset: float) -> Float[Tensor, " d_model"]:
+    """What norms one behind the other multiply by."""
+    gamma = torch.ones((), dtype=torch.float64)
+    for norm in norms:
+        weight: Any = norm.weight
+        gamma = gamma * (weight.detach().to("cpu", torch.float64) + offset)
+    return gamma
+
+
+def _norms(model: InMemory, block: str, writer: Writer) -> list[nn.Module]:
+    """The norms between a writer and the stream that a block has, from the inside out; in memory they may lie deeper than on disk."""
+    inside = {name.rpartition(".")[2]: part for name, part in model.parts.items() if name.startswith(f"{block}.")}
+    ends = [norm.rpartition(".")[2] for norm in writer.norms]
+    return [inside[end] for end in ends if end in inside]
 
 
 @contextmanager

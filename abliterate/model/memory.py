@@ -51,11 +51,17 @@ def parse_budget(given: str | None, device: torch.device) -> int | None:
 def available(device: torch.device) -> int:
     """Bytes that this process may take in all on a device, what it has already included: nine tenths of what is free, cgroups heeded."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(_SHARE * free) + int(torch.cuda.memory_reserved(device))
-    own, free = int(psutil.Process().memory_info().rss), int(psutil.virtual_memory().available)
+        return free(device) + int(torch.cuda.memory_reserved(device))
+    return int(psutil.Process().memory_info().rss) + free(device)
+
+
+def free(device: torch.device) -> int:
+    """Bytes that this process may take beside what it has."""
+    if device.type == "cuda":
+        return int(_SHARE * torch.cuda.mem_get_info(device)[0])
+    own, there = int(psutil.Process().memory_info().rss), int(psutil.virtual_memory().available)
     limit = _cgroup_limit()
-    return own + int(_SHARE * min(free, max(0, limit - own) if limit is not None else free))
+    return int(_SHARE * min(there, max(0, limit - own) if limit is not None else there))
 
 
 def _cgroup_limit(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from abliterate.checkpoint.orthogonalise import read_component, removal, remove
+from abliterate.checkpoint.orthogonalise import read_component, remove
 from abliterate.checkpoint.stream import WORKERS
 from abliterate.formats import fp8
 from abliterate.model.index import ShardIndex
+from abliterate.model.removal import removal
 
 _CHUNK = 8 << 20  # bytes of one read
 _READING, _WRITING, _MULTIPLYING, _EDITING = 0.5, 0.3, 0.3, 0.2  # seconds

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from abliterate.checkpoint.orthogonalise import removal
 from abliterate.checkpoint.output import UNTIED_SHARD, Output, new_config, new_index, plan_output
 from abliterate.checkpoint.tasks import EditTask
 from abliterate.model.index import INDEX, SINGLE, ShardIndex, open_index
+from abliterate.model.removal import removal
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SHARDS = pytest.mark.parametrize("shards", [None, "20KB"])

@@ -12,13 +12,14 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
-from abliterate.checkpoint.orthogonalise import read_component, removal
+from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.output import plan_output
 from abliterate.checkpoint.proof import NAME, TOLERANCE, TensorProof, proof_document, prove, write_proof
 from abliterate.checkpoint.stream import Before, write_shards
 from abliterate.checkpoint.tasks import EditTask
 from abliterate.errors import CheckError, InputError
 from abliterate.model.index import SINGLE, open_index
+from abliterate.model.removal import removal
 
 ROW = torch.tensor([[0.6, 0.8, 0.0, 0.0]])
 ROWS = torch.tensor([[0.6, 0.8, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])

@@ -78,9 +78,9 @@ def test_a_good_layout_is_proven_with_its_figures(saved: Make) -> None:
     assert made.before > 1e-2 and made.left <= 1e-5 and made.logits <= 1e-4 and made.kl < 1e-9
 
 
-def test_behind_norms_the_edit_is_exact_and_hooks_are_near(saved: Make) -> None:
+def test_behind_norms_the_edit_is_exact_and_is_what_hooks_compute(saved: Make) -> None:
     made = check(saved("gemma2"), GEMMA)
-    assert made.left <= 1e-5 and made.logits <= 1e-4 and 1e-9 < made.kl < 1e-2
+    assert made.left <= 1e-5 and made.logits <= 1e-4 and made.kl < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,6 @@ def test_a_writer_left_out_is_named(saved: Make, model_type: str, layout: str, m
         ("gemma2", LLAMA, "still lies along"),
         ("gemma2", GEMMA.replace("offset = 1", "offset = 0"), "still lies along"),
         ("gemma2", GEMMA.replace("offset = 1", 'offset = 1, module = "nowhere"'), "no module 'nowhere'"),
-        ("gemma2", GEMMA.replace('offset = 1 }]\nmlp', 'offset = 1, module = "self_attn" }]\nmlp'), "differ from ablation by hooks"),
         # what doesn't write the stream
         ("llama", LLAMA.replace("o_proj", 'o_proj", "self_attn.q_proj'), "what is edited doesn't write it"),
         ("gemma2", GEMMA.replace("attention = [", 'attention = ["self_attn.q_proj", '), "what is edited doesn't write it"),

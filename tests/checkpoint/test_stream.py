@@ -13,7 +13,7 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
-from abliterate.checkpoint.orthogonalise import component_along, orthogonalise, removal
+from abliterate.checkpoint.orthogonalise import component_along, orthogonalise
 from abliterate.checkpoint.output import plan_output
 from abliterate.checkpoint.stream import Before, edited_plain, write_shards
 from abliterate.checkpoint.tasks import EditTask
@@ -21,6 +21,7 @@ from abliterate.checkpoint.write import new_folder
 from abliterate.errors import InputError
 from abliterate.formats import fp8
 from abliterate.model.index import SINGLE, ShardIndex, open_index
+from abliterate.model.removal import removal
 
 ROW = torch.tensor([[0.6, 0.8, 0.0, 0.0]])
 
