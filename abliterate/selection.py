@@ -1,99 +1,190 @@
-"""The choice of the edit, on val prompts: candidates scored by cause, then the best few by full replies."""
+"""The choice of the edit, on val prompts: candidates scored by cause, then strengths tuned by gradients or searched for.
+
+Nothing is generated here but short replies of the unedited model, and nothing is known of the test prompts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from abliterate.config import RunConfig
-from abliterate.directions.candidates import Candidate, Directions, candidates
+from abliterate.directions.candidates import Candidate, candidates, scoped_document
 from abliterate.directions.causal import Scores, Yardstick, score_all, scoring_work
-from abliterate.directions.select import choose, selection_document
-from abliterate.evaluation.openings import dealt, own_openings
-from abliterate.evaluation.rehearsal import Rehearsal, rehearsal_document, rehearse
+from abliterate.directions.estimate import Directions
+from abliterate.directions.front import pareto, prefer
+from abliterate.directions.search import search
+from abliterate.directions.select import Choice, choose, selection_document
+from abliterate.directions.space import Space
+from abliterate.errors import InputError
+from abliterate.evaluation.openings import dealt
 from abliterate.model.forward import Continued
-from abliterate.model.passes import Change, Model
+from abliterate.model.passes import Model
 from abliterate.model.plan import EditPlan
+from abliterate.model.resident import Resident
 from abliterate.model.template import encode
 from abliterate.progress import say, stage
 from abliterate.prompts import Prompt, Role, RoleSets
+from abliterate.tuning.descent import Seen, Settings, Step, descend, looks
+from abliterate.tuning.examples import Examples, gather, gathering_work
+from abliterate.tuning.measure import measure, measuring_work
+from abliterate.tuning.parameters import Parameters
 
-REHEARSED = 3  # candidates that give full replies
-DRIFT_COST = 0.25  # of a nat of first-token KL on harmless prompts
-WEAKER = (0.85, 0.7)  # shares of the strength
+Prompts = Mapping[Role, Sequence[Prompt]]
+SHORTLIST = 6  # candidates whose strengths are tried
+SHARES = (1.0, 0.85, 0.7)  # of the strength
+BATCH = 8  # edits that the search measures in one reading of the weights
+START = 0.5  # the strength at which the tuner begins
 
 
-def select(model: Model, sets: RoleSets, config: RunConfig, directions: Directions) -> tuple[EditPlan, dict[str, Any]]:
-    """The chosen plan, strengths included, and the content of ``selection.json``; val prompts only."""
-    roles: tuple[Role, ...] = ("target", "baseline", "harmless")
-    prompts = {role: sets.prompts(role, "val") for role in roles}
-    val = {role: encode(model.tokenizer, [p.text for p in asked]) for role, asked in prompts.items()}
-    with stage("the model's own replies (val)", len(val["target"])) as advance:
-        own = own_openings(model, val["target"], advance, [p.text for p in prompts["target"]])
+def select(
+    model: Model, sets: RoleSets, config: RunConfig, directions: Directions, away: Tensor | None = None
+) -> tuple[EditPlan, dict[str, Any]]:
+    """The chosen plan, strengths included, and the content of ``selection.json``; train and val prompts only.
+
+    ``away`` [position, layer, d_model, n]: the keep sets' axes, which tuned directions may have to stay orthogonal to.
+    """
+    prompts = _prompts(sets, "val")
+    val = _gathered(model, prompts, "val")
     tried = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied)
-    induced = dealt(own, prompts["target"], prompts["baseline"])
-    by = Yardstick(Continued(own.prompts, own.openings), Continued(val["baseline"], induced), val["harmless"])
+    scored, base_logprob = _scored(model, tried, val, prompts)
+    choice = choose(scored, config.max_kl, SHORTLIST)
+    shortlist = [scored[i][0] for i in choice.passing[:SHORTLIST]]
+    seen = _weakened(model, shortlist, val, config)
+    start = shortlist[_best(seen, config)[0] // len(SHARES)]
+    how = _way(model, config)
+    steps: list[Step] = []
+    learned = val
+    if how == "gradient":
+        learned = _gathered(model, _prompts(sets, "train"), "train")
+        more, steps = _tuned(model, learned, val, start, config, away)
+        seen += more
+    elif how == "search":
+        seen += _searched(model, shortlist, val, config)
+    best, relaxed = _best(seen, config)
+    choice = replace(choice, chosen=next(i for i, (c, _) in enumerate(scored) if c is start), relaxed=(*choice.relaxed, *relaxed))
+    document = _document(scored, choice, seen, best, steps, how, config) | {
+        "yardstick": {"asked": val.target.asked, "withheld": val.target.withheld, "base_logprob": base_logprob},
+        "scoped": scoped_document(directions, start),
+    }
+    document["tuning"] |= {"examples": dict(learned.counts), **_shape(seen[best].plan, start.plan)}
+    if not val.target.withheld:
+        document["relaxed"].insert(0, "the model withholds none of the val prompts: its replies to all of them are the yardstick")
+    point = seen[best].point
+    say("; relaxed: ".join([f"chosen: {seen[best].name}: {point.target_left:.1%} left, KL {point.kl:.3f} (val)", *document["relaxed"]]))
+    return replace(seen[best].plan, keep_norms=config.norms == "keep"), document
+
+
+def _prompts(sets: RoleSets, split: Literal["train", "val"]) -> Prompts:
+    roles: tuple[Role, ...] = ("target", "baseline", "harmless", *(("keep",) if sets.sets("keep") else ()))
+    return {role: sets.prompts(role, split) for role in roles}
+
+
+def _gathered(model: Model, prompts: Prompts, split: str) -> Examples:
+    with stage(f"the model's own short replies ({split})", gathering_work(prompts)) as advance:
+        return gather(model, prompts, advance)
+
+
+def _scored(model: Model, tried: Sequence[Candidate], val: Examples, prompts: Prompts) -> tuple[list[tuple[Candidate, Scores]], float]:
+    """Each candidate with its scores by cause, and the unedited model's mean log-probability of its own openings."""
+    baseline, harmless = (encode(model.tokenizer, [p.text for p in prompts[role]]) for role in ("baseline", "harmless"))
+    induced = dealt(val.target, prompts["target"], prompts["baseline"])
+    by = Yardstick(Continued(val.target.prompts, val.target.openings), Continued(baseline, induced), harmless)
     with stage("candidates scored by cause (prompts)", scoring_work(len(tried), by)) as advance:
         scores, base_logprob = score_all(model, tried, by, advance)
-    scored = list(zip(tried, scores, strict=True))
-    choice = choose(scored, config.max_kl, REHEARSED)
-    chosen, strength, rehearsal = _rehearsed(model, [scored[i] for i in choice.passing], val, _texts(prompts), config)
-    choice = replace(choice, chosen=next(i for i, (c, _) in enumerate(scored) if c is chosen))
-    document = selection_document(scored, choice, config.max_kl, config.max_layer)
-    if not own.withheld:
-        document["relaxed"].insert(0, "the model withholds none of the val prompts: its replies to all of them are the yardstick")
-    document |= {"strength": strength, "rehearsal": rehearsal}
-    document["yardstick"] = {"asked": own.asked, "withheld": own.withheld, "base_logprob": base_logprob}
-    say("; relaxed: ".join([f"chosen: {chosen.name}, strength {strength:g}", *document["relaxed"]]))
-    return replace(chosen.plan.scaled(strength), keep_norms=config.norms == "keep"), document
+    return list(zip(tried, scores, strict=True)), base_logprob
 
 
-def _texts(prompts: Mapping[Role, Sequence[Prompt]]) -> list[str]:
-    return [prompt.text for role in ("target", "baseline") for prompt in prompts[role]]
+def _weakened(model: Model, shortlist: Sequence[Candidate], val: Examples, config: RunConfig) -> list[Seen]:
+    """The best candidates at shares of the strength, candidate after candidate."""
+    tried = [(c, config.strength * share) for c in shortlist for share in SHARES]
+    plans = [candidate.plan.scaled(strength) for candidate, strength in tried]
+    with stage("the best candidates more weakly (prompts)", len(plans) * measuring_work(val)) as advance:
+        points = measure(model, plans, val, advance)
+    return [Seen(f"{c.name}, strength {s:g}", 0, 0.0, plan, p) for (c, s), plan, p in zip(tried, plans, points, strict=True)]
 
 
-@dataclass(frozen=True)
-class Tried:
-    """An edit that gave full replies; ``drift`` is its candidate's KL at full strength, nats."""
-
-    candidate: Candidate
-    strength: float
-    drift: float
-    rehearsal: Rehearsal
-
-    def cost(self, base: Rehearsal) -> float:
-        """What it failed at, and what it moved."""
-        return round(self.rehearsal.cost(base) + DRIFT_COST * self.drift, 6)
+def _best(seen: Sequence[Seen], config: RunConfig) -> tuple[int, list[str]]:
+    return prefer([each.point for each in seen], config.prefer, config.max_kl)
 
 
-def _rehearsed(
-    model: Model,
-    shortlist: Sequence[tuple[Candidate, Scores]],
-    val: Mapping[Role, list[list[int]]],
-    texts: Sequence[str],
+def _way(model: Model, config: RunConfig) -> str:
+    """How the edit is improved on: ``auto`` is by gradients where the model is held whole on one device, else not at all."""
+    whole = isinstance(model, Resident)
+    if config.tune == "auto":
+        if not whole:
+            say("the model isn't held whole here, so the edit isn't tuned by gradients; --tune search does without them")
+        return "gradient" if whole else "off"
+    if config.tune == "gradient" and not whole:
+        raise InputError("--tune gradient needs the model whole in one process's memory; use --tune search, or give more --max-memory")
+    return config.tune
+
+
+def _tuned(
+    model: Model, train: Examples, val: Examples, start: Candidate, config: RunConfig, away: Tensor | None
+) -> tuple[list[Seen], list[Step]]:
+    """The way that gradients take from a candidate."""
+    assert isinstance(model, Resident)
+    kept = away[-1 - start.position].transpose(-1, -2) if away is not None and config.tune_directions == "scoped" else None
+    learned = config.tune_directions != "off"
+    parameters = Parameters.of(start.plan, min(START, config.strength), learned, config.strength, kept)
+    settings = Settings(steps=config.tune_steps, seed=config.seed)
+    with stage("tuning (steps)", settings.total + len(looks(settings))) as advance:
+        return descend(model, parameters, train, lambda plan: measure(model, [plan], val)[0], settings, advance)
+
+
+def _searched(model: Model, shortlist: Sequence[Candidate], val: Examples, config: RunConfig) -> list[Seen]:
+    """What a search without gradients tried."""
+    space = Space(shortlist, model.folder.layers, config.max_layer)
+    with stage("edits searched (prompts)", config.trials * measuring_work(val)) as advance:
+        found = search(
+            space,
+            lambda plans: measure(model, [plan.scaled(config.strength) for plan in plans], val, advance),
+            config.trials,
+            BATCH,
+            config.seed,
+            config.study,
+        )
+    return [Seen(f"trial {t.number}", t.number, 0.0, t.plan.scaled(config.strength), t.point) for t in found]
+
+
+def _document(
+    scored: Sequence[tuple[Candidate, Scores]],
+    choice: Choice,
+    seen: Sequence[Seen],
+    best: int,
+    steps: Sequence[Step],
+    how: str,
     config: RunConfig,
-) -> tuple[Candidate, float, dict[str, Any]]:
-    """The candidate and strength of the lowest cost in full replies to val prompts.
+) -> dict[str, Any]:
+    """What selection.json says of candidates and choice, and of everything that was measured on val."""
+    document = selection_document(scored, choice, config.max_kl, config.max_layer)
+    on_front = pareto([each.point for each in seen])
+    front = [
+        {"name": s.name, "step": s.step, "weight": s.weight, **asdict(s.point), "on_front": on, "chosen": i == best}
+        for i, (s, on) in enumerate(zip(seen, on_front, strict=True))
+    ]
+    tuning = {
+        "kind": how,
+        "seed": config.seed,
+        "steps": len(steps) or None,
+        "prefer": config.prefer,
+        "max_kl": config.max_kl,
+        "history": [
+            {"step": s.step, "weight": s.weight, "target": s.target, **s.stays, "edits": s.edits} for s in steps
+        ],
+        "front": front,
+    }  # fmt: skip
+    return document | {"name": seen[best].name, "strength": float(seen[best].plan.strength.max()), "tuning": tuning}
 
-    The best few are tried, and the best of these more weakly where it broke replies. A nat of drift costs as much as
-    ``DRIFT_COST`` of the prompts; of equals the weakest is taken.
-    """
-    few, replies = shortlist[:REHEARSED], len(val["target"]) + len(val["baseline"])
-    with stage("full replies of the best candidates (val)", replies * (1 + len(few))) as advance:
 
-        def replied(plans: Sequence[EditPlan | None]) -> list[Rehearsal]:
-            changes = [Change(plan) for plan in plans]
-            return rehearse(model, changes, val["target"], val["baseline"], config.max_new_tokens, advance, texts)
-
-        base, *found = replied([None, *(candidate.plan.scaled(config.strength) for candidate, _ in few)])
-        tried = [Tried(c, config.strength, scores.kl, rehearsal) for (c, scores), rehearsal in zip(few, found, strict=True)]
-        best = min(tried, key=lambda each: each.cost(base))
-        weaker = best
-        for share in WEAKER:
-            if weaker.rehearsal.cost(base) > weaker.rehearsal.withheld:  # it broke replies
-                strength = config.strength * share
-                weaker = replace(best, strength=strength, rehearsal=replied([best.candidate.plan.scaled(strength)])[0])
-                tried.append(weaker)
-    chosen = min(tried, key=lambda each: (each.cost(base), each.strength))
-    return chosen.candidate, chosen.strength, rehearsal_document(base, [(t.candidate.name, t.strength, t.rehearsal) for t in tried])
+def _shape(plan: EditPlan, start: EditPlan) -> dict[str, Any]:
+    """The strengths of a plan by layer and component, and the cosine of its directions with those of ``start`` (of spans: the least)."""
+    if plan.direction.shape != start.direction.shape:
+        return {"strength": plan.strength.tolist(), "cosine_to_start": None}
+    overlap = torch.linalg.svdvals((plan.direction @ start.direction.transpose(-1, -2)).double())
+    return {"strength": plan.strength.tolist(), "cosine_to_start": overlap[..., -1].clamp(max=1).tolist()}

@@ -1,22 +1,127 @@
-"""The choice among edits that have given full replies."""
+"""The choice of the edit: from train and val alone, with everything that was measured in its document."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 
-from abliterate.directions.candidates import Candidate
-from abliterate.evaluation.rehearsal import Rehearsal
-from abliterate.model.plan import plan_from_direction
-from abliterate.selection import Tried
+from abliterate import pipeline
+from abliterate.config import RunConfig
+from abliterate.directions.estimate import Directions, estimate, keep_axes
+from abliterate.errors import InputError
+from abliterate.model.passes import Pass
+from abliterate.model.resident import Resident, load_model
+from abliterate.model.template import decode
+from abliterate.pipeline import activations_of
+from abliterate.prompts import RoleSets
+from abliterate.selection import SHARES, SHORTLIST, select
 
-CANDIDATE = Candidate("c", "single", "projected", -1, 0, plan_from_direction(torch.ones(4), 2), torch.ones(4), 0)
-BASE = Rehearsal(withheld=0.9, degenerate=0.1)
+Tiny = Callable[..., Path]
+WORDS = ["stone", "river", "cloud", "paper", "candle", "window", "garden", "bridge", "mirror", "harbour", "lantern", "meadow"]
 
 
-def test_an_edit_costs_what_it_leaves_withheld_what_it_breaks_and_what_it_moves() -> None:
-    assert Tried(CANDIDATE, 1.0, 0.2, Rehearsal(0.1, 0.3)).cost(BASE) == 0.35
-    assert Tried(CANDIDATE, 1.0, 0.0, Rehearsal(0.1, 0.05)).cost(BASE) == 0.1
+@pytest.fixture
+def given(tiny: Tiny, tmp_path: Path) -> tuple[Resident, RoleSets, dict[str, Any], Directions, Any]:
+    made: dict[str, Any] = {}
+    for role, start in (("target", "Burn the"), ("baseline", "Draw the"), ("keep", "Steal the"), ("harmless", "Name a")):
+        path = tmp_path / f"{role}.txt"
+        path.write_text("".join(f"{start} {word}.\n" for word in WORDS), encoding="utf-8")
+        made[role] = str(path) if role == "harmless" else (str(path),)
+    path = tiny()
+    model = load_model(path, "float32", "cpu")
+    sets = RoleSets(made["target"], made["baseline"], made["keep"], made["harmless"]).without_test()
+    activations = activations_of(model, sets, 3)
+    return model, sets, {"model": str(path), **made, "candidates": 2, "tune_steps": 2}, estimate(activations), keep_axes(activations)
 
 
-def test_a_little_drift_does_not_outweigh_what_is_still_withheld() -> None:
-    assert Tried(CANDIDATE, 1.0, 0.3, Rehearsal(0.0, 0.1)).cost(BASE) < Tried(CANDIDATE, 1.0, 0.1, Rehearsal(0.1, 0.1)).cost(BASE)
+def test_what_is_chosen_is_on_the_front_and_in_the_document(given: Any) -> None:
+    model, sets, made, directions, away = given
+    plan, document = select(model, sets, RunConfig(**made), directions, away)
+    tuning = document["tuning"]
+    (chosen,) = [row for row in tuning["front"] if row["chosen"]]
+    assert chosen["on_front"] and chosen["name"] == document["name"]
+    assert tuning["kind"] == "gradient" and tuning["steps"] == 4 == len(tuning["history"])
+    assert {"keep", "baseline", "harmless", "target"} <= tuning["history"][0].keys() and tuning["examples"]["target"] >= 1
+    assert [row["step"] for row in tuning["front"]][: len(SHARES)] == [0] * len(SHARES) and len(tuning["front"]) <= SHORTLIST * 3 + 2
+    assert tuning["strength"] == plan.strength.tolist() and document["strength"] == float(plan.strength.max())
+    assert document["scoped"]["sets"] == ["keep"] and 0 < document["scoped"]["share_left"] <= 1
+
+
+def test_without_tuning_a_candidate_is_chosen(given: Any) -> None:
+    model, sets, made, directions, _ = given
+    plan, document = select(model, sets, RunConfig(**made, tune="off", strength=0.5), directions)
+    assert document["tuning"]["kind"] == "off" and document["tuning"]["history"] == []
+    assert float(plan.strength.max()) in [pytest.approx(0.5 * share) for share in SHARES]
+
+
+def test_a_search_measures_as_many_edits_as_it_may(given: Any) -> None:
+    model, sets, made, directions, _ = given
+    _, document = select(model, sets, RunConfig(**made, tune="search", trials=10), directions)
+    assert sum(row["name"].startswith("trial") for row in document["tuning"]["front"]) == 10
+
+
+def test_scoped_directions_stay_orthogonal_to_the_keep_sets(given: Any) -> None:
+    model, sets, made, directions, away = given
+    config = RunConfig(**made, tune_directions="scoped", prefer="removal", max_kl=100)
+    plan, document = select(model, sets, config, directions, away)
+    if document["name"].startswith("tuned"):
+        position = -1 - document["chosen"]["position"]
+        along = torch.einsum("lckd,ldn->lckn", plan.direction, away[position])
+        assert along[plan.strength > 0].abs().max() < 1e-4
+
+
+def test_gradients_need_the_model_whole(given: Any) -> None:
+    _, sets, made, directions, _ = given
+
+    class Elsewhere:
+        def __init__(self, model: Resident) -> None:
+            self._model = model
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._model, name)
+
+    model = Elsewhere(given[0])
+    with pytest.raises(InputError, match="--tune gradient needs the model whole"):
+        select(model, sets, RunConfig(**made, tune="gradient"), directions)  # type: ignore[arg-type]
+    assert select(model, sets, RunConfig(**made), directions)[1]["tuning"]["kind"] == "off"  # type: ignore[arg-type]
+
+
+def test_nothing_of_the_test_prompts_is_known_before_the_final_test(given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is estimated and chosen goes through functions that are given the sets without their test prompts, and asks none of them."""
+    _, _, made, _, _ = given
+    whole = RoleSets(made["target"], made["baseline"], made["keep"], made["harmless"])
+    tested = {prompt.text for group in whole.test_sets() for prompt in group}
+    assert tested and not {p.text for group in whole.without_test().all for p in group} & tested
+    assert whole.without_test().hashes == whole.hashes
+    asked: list[str] = []
+    final = False
+
+    def watched(name: str) -> Callable[..., Any]:
+        real = getattr(Resident, name)
+
+        def watching(self: Resident, passes: list[Pass], *more: Any) -> Any:
+            if not final:
+                asked.extend(decode(self.tokenizer, ids) for one in passes for ids in one.sequences)
+            return real(self, passes, *more)
+
+        return watching
+
+    for name in ("watch", "logits", "replies"):
+        monkeypatch.setattr(Resident, name, watched(name))
+    respond = pipeline.respond
+
+    def responding(*arguments: Any) -> Any:
+        nonlocal final
+        final = True
+        return respond(*arguments)
+
+    monkeypatch.setattr(pipeline, "respond", responding)
+    pipeline.run(RunConfig(**made, max_new_tokens=2), tmp_path / "run")
+    assert final and asked and not [text for text in asked for prompt in tested if prompt in text]
+    for stage in (pipeline._activations, pipeline._selection):
+        assert "sets" in inspect.signature(stage).parameters and "tested" not in inspect.signature(stage).parameters

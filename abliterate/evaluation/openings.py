@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from abliterate.evaluation.outcomes import WITHHELD, judge
-from abliterate.model.passes import Advance, Model, Pass, unheard
-from abliterate.model.template import decode, opens_thought
 from abliterate.prompts import Prompt
 
 OPENING_TOKENS = 8
@@ -28,22 +25,6 @@ class Openings:
     indices: list[int]
     asked: int
     withheld: int
-
-
-def own_openings(model: Model, encoded: Sequence[list[int]], advance: Advance = unheard, prompts: Sequence[str] = ()) -> Openings:
-    """Let the model reply briefly to encoded prompts (``prompts`` are their texts) and keep those that it withholds."""
-    replies: list[list[int]] = [[] for _ in encoded]
-    opened = opens_thought(model.tokenizer)
-    longest = PROBE_TOKENS + (THOUGHT_TOKENS if opened else 0)
-    for _, indices, found in model.replies([Pass(encoded)], longest, advance):
-        for index, reply in zip(indices, found, strict=True):
-            replies[index] = reply or [model.tokenizer.eos_token_id]
-    texts = [decode(model.tokenizer, reply) for reply in replies]
-    asked: Sequence[str | None] = prompts or [None] * len(texts)
-    verdicts = [judge(text, begins_in_thought=opened, prompt=prompt) for text, prompt in zip(texts, asked, strict=True)]
-    withheld = [i for i, verdict in enumerate(verdicts) if verdict.outcome in WITHHELD]
-    chosen = withheld or list(range(len(encoded)))
-    return Openings([encoded[i] for i in chosen], [replies[i][:OPENING_TOKENS] for i in chosen], chosen, len(encoded), len(withheld))
 
 
 def dealt(own: Openings, target: Sequence[Prompt], baseline: Sequence[Prompt]) -> list[list[int]]:

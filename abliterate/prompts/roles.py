@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any, Literal
 
 from abliterate.errors import InputError
@@ -35,6 +37,7 @@ class RoleSets:
         limit: int | None = None,
     ) -> None:
         self.limit = limit
+        self._whole: dict[str, str] | None = None
         self._by_role: dict[Role, tuple[PromptSet, ...]] = {
             "target": tuple(map(load_set, target)),
             "baseline": tuple(map(load_set, baseline or default_baseline(target))),
@@ -92,6 +95,18 @@ class RoleSets:
         """The prompts that statistics alone are wanted of: train where a set names its splits, else all of it."""
         return [p for g in self._by_role[role] for p in (g.of("train", self.limit) if g.own_splits else g.first(self.limit))]
 
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The hash of every set by name, of the whole set also where its test prompts are left out."""
+        return self._whole if self._whole is not None else {g.name: g.sha256 for g in self.all}
+
+    def without_test(self) -> RoleSets:
+        """The same sets without their test prompts: all that is known before the final test."""
+        known = copy(self)
+        known._whole = self.hashes
+        known._by_role = {role: tuple(map(_untested, groups)) for role, groups in self._by_role.items()}
+        return known
+
     def test_sets(self) -> list[PromptSet]:
         """The test prompts of every set."""
         return [group.of("test", self.limit) for group in self.all]
@@ -99,3 +114,7 @@ class RoleSets:
     def described(self) -> dict[str, Any]:
         """Name, role, hash and size of every set."""
         return {g.name: {"role": self.roles[g.name], "sha256": g.sha256, "n": len(g)} for g in self.all}
+
+
+def _untested(group: PromptSet) -> PromptSet:
+    return replace(group, prompts=tuple(p for p in group if p.split != "test"))

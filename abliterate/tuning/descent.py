@@ -1,0 +1,198 @@
+"""The descent: gradients of the losses on mini-batches of examples, and what was seen of it on val."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from abliterate.directions.front import Point
+from abliterate.model.gradients import MicroBatch, logits, micro_batch
+from abliterate.model.passes import Advance, Change, unheard
+from abliterate.model.plan import EditPlan
+from abliterate.model.resident import Resident
+from abliterate.prompts import Role
+from abliterate.tuning.examples import Examples
+from abliterate.tuning.losses import drift, suppression
+from abliterate.tuning.measure import moved
+from abliterate.tuning.parameters import Parameters
+
+BETAS = (0.8, 0.95)  # of Adam: there are few steps, so its means are short
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the tuner goes on.
+
+    ``steps`` a phase; ``weights``: what a nat of drift counts beside a nat of suppression, one phase each, in order. ``batch`` examples of
+    each role a step. Rates are Adam's, for strengths and directions. ``few`` is what a strength of one costs, ``near`` a direction at a
+    right angle to where it began; in nats. ``every``: steps between two looks at val.
+    """
+
+    steps: int = 16
+    weights: tuple[float, ...] = (5.0, 20.0)
+    batch: int = 12
+    strength_rate: float = 0.05
+    direction_rate: float = 0.01
+    few: float = 0.002
+    near: float = 1.0
+    every: int = 4
+    seed: int = 0
+
+    @property
+    def total(self) -> int:
+        """Steps of all phases."""
+        return self.steps * len(self.weights)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An edit that was measured on val: the tuner's after which ``step``, at which ``weight`` of drift; of others these are zero, or a
+    trial's number."""
+
+    name: str
+    step: int
+    weight: float
+    plan: EditPlan
+    point: Point
+
+
+@dataclass(frozen=True)
+class Step:
+    """Train losses of one step: suppression (nats a token), drift by role (nats), and the sum of the strengths after it."""
+
+    step: int
+    weight: float
+    target: float
+    stays: Mapping[Role, float]
+    edits: float
+
+
+def descend(
+    model: Resident,
+    parameters: Parameters,
+    train: Examples,
+    look: Callable[[EditPlan], Point],
+    settings: Settings,
+    advance: Advance = unheard,
+) -> tuple[list[Seen], list[Step]]:
+    """Walk from the given parameters phase after phase; ``look`` measures an edit on val. ``advance`` hears of every step and look."""
+    deck = _Deck(train, settings.batch, settings.seed)
+    optimiser = _optimiser(parameters, settings)
+    micro = micro_batch(model, max(card.length for card in deck.all()))
+    seen: list[Seen] = []
+    steps: list[Step] = []
+    for weight in settings.weights:
+        for _ in range(settings.steps):
+            optimiser.zero_grad()
+            number = len(steps) + 1
+            target, stays = _gradients(model, parameters, train, deck.deal(number), weight, settings, micro)
+            optimiser.step()
+            parameters.settle()
+            steps.append(Step(number, weight, target, stays, float(parameters.strength.detach().sum())))
+            advance(1)
+            if number in looks(settings):
+                baked = parameters.baked()
+                seen.append(Seen(f"tuned, step {number}", number, weight, baked, look(baked)))
+                advance(1)
+    return seen, steps
+
+
+def looks(settings: Settings) -> list[int]:
+    """The steps after which val is looked at: the last one of all among them."""
+    return [n for n in range(1, settings.total + 1) if n % settings.every == 0 or n == settings.total]
+
+
+def _optimiser(parameters: Parameters, settings: Settings) -> torch.optim.Adam:
+    groups = [{"params": [parameters.strength], "lr": settings.strength_rate}]
+    if parameters.vectors.requires_grad:
+        groups.append({"params": [parameters.vectors], "lr": settings.direction_rate})
+    return torch.optim.Adam(groups, betas=BETAS)
+
+
+@dataclass(frozen=True)
+class _Card:
+    """One example of a step: the ``place`` of its prompt in its role's, and the reply that it is shown with."""
+
+    role: Role
+    place: int
+    prompt: Sequence[int]
+    reply: Sequence[int]
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.reply)
+
+
+class _Deck:
+    """Examples of each role, shuffled and dealt in rounds, so that each is seen as often as any other."""
+
+    def __init__(self, examples: Examples, batch: int, seed: int) -> None:
+        chance = random.Random(seed)
+        self._examples, self._batch = examples, {role: min(batch, size) for role, size in examples.counts.items()}
+        self._piles = {role: _rounds(size, chance) for role, size in examples.counts.items()}
+
+    def all(self) -> list[_Card]:
+        return [self._card(role, place, 0) for role, size in self._examples.counts.items() for place in range(size)]
+
+    def deal(self, step: int) -> list[_Card]:
+        return [self._card(role, next(pile), step) for role, pile in self._piles.items() for _ in range(self._batch[role])]
+
+    def _card(self, role: Role, place: int, step: int) -> _Card:
+        if role != "target":
+            asked = self._examples.stays[role].asked
+            return _Card(role, place, asked.prompts[place], asked.continuations[place])
+        own, others = self._examples.target.openings[place], self._examples.others[place]
+        turn = (step + place) % (2 * max(len(others), 1))
+        reply = others[turn // 2] if others and turn % 2 else own  # every other time another prompt's: what is gone shall not come back so
+        return _Card(role, place, self._examples.target.prompts[place], reply)
+
+
+def _rounds(size: int, chance: random.Random) -> Iterator[int]:
+    while True:
+        yield from chance.sample(range(size), size)
+
+
+def _gradients(
+    model: Resident,
+    parameters: Parameters,
+    examples: Examples,
+    cards: Sequence[_Card],
+    weight: float,
+    settings: Settings,
+    micro: MicroBatch,
+) -> tuple[float, dict[Role, float]]:
+    """Add up one step's gradients, micro-batch by micro-batch. Returns the mean suppression and drifts."""
+    sequences = [[*card.prompt, *card.reply] for card in cards]
+    kept = 1 + max(len(card.reply) for card in cards)
+    counts = {role: sum(card.role == role for card in cards) for role in ("target", *examples.stays)}
+    share: dict[Role, float] = {role: weight / len(examples.stays) / counts[role] for role in examples.stays}
+    share["target"] = 1 / counts["target"]
+    sums: dict[Role, float] = dict.fromkeys(counts, 0.0)
+    whole = parameters.plan()
+    leaves = [t.detach().requires_grad_() for t in (whole.direction, whole.strength)]
+    trial = EditPlan(leaves[0], leaves[1], "skip")  # the micro-batches' graphs end here, and each is gone before the next
+    for indices, rows in logits(model, Change(trial), sequences, kept, micro):
+        losses = [(cards[index].role, _loss(examples, cards[index], row)) for index, row in zip(indices, rows, strict=True)]
+        for role, loss in losses:
+            sums[role] += float(loss.detach()) / counts[role]
+        torch.autograd.backward([torch.stack([share[role] * loss for role, loss in losses]).sum()])
+    penalty = settings.few * parameters.edits()
+    if parameters.vectors.requires_grad:
+        penalty = penalty + settings.near * parameters.turned()
+        torch.autograd.backward([whole.direction], [leaves[0].grad])
+    torch.autograd.backward([whole.strength, penalty], [leaves[1].grad, None])
+    return sums.pop("target"), sums
+
+
+def _loss(examples: Examples, card: _Card, row: Float[Tensor, "kept vocab"]) -> Float[Tensor, ""]:
+    """What a reply costs, from the logits that end with its last token's: its likelihood, or how far the model has moved along it."""
+    if card.role != "target":
+        return drift(moved(examples.stays[card.role], [card.place], row[None])[0][1])
+    logprobs = row[-len(card.reply) - 1 : -1].log_softmax(-1)
+    chosen = torch.tensor(list(card.reply), device=row.device)
+    return suppression(logprobs.gather(-1, chosen[:, None])[:, 0])

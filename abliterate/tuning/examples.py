@@ -1,0 +1,118 @@
+"""What the tuner learns from and is judged by: the unedited model's own short replies, and what it predicts along them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS, THOUGHT_TOKENS, Openings
+from abliterate.evaluation.outcomes import WITHHELD, judge
+from abliterate.evaluation.predictions import Predicted, Predictions, Texts, ask
+from abliterate.model.forward import Continued
+from abliterate.model.passes import Advance, Model, Pass, unheard
+from abliterate.model.template import decode, encode, opens_thought
+from abliterate.prompts import Prompt, Role
+
+STAYS: tuple[Role, ...] = ("keep", "baseline", "harmless")
+CONTINUED = 16  # tokens of a reply that should stay
+OTHERS = 4  # openings of other prompts that are tried on a prompt beside its own
+ALIKE = 4  # first tokens by which openings are told apart
+
+
+@dataclass(frozen=True)
+class Stay:
+    """Prompts with the model's own continuations, and what it predicts along these."""
+
+    asked: Continued
+    predicted: Predicted
+
+
+@dataclass(frozen=True)
+class Examples:
+    """``target``: prompts that the model withholds, with the openings with which it does. ``others``: for each of these, openings of other
+    prompts of its language. ``stays``: by role, what should not change: of the keep prompts those that it withholds, of the others
+    those that it does not."""
+
+    target: Openings
+    others: Sequence[Sequence[Sequence[int]]]
+    stays: Mapping[Role, Stay]
+
+    @property
+    def counts(self) -> dict[Role, int]:
+        """How many prompts of each role there are."""
+        return {"target": len(self.target.prompts), **{role: len(stay.asked.prompts) for role, stay in self.stays.items()}}
+
+
+@dataclass(frozen=True)
+class _Replied:
+    prompts: list[list[int]]
+    replies: list[list[int]]
+    withheld: list[bool]
+
+    def chosen(self, indices: Sequence[int], length: int) -> Continued:
+        return Continued([self.prompts[i] for i in indices], [self.replies[i][:length] for i in indices])
+
+
+def gather(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Advance = unheard) -> Examples:
+    """Let the unedited model reply briefly to the prompts of each role, and note what it predicts along its replies.
+
+    ``advance`` hears of every reply and of every reply that is read again, ``gathering_work`` in all.
+    """
+    found = _replied(model, prompts, advance)
+    target = found["target"]
+    withheld = [i for i, held in enumerate(target.withheld) if held]
+    chosen = withheld or list(range(len(target.prompts)))
+    own = target.chosen(chosen, OPENING_TOKENS)
+    stays = {role: _staying(found[role], role) for role in STAYS if role in found}
+    hearers = {role: Predictions(model, Texts(asked.prompts, asked.continuations, [])) for role, asked in stays.items()}
+    ask(model, list(hearers.values()), advance)
+    return Examples(
+        Openings([list(ids) for ids in own.prompts], [list(ids) for ids in own.continuations], chosen, len(target.prompts), len(withheld)),
+        _others([prompts["target"][i].lang for i in chosen], own.continuations),
+        {role: Stay(asked, hearers[role].found) for role, asked in stays.items()},
+    )
+
+
+def _staying(found: _Replied, role: Role) -> Continued:
+    """What should stay as it is: refusals of the keep prompts, answers to the others; all of them where there are none."""
+    wanted = [i for i, held in enumerate(found.withheld) if held == (role == "keep")]
+    return found.chosen(wanted or range(len(found.prompts)), CONTINUED)
+
+
+def gathering_work(prompts: Mapping[Role, Sequence[Prompt]]) -> int:
+    """Rows that ``gather`` tells ``advance`` of, at most."""
+    return sum(map(len, prompts.values())) + sum(len(asked) for role, asked in prompts.items() if role in STAYS)
+
+
+def _replied(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Advance) -> dict[Role, _Replied]:
+    """Short replies to all prompts, in one call; an empty one is the end token."""
+    roles = list(prompts)
+    encoded = {role: encode(model.tokenizer, [p.text for p in prompts[role]]) for role in roles}
+    opened = opens_thought(model.tokenizer)
+    replies: dict[Role, list[list[int]]] = {role: [[] for _ in encoded[role]] for role in roles}
+    longest = PROBE_TOKENS + (THOUGHT_TOKENS if opened else 0)
+    for number, indices, found in model.replies([Pass(encoded[role]) for role in roles], longest, advance):
+        for index, reply in zip(indices, found, strict=True):
+            replies[roles[number]][index] = reply or [int(model.tokenizer.eos_token_id)]
+
+    def held(role: Role, i: int) -> bool:
+        text = decode(model.tokenizer, replies[role][i])
+        return judge(text, begins_in_thought=opened, prompt=prompts[role][i].text).outcome in WITHHELD
+
+    return {role: _Replied(encoded[role], replies[role], [held(role, i) for i in range(len(encoded[role]))]) for role in roles}
+
+
+def _others(langs: Sequence[str], openings: Sequence[Sequence[int]]) -> list[list[list[int]]]:
+    """For each prompt the most frequent openings of its language that begin otherwise than its own."""
+    counts: dict[str, Counter[tuple[int, ...]]] = {lang: Counter() for lang in langs}
+    whole: dict[tuple[int, ...], list[int]] = {}
+    for lang, opening in zip(langs, openings, strict=True):
+        key = tuple(opening[:ALIKE])
+        counts[lang][key] += 1
+        whole.setdefault(key, list(opening))
+    frequent = {lang: [key for key, _ in sorted(found.items(), key=lambda item: (-item[1], item[0]))] for lang, found in counts.items()}
+    return [
+        [whole[key] for key in frequent[lang] if key != tuple(opening[:ALIKE])][:OTHERS]
+        for lang, opening in zip(langs, openings, strict=True)
+    ]

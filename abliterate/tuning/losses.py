@@ -1,0 +1,41 @@
+"""What the tuner makes less: what the model withholds, and how far it moves where it should stay; pure functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+FLOOR = -6.0  # nats a token: below it a token is gone, and more of it would only cost
+FADING = 0.7  # what each further token of an opening counts, of the one before
+_LEAST = 1e-12
+
+
+def suppression(logprobs: Float[Tensor, " token"]) -> Float[Tensor, ""]:
+    """How likely an opening is: the mean log-probability of its tokens, each at least ``FLOOR``, the first ones counting most.
+
+    0 where all are certain, ``FLOOR`` where all are gone; nats.
+    """
+    weights = FADING ** torch.arange(len(logprobs), device=logprobs.device, dtype=logprobs.dtype)
+    return (weights * logprobs.clamp(min=FLOOR)).sum() / weights.sum()
+
+
+def lumped(logprobs: Float[Tensor, "token vocab"], tokens: Int[Tensor, "token kept"]) -> Float[Tensor, "token kept_and_rest"]:
+    """Log-probabilities of the kept tokens, and of all others as one."""
+    return with_rest(logprobs.gather(-1, tokens.long()))
+
+
+def with_rest(kept: Float[Tensor, "token kept"]) -> Float[Tensor, "token kept_and_rest"]:
+    """Log-probabilities with one more: of everything else."""
+    rest = (1 - kept.exp().sum(-1, keepdim=True)).clamp(min=_LEAST).log()
+    return torch.cat([kept, rest], dim=-1)
+
+
+def divergences(base: Float[Tensor, "token kept_and_rest"], edited: Float[Tensor, "token kept_and_rest"]) -> Float[Tensor, " token"]:
+    """KL(base‖edited) at each token, nats."""
+    return (base.exp() * (base - edited)).sum(-1)
+
+
+def drift(kl: Float[Tensor, " token"]) -> Float[Tensor, ""]:
+    """What a reply's divergences cost: half for the first token, by which the rest is led, half for the mean of all."""
+    return (kl[0] + kl.mean()) / 2

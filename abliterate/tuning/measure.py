@@ -1,0 +1,97 @@
+"""Edits on examples: the figures of points of the front. Forward passes under hooks only, all edits in one reading of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from abliterate.directions.front import Point
+from abliterate.model.forward import Continued
+from abliterate.model.passes import Advance, Change, Model, Pass, unheard
+from abliterate.model.plan import EditPlan
+from abliterate.prompts import Role
+from abliterate.tuning.examples import ALIKE, Examples, Stay
+from abliterate.tuning.losses import divergences, lumped, with_rest
+
+
+def measure(model: Model, plans: Sequence[EditPlan], examples: Examples, advance: Advance = unheard) -> list[Point]:
+    """What each edit leaves of the target, and how far it moves what should stay.
+
+    ``target_left`` is the mean probability that a target prompt's reply begins as one that withholds: with the first tokens of its own
+    opening or of another prompt's.
+    """
+    openings = _openings(examples)
+    changes = [Change(plan) for plan in plans]
+    found = [_Measured.of(examples) for _ in plans]
+    passes: list[Pass] = []
+    readers: list[tuple[int, Role]] = []
+    for which, change in enumerate(changes):
+        passes += [openings.asked.passed(change), *(stay.asked.passed(change) for stay in examples.stays.values())]
+        readers += [(which, "target"), *((which, role) for role in examples.stays)]
+    for number, indices, logits in model.logits(passes, advance):
+        which, role = readers[number]
+        if role == "target":
+            for index, logprob in zip(indices, openings.asked.logprobs(indices, logits), strict=True):
+                found[which].likely[openings.prompts[index]] += logprob.exp()
+        else:
+            for index, kl in moved(examples.stays[role], indices, logits):
+                found[which].first[role][index], found[which].along[role][index] = kl[0].cpu(), kl.mean().cpu()
+    return [measured.point(plan) for measured, plan in zip(found, plans, strict=True)]
+
+
+def measuring_work(examples: Examples) -> int:
+    """How many sequences go through the model for one edit."""
+    return len(_openings(examples).prompts) + sum(len(stay.asked.prompts) for stay in examples.stays.values())
+
+
+def moved(stay: Stay, indices: Sequence[int], logits: Float[Tensor, "row kept vocab"]) -> list[tuple[int, Float[Tensor, " token"]]]:
+    """Which prompts, and their divergences (nats) at each token of their continuations, from the logits of some rows."""
+    found = []
+    for index, logprobs in stay.asked.along(indices, logits):
+        place = stay.predicted.place(index)
+        tokens, base = (t[place].to(logits.device) for t in (stay.predicted.tokens, stay.predicted.logprobs))
+        found.append((index, divergences(with_rest(base), lumped(logprobs, tokens))))
+    return found
+
+
+@dataclass(frozen=True)
+class _Openings:
+    """Openings with which a prompt could be withheld, and whose they are."""
+
+    asked: Continued
+    prompts: list[int]
+
+
+def _openings(examples: Examples) -> _Openings:
+    own = examples.target
+    pairs = [(i, list(o[:ALIKE])) for i, first in enumerate(own.openings) for o in (first, *examples.others[i])]
+    return _Openings(Continued([own.prompts[i] for i, _ in pairs], [o for _, o in pairs]), [i for i, _ in pairs])
+
+
+@dataclass
+class _Measured:
+    """Of one edit: how likely each target prompt is withheld, and by role the divergence of each prompt's first token and of all."""
+
+    likely: Float[Tensor, " target"]
+    first: dict[Role, Tensor]
+    along: dict[Role, Tensor]
+
+    @classmethod
+    def of(cls, examples: Examples) -> _Measured:
+        sizes = {role: len(stay.asked.prompts) for role, stay in examples.stays.items()}
+        empty = [{role: torch.zeros(size) for role, size in sizes.items()} for _ in range(2)]
+        return cls(torch.zeros(len(examples.target.prompts)), *empty)
+
+    def point(self, plan: EditPlan) -> Point:
+        kept = [along.mean() for role, along in self.along.items() if role != "harmless"]
+        return Point(
+            target_left=float(self.likely.clamp(max=1).mean()),
+            keep_kl=float(torch.stack(kept).mean()) if kept else 0.0,
+            kl=float(self.first["harmless"].mean()),
+            kl_sequence=float(self.along["harmless"].mean()),
+            edits=float(plan.strength.sum()),
+        )

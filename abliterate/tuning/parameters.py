@@ -1,0 +1,71 @@
+"""What the tuner learns: a strength a block and component, and, where asked, the directions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from abliterate.model.plan import EditPlan
+
+
+@dataclass
+class Parameters:
+    """``strength`` and ``vectors`` are what gradients flow to; the directions began at ``start``, and no strength exceeds ``most``.
+
+    ``away`` [layer, n, d_model] are orthonormal rows that the directions stay orthogonal to (zero rows where there are fewer).
+    """
+
+    strength: Float[Tensor, "layer component"]
+    vectors: Float[Tensor, "layer component k d_model"]
+    start: Float[Tensor, "layer component k d_model"]
+    most: float = 1.0
+    away: Float[Tensor, "layer n d_model"] | None = None
+
+    @classmethod
+    def of(cls, plan: EditPlan, strength: float, directions: bool, most: float = 1.0, away: Tensor | None = None) -> Parameters:
+        """Beginning with a plan's directions, at ``strength`` wherever the plan removes them; ``directions``: these are learned too."""
+        where = (plan.strength > 0).float()
+        made = cls(where * strength, plan.direction.clone(), plan.direction.clone(), most, away)
+        made.settle()
+        made.strength.requires_grad_()
+        made.vectors.requires_grad_(directions)
+        return made
+
+    def plan(self) -> EditPlan:
+        """The edit as it stands, with gradients; the embedding is left alone."""
+        return EditPlan(orthonormal(self.vectors), self.strength, "skip")
+
+    @torch.no_grad()
+    def baked(self) -> EditPlan:
+        """The edit as it stands, for good."""
+        return EditPlan(orthonormal(self.vectors).clone(), self.strength.clone(), "skip")
+
+    def edits(self) -> Float[Tensor, ""]:
+        """The sum of all strengths."""
+        return self.strength.sum()
+
+    def turned(self) -> Float[Tensor, ""]:
+        """How far the directions have turned from where they began: the mean of 1 - cosine."""
+        return (1 - torch.nn.functional.cosine_similarity(self.vectors, self.start, dim=-1)).mean()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Bring everything back to where it may be: strengths into [0, most], directions off ``away`` and to length one."""
+        self.strength.clamp_(0, self.most)
+        if self.away is not None:
+            along = torch.einsum("lckd,lnd->lckn", self.vectors, self.away)
+            self.vectors -= torch.einsum("lckn,lnd->lckd", along, self.away)
+        self.vectors /= self.vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def orthonormal(vectors: Float[Tensor, "layer component k d_model"]) -> Float[Tensor, "layer component k d_model"]:
+    """Rows of length one, orthogonal among each other where there are several (Gram-Schmidt in order; gradients flow)."""
+    made: list[Tensor] = []
+    for row in vectors.unbind(2):
+        for before in made:
+            row = row - (row * before).sum(-1, keepdim=True) * before
+        made.append(row / row.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+    return torch.stack(made, dim=2)

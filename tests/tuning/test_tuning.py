@@ -1,0 +1,127 @@
+"""The tuner on a tiny model: what it learns from, what it measures, and that it goes down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import save_tiny
+
+from abliterate.directions.front import Point
+from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS
+from abliterate.model.passes import Change, Pass
+from abliterate.model.plan import EditPlan, plan_from_rows
+from abliterate.model.resident import Resident, load_model
+from abliterate.prompts import Prompt, Role
+from abliterate.tuning.descent import Settings, descend, looks
+from abliterate.tuning.examples import ALIKE, CONTINUED, Examples, gather, gathering_work
+from abliterate.tuning.measure import measure, measuring_work
+from abliterate.tuning.parameters import Parameters
+
+WORDS = ["stone", "river", "cloud", "paper", "candle", "window"]
+PROMPTS: dict[Role, list[Prompt]] = {
+    "target": [Prompt(f"t{i}", f"Burn the {w}!", "en") for i, w in enumerate(WORDS)],
+    "baseline": [Prompt(f"b{i}", f"Draw the {w}.", "en") for i, w in enumerate(WORDS)],
+    "harmless": [Prompt(f"h{i}", f"Name a {w}", "en") for i, w in enumerate(WORDS[:4])],
+    "keep": [Prompt(f"k{i}", f"Steal the {w}?", "en") for i, w in enumerate(WORDS[:5])],
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Resident:
+    return load_model(save_tiny(Path(tmp_path_factory.mktemp("tuning")) / "m"), "float32", "cpu")
+
+
+@pytest.fixture(scope="module")
+def examples(model: Resident) -> Examples:
+    return gather(model, PROMPTS)
+
+
+def some_plan(model: Resident, strength: float = 1.0) -> EditPlan:
+    rows = torch.randn(model.folder.layers, 1, model.folder.d_model, generator=torch.Generator().manual_seed(0))
+    return plan_from_rows(rows, torch.full((model.folder.layers, 2), strength))
+
+
+def test_examples_are_the_models_own_short_replies(model: Resident, examples: Examples) -> None:
+    for index, prompt, opening in zip(examples.target.indices, examples.target.prompts, examples.target.openings, strict=True):
+        ((_, _, (reply,)),) = model.replies([Pass([prompt])], PROBE_TOKENS)
+        assert opening == (reply or [model.tokenizer.eos_token_id])[:OPENING_TOKENS]
+        assert examples.target.asked == len(WORDS) and 0 <= index < len(WORDS)
+    assert set(examples.stays) == {"keep", "baseline", "harmless"}
+    assert all(1 <= len(reply) <= CONTINUED for stay in examples.stays.values() for reply in stay.asked.continuations)
+
+
+def test_the_openings_of_others_begin_otherwise_and_are_somebodys(examples: Examples) -> None:
+    for own, others in zip(examples.target.openings, examples.others, strict=True):
+        assert all(other[:ALIKE] != own[:ALIKE] and other in examples.target.openings for other in others)
+
+
+def test_gathering_and_measuring_say_how_much_they_do(model: Resident, examples: Examples) -> None:
+    heard: list[float] = []
+    gather(model, PROMPTS, heard.append)
+    assert sum(heard) <= gathering_work(PROMPTS)
+    heard.clear()
+    measure(model, [some_plan(model)] * 2, examples, heard.append)
+    assert sum(heard) == 2 * measuring_work(examples)
+
+
+def test_an_edit_of_no_strength_moves_nothing_and_leaves_all(model: Resident, examples: Examples) -> None:
+    (point,) = measure(model, [some_plan(model, 0.0)], examples)
+    assert max(point.keep_kl, point.kl, point.kl_sequence) < 1e-5 and point.edits == 0
+    ((_, _, rows),) = list(model.logits([Pass([[*examples.target.prompts[0], *examples.target.openings[0][:1]]], kept=2)]))
+    first = rows[0, 0].softmax(-1)[examples.target.openings[0][0]]
+    assert 0 < point.target_left <= 1 and first > 0
+
+
+def test_many_edits_are_measured_as_each_alone(model: Resident, examples: Examples) -> None:
+    plans = [some_plan(model, s) for s in (0.3, 1.0)]
+    alone = [measure(model, [plan], examples)[0] for plan in plans]
+    for found, wanted in zip(measure(model, plans, examples), alone, strict=True):
+        assert found.objectives == pytest.approx(wanted.objectives, rel=1e-4) and found.edits == wanted.edits
+    assert alone[1].kl > alone[0].kl > 0
+
+
+def test_val_is_looked_at_now_and_then_and_at_the_end() -> None:
+    settings = Settings(steps=5, weights=(1.0, 2.0), every=4)
+    assert settings.total == 10 and looks(settings) == [4, 8, 10]
+
+
+def test_the_target_becomes_less_likely_than_where_it_began(model: Resident, examples: Examples) -> None:
+    settings = Settings(steps=10, weights=(0.5,), batch=6, every=10, strength_rate=0.1, direction_rate=0.05, near=0.0, few=0.0)
+    parameters = Parameters.of(some_plan(model), 0.5, True)
+    before = measure(model, [parameters.baked()], examples)[0]
+    heard: list[float] = []
+    seen, steps = descend(model, parameters, examples, lambda plan: measure(model, [plan], examples)[0], settings, heard.append)
+    assert [s.step for s in steps] == list(range(1, 11)) and sum(heard) == 10 + len(looks(settings))
+    assert seen[-1].point.target_left < 0.7 * before.target_left
+    assert measure(model, [seen[-1].plan], examples)[0].objectives == pytest.approx(seen[-1].point.objectives, rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_edit_and_another_seed_another(model: Resident, examples: Examples) -> None:
+    def tuned(seed: int) -> EditPlan:
+        settings = Settings(steps=3, weights=(5.0,), batch=3, every=3, seed=seed)
+        point = Point(0.0, 0.0, 0.0, 0.0, 0.0)
+        return descend(model, Parameters.of(some_plan(model), 0.5, True), examples, lambda plan: point, settings)[0][-1].plan
+
+    assert torch.equal(tuned(0).strength, tuned(0).strength) and torch.equal(tuned(0).direction, tuned(0).direction)
+    assert not torch.equal(tuned(0).strength, tuned(1).strength)
+
+
+def test_a_heavier_drift_holds_the_model_nearer(model: Resident, examples: Examples) -> None:
+    def moved(weight: float) -> float:
+        settings = Settings(steps=8, weights=(weight,), batch=6, every=8, strength_rate=0.1)
+        parameters = Parameters.of(some_plan(model), 0.5, True)
+        seen, _ = descend(model, parameters, examples, lambda plan: measure(model, [plan], examples)[0], settings)
+        return seen[-1].point.kl + seen[-1].point.keep_kl
+
+    assert moved(100.0) < moved(0.1)
+
+
+def test_no_hook_is_left_behind(model: Resident, examples: Examples) -> None:
+    ids = [[5, 6, 7, 8]]
+    before = next(iter(model.logits([Pass(ids)])))[2]
+    point = Point(0.0, 0.0, 0.0, 0.0, 0.0)
+    descend(model, Parameters.of(some_plan(model), 0.5, True), examples, lambda plan: point, Settings(steps=1, batch=2))
+    assert torch.equal(next(iter(model.logits([Pass(ids)])))[2], before)
+    assert not torch.equal(next(iter(model.logits([Pass(ids, Change(some_plan(model)))])))[2], before)
