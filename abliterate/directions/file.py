@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from abliterate.directions.candidates import Directions
+from abliterate.directions.estimate import Directions
+from abliterate.directions.keep import Scoping
 
 
 def save_directions(directions: Directions, path: Path) -> None:
-    """Write ``<estimator>`` [position, layer+1, d_model], ``<estimator>.auc`` and ``<estimator>.cohens_d`` [position, layer+1]."""
-    tensors = {name: t.contiguous() for name, t in directions.direction.items()}
-    tensors |= {f"{name}.auc": t.contiguous() for name, t in directions.auc.items()}
-    tensors |= {f"{name}.cohens_d": t.contiguous() for name, t in directions.cohens_d.items()}
-    save_file(tensors, path)
+    """Write ``<estimator>`` [position, layer+1, d_model], ``<estimator>.auc`` and ``<estimator>.cohens_d`` [position, layer+1]; of
+    subspaces ``<estimator>.rows`` [position, layer+1, k, d_model]; of scoped ones ``<estimator>.share`` and ``<estimator>.cosine/<set>``
+    [position, layer+1], with the rest of the scoping in the metadata."""
+    tensors: dict[str, Tensor] = dict(directions.direction)
+    tensors |= {f"{name}.auc": t for name, t in directions.auc.items()}
+    tensors |= {f"{name}.cohens_d": t for name, t in directions.cohens_d.items()}
+    tensors |= {f"{name}.rows": t for name, t in directions.rows.items()}
+    said = {}
+    for name, scoping in directions.scoping.items():
+        tensors[f"{name}.share"] = scoping.share
+        tensors |= {f"{name}.cosine/{set_}": scoping.cosine[set_] for set_ in scoping.sets}
+        said[name] = {"sets": scoping.sets, "lambda": scoping.ridge, "min_share": scoping.min_share}
+    metadata = {"estimates": json.dumps(list(directions.direction)), "scoping": json.dumps(said)}
+    save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata)
+
+
+def save_direction(direction: Tensor, path: Path) -> None:
+    """Write a direction file: ``direction`` of shape [d_model] or [layer, d_model]; whole or absent."""
+    partial = path.with_name(f".{path.name}.partial")
+    save_file({"direction": direction.float().contiguous()}, partial)
+    partial.chmod(0o644)  # safetensors makes files that only their owner can read
+    partial.replace(path)
 
 
 def load_directions(path: Path) -> Directions:
     """Read the file back."""
-    tensors = load_file(path)
-    names = [name.removesuffix(".auc") for name in tensors if name.endswith(".auc")]
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    names = json.loads(metadata["estimates"])
+    scoping = {}
+    for name, said in json.loads(metadata["scoping"]).items():
+        cosine = {set_: tensors[f"{name}.cosine/{set_}"] for set_ in said["sets"]}
+        scoping[name] = Scoping(tuple(said["sets"]), said["lambda"], tensors[f"{name}.share"], cosine, said["min_share"])
     return Directions(
         direction={name: tensors[name] for name in names},
         auc={name: tensors[f"{name}.auc"] for name in names},
         cohens_d={name: tensors[f"{name}.cohens_d"] for name in names},
+        rows={name: tensors[f"{name}.rows"] for name in names if f"{name}.rows" in tensors},
+        scoping=scoping,
     )

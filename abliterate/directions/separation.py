@@ -12,7 +12,7 @@ Vectors = Float[Tensor, "prompt *place d_model"]
 def projections(vectors: Vectors, direction: Float[Tensor, "*place d_model"]) -> Float[Tensor, prompt * place]:
     """Coordinate of every prompt's vector along the unit direction of its place; zero where the direction is zero."""
     length = direction.norm(dim=-1).clamp_min(1e-30)
-    coordinates: Tensor = (vectors * direction).sum(-1) / length
+    coordinates: Tensor = torch.einsum("n...d,...d->n...", vectors, direction) / length
     return coordinates
 
 

@@ -55,8 +55,8 @@ def edits_of(index: ShardIndex, folder: ModelFolder, config: EditConfig) -> Edit
     sizes |= {name: (math.prod(index.tensors[name].shape), index.tensors[name].nbytes) for name in shared}
     unpacked = {w.name.rpartition(".")[0] for w in writers if w.form == "mxfp4"}
     return Edits(
-        kinds=Counter(kinds.values()),
-        shared=Counter(shared.values()),
+        kinds=dict(Counter(kinds.values())),
+        shared=dict(Counter(shared.values())),
         nbytes=sum(nbytes for _, nbytes in sizes.values()),
         numbers=sum(numbers for numbers, _ in sizes.values()),
         largest=sum(sorted(nbytes for _, nbytes in sizes.values())[-2:]),

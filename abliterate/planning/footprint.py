@@ -12,6 +12,7 @@ import torch
 
 from abliterate.model.blocks import HEAD_ROWS
 from abliterate.model.folder import ModelFolder
+from abliterate.model.gradients import SHARE, TOKENS, kept_bytes
 from abliterate.model.memory import PROGRAM, Fit, Sizes
 from abliterate.planning.arithmetic import Arithmetic
 from abliterate.planning.flow import Flow
@@ -63,6 +64,9 @@ def collected_bytes(model: Model, prompts: Prompts) -> int:
     vectors = sum(len(ids) for ids in prompts.train.values())
     vectors += prompts.positions * sum(len(prompts.val[role]) for role in ("target", "baseline"))
     groups = len(prompts.train) + 2 + 2 * prompts.languages
+    if "keep" in prompts.val:  # of each keep set, kept apart, and of the harmless prompts
+        vectors += sum(len(prompts.val[role]) for role in ("harmless", "keep")) + len(prompts.train["keep"])
+        groups += 2 + 2
     return one * (vectors * _FLOAT + groups * prompts.positions * 2 * _DOUBLE)
 
 
@@ -80,6 +84,13 @@ def peak_bytes(model: Model, flow: Flow, collected: int) -> int:
     head = model.sizes.head * model.width if model.held.whole_head else HEAD_ROWS * model.folder.d_model * model.width
     leaving = head + logits + block // 2
     return model.program + beside + max(through, leaving if flow.heads else 0)
+
+
+def gradient_bytes(model: Model, flow: Flow, collected: int) -> int:
+    """Of a step that takes gradients: what a micro-batch's graph keeps, in at most the share of the free memory that it may take."""
+    fixed = peak_bytes(model, flow, collected)
+    kept = min(TOKENS, flow.tokens) * kept_bytes(model.folder.config, model.width)
+    return fixed + min(kept, int(SHARE * max(0, model.held.budget - fixed)))
 
 
 def loading_bytes(model: Model) -> int:

@@ -119,7 +119,7 @@ def _stored_width(index: ShardIndex) -> int:
 
 def _shapes(config: RunConfig, model: Model, prompts: Prompts, manner: Manner, index: ShardIndex) -> Shapes:
     """What the machine is measured with: the products that this run would spend its time on."""
-    flows = [flow_of(step, model.folder, manner) for step in run_steps(config, prompts, model.folder.layers)]
+    flows = [flow_of(step, model.folder, manner) for step in run_steps(config, prompts, model.folder.layers, model.held.resident)]
     replies = [min(flow.live, manner.tokens) for flow in flows if flow.live]
     stored = {info.dtype for info in index.tensors.values() if len(info.shape) > 1}
     return Shapes(

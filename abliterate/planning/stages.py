@@ -13,6 +13,7 @@ from abliterate.planning.footprint import (
     cache_bytes,
     collected_bytes,
     editing_bytes,
+    gradient_bytes,
     loading_bytes,
     peak_bytes,
     streams_bytes,
@@ -21,6 +22,7 @@ from abliterate.planning.machine import Machine
 from abliterate.planning.steps import Prompts, Stage, Step, run_steps
 
 LOADS = {"collection": 1, "selection": 0, "evaluation": 2}  # of a model that is held whole: base; edited, and base again
+REFERENCE_LOADS = 2  # the reference, and the base after it
 EFFICIENCY = 0.6  # of what a matrix product alone reaches: attention, norms and what stands between
 _PROVEN = 1.5  # an edited tensor is measured again when it is proven
 ORDER: tuple[Stage, ...] = ("collection", "selection", "edit", "evaluation")
@@ -78,8 +80,9 @@ def run_figures(
     found = {stage: Figures(stage) for stage in ORDER}
     found["collection"] = _hashed(disk, machine)
     for stage, loads in LOADS.items():
-        found[stage] = found[stage].plus(_loaded(model, loads, disk, machine))  # type: ignore[index]
-    for step in run_steps(config, prompts, model.folder.layers):
+        further = REFERENCE_LOADS if stage == "evaluation" and config.reference is not None else 0
+        found[stage] = found[stage].plus(_loaded(model, loads + further, disk, machine))  # type: ignore[index]
+    for step in run_steps(config, prompts, model.folder.layers, model.held.resident):
         flow = flow_of(step, model.folder, manner)
         found[step.stage] = found[step.stage].plus(_of_step(step, flow, model, collected, disk, machine))
     found["edit"] = _of_edit(edits, disk, machine)
@@ -119,6 +122,11 @@ def _of_step(step: Step, flow: Flow, model: Model, collected: int, disk: Disk, m
         cache_bytes=cache_bytes(model, flow),
         peak_bytes=peak_bytes(model, flow, collected),
     )
+    if step.gradients:  # the way back costs as much as the way there
+        whole, computing = (
+            replace(whole, flops=2 * whole.flops, peak_bytes=gradient_bytes(model, flow, collected)),
+            [2 * c for c in computing],
+        )
     if model.held.resident:
         return replace(whole, seconds=sum(computing))
     heads = flow.heads if not model.held.whole_head else min(flow.heads, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,13 +11,17 @@ from abliterate.config import RunConfig
 from abliterate.directions.candidates import at_most
 from abliterate.evaluation.drift import REPLY, bundled_prose
 from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS
+from abliterate.evaluation.random_directions import SEEDS
+from abliterate.evaluation.recovery import TOKENS
 from abliterate.model.folder import ModelFolder
 from abliterate.model.passes import Ids
 from abliterate.model.swept import MAX_NEW_TOKENS
 from abliterate.model.template import encode, load_tokenizer, template_positions
 from abliterate.pipeline import by_language
 from abliterate.prompts import Prompt, Role, RoleSets
-from abliterate.selection import REHEARSED, WEAKER
+from abliterate.selection import BATCH, SHARES, SHORTLIST
+from abliterate.tuning.descent import Settings, looks
+from abliterate.tuning.examples import ALIKE, CONTINUED, OTHERS, STAYS
 
 Stage = Literal["collection", "selection", "edit", "evaluation"]
 Encode = Callable[[Sequence[Prompt]], list[list[int]]]
@@ -38,12 +42,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of the model, with all that goes through it together, and the tokens of the replies that are wanted of it."""
+    """One call of the model, with all that goes through it together, and the tokens of the replies that are wanted of it; ``gradients``:
+    they are taken on the way back."""
 
     stage: Stage
     name: str
     asked: tuple[Asked, ...]
     new_tokens: int = 0
+    gradients: bool = False
 
     @property
     def sweeps(self) -> int:
@@ -106,12 +112,12 @@ def read_prompts(config: RunConfig, folder: ModelFolder) -> Prompts:
     shared = by_language({role: train[role] for role in roles[:2]})
     return Prompts(
         train={role: encoded(prompts) for role, prompts in train.items()},
-        val={role: encoded(sets.prompts(role, "val")) for role in roles[:3]},
+        val={role: encoded(sets.prompts(role, "val")) for role in roles},
         test={group.name: encoded(group.prompts) for group in sets.test_sets()},
         harmless=encoded(sets.prompts("harmless", "test")),
         prose=encoded([Prompt(str(i), text) for i, text in enumerate(bundled_prose())]),
         languages=len(shared.get("target", {})),
-        positions=config.positions or (POSITIONS if tokenizer is None else len(template_positions(tokenizer))),
+        positions=config.positions or (POSITIONS if tokenizer is None else len(template_positions(tokenizer))) + bool(sets.sets("keep")),
         exact=tokenizer is not None,
     )
 
@@ -125,17 +131,17 @@ def _guessed(prompts: Sequence[Prompt]) -> Ids:
     return [[number, *range(1, length)] for number, length in enumerate(lengths)]
 
 
-def run_steps(config: RunConfig, prompts: Prompts, layers: int) -> list[Step]:
-    """Every call that a run makes, in its order. Replies that end early, and strengths that need not be weaker, make it less."""
+def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = False) -> list[Step]:
+    """Every call that a run makes, in its order, of a model that is held ``whole`` or not. Replies that end early make it less."""
     train, val = prompts.train, prompts.val
-    tried = at_most(config.candidates, layers, prompts.languages)
+    tried = at_most(config.candidates, layers, prompts.languages, len(config.estimators))
     opened = {role: [[*ids, *[0] * OPENING_TOKENS] for ids in val[role]] for role in ("target", "baseline")}
+    judging = [ids for role, ids in val.items() if role != "harmless" or "keep" in val]
     kept = OPENING_TOKENS + 1
-    replied = (*val["target"], *val["baseline"])
-    rehearsed = min(REHEARSED, tried)
+    shortlisted = min(SHORTLIST, tried) * len(SHARES)
     steps = [
-        Step("collection", "activations", tuple(Asked(ids) for ids in (*train.values(), val["target"], val["baseline"]))),
-        Step("selection", "own openings", (Asked(val["target"]),), PROBE_TOKENS),
+        Step("collection", "activations", tuple(Asked(ids) for ids in (*train.values(), *judging))),
+        *_own_replies(val, "val"),
         Step(
             "selection",
             "candidates by cause",
@@ -145,16 +151,57 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int) -> list[Step]:
                 Asked(val["harmless"], tried + 1, 1),
             ),
         ),
-        Step("selection", "full replies", (Asked(replied, rehearsed + 1),), config.max_new_tokens),
-        *(Step("selection", f"full replies, weaker ({share:g})", (Asked(replied),), config.max_new_tokens) for share in WEAKER),
+        Step("selection", "candidates more weakly", _measured(val, shortlisted)),
     ]
+    if config.tune == "search":
+        steps += [Step("selection", "search", _measured(val, min(BATCH, config.trials))) for _ in range(-(-config.trials // BATCH))]
+    elif config.tune != "off" and whole:
+        steps += _tuning_steps(config, train, val)
     tested = tuple(Asked(ids) for ids in prompts.test.values())
     if config.engine == "transformers":
         steps += [Step("evaluation", f"replies of the {which} model", tested, config.max_new_tokens) for which in ("base", "edited")]
     reply = min(REPLY, config.max_new_tokens)
     along = [[*ids, *[0] * reply] for ids in prompts.harmless]
     drifted = (Asked(prompts.harmless, 1, 1), Asked(along, 1, reply + 1), Asked(prompts.prose, 1, max(map(len, prompts.prose), default=1)))
-    return [*steps, *(Step("evaluation", f"drift: the {which} model's predictions", drifted) for which in ("base", "edited"))]
+    steps += [Step("evaluation", f"drift: the {which} model's predictions", drifted) for which in ("base", "edited")]
+    changes = 2 + len(SEEDS)  # none, the edit, and one along each random direction
+    controlled = (*tested[: len(config.target)], Asked(prompts.harmless))
+    steps.append(Step("evaluation", "random directions", tuple(Asked(asked.sequences, changes, 1) for asked in controlled)))
+    return [*steps, *_recovery_steps(tested)] if config.reference is not None else steps
+
+
+def _own_replies(asked: Mapping[Role, Ids], split: str) -> Iterator[Step]:
+    """The short replies that the choice rests on, and what is predicted along those that should stay."""
+    yield Step("selection", f"own short replies ({split})", tuple(Asked(ids) for ids in asked.values()), PROBE_TOKENS)
+    yield Step("selection", f"own predictions ({split})", _staying(asked, 1))
+
+
+def _measured(val: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
+    """What so many edits are measured by."""
+    openings = [[*ids, *[0] * ALIKE] for ids in val["target"] for _ in range(1 + OTHERS)]
+    return (Asked(openings, times, ALIKE + 1), *_staying(val, times))
+
+
+def _staying(asked: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
+    return tuple(Asked([[*ids, *[0] * CONTINUED] for ids in asked[role]], times, CONTINUED + 1) for role in STAYS if role in asked)
+
+
+def _tuning_steps(config: RunConfig, train: Mapping[Role, Ids], val: Mapping[Role, Ids]) -> Iterator[Step]:
+    """The tuner's: each step some examples of each role, and looks at val."""
+    yield from _own_replies(train, "train")
+    settings = Settings(steps=config.tune_steps)
+    rounds = {role: -(-settings.total * min(settings.batch, len(ids)) // max(len(ids), 1)) for role, ids in train.items()}
+    dealt = tuple(Asked([[*ids, *[0] * CONTINUED] for ids in train[role]], rounds[role], CONTINUED + 1) for role in train)
+    yield Step("selection", "tuning", dealt, gradients=True)
+    yield Step("selection", "looks at val", _measured(val, len(looks(settings))))
+
+
+def _recovery_steps(tested: Sequence[Asked]) -> Iterator[Step]:
+    """What is asked of the reference, as if it were as large as the model, and of both models along its replies."""
+    yield Step("evaluation", "replies of the reference", tuple(tested), TOKENS)
+    along = tuple(Asked([[*ids, *[0] * TOKENS] for ids in asked.sequences], 1, TOKENS + 1) for asked in tested)
+    for which in ("reference's", "base model's", "edited model's"):
+        yield Step("evaluation", f"recovery: the {which} predictions", along)
 
 
 def sweeps_of(steps: Sequence[Step]) -> int:

@@ -7,7 +7,9 @@ import torch
 
 from abliterate.activations.collect import SetActivations
 from abliterate.activations.file import Activations
-from abliterate.directions.candidates import ESTIMATORS, Directions, candidates, estimate
+from abliterate.config import DEFAULT_ESTIMATORS as ESTIMATORS
+from abliterate.directions.candidates import candidates
+from abliterate.directions.estimate import Directions, estimate
 from abliterate.errors import InputError
 from abliterate.model.plan import EditPlan
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from abliterate.directions.candidates import ESTIMATORS, Directions
+from abliterate.config import DEFAULT_ESTIMATORS as ESTIMATORS
+from abliterate.directions.estimate import Directions
 from abliterate.directions.file import load_directions, save_directions
 
 

@@ -6,7 +6,8 @@ import torch
 
 from abliterate.activations.collect import SetActivations
 from abliterate.activations.file import Activations
-from abliterate.directions.candidates import candidates, estimate, languages
+from abliterate.directions.candidates import candidates
+from abliterate.directions.estimate import estimate, languages
 from abliterate.pipeline import MIN_PER_LANGUAGE, by_language
 from abliterate.prompts import Prompt
 

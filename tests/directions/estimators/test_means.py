@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abliterate.directions.estimate import difference_of_means, projected
+from abliterate.directions.estimators.difference_of_means import difference_of_means
+from abliterate.directions.estimators.projected import projected
 
 
 def _pair(width: int, scale: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

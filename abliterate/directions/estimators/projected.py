@@ -1,0 +1,16 @@
+"""A direction without what it has along another vector."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def projected(direction: Float[Tensor, "*n d_model"], away_from: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
+    """The direction without its component along another vector, row by row: what removing it then leaves in place.
+
+    With ``away_from`` the mean of harmless prompts, ablating the result doesn't move their mean.
+    """
+    wide, other = direction.double(), away_from.double()
+    along = (wide * other).sum(-1, keepdim=True) / other.square().sum(-1, keepdim=True).clamp_min(1e-30)
+    return (wide - along * other).to(direction.dtype)

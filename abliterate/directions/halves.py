@@ -1,0 +1,71 @@
+"""The train prompts in two halves: each is estimated on, and judged by the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from abliterate.activations.collect import SetActivations
+from abliterate.activations.file import Activations
+from abliterate.directions.estimate import Directions, estimate
+from abliterate.directions.keep import KEEP, cosine
+
+SEED = 0
+_ROLES = ("target", "baseline", "harmless")
+
+
+def halves(activations: Activations) -> tuple[Activations, Activations] | None:
+    """Two random halves of every set's train prompts, at the last position; the other half's vectors are each one's val.
+
+    None where a set has fewer than four prompts, or its vectors were not kept.
+    """
+    draw = torch.Generator().manual_seed(SEED)
+    taken = {name: found for name, found in activations.train.items() if name in _ROLES or name.startswith(KEEP)}
+    if any(len(found.vectors) < 4 for found in taken.values()):
+        return None
+    order = {name: torch.randperm(len(found.vectors), generator=draw) for name, found in taken.items()}
+    chosen = [{name: order[name][start::2].sort().values for name in taken} for start in (0, 1)]
+    vectors = [{name: found.vectors[own[name], :1] for name, found in taken.items()} for own in chosen]
+    made = []
+    for own, other, indices in zip(vectors, reversed(vectors), chosen, strict=True):
+        train = {name: SetActivations(v.double().mean(0).float(), v.double().square().mean(0).float(), v) for name, v in own.items()}
+        categories = [activations.categories[i] for i in indices["target"].tolist()] if activations.categories else []
+        made.append(Activations(train, other, (-1,), activations.hashes, tuple(categories)))
+    return made[0], made[1]
+
+
+def stability(activations: Activations, directions: Directions) -> dict[str, Float[Tensor, " layer_plus_1"]]:
+    """Cosine between the two halves' estimates of each direction, at the last position; nothing where there are no halves."""
+    both = halves(activations)
+    if both is None:
+        return {}
+    plain = [name for name in directions.estimators if name not in directions.scoping]
+    ridges = {name: scoping.ridge for name, scoping in directions.scoping.items()}
+    one, two = (estimate(half, plain, ridges=ridges) for half in both)
+    return {name: cosine(one.direction[name][0], two.direction[name][0]) for name in directions.estimators}
+
+
+def estimate_without_val(activations: Activations, estimators: Sequence[str]) -> Directions | None:
+    """All directions at the last position, scored on what was held out: each half's on the other half, averaged over the two.
+
+    None where there are no halves.
+    """
+    both = halves(activations)
+    if both is None:
+        return None
+    one, two = (estimate(half, estimators) for half in both)
+    ridges = {name: scoping.ridge for name, scoping in one.scoping.items()}
+    train = {
+        name: replace(found, mean=found.mean[:1], second_moment=found.second_moment[:1], vectors=found.vectors[:, :1])
+        for name, found in activations.train.items()
+    }
+    whole = estimate(replace(activations, train=train, val=both[0].val, positions=(-1,)), estimators, ridges=ridges)
+    return replace(
+        whole,
+        auc={name: (one.auc.get(name, values) + two.auc.get(name, values)) / 2 for name, values in whole.auc.items()},
+        cohens_d={name: (one.cohens_d.get(name, values) + two.cohens_d.get(name, values)) / 2 for name, values in whole.cohens_d.items()},
+    )

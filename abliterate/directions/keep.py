@@ -1,0 +1,113 @@
+"""What the keep sets have of a direction, taken out of it, so that removing it leaves them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from abliterate.directions.separation import cohens_d, projections
+
+KEEP = "keep/"  # before a keep set's name, in the names of groups
+SCOPED = ", scoped"  # behind an estimator's name
+# Of the mean squared length of K's columns.
+RIDGES = (0.0, 1e-3, 1e-2, 1e-1, 1.0)
+_RANK = 1e-9  # of the largest singular value: below it a column adds nothing
+
+
+@dataclass(frozen=True)
+class KeepSpace:
+    """The keep sets' own directions K at each place, as orthonormal ``axes`` (left singular vectors) and their ``lengths``."""
+
+    axes: Float[Tensor, "*place d_model column"]
+    lengths: Float[Tensor, "*place column"]
+
+    @classmethod
+    def of(cls, columns: Float[Tensor, "*place d_model column"]) -> KeepSpace:
+        """From K's columns, which may depend on each other."""
+        axes, lengths, _ = torch.linalg.svd(columns.double(), full_matrices=False)
+        return cls(axes, lengths)
+
+    def at(self, position: int) -> KeepSpace:
+        """The places of one position."""
+        return KeepSpace(self.axes[position], self.lengths[position])
+
+    def without(self, direction: Float[Tensor, "*place d_model"], ridge: float) -> Float[Tensor, "*place d_model"]:
+        """r - K (KᵀK + λI)⁻¹ Kᵀ r at each place, in float64; λ is ``ridge`` times the mean squared length of K's columns there.
+
+        Where λ is zero, the result is orthogonal to K and the inverse is the pseudo-inverse: columns that depend on others add nothing.
+        """
+        squared = self.lengths.square()
+        damped = squared + ridge * squared.mean(-1, keepdim=True)
+        real = (self.lengths > _RANK * self.lengths.amax(-1, keepdim=True)) & (damped > 0)
+        share = torch.where(real, squared / damped.clamp_min(1e-300), torch.zeros_like(squared))
+        wide = direction.double()
+        along = share * (self.axes.transpose(-1, -2) @ wide[..., None]).squeeze(-1)
+        return (wide - (self.axes @ along[..., None]).squeeze(-1)).to(direction.dtype)
+
+
+@dataclass(frozen=True)
+class Scoping:
+    """How one estimator's directions were scoped. ``ridge`` is λ over the mean squared length of K's columns; ``share`` is |r'| / |r| with
+    no ridge, so of what is the target's alone: a ridge leaves more, but that is the keep sets'. ``cosine`` is that of r with each keep
+    set's own direction at the same place. Below ``min_share`` a place gives no candidate."""
+
+    sets: tuple[str, ...]
+    ridge: float
+    share: Float[Tensor, "position layer_plus_1"]
+    cosine: Mapping[str, Float[Tensor, "position layer_plus_1"]]
+    min_share: float
+
+    @property
+    def barred(self) -> Float[Tensor, "position layer_plus_1"] | Tensor:
+        """Where too little is left."""
+        return self.share < self.min_share
+
+
+def keep_columns(own: Sequence[Float[Tensor, "position layer_plus_1 d_model"]]) -> Float[Tensor, "position layer_plus_1 d_model column"]:
+    """K at every place: each keep set's own direction (its mean less the harmless mean) there, and at the earliest position collected.
+
+    That one is the end of the instruction, where a run collects one position more than the template appends; kinds of refusal are
+    told apart better there than at the template's last token.
+    """
+    return torch.stack([column for direction in own for column in (direction, direction[-1:].expand_as(direction))], dim=-1)
+
+
+def middle(layer_plus_1: int) -> slice:
+    """The activation indices of the middle half of the blocks, at least one."""
+    layers = layer_plus_1 - 1
+    first = layers // 4
+    return slice(1 + first, 1 + max(3 * layers // 4, first + 1))
+
+
+def best_ridge(direction: Float[Tensor, "layer_plus_1 d_model"], space: KeepSpace, val: Mapping[str, Tensor], sets: Sequence[str]) -> float:
+    """The ridge of ``RIDGES`` whose scoped direction tells target from baseline best and keep from harmless least, on val.
+
+    Measured at the last position, in Cohen's d, averaged over the middle layers and the keep sets; the first of equals. Zero where a set
+    has no val vectors.
+    """
+    needed = ["target", "baseline", "harmless", *(KEEP + name for name in sets)]
+    if not all(name in val for name in needed):
+        return RIDGES[0]
+    at = middle(direction.shape[0])
+    last = {name: val[name][:, 0, at] for name in needed}
+    among = KeepSpace(space.axes[at], space.lengths[at])
+
+    def worth(ridge: float) -> float:
+        along = {name: projections(vectors, among.without(direction[at], ridge)) for name, vectors in last.items()}
+        wanted = cohens_d(along["target"], along["baseline"])
+        unwanted = torch.stack([cohens_d(along[KEEP + name], along["harmless"]).abs() for name in sets]).mean(0)
+        return float((wanted - unwanted).mean())
+
+    return max(RIDGES, key=worth)
+
+
+def cosine(one: Float[Tensor, "*place d_model"], other: Float[Tensor, "*place d_model"]) -> Float[Tensor, "*place"]:
+    """Of the angle between two vectors at each place; zero where one has no length."""
+    wide, second = one.double(), other.double()
+    lengths = (wide.norm(dim=-1) * second.norm(dim=-1)).clamp_min(1e-300)
+    found: Tensor = (wide * second).sum(-1) / lengths
+    return found.clamp(-1, 1).float()

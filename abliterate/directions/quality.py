@@ -1,0 +1,126 @@
+"""How good each estimate is: the content of directions.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from abliterate.activations.file import Activations
+from abliterate.config import ESTIMATORS
+from abliterate.directions.estimate import Directions, estimate, keep_directions
+from abliterate.directions.estimators.table import TABLE
+from abliterate.directions.halves import estimate_without_val, stability
+from abliterate.directions.keep import KEEP, cosine
+from abliterate.errors import InputError
+
+_DIGITS = 5
+
+
+def measured(activations: Activations, estimators: Sequence[str] = ()) -> Directions:
+    """The directions of the named estimators, or of all that these activations serve; without val vectors judged half by half.
+
+    Raises InputError where neither can be.
+    """
+    names = tuple(estimators) or tuple(name for name in ESTIMATORS if "harmless" in activations.train or not TABLE[name].harmless)
+    if activations.val:
+        return estimate(activations, names)
+    found = estimate_without_val(activations, names)
+    if found is None:
+        raise InputError("too few prompts to judge directions by: give sets with a val split, or at least four prompts each")
+    return found
+
+
+def sentences_on_scope(directions: Directions) -> list[str]:
+    """How much is left of each scoped direction, a line each, at the place where it separates best and at the least and most."""
+    said = []
+    for name, scoping in directions.scoping.items():
+        score = directions.cohens_d[name][:, 1:]
+        position, layer = divmod(int(score.argmax()), score.shape[1])
+        share = scoping.share[:, 1:]
+        alike = ", ".join(f"{set_} {float(values[position, layer + 1]):.2f}" for set_, values in scoping.cosine.items())
+        said.append(
+            f"{name}: {float(share[position, layer]):.0%} of the direction is left at block {layer}, position {-1 - position} "
+            f"({float(share.min()):.0%} to {float(share.max()):.0%} over all; lambda {scoping.ridge:g}; cosine before with {alike})"
+        )
+    return said
+
+
+def quality_document(activations: Activations, directions: Directions) -> dict[str, Any]:
+    """Of each estimate its separation on val, length, cosine with the keep sets' own directions and stability; where target and baseline
+    lie farthest apart; and the sets' last-position vectors there in two principal components. Plain numbers, the same each time."""
+    keep = keep_directions(activations)
+    stable = stability(activations, directions)
+    best = separation(directions)
+    estimators = {}
+    for name in directions.estimators:
+        direction = directions.direction[name]
+        positions = len(direction)
+        estimators[name] = {
+            "positions": list(activations.positions[:positions]),
+            "auc": _numbers(directions.auc[name]),
+            "cohens_d": _numbers(directions.cohens_d[name]),
+            "norm": _numbers(direction.double().norm(dim=-1)),
+            "cosine_keep": {set_: _numbers(cosine(direction, own[:positions])) for set_, own in keep.items()},
+            "stability": _numbers(stable[name]) if name in stable else None,
+            "share_left": _numbers(directions.scoping[name].share) if name in directions.scoping else None,
+            "lambda": directions.scoping[name].ridge if name in directions.scoping else None,
+        }
+    return {
+        "positions": list(activations.positions),
+        "layers": next(iter(directions.direction.values())).shape[1] - 1,
+        "held_out": "val" if activations.val else "halves",
+        "estimators": estimators,
+        "separation": best,
+        "pca": pca(activations, best["layer"] + 1),
+    }
+
+
+def separation(directions: Directions) -> dict[str, Any]:
+    """Where the competing estimates separate best by Cohen's d, which still tells places apart where the AUC is one at many."""
+    name = max(directions.competing, key=lambda each: float(directions.cohens_d[each][:, 1:].max()))
+    score = directions.cohens_d[name][:, 1:]
+    position, layer = divmod(int(score.argmax()), score.shape[1])
+    return {"estimator": name, "position": -1 - position, "layer": layer}
+
+
+def pca(activations: Activations, index: int) -> dict[str, Any]:
+    """The train and val vectors of target, baseline and keep sets at one activation index and the last position, in the two components
+    that hold most of their variance; ``explained`` is the share that each holds. The target lies to the upper right of the baseline."""
+    keep = [name for name in activations.train if name.startswith(KEEP)]
+    vectors = {name: _at(activations, name, index) for name in ("target", "baseline", *keep)}
+    every = torch.cat(list(vectors.values()))
+    mean = every.mean(0)
+    centred = every - mean
+    _, lengths, axes = torch.linalg.svd(centred, full_matrices=False)
+    apart = vectors["target"].mean(0) - vectors["baseline"].mean(0)
+    two = axes[:2] * torch.where(axes[:2] @ apart < 0, -1.0, 1.0)[:, None].to(axes.dtype)
+    points = {name: _numbers((own - mean) @ two.T) for name, own in vectors.items()}
+    share = lengths[:2].square() / lengths.square().sum().clamp_min(1e-300)
+    return {
+        "index": index,
+        "position": -1,
+        "explained": _numbers(share),
+        "target": points["target"],
+        "baseline": points["baseline"],
+        "keep": {name.removeprefix(KEEP): points[name] for name in keep},
+    }
+
+
+def _at(activations: Activations, name: str, index: int) -> Float[Tensor, "prompt d_model"]:
+    parts = [activations.train[name].last[:, index]]
+    if name in activations.val:
+        parts.append(activations.val[name][:, 0, index])
+    return torch.cat(parts).double()
+
+
+def _numbers(values: Tensor) -> list[Any]:
+    """Nested lists of numbers of a few significant digits, so that the file stays small."""
+    return _rounded(values.tolist())
+
+
+def _rounded(values: Sequence[Any]) -> list[Any]:
+    return [_rounded(v) if isinstance(v, list) else float(f"{v:.{_DIGITS}g}") for v in values]

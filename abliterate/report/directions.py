@@ -1,0 +1,51 @@
+"""How good the estimated directions are, as a table in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_WIDE = 200
+
+
+def show_directions(document: Mapping[str, Any], written: Path | None = None) -> None:
+    """Each estimate where it separates best, from the content of directions.json; to stdout."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDE  # in a file no column is cut
+
+    def line(text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True)
+
+    sets = list(next(iter(document["estimators"].values()))["cosine_keep"])
+    columns = ["estimator", "block", "position", "AUC", "d", "norm", *(f"cos {name}" for name in sets), "stability", "left"]
+    table = Table(*columns, box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, entry in document["estimators"].items():
+        table.add_row(*(Text(cell) for cell in _cells(name, entry, sets)))
+    console.print(table)
+    held = "val prompts" if document["held_out"] == "val" else "train prompts that each estimate was not made of (halves)"
+    line(f"AUC and d (Cohen's): target against baseline on {held}, at the block and position of the best AUC")
+    line("stability: cosine between the estimates on two halves of the train prompts, at the last position")
+    if sets:
+        line("cos: with each keep set's own direction; left: share of the direction that scoping leaves")
+    if written is not None:
+        line(f"direction: {written}")
+
+
+def _cells(name: str, entry: Mapping[str, Any], sets: list[str]) -> list[str]:
+    """One estimate at the block and position of its best AUC; of equal ones, that of the largest Cohen's d."""
+    places = [(at, index) for at in range(len(entry["auc"])) for index in range(1, len(entry["auc"][at]))]
+    at, index = max(places, key=lambda place: (entry["auc"][place[0]][place[1]], entry["cohens_d"][place[0]][place[1]]))
+    cells = [name, str(index - 1), str(entry["positions"][at])]
+    cells += [f"{entry['auc'][at][index]:.3f}", f"{entry['cohens_d'][at][index]:.2f}", f"{entry['norm'][at][index]:.3g}"]
+    cells += [f"{entry['cosine_keep'][set_][at][index]:.2f}" for set_ in sets]
+    cells.append("" if entry["stability"] is None else f"{entry['stability'][index]:.2f}")
+    cells.append("" if entry["share_left"] is None else f"{100 * entry['share_left'][at][index]:.0f} %")
+    return cells
