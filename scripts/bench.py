@@ -5,7 +5,8 @@ included), against ``cp -r``, a bare read and write of the same bytes, and loadi
 way ends with its files synced to the disk. They take turns, and each runs in a process of its own.
 
 ``collect``, ``generate``: bench_model.py. ``outcomes``: how well a judge tells outcomes, bench_outcomes.py.
-``statistics``: how often the report's intervals hold the truth, bench_statistics.py. Run by ``scripts/bench``.
+``statistics``: how often the report's intervals hold the truth, bench_statistics.py. ``peers``: this program beside Heretic and others,
+bench_peers.py. Run by ``scripts/bench``.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 
 import bench_model
 import bench_outcomes
+import bench_peers
 import bench_run
 import bench_statistics
 import bench_sweep
@@ -442,6 +444,7 @@ def main() -> int:
     bench_run.add_to(commands)
     bench_statistics.add_to(commands)
     bench_outcomes.add_to(commands)
+    bench_peers.add_to(commands)
     args = parser.parse_args()
     try:
         args.run(args)
