@@ -1,3 +1,129 @@
-"""abliterate: find, measure and remove a chosen kind of refusal in open-weight language models."""
+"""abliterate: find, measure and remove a chosen kind of refusal in open-weight language models.
+
+From Python the stages are functions, each from the results of those before it (``docs/api.md`` shows them at work)::
+
+    load_model, load_set, RoleSets    what is asked, and of whom
+    collect                           activations of the sets' prompts
+    estimate, candidates, select      directions, the edits that compete, the one that is chosen
+    plan_from_direction, EditPlan     an edit of one's own
+    generate, judge, figures          replies (with an edit hooked in, or without), their outcomes, rates with intervals
+    edit_checkpoint, verify           the edited checkpoint and its proof
+    run, audit, compare, reproduce    the whole commands, told by a config, into a run folder
+    report_schema                     what report.json may hold
+
+Importing the package is quick: torch is loaded when a stage is first looked up.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from abliterate.activations.file import Activations, load_activations, save_activations
+    from abliterate.api import collect, edit_checkpoint, generate, load_model, verify
+    from abliterate.checkpoint.edit import EditResult
+    from abliterate.commands import audit
+    from abliterate.comparison import compare
+    from abliterate.config import AuditConfig, CompareConfig, ModelConfig, ReproduceConfig, RunConfig
+    from abliterate.directions.candidates import Candidate, candidates
+    from abliterate.directions.estimate import Directions, estimate
+    from abliterate.directions.file import load_directions, save_directions
+    from abliterate.errors import CheckError, InputError
+    from abliterate.evaluation.outcomes import OUTCOMES, WITHHELD, Verdict, judge
+    from abliterate.evaluation.summary import figures, judge_all
+    from abliterate.evaluation.transcripts import Transcript
+    from abliterate.model.passes import Model
+    from abliterate.model.plan import EditPlan, load_direction, load_plan, plan_from_direction, save_plan
+    from abliterate.pipeline import run
+    from abliterate.prompts import Prompt, PromptSet, RoleSets, load_set
+    from abliterate.report.schema import report_schema
+    from abliterate.reproducing.again import reproduce
+    from abliterate.selection import select
 
 __version__ = "0.1.0"
+
+# Where each name is defined; its module is imported when the name is first looked up.
+_HOMES = {
+    "activations.file": ("Activations", "load_activations", "save_activations"),
+    "api": ("collect", "edit_checkpoint", "generate", "load_model", "verify"),
+    "checkpoint.edit": ("EditResult",),
+    "commands": ("audit",),
+    "comparison": ("compare",),
+    "config": ("AuditConfig", "CompareConfig", "ModelConfig", "ReproduceConfig", "RunConfig"),
+    "directions.candidates": ("Candidate", "candidates"),
+    "directions.estimate": ("Directions", "estimate"),
+    "directions.file": ("load_directions", "save_directions"),
+    "errors": ("CheckError", "InputError"),
+    "evaluation.outcomes": ("OUTCOMES", "WITHHELD", "Verdict", "judge"),
+    "evaluation.summary": ("figures", "judge_all"),
+    "evaluation.transcripts": ("Transcript",),
+    "model.passes": ("Model",),
+    "model.plan": ("EditPlan", "load_direction", "load_plan", "plan_from_direction", "save_plan"),
+    "pipeline": ("run",),
+    "prompts": ("Prompt", "PromptSet", "RoleSets", "load_set"),
+    "report.schema": ("report_schema",),
+    "reproducing.again": ("reproduce",),
+    "selection": ("select",),
+}
+
+__all__ = [
+    "OUTCOMES",
+    "WITHHELD",
+    "Activations",
+    "AuditConfig",
+    "Candidate",
+    "CheckError",
+    "CompareConfig",
+    "Directions",
+    "EditPlan",
+    "EditResult",
+    "InputError",
+    "Model",
+    "ModelConfig",
+    "Prompt",
+    "PromptSet",
+    "ReproduceConfig",
+    "RoleSets",
+    "RunConfig",
+    "Transcript",
+    "Verdict",
+    "__version__",
+    "audit",
+    "candidates",
+    "collect",
+    "compare",
+    "edit_checkpoint",
+    "estimate",
+    "figures",
+    "generate",
+    "judge",
+    "judge_all",
+    "load_activations",
+    "load_direction",
+    "load_directions",
+    "load_model",
+    "load_plan",
+    "load_set",
+    "plan_from_direction",
+    "report_schema",
+    "reproduce",
+    "run",
+    "save_activations",
+    "save_directions",
+    "save_plan",
+    "select",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for by name."""
+    for home, names in _HOMES.items():
+        if name in names:
+            found = getattr(import_module(f"{__name__}.{home}"), name)
+            globals()[name] = found
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,12 +18,17 @@ from typer.exceptions import Abort, TyperException
 from abliterate import __version__
 from abliterate.config import (
     AuditConfig,
+    ChatConfig,
     CollectConfig,
     CompareConfig,
+    DirectionsConfig,
     EditCommandConfig,
     JudgeConfig,
     ModelConfig,
     PlanConfig,
+    PushConfig,
+    ReportConfig,
+    ReproduceConfig,
     RunConfig,
     VerifyConfig,
 )
@@ -40,14 +45,33 @@ OutFolder = Annotated[Path, typer.Option("--out", help="Folder for the results."
 NewFolder = Annotated[Path, typer.Option("--out", help="The new checkpoint's folder.", show_default=False)]
 OutFile = Annotated[Path, typer.Option("--out", help="The activations file (.safetensors).", show_default=False)]
 Checkpoint = Annotated[Path, typer.Argument(metavar="DIR", help="The edited checkpoint.", show_default=False)]
+Published = Annotated[Path, typer.Argument(metavar="DIR", help="The edited checkpoint, or the run's folder.", show_default=False)]
+Repository = Annotated[str, typer.Argument(metavar="REPO", help="Where on the Hub: owner/name.", show_default=False)]
 Figures = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here too.", show_default=False)]
 Scorable = Annotated[
     Path, typer.Argument(metavar="FILE.jsonl", help="Lines of {prompt, response}, optionally facts, lang, id.", show_default=False)
 ]
 ScoredFile = Annotated[Path | None, typer.Option("--out", help="Write the scored lines here instead of to stdout.", show_default=False)]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run or an audit.", show_default=False)]
+Recorded = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN.json", help="The run.json of a run, an audit or a comparison, its folder, or its report.json.", show_default=False
+    ),
+]
+Collected = Annotated[
+    Path, typer.Argument(metavar="FILE", help="An activations file that collect wrote, or a run's folder.", show_default=False)
+]
+DirectionFile = Annotated[Path | None, typer.Option("--out", help="Write one direction here (--estimator).", show_default=False)]
+SomeRun = Annotated[
+    Path | None, typer.Argument(metavar="[RUN]", help="The folder of a run, an audit or a comparison.", show_default=False)
+]
+OtherRuns = Annotated[
+    list[Path] | None,
+    typer.Option("--compare", metavar="RUN...", help="Other runs: all of them side by side, in the page --out.", show_default=False),
+]
+PageFile = Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="The page of --compare.", show_default=False)]
 INTERRUPTED = 130
-_SEVERAL = ("--target", "--baseline", "--keep", "--prompts", "--lm-eval")
+_SEVERAL = ("--target", "--baseline", "--keep", "--prompts", "--lm-eval", "--compare", "--estimators")
 
 
 @app.callback(invoke_without_command=True)
@@ -96,6 +120,14 @@ def _collect(config: CollectConfig, out: Path) -> None:
     _by_the_first(config, lambda: typer.echo(collect(config, out)))
 
 
+def _directions(config: DirectionsConfig, given: Path, out: Path | None) -> None:
+    with _loading():
+        from abliterate.commands import directions
+        from abliterate.report.directions import show_directions
+
+    show_directions(directions(config, given, out), out)
+
+
 def _by_the_first(config: ModelConfig, act: Callable[[], None]) -> None:
     """Under torchrun the first process acts, and the others compute what it asks them for."""
     from abliterate.model.ranks import dismiss, own_rank
@@ -120,6 +152,13 @@ def _verify(config: VerifyConfig, checkpoint: Path) -> None:
         from abliterate.commands import verify
 
     typer.echo(verify(config, checkpoint))
+
+
+def _push(config: PushConfig, checkpoint: Path, repo: str) -> None:
+    with _loading():
+        from abliterate.publishing.push import push
+
+    typer.echo(push(config, checkpoint, repo))
 
 
 def _plan(config: PlanConfig, figures: Path | None) -> None:
@@ -147,6 +186,15 @@ command(
     out=OutFolder,
 )
 command(app, "collect", CollectConfig, _collect, "Activation statistics alone.", out=OutFile)
+command(
+    app,
+    "directions",
+    DirectionsConfig,
+    _directions,
+    "How well each estimator's directions separate the sets; one of them as a file for edit.",
+    given=Collected,
+    out=DirectionFile,
+)
 command(app, "edit", EditCommandConfig, _edit, "Edit a checkpoint with a direction or plan from anywhere.", out=NewFolder)
 command(
     app,
@@ -158,6 +206,15 @@ command(
 )
 command(
     app,
+    "push",
+    PushConfig,
+    _push,
+    "Publish an edited checkpoint to the Hub, private unless --public; what is checked first must hold.",
+    checkpoint=Published,
+    repo=Repository,
+)
+command(
+    app,
     "plan",
     PlanConfig,
     _plan,
@@ -166,7 +223,61 @@ command(
 )
 
 
-def _report(config: JudgeConfig, folder: Path) -> None:
+def _reproduce(config: ReproduceConfig, run: Path, out: Path) -> None:
+    with _loading():
+        from abliterate.reproducing.again import FILE, first_model, reproduce
+        from abliterate.reproducing.shown import show
+
+    def act() -> None:
+        document = reproduce(config, run, out)
+        show(document)
+        if count := document["totals"]["different"]:
+            raise CheckError(f"{run}: not reproduced, {count} figures are different; all of them are in {out / FILE}")
+
+    first = first_model(config, run)
+    if first is None:
+        act()
+    else:
+        _by_the_first(first, act)
+
+
+command(
+    app,
+    "reproduce",
+    ReproduceConfig,
+    _reproduce,
+    "Run again what a run's record says, and compare: which figures are identical, within their intervals, or different.",
+    run=Recorded,
+    out=OutFolder,
+)
+
+
+def _chat(config: ChatConfig) -> None:
+    with _loading():
+        from abliterate.chat.conversation import chat
+
+    chat(config)
+
+
+command(
+    app,
+    "chat",
+    ChatConfig,
+    _chat,
+    "Talk with a model, and beside it with its edit: the same words to both, their replies side by side.",
+)
+
+
+def _report(config: ReportConfig, folder: Path | None, compare: list[Path] | None, out: Path | None) -> None:
+    if compare:
+        if out is None:
+            raise InputError("--compare writes one page: give --out FILE.html")
+        from abliterate.report.compare_runs import compare_runs
+
+        typer.echo(compare_runs([*([folder] if folder else []), *compare], out))
+        return
+    if folder is None or out is not None:
+        raise InputError("give the folder of a run" if folder is None else "--out goes with --compare; a run's report lies in its folder")
     with _loading():
         from abliterate.report.terminal import show
         from abliterate.rescoring import render_again
@@ -208,10 +319,13 @@ command(
 command(
     app,
     "report",
-    JudgeConfig,
+    ReportConfig,
     _report,
-    "Render a run's report again from its stored transcripts, under another judge if one is named; needs no model.",
-    folder=RunFolder,
+    "Render a run's report again from its stored transcripts, under another judge if one is named; needs no model. "
+    "With --compare: several runs side by side in one page.",
+    folder=SomeRun,
+    compare=OtherRuns,
+    out=PageFile,
 )
 
 

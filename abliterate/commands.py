@@ -8,13 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from abliterate.activations.file import Activations, save_activations
+from abliterate.activations.file import load_activations, save_activations
 from abliterate.checkpoint.adapter import write_adapter
 from abliterate.checkpoint.edit import edit_checkpoint, work_of
 from abliterate.checkpoint.tasks import edit_tasks
 from abliterate.checkpoint.verify import steps
 from abliterate.checkpoint.verify import verify as verify_checkpoint
-from abliterate.config import AuditConfig, CollectConfig, EditCommandConfig, JudgeConfig, PlanConfig, VerifyConfig, is_url
+from abliterate.config import AuditConfig, CollectConfig, DirectionsConfig, EditCommandConfig, JudgeConfig, PlanConfig, VerifyConfig, is_url
+from abliterate.directions.file import save_direction
+from abliterate.directions.one import one_direction
+from abliterate.directions.quality import measured, quality_document
 from abliterate.errors import InputError
 from abliterate.evaluation.engine import engine_of, wanted_of
 from abliterate.evaluation.judges.judging import judged_by, unjudged_by
@@ -27,11 +30,12 @@ from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.index import open_index
 from abliterate.model.plan import EditPlan, load_direction, load_plan, plan_from_direction, resolve_embedding
 from abliterate.model.source import resolve_model
-from abliterate.pipeline import collected, grouped, open_model, positions_of, resolved, run_record
+from abliterate.pipeline import gathered, open_model, positions_of, resolved, run_record
 from abliterate.planning.plan import as_json, plan_run
 from abliterate.planning.text import lines
 from abliterate.progress import stage
 from abliterate.prompts import PromptSet, Role, RoleSets, load_set
+from abliterate.prompts.roles import ROLES
 from abliterate.report.card import model_card
 from abliterate.report.document import report_document, write_json
 from abliterate.runfolder import open_run
@@ -74,19 +78,42 @@ def _asked(group: PromptSet, config: AuditConfig) -> PromptSet:
 
 
 def collect(config: CollectConfig, out: Path) -> str:
-    """Write the activations file ``out`` of the target and baseline prompts; train splits where the sets name splits."""
+    """Write the activations file ``out`` of the target and baseline prompts, and with keep sets of these and of harmless prompts.
+
+    Train splits where the sets name splits; where all of them do, the val vectors too, by which directions are judged.
+    """
     if out.exists():
         raise InputError(f"{out}: already there; give another --out (nothing is overwritten)")
     _, session = open_model(config, out.parent)
-    sets = RoleSets(config.target, config.baseline, limit=config.limit)
-    positions = positions_of(session.model, config)
-    roles: tuple[Role, ...] = ("target", "baseline")
-    found = collected(session.model, {role: grouped(session.model, sets.estimating(role), {}) for role in roles}, positions)
+    harmless = config.harmless if config.keep or "harmless" in config.model_fields_set else None
+    sets = RoleSets(config.target, config.baseline, config.keep, harmless, config.limit)
+    roles: tuple[Role, ...] = tuple(role for role in ROLES if sets.sets(role))
+    split = all(len(group.of("val")) and group.own_splits for role in roles for group in sets.sets(role))
+    val = {role: sets.prompts(role, "val") for role in roles if split}
+    found = gathered(session.model, sets, {r: sets.estimating(r) for r in roles}, val, positions_of(session.model, config))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
-    save_activations(Activations(found, {}, tuple(range(-1, -positions - 1, -1)), {g.name: g.sha256 for g in sets.all}), partial)
+    save_activations(found, partial)
     partial.replace(out)
-    return f"{out}: " + ", ".join(f"{role} {len(a.vectors)} prompts" for role, a in found.items())
+    return f"{out}: " + ", ".join(f"{role} {len(found.train[role].vectors)} prompts" for role in roles)
+
+
+def directions(config: DirectionsConfig, given: Path, out: Path | None = None) -> dict[str, Any]:
+    """How good the directions of collected activations are, as directions.json says it; one of them as a direction file ``out``.
+
+    ``given`` is an activations file or a run folder.
+    """
+    if out is not None and out.exists():
+        raise InputError(f"{out}: already there; give another --out (nothing is overwritten)")
+    if (out is None) != (config.estimator is None):
+        raise InputError("--out DIR_FILE and --estimator NAME go together: the file, and whose direction is written into it")
+    activations = load_activations(given / "activations.safetensors" if given.is_dir() else given)
+    found = measured(activations, config.estimators)
+    if out is not None:
+        direction = one_direction(found, str(config.estimator), config.layer, config.position)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_direction(direction, out)
+    return quality_document(activations, found)
 
 
 def edit(config: EditCommandConfig, out: Path) -> str:
@@ -103,7 +130,7 @@ def edit(config: EditCommandConfig, out: Path) -> str:
             matrices, size = write_adapter(folder, plan, out, source.name, advance)
         return f"{out}: a LoRA adapter of {size / 1e6:.2f} MB that changes {matrices} matrices"
     with stage("bytes written and proven", work_of(folder, plan)) as advance:
-        result = edit_checkpoint(folder, plan, out, source.name, lambda proof: model_card(proof, None), advance)
+        result = edit_checkpoint(folder, plan, out, source.name, lambda proof: model_card(proof, None), advance, source.revision)
     return f"{out}: {result.tensors} tensors edited, at most {result.proof['worst']['left']:.2e} of the component left"
 
 

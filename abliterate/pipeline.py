@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from abliterate.activations.collect import Group, SetActivations, collect
 from abliterate.activations.file import Activations, load_activations, save_activations
@@ -21,12 +21,14 @@ from abliterate.checkpoint.edit import check_editable, edit_checkpoint, work_of
 from abliterate.checkpoint.proof import NAME as PROOF
 from abliterate.checkpoint.write import check_destination
 from abliterate.config import AuditConfig, CollectConfig, ModelConfig, RunConfig
-from abliterate.directions.candidates import Directions, estimate
+from abliterate.directions.estimate import Directions, check_separable, estimate, keep_axes
 from abliterate.directions.file import load_directions, save_directions
+from abliterate.directions.keep import KEEP
+from abliterate.directions.quality import quality_document, sentences_on_scope
 from abliterate.evaluation.benchmarks import check_installed
 from abliterate.evaluation.engine import edited_engine, engine_of, foresee, wanted_of
 from abliterate.evaluation.summary import judge_all
-from abliterate.finaltest import benchmarked, drift_base, drift_edited, publish, respond
+from abliterate.finaltest import benchmarked, drift_base, drift_edited, publish, random_control, respond
 from abliterate.model.index import open_index
 from abliterate.model.load import pick_dtype
 from abliterate.model.passes import Model
@@ -34,10 +36,11 @@ from abliterate.model.plan import EditPlan, load_plan, save_plan
 from abliterate.model.session import Session
 from abliterate.model.source import ModelSource, resolve_model
 from abliterate.model.template import encode, template_positions
-from abliterate.progress import stage
+from abliterate.progress import say, stage
 from abliterate.prompts import Prompt, Role, RoleSets
+from abliterate.reference import open_reference, recovery_base, recovery_edited
 from abliterate.report.card import model_card
-from abliterate.report.document import report_document, write_json
+from abliterate.report.document import read_json, report_document, write_json
 from abliterate.runfolder import RunFolder, file_hashes, open_run
 from abliterate.selection import select
 
@@ -51,7 +54,7 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
     """
     source, base = open_model(config, out)
     sets = RoleSets(config.target, config.baseline, config.keep, config.harmless, config.limit)
-    for role in ("target", "baseline", "harmless"):
+    for role in ("target", "baseline", "harmless", "keep"):
         for split in ("train", "val", "test"):
             sets.prompts(role, split)
     check_editable(base.folder)
@@ -59,21 +62,29 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
         foresee(config)
         if config.lm_eval:
             check_installed()
+    tested, known = sets.test_sets(), sets.without_test()
+    reference = open_reference(config.reference, config, [base], tested)
     record = run_record(source, sets.described(), resolved(base, config, config.positions))
-    folder = open_run(out, config.model_dump(mode="json"), record)
+    folder = open_run(out, config.model_dump(mode="json"), reference.recorded(record) if reference else record)
     activations = folder.stage(
-        "activations", "activations.safetensors", lambda: _activations(base, sets, config), save_activations, load_activations
+        "activations", "activations.safetensors", lambda: _activations(base, known, config), save_activations, load_activations
     )
-    directions = folder.stage("directions", "directions.safetensors", lambda: estimate(activations), save_directions, load_directions)
-    plan, selection = _selection(folder, base, sets, config, directions)
-    before = judge_all(respond(folder, lambda: engine_of(config, base, wanted_of(source)), sets.test_sets(), "base"))
+    directions = folder.stage(
+        "directions", "directions.safetensors", lambda: _directions(activations, config), save_directions, load_directions
+    )
+    folder.stage("directions", "directions.json", lambda: quality_document(activations, directions), write_json, read_json)
+    plan, selection = _selection(folder, base, known, config, activations, directions)
+    before = judge_all(respond(folder, lambda: engine_of(config, base, wanted_of(source)), tested, "base"))
     harmless = sets.sets("harmless")[0].of("test", sets.limit)
     measured = drift_base(folder, base, harmless, before[harmless.name])
+    controls = random_control(folder, base, plan, sets, before)
+    recovery_base(folder, reference, base, tested)
     proof = _edit(folder, base, plan, source)
     edited = Session(config, out / "checkpoint")
     engines = folder.record()["resolved"].get("engines", {})
     ask_edited = partial(edited_engine, config, edited, source, engines.get("base", {}))
-    after = judge_all(respond(folder, ask_edited, sets.test_sets(), "edited"))
+    after = judge_all(respond(folder, ask_edited, tested, "edited"))
+    recovery = recovery_edited(folder, reference, edited, tested, sets.roles, before, after)
     drift = drift_edited(folder, edited, harmless, measured)
     benchmarked(folder, config, {"base": base, "edited": edited})
     report = report_document(
@@ -85,6 +96,8 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
         selection=selection,
         edit=edit_summary(proof),
         margin=config.margin,
+        controls=controls,
+        recovery=recovery,
     )
     return publish(folder, report, before, after, {name: values[0].tolist() for name, values in directions.auc.items()})
 
@@ -107,7 +120,7 @@ def resolved(session: Session, config: ModelConfig, positions: int | None) -> di
         "dtype": str(pick_dtype(config.dtype, session.device) if elsewhere else session.fit.dtype).removeprefix("torch."),
         "held": "by its engine" if elsewhere else "whole" if session.fit.resident else "block by block",
         "batch_size": None if elsewhere else session.batch_size,
-        "positions": positions or len(template_positions(tokenizer)),
+        "positions": positions or _last_tokens(tokenizer, config),
         "threads": torch.get_num_threads(),
         "seeds": {"bootstrap": 0},
     }
@@ -126,16 +139,45 @@ def run_record(source: ModelSource | None, prompts: Mapping[str, Any], resolved:
 
 
 def _activations(base: Session, sets: RoleSets, config: RunConfig) -> Activations:
-    """Statistics of every role's train prompts, and the val vectors that rank the directions."""
-    positions = positions_of(base.model, config)
-    roles: tuple[Role, ...] = ("target", "baseline", "harmless", *(("keep",) if sets.sets("keep") else ()))
-    train = {role: sets.prompts(role, "train") for role in roles}
-    parts = by_language({role: train[role] for role in roles[:2]})
-    asked: dict[str, Group] = {role: grouped(base.model, prompts, parts.get(role, {})) for role, prompts in train.items()}
-    asked |= {f"{role} (val)": grouped(base.model, sets.prompts(role, "val"), {}, positions) for role in roles[:2]}
-    found = collected(base.model, asked, positions)
-    val: dict[str, Tensor] = {role: found.pop(f"{role} (val)").vectors for role in roles[:2]}
-    return Activations(found, val, tuple(range(-1, -positions - 1, -1)), {g.name: g.sha256 for g in sets.all})
+    return activations_of(base.model, sets, positions_of(base.model, config))
+
+
+def activations_of(model: Model, sets: RoleSets, positions: int) -> Activations:
+    """Statistics of every role's train prompts at the last ``positions`` tokens, and the val vectors that rank the directions."""
+    scoped: tuple[Role, ...] = ("harmless", "keep") if sets.sets("keep") else ()
+    train: tuple[Role, ...] = ("target", "baseline", "harmless", *scoped[1:])
+    val: tuple[Role, ...] = ("target", "baseline", *scoped)
+    asked = {role: sets.prompts(role, "train") for role in train}
+    return gathered(model, sets, asked, {role: sets.prompts(role, "val") for role in val}, positions)
+
+
+def gathered(
+    model: Model, sets: RoleSets, train: Mapping[Role, Sequence[Prompt]], val: Mapping[Role, Sequence[Prompt]], positions: int
+) -> Activations:
+    """Statistics of the ``train`` prompts by role, by language and by keep set, and the vectors of the ``val`` prompts.
+
+    Every position of target and baseline is kept of val; of the others, which only help to scope directions, the last.
+    """
+    parts = by_language({role: train[role] for role in ("target", "baseline")})
+    asked: dict[str, Group] = {
+        role: grouped(model, prompts, parts.get(role, {}) | by_set(sets, role, prompts)) for role, prompts in train.items()
+    }
+    for role, prompts in val.items():
+        own = {f"{part} (val)": chosen for part, chosen in by_set(sets, role, prompts).items()}
+        asked[f"{role} (val)"] = grouped(model, prompts, own, positions if role in ("target", "baseline") else 1)
+    found = collected(model, asked, positions)
+    kept = {name.removesuffix(" (val)"): found.pop(name).vectors for name in list(found) if name.endswith(" (val)")}
+    kept.pop("keep", None)  # by set
+    categories = tuple(p.category or p.topic or "" for p in train["target"])
+    return Activations(found, kept, tuple(range(-1, -positions - 1, -1)), sets.hashes, categories)
+
+
+def by_set(sets: RoleSets, role: Role, prompts: Sequence[Prompt]) -> dict[str, list[int]]:
+    """Which of the prompts are of which keep set, as ``keep/<set>``; nothing for another role."""
+    if role != "keep":
+        return {}
+    owned = {group.name: frozenset(group.prompts) for group in sets.sets("keep")}
+    return {f"{KEEP}{name}": [i for i, p in enumerate(prompts) if p in own] for name, own in owned.items()}
 
 
 def by_language(prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, dict[str, list[int]]]:
@@ -150,8 +192,22 @@ def by_language(prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, dict[str, 
 
 
 def positions_of(model: Model, config: CollectConfig) -> int:
-    """How many last tokens are looked at: as told, else all that the chat template appends."""
-    return config.positions or len(template_positions(model.tokenizer))
+    """How many last tokens are looked at: as told, else all that the chat template appends, and with keep sets the instruction's last."""
+    return config.positions or _last_tokens(model.tokenizer, config)
+
+
+def _last_tokens(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> int:
+    one_more = isinstance(config, CollectConfig) and bool(config.keep)
+    return len(template_positions(tokenizer)) + one_more
+
+
+def _directions(activations: Activations, config: RunConfig) -> Directions:
+    """Every direction that is asked for. Raises CheckError where too little is left of them beside the keep sets' own."""
+    directions = estimate(activations, config.estimators, config.min_share)
+    for line in sentences_on_scope(directions):
+        say(line)
+    check_separable(directions, config.min_share)
+    return directions
 
 
 def grouped(model: Model, prompts: Sequence[Prompt], parts: Mapping[str, Sequence[int]], kept: int = 1) -> Group:
@@ -166,13 +222,13 @@ def collected(model: Model, groups: Mapping[str, Group], positions: int) -> dict
 
 
 def _selection(
-    folder: RunFolder, base: Session, sets: RoleSets, config: RunConfig, directions: Directions
+    folder: RunFolder, base: Session, sets: RoleSets, config: RunConfig, activations: Activations, directions: Directions
 ) -> tuple[EditPlan, dict[str, Any]]:
-    """The chosen plan and how it was chosen; from val prompts only."""
+    """The chosen plan and how it was chosen; from train and val prompts only."""
     file = folder.path / "selection.json"
     if not file.exists():
         with folder.timed("selection"):
-            plan, document = select(base.model, sets, config, directions)
+            plan, document = select(base.model, sets, config, directions, keep_axes(activations))
         save_plan(plan, folder.path / "plan.safetensors")
         write_json(document, file)
     return load_plan(folder.path / "plan.safetensors"), json.loads(file.read_text(encoding="utf-8"))
@@ -184,7 +240,7 @@ def _edit(folder: RunFolder, base: Session, plan: EditPlan, source: ModelSource)
     if not (out / PROOF).is_file():
         base.release()
         with folder.timed("edit"), stage("bytes written and proven", work_of(base.folder, plan)) as advance:
-            edit_checkpoint(base.folder, plan, out, source.name, lambda proof: model_card(proof, None), advance)
+            edit_checkpoint(base.folder, plan, out, source.name, lambda proof: model_card(proof, None), advance, source.revision)
     proof: dict[str, Any] = json.loads((out / PROOF).read_text(encoding="utf-8"))
     return proof
 

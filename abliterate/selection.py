@@ -5,11 +5,13 @@ Nothing is generated here but short replies of the unedited model, and nothing i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from abliterate.config import RunConfig
@@ -148,8 +150,16 @@ def _searched(model: Model, shortlist: Sequence[Candidate], val: Examples, confi
             BATCH,
             config.seed,
             config.study,
+            f"edits-{_measured_on(model, val)}",
         )
     return [Seen(f"trial {t.number}", t.number, 0.0, t.plan.scaled(config.strength), t.point) for t in found]
+
+
+def _measured_on(model: Model, val: Examples) -> str:
+    """What makes points comparable: two machines share a study where they measure the same model on the same replies."""
+    asked = [val.target.prompts, val.target.openings, *(stay.asked.continuations for stay in val.stays.values())]
+    facts = [model.folder.config.to_dict(), [[list(ids) for ids in each] for each in asked]]
+    return str(blake3(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest(8))
 
 
 def _document(

@@ -13,7 +13,17 @@ import pytest
 
 from abliterate import __version__, commands
 from abliterate.cli import app, main
-from abliterate.config import AuditConfig, CollectConfig, Config, EditCommandConfig, JudgeConfig, PlanConfig, RunConfig, VerifyConfig
+from abliterate.config import (
+    AuditConfig,
+    CollectConfig,
+    Config,
+    DirectionsConfig,
+    EditCommandConfig,
+    JudgeConfig,
+    PlanConfig,
+    RunConfig,
+    VerifyConfig,
+)
 from abliterate.errors import CheckError, InputError
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +31,7 @@ COMMANDS: dict[str, type[Config] | None] = {
     "run": RunConfig,
     "audit": AuditConfig,
     "collect": CollectConfig,
+    "directions": DirectionsConfig,
     "edit": EditCommandConfig,
     "verify": VerifyConfig,
     "plan": PlanConfig,

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from abliterate.checkpoint.sums import check_sums
 from abliterate.cli import main
 from abliterate.model.memory import Fit
 
@@ -57,6 +58,7 @@ def test_a_run_leaves_every_file_of_the_contract(tiny: Tiny, sets: dict[str, str
     assert {"transcripts/base.jsonl", "transcripts/edited.jsonl", "checkpoint/README.md", "checkpoint/abliteration.json"} <= names
     assert not [n for n in names if "partial" in n]
     AutoModelForCausalLM.from_pretrained(out / "checkpoint")
+    assert check_sums(out / "checkpoint") == sum(n.startswith("checkpoint/") for n in names) - 1
 
 
 def test_the_report_holds_the_keys_of_the_contract(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
@@ -72,7 +74,10 @@ def test_the_report_holds_the_keys_of_the_contract(tiny: Tiny, sets: dict[str, s
     assert all(drift[key] >= 0 for key in ("kl_first_token", "kl_sequence", "ce_base", "ce_edited", "own_base", "own_edited"))
     assert drift["own_base"] <= drift["own_edited"] and not list((out).glob("drift-base*"))
     assert report["keep_test"]["set"] == "kept"
-    assert "controls" in report["not_measured"] and "drift.kl_sequence" not in report["not_measured"]
+    controls = report["controls"]
+    assert (controls["set"], controls["n"], controls["seeds"]) == (["bad"], report["sets"]["bad"]["n"], [0, 1, 2])
+    assert controls["n_withheld"] == report["sets"]["bad"]["base"]["withheld"]["k"] and len(controls["kl_first_token"]["random"]) == 3
+    assert "recovery" in report["not_measured"] and "drift.kl_sequence" not in report["not_measured"]
     assert report["cost"]["peak_rss_bytes"] > 10**7 and {"activations", "selection", "edit"} <= report["cost"]["seconds"].keys()
 
 
@@ -86,7 +91,7 @@ def test_the_activations_file_follows_the_contract(tiny: Tiny, sets: dict[str, s
         assert {"baseline_mean", "keep_mean", "keep_last", "harmless_mean", "target_second_moment"} <= set(file.keys())
 
 
-KILLS = ("_activations", "select", "respond:edited", "_edit", "drift_base", "drift_edited", "report_document", "publish")
+KILLS = ("_activations", "select", "respond:edited", "random_control", "_edit", "drift_base", "drift_edited", "report_document", "publish")
 DRIVER = """
 import os, signal, sys
 import abliterate.pipeline as pipeline

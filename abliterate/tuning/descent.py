@@ -17,7 +17,7 @@ from abliterate.model.plan import EditPlan
 from abliterate.model.resident import Resident
 from abliterate.prompts import Role
 from abliterate.tuning.examples import Examples
-from abliterate.tuning.losses import drift, suppression
+from abliterate.tuning.losses import closing, drift, suppression
 from abliterate.tuning.measure import moved
 from abliterate.tuning.parameters import Parameters
 
@@ -195,4 +195,6 @@ def _loss(examples: Examples, card: _Card, row: Float[Tensor, "kept vocab"]) -> 
         return drift(moved(examples.stays[card.role], [card.place], row[None])[0][1])
     logprobs = row[-len(card.reply) - 1 : -1].log_softmax(-1)
     chosen = torch.tensor(list(card.reply), device=row.device)
-    return suppression(logprobs.gather(-1, chosen[:, None])[:, 0])
+    likely, mark = logprobs.gather(-1, chosen[:, None])[:, 0], list(examples.mark)
+    empty = bool(mark) and list(card.reply[: len(mark)]) == mark
+    return suppression(likely) + (closing(likely[: len(mark)]) if empty else 0.0)

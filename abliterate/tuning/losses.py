@@ -8,7 +8,7 @@ from torch import Tensor
 
 FLOOR = -6.0  # nats a token: below it a token is gone, and more of it would only cost
 FADING = 0.7  # what each further token of an opening counts, of the one before
-_LEAST = 1e-12
+_LEAST, _NEVER = 1e-12, 1e-3
 
 
 def suppression(logprobs: Float[Tensor, " token"]) -> Float[Tensor, ""]:
@@ -18,6 +18,15 @@ def suppression(logprobs: Float[Tensor, " token"]) -> Float[Tensor, ""]:
     """
     weights = FADING ** torch.arange(len(logprobs), device=logprobs.device, dtype=logprobs.dtype)
     return (weights * logprobs.clamp(min=FLOOR)).sum() / weights.sum()
+
+
+def closing(logprobs: Float[Tensor, " token"]) -> Float[Tensor, ""]:
+    """The log-odds that a thought is closed at once, from the log-probabilities of the closing mark; at least ``FLOOR``, nats.
+
+    The thought-suppression score of Cyberey & Evans 2025 (arXiv 2504.17130).
+    """
+    total = logprobs.sum()
+    return (total - (1 - total.exp()).clamp(min=_NEVER).log()).clamp(min=FLOOR)
 
 
 def lumped(logprobs: Float[Tensor, "token vocab"], tokens: Int[Tensor, "token kept"]) -> Float[Tensor, "token kept_and_rest"]:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abliterate.tuning.losses import FLOOR, divergences, drift, lumped, suppression, with_rest
+from abliterate.tuning.losses import FLOOR, closing, divergences, drift, lumped, suppression, with_rest
 
 logprobs = st.lists(st.floats(-20, 0), min_size=1, max_size=8)
 
@@ -35,6 +35,21 @@ def test_what_is_gone_pulls_no_more() -> None:
     values = torch.tensor([FLOOR - 3, -1.0], requires_grad=True)
     suppression(values).backward()
     assert values.grad is not None and values.grad[0] == 0 and values.grad[1] > 0
+
+
+@given(logprobs)
+def test_the_log_odds_of_closing_a_thought_follow_its_likelihood(values: list[float]) -> None:
+    total = sum(values)
+    found = float(closing(torch.tensor(values, dtype=torch.float64)))
+    assert found >= FLOOR and found >= total - 1e-9
+    if FLOOR < total < -0.01:
+        assert found == pytest.approx(max(FLOOR, total - math.log1p(-math.exp(total))), abs=1e-6)
+
+
+def test_a_thought_that_is_surely_closed_still_pulls() -> None:
+    values = torch.tensor([-1e-7, -1e-7], requires_grad=True)
+    closing(values).backward()
+    assert values.grad is not None and (values.grad > 0).all()
 
 
 def test_a_divergence_of_all_tokens_is_the_whole_one() -> None:

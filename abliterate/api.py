@@ -1,0 +1,83 @@
+"""The stages for use from Python, where the program's own functions want more than a notebook has at hand.
+
+What needs no such help is given as it is: ``abliterate.estimate``, ``abliterate.run`` and so on; see ``abliterate.__all__``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from abliterate.activations.file import Activations
+from abliterate.checkpoint.edit import EditResult
+from abliterate.checkpoint.edit import edit_checkpoint as edit_folder
+from abliterate.checkpoint.verify import verify as verify_folder
+from abliterate.config import ModelConfig
+from abliterate.evaluation.transcripts import Transcript, transcript_of
+from abliterate.model.folder import open_folder
+from abliterate.model.index import open_index
+from abliterate.model.passes import Change, Model, Pass
+from abliterate.model.plan import EditPlan
+from abliterate.model.session import Session
+from abliterate.model.source import resolve_model
+from abliterate.model.template import decode, encode, opens_thought, template_positions
+from abliterate.pipeline import activations_of
+from abliterate.prompts import Prompt, PromptSet, RoleSets
+from abliterate.report.card import model_card
+
+Place = str | Path
+
+
+def load_model(model: Place, config: ModelConfig | None = None) -> Model:
+    """Load a model: a folder, a Hub id, or a short name (``smollm2-refuser``); whole, or block by block where it doesn't fit.
+
+    ``config`` says more: ``ModelConfig(model=..., dtype="bfloat16", max_memory="6GiB", thinking="off")``; its own ``model`` gives
+    way to the first argument. Raises InputError where there is no such model or it won't do.
+    """
+    settings = (config or ModelConfig.model_validate({"model": str(model)})).model_copy(update={"model": str(model)})
+    source = resolve_model(settings.model, settings.revision)
+    open_index(source.path)
+    return Session(settings, source.path).model
+
+
+def collect(model: Model, sets: RoleSets, positions: int | None = None) -> Activations:
+    """Means, second moments and last-token vectors of the sets' train prompts, and the val vectors that directions are ranked by.
+
+    ``positions``: how many last tokens of each prompt; None: all that the chat template appends. The sets need a target, a baseline and
+    a harmless set. Raises InputError where a set is too small.
+    """
+    return activations_of(model, sets, positions or len(template_positions(model.tokenizer)))
+
+
+def generate(model: Model, prompts: PromptSet | Iterable[str], max_new_tokens: int = 64, plan: EditPlan | None = None) -> list[Transcript]:
+    """Greedy replies to each prompt, in order; with a ``plan`` those of the model as it would be after that edit, by hooks.
+
+    Each transcript's ``verdict()`` is its outcome by the rules.
+    """
+    asked = prompts if isinstance(prompts, PromptSet) else PromptSet("prompts", tuple(Prompt(str(i), t) for i, t in enumerate(prompts)))
+    encoded, opened = encode(model.tokenizer, [prompt.text for prompt in asked]), opens_thought(model.tokenizer)
+    found: dict[int, Transcript] = {}
+    for _, places, replies in model.replies([Pass(encoded, Change(plan))], max_new_tokens):
+        for place, reply in zip(places, replies, strict=True):
+            found[place] = transcript_of(asked.name, asked.prompts[place], decode(model.tokenizer, reply), len(reply), opened)
+    return [found[place] for place in range(len(encoded))]
+
+
+def edit_checkpoint(model: Place, plan: EditPlan, out: Place) -> EditResult:
+    """Write the edited checkpoint of a model (folder, Hub id, short name) to the new folder ``out``, with its proof.
+
+    Reads one tensor at a time, never the model. Raises InputError for a source, plan or destination that won't do, CheckError where the
+    proof fails; nothing stands under ``out`` then.
+    """
+    source = resolve_model(str(model))
+    folder = open_folder(source.path)
+    return edit_folder(folder, plan, Path(out), source.name, lambda proof: model_card(proof, None), revision=source.revision)
+
+
+def verify(checkpoint: Place, base: Place | None = None) -> tuple[int, int]:
+    """Derive the proof of an edited checkpoint again from its bytes; with its ``base`` every other byte must be the base's.
+
+    Returns how many tensors were measured and how many compared. Raises CheckError with the first difference.
+    """
+    known = None if base is None else open_folder(resolve_model(str(base)).path)
+    return verify_folder(open_folder(Path(checkpoint)), known)

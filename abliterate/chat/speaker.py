@@ -1,0 +1,142 @@
+"""A model in a conversation: what was said so far, and its next reply token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Event
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from abliterate.errors import InputError, first_line
+from abliterate.evaluation.normalise import split_thought
+from abliterate.evaluation.outcomes import Verdict, judge
+from abliterate.model.resident import Resident, end_ids, up_to_end
+from abliterate.model.template import decode, opens_thought
+
+Hear = Callable[[str], None]  # is told the whole reply so far
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How replies are made: greedy at ``temperature`` 0, else drawn from what a generator seeded with ``seed`` gives."""
+
+    temperature: float = 0.0
+    seed: int = 0
+    max_new_tokens: int = 512
+
+
+@dataclass(frozen=True)
+class Said:
+    """A reply. ``stopped`` by its listener; else ``verdict`` is the rules' of it."""
+
+    text: str
+    tokens: int
+    stopped: bool
+    verdict: Verdict | None
+
+
+@dataclass
+class Speaker:
+    """A model with its own memory of the conversation; without the thoughts in it, which chat templates leave out too."""
+
+    label: str
+    model: Resident
+    manner: Manner
+    _messages: list[dict[str, str]] = field(default_factory=list)
+    _draws: torch.Generator = field(default_factory=torch.Generator)
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation; the same words then get the same replies again, drawn ones too."""
+        self._messages.clear()
+        self._draws.manual_seed(self.manner.seed)
+
+    @torch.inference_mode()
+    def reply(self, text: str, hear: Hear, stop: Event) -> Said:
+        """The reply to ``text``, told to ``hear`` as it grows; ends early once ``stop`` is set.
+
+        Raises InputError where the conversation is longer than the model reads, or its chat template refuses it.
+        """
+        prompt = self._encoded([*self._messages, {"role": "user", "content": text}])
+        tokenizer, ends = self.model.tokenizer, end_ids(self.model)
+        listener = _Listener(len(prompt), lambda ids: hear(decode(tokenizer, up_to_end(ids, ends))))
+        ids = torch.tensor([prompt], device=self.model.device)
+        self.model.module.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=min(self.manner.max_new_tokens, self._room(len(prompt))),
+            do_sample=False,
+            eos_token_id=sorted(ends),
+            pad_token_id=tokenizer.pad_token_id,
+            logits_processor=LogitsProcessorList([_Drawn(self.manner.temperature, self._draws)] if self.manner.temperature else []),
+            stopping_criteria=StoppingCriteriaList([_Stopped(stop)]),
+            streamer=listener,
+        )
+        said = up_to_end(listener.ids, ends)
+        whole, opened = decode(tokenizer, said), opens_thought(tokenizer)
+        self._messages += [{"role": "user", "content": text}, {"role": "assistant", "content": split_thought(whole, opened).answer}]
+        stopped = stop.is_set()
+        return Said(whole, len(said), stopped, None if stopped else judge(whole, (), opened, text))
+
+    def _encoded(self, messages: list[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation up to and including the generation prompt; the template writes the special tokens itself."""
+        tokenizer = self.model.tokenizer
+        try:
+            rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # templates refuse in many ways, jinja2's and their own
+            raise InputError(f"{self.label}: its chat template refuses this ({first_line(error)}); /reset begins anew") from None
+        return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+    def _room(self, used: int) -> int:
+        """How many tokens the model still reads behind so many."""
+        longest = getattr(self.model.folder.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if not isinstance(longest, int):
+            return self.manner.max_new_tokens
+        if used >= longest:
+            raise InputError(f"{self.label}: the conversation has {used} tokens, it reads {longest}; /reset begins anew")
+        return longest - used
+
+
+class _Listener(BaseStreamer):
+    """Hears the tokens of a reply; what comes first is its prompt."""
+
+    def __init__(self, prompt: int, hear: Callable[[list[int]], None]) -> None:
+        self.ids: list[int] = []
+        self._skip, self._hear = prompt, hear
+
+    def put(self, value: Tensor) -> None:
+        given = value.flatten().tolist()
+        skipped = min(self._skip, len(given))
+        self._skip -= skipped
+        if fresh := given[skipped:]:
+            self.ids += fresh
+            self._hear(self.ids)
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+class _Drawn(LogitsProcessor):
+    """Gumbel noise on the scores: the likeliest token of the sum is a draw from their softmax (Gumbel 1954), by our own generator."""
+
+    def __init__(self, temperature: float, draws: torch.Generator) -> None:
+        self._temperature, self._draws = temperature, draws
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        uniform = torch.rand(scores.shape, generator=self._draws, dtype=torch.float64).clamp_min(1e-300)
+        return scores / self._temperature - (-uniform.log()).log().to(scores)
+
+
+class _Stopped(StoppingCriteria):
+    def __init__(self, stop: Event) -> None:
+        self._stop = stop
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return torch.full((len(input_ids),), self._stop.is_set(), dtype=torch.bool, device=input_ids.device)

@@ -1,0 +1,15 @@
+"""What report.json may hold, as a JSON Schema (draft 2020-12) that comes with the package."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+FILE = "schema.json"
+
+
+def report_schema() -> dict[str, Any]:
+    """The schema of report.json, every key of it with what it means; for any validator of JSON Schema."""
+    found: dict[str, Any] = json.loads(files("abliterate.report").joinpath(FILE).read_text(encoding="utf-8"))
+    return found
