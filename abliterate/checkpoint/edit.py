@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from abliterate.checkpoint.output import Output, new_config, new_index, plan_output
+from abliterate.checkpoint.licence import stated_licence
+from abliterate.checkpoint.output import Output, marked, new_config, new_index, plan_output
 from abliterate.checkpoint.proof import PLAN, proof_document, prove, write_proof
+from abliterate.checkpoint.provenance import provenance
 from abliterate.checkpoint.selfcheck import SelfCheck, self_check
 from abliterate.checkpoint.stream import write_shards
 from abliterate.checkpoint.tasks import edit_tasks, placed_writers
@@ -18,7 +20,7 @@ from abliterate.errors import CheckError, InputError
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import INDEX, ShardIndex, open_index
 from abliterate.model.layouts import text_name
-from abliterate.model.plan import EditPlan, save_plan, whole_plan
+from abliterate.model.plan import EditPlan, load_plan, save_plan, whole_plan
 
 _ROOM = 64 << 20  # side files, proof, card
 
@@ -54,12 +56,14 @@ def edit_checkpoint(
     base: str,
     card: Callable[[dict[str, Any]], str],
     advance: Callable[[int], None] = lambda done: None,
+    revision: str | None = None,
 ) -> EditResult:
     """Write the edited checkpoint of ``folder`` to ``out``, a new folder that appears only when it is whole and proven.
 
-    ``card`` makes the README.md from the proof; ``advance`` hears of the bytes of ``work_of``. Reads one tensor at a
-    time. Raises InputError for a source or destination that won't do, CheckError where the proof fails; in both cases nothing
-    stands under ``out``.
+    ``card`` makes the README.md from the proof; ``advance`` hears of the bytes of ``work_of``; ``revision`` is the base's on the Hub.
+    The headers of shards with an edited tensor say what was done to them; the others stay as they are. Reads one tensor at a time.
+    Raises InputError for a source or destination that won't do, CheckError where the proof fails; in both cases nothing stands under
+    ``out``.
     """
     index = open_index(folder.path)
     check_destination(out, folder.path)
@@ -68,14 +72,18 @@ def edit_checkpoint(
     output = plan_output(index, tasks, to_untie(index, folder, plan))
     with new_folder(out, output.nbytes + _ROOM) as partial:
         copy_side_files(folder.path, partial)
+        save_plan(plan, partial / PLAN)
+        (partial / PLAN).chmod(0o644)  # safetensors makes files that only their owner can read
+        output = marked(output, tasks, provenance(base, load_plan(partial / PLAN)))
         _write_settings(index, folder, output, partial)
         before = write_shards(index, output, tasks, partial, advance)
         written = open_index(partial)
         if written.tensors != output.tensors:
             raise CheckError(f"{partial}: the tensors written are not those of {folder.path}")
         proofs = prove(written, tasks, before, advance)
-        save_plan(plan, partial / PLAN)
         edit = {
+            "base_revision": revision,
+            "licence": stated_licence(folder.path),
             "embedding": {"policy": plan.embedding, "tied_to_unembedding": folder.tied and plan.embedding != "untie"},
             "norms": "keep" if plan.keep_norms else "free",
             "unpacked": list(output.unpacked),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,20 @@ from abliterate.errors import InputError
 from abliterate.model.index import DTYPES, INDEX, SINGLE, ShardIndex, TensorInfo, reading
 
 _ALIGN = 8
+_BLOCK = 4096  # of a file system: where tensors keep their place in it, file systems that can share untouched bytes still do
 UNTIED_SHARD = "model-untied-head.safetensors"
 
 
 @dataclass(frozen=True)
 class NewShard:
-    """A file to write: its header's bytes and its tensors in the order of their bytes; ``same_header`` as the source's."""
+    """A file to write: its header's bytes and its tensors in the order of their bytes; ``same_header``: the same tensors as
+    the source's. ``marked`` bytes of the header are provenance."""
 
     name: str
     header: bytes
     tensors: tuple[TensorInfo, ...]
     same_header: bool
+    marked: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -60,10 +63,28 @@ def plan_output(index: ShardIndex, tasks: Mapping[str, EditTask], untied: tuple[
             raise InputError(f"{index.folder / UNTIED_SHARD}: already there, though the embeddings are tied; use --embedding edit or skip")
         head = replace(index.tensors[untied[0]], name=untied[1])
         if [shard.name for shard in shards] == [SINGLE]:  # beside it no other file would be read
-            shards = [_laid_out(SINGLE, [*shards[0].tensors, head], _metadata(index.folder / SINGLE))]
+            shards = [_laid_out(SINGLE, [*shards[0].tensors, head], metadata_of(index.folder / SINGLE))]
         else:
             shards.append(_laid_out(UNTIED_SHARD, [head], {"format": "pt"}))
     return Output(tuple(shards), unpacked, untied)
+
+
+def marked(output: Output, edited: Collection[str], provenance: Mapping[str, str]) -> Output:
+    """The same files, with ``provenance`` in the header metadata of those that hold an ``edited`` tensor; the others stay as they are."""
+    shards = (shard if all(i.name not in edited for i in shard.tensors) else _marked(shard, provenance) for shard in output.shards)
+    return replace(output, shards=tuple(shards))
+
+
+def _marked(shard: NewShard, provenance: Mapping[str, str]) -> NewShard:
+    """Tensors move by whole blocks, so that what is copied from file to file can still be shared."""
+    end = 8 + int.from_bytes(shard.header[:8], "little")
+    header = json.loads(shard.header[8:end])
+    metadata = {"format": "pt", **(header.pop("__metadata__", None) or {}), **provenance}
+    text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":")).encode()
+    text += b" " * ((end - 8 - len(text)) % _BLOCK)
+    more = 8 + len(text) - end
+    tensors = tuple(replace(info, start=info.start + more, end=info.end + more) for info in shard.tensors)
+    return replace(shard, header=len(text).to_bytes(8, "little") + text + shard.header[end:], tensors=tensors, marked=more)
 
 
 def _shard(index: ShardIndex, shard: str, unpacked: Iterable[str]) -> NewShard:
@@ -73,7 +94,7 @@ def _shard(index: ShardIndex, shard: str, unpacked: Iterable[str]) -> NewShard:
         start = old[0].start if old else index.shards[shard]
         with reading(index.folder / shard), (index.folder / shard).open("rb") as file:
             return NewShard(shard, file.read(start), tuple(old), True)
-    return _laid_out(shard, new, _metadata(index.folder / shard))
+    return _laid_out(shard, new, metadata_of(index.folder / shard))
 
 
 def _renewed(index: ShardIndex, info: TensorInfo, unpacked: tuple[str, ...]) -> list[TensorInfo]:
@@ -107,7 +128,8 @@ def _laid_out(shard: str, tensors: list[TensorInfo], metadata: dict[str, str]) -
     return NewShard(shard, len(text).to_bytes(8, "little") + text, placed, False)
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def metadata_of(path: Path) -> dict[str, str]:
+    """What a shard's header says beside its tensors."""
     with reading(path), path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return dict(header.get("__metadata__") or {})

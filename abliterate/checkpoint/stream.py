@@ -126,7 +126,7 @@ class _Runs:
 
     def header(self, shard: NewShard, files: _Files) -> None:
         _write_at(files.write[shard.name], memoryview(shard.header), 0)
-        self._advance(len(shard.header))
+        self._advance(len(shard.header) - shard.marked)
 
     def add(self, source: int, start: int, to: int, count: int) -> None:
         last = self._runs[-1] if self._runs else None

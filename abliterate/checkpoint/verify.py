@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from abliterate.checkpoint.edit import not_edited, to_untie
+from abliterate.checkpoint.licence import CARD, licence_files
 from abliterate.checkpoint.orthogonalise import read_component
-from abliterate.checkpoint.output import new_config, plan_output
+from abliterate.checkpoint.output import metadata_of, new_config, plan_output
 from abliterate.checkpoint.proof import FLOOR, NAME, PLAN, SCHEMA, TOLERANCE, stored_parts, values
+from abliterate.checkpoint.provenance import PLAN_KEY, plan_digest
 from abliterate.checkpoint.selfcheck import self_check
 from abliterate.checkpoint.stream import digest_of, edited, leaves_mxfp4
+from abliterate.checkpoint.sums import check_sums
 from abliterate.checkpoint.tasks import SCALES, EditTask, edit_tasks
 from abliterate.checkpoint.write import same_side_files, side_files
 from abliterate.errors import CheckError, InputError
@@ -49,6 +52,7 @@ def verify(folder: ModelFolder, base: ModelFolder | None, advance: Callable[[int
 
     Every writer that the plan names must be listed, have the bytes that were proven and hold of the direction what its strength
     leaves; with ``base`` every edited tensor must be the edit of the base's and everything else be the base's, byte for byte.
+    Where there is a SHA256SUMS, every file must be as it says, but the card and the licence files, which people add to.
     Raises InputError where there is no proof to check, CheckError with the first difference.
     """
     document, plan = _documents(folder.path)
@@ -65,7 +69,9 @@ def verify(folder: ModelFolder, base: ModelFolder | None, advance: Callable[[int
     for name, task in tasks.items():
         _measured(index, task, listed[name])
         advance(1)
+    _signed(index, plan, tasks)
     compared = _compared(index, folder, plan, document, listed, base, advance) if base is not None else 0
+    check_sums(folder.path, but=(CARD, *licence_files(folder.path)))
     return len(tasks), compared
 
 
@@ -134,6 +140,15 @@ def _measured(index: ShardIndex, task: EditTask, entry: Mapping[str, Any]) -> No
     _near(index, entry, "left", entry["after"] / entry["before"] if entry["before"] else 0.0, 0.0)
     if not task.keep_norms:
         _near(index, entry, "aim", (1 - task.strength) * entry["before"], _SAME * found.size)
+
+
+def _signed(index: ShardIndex, plan: EditPlan, tasks: Iterable[str]) -> None:
+    """The headers of edited shards, where they say by which plan they were edited, mean the one that is here. Raises CheckError."""
+    expected = plan_digest(plan)
+    for shard in sorted({index.tensors[name].shard for name in tasks}):
+        said = metadata_of(index.folder / shard).get(PLAN_KEY, expected)
+        if said != expected:
+            raise CheckError(f"{index.folder / shard}: its header names another plan ({said[:12]}…) than {PLAN} holds ({expected[:12]}…)")
 
 
 def _near(index: ShardIndex, entry: Mapping[str, Any], what: str, value: float, within: float, share: float = _SAME) -> None:

@@ -18,7 +18,9 @@ from abliterate.errors import CheckError, InputError, first_line
 
 # Not part of the derived checkpoint: other formats of the old weights, and the old card (a new one is written).
 _LEFT_BEHIND = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".safetensors")
-_REPLACED = ("README.md", "abliteration.json", "abliteration.plan", "pytorch_model.bin.index.json", "model.safetensors.index.json")
+_REPLACED = (
+    "README.md", "abliteration.json", "abliteration.plan", "SHA256SUMS", "pytorch_model.bin.index.json", "model.safetensors.index.json",
+)  # fmt: skip
 # A disk that fails, a source that is gone, a file system that can't hold so large a file.
 _FAILED = (errno.EIO, errno.ENOENT, errno.ESTALE, errno.EFBIG)
 

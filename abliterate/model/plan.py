@@ -18,6 +18,7 @@ from abliterate.model.layouts import COMPONENTS
 
 Embedding = Literal["edit", "skip", "untie"]
 EmbeddingPolicy = Literal["auto", "edit", "skip", "untie"]
+_ORTHONORMAL = 1e-6  # what float32 leaves of it
 
 
 @dataclass(frozen=True)
@@ -170,11 +171,15 @@ def _components(metadata: dict[str, str]) -> tuple[str, ...]:
 
 
 def _orthonormal(direction: Tensor, used: Tensor, path: Path) -> Tensor:
-    """The rows that are used, made orthonormal to float32 (a plan may be stored in half precision). Raises InputError."""
+    """The rows that are used, made orthonormal to float32 (a plan may be stored in half precision); as they are where they are it, so
+    that an edit by a saved plan saves the same plan. Raises InputError."""
     wide = direction[used].double()
     gram = wide @ wide.transpose(-1, -2)
-    if not torch.allclose(gram, torch.eye(direction.shape[2], dtype=gram.dtype).expand_as(gram), atol=1e-2):
+    identity = torch.eye(direction.shape[2], dtype=gram.dtype).expand_as(gram)
+    if not torch.allclose(gram, identity, atol=1e-2):
         raise InputError(f"{path}: the rows of each direction must be orthonormal")
+    if torch.allclose(gram, identity, rtol=0, atol=_ORTHONORMAL):
+        return direction
     made = direction.clone()
     made[used] = _gram_schmidt(direction[used])[0]
     return made

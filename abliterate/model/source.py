@@ -20,7 +20,11 @@ _WANTED = [
     "*.tiktoken",
     "*.py",
     "LICENSE*",
+    "LICENCE*",
     "NOTICE*",
+    "Notice*",
+    "COPYING*",
+    "USE_POLICY*",
     "README.md",
 ]
 _WEIGHTS, _INDEX = "*.safetensors", "model.safetensors.index.json"

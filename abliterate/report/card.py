@@ -1,21 +1,99 @@
-"""The derived checkpoint's README.md: what was removed, kept, measured, and what was not."""
+"""The derived checkpoint's README.md: what was removed, kept, measured, and what was not; under which licence; how to get it again."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from abliterate import __version__
+from abliterate.report import provenance, sentences
+from abliterate.report.licences import UNKNOWN, displayed, names_of, notices, terms_of
+from abliterate.report.model_index import eval_results
 from abliterate.report.page import corrected, interval, percent
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+_TAGS = ("abliterated", "directional-ablation", "abliterate")
+_WEIGHTS = (".safetensors",)
 
 
 def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
-    """Markdown from the proof, and from the report once there is one."""
+    """Markdown from the proof, and from the report once there is one; its front matter is the Hub's, with the ``model-index``."""
+    base = str(proof["base_model"])
+    licence = proof.get("licence")
+    terms = terms_of(licence, base)
+    body = (
+        _environment()
+        .get_template("card.md.jinja2")
+        .render(
+            proof=proof,
+            report=report,
+            version=proof.get("abliterate", __version__),
+            hub_id=_hub_id(base),
+            revision=proof.get("base_revision"),
+            licences=names_of(licence) or [UNKNOWN],
+            licence=licence or {"name": None, "link": None, "files": []},
+            terms=terms,
+            displayed=displayed(terms),
+            notices=notices(terms),
+            controls=list(sentences.controls(report)) if report else [],
+            recovery=list(sentences.recovery(report)) if report else [],
+            missing=provenance.missing(report) if report else [],
+            command=provenance.command(without_paths(report["run"])) if report else None,
+            hashes=_weights_of(report["run"]) if report else {},
+        )
+    )
+    return str(ModelCard(f"---\n{_data(proof, report, licence).to_yaml()}\n---\n\n{body.strip()}\n"))
+
+
+def _data(proof: Mapping[str, Any], report: Mapping[str, Any] | None, licence: Mapping[str, Any] | None) -> ModelCardData:
+    """The front matter."""
+    base = str(proof["base_model"])
+    ids = list(licence["ids"]) if licence else []
+    results = eval_results(report) if report else []
+    named: dict[str, Any] = {"eval_results": results, "model_name": f"{_flat(base).split('/')[-1]}-abliterated"} if results else {}
+    hub_id = _hub_id(base)
+    related: dict[str, Any] = {"base_model": hub_id, "base_model_relation": "finetune"} if hub_id else {}
+    return ModelCardData(
+        license=(ids[0] if len(ids) == 1 else ids) or UNKNOWN,  # type: ignore[arg-type]  # the Hub takes several
+        license_name=licence["name"] if licence else None,
+        license_link=licence["link"] if licence else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=list(_TAGS),
+        **related,
+        **named,
+    )
+
+
+def _hub_id(base: str) -> str | None:
+    return base if _HUB_ID.fullmatch(base) else None
+
+
+def without_paths(run: Mapping[str, Any]) -> dict[str, Any]:
+    """run.json with every folder and file called by its own name: where they lie on this machine is nobody else's business."""
+
+    def named(key: str, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [named(key, item) for item in value]
+        if key == "model" and run.get("hub_id"):
+            return run["hub_id"]
+        hidden = isinstance(value, str) and "://" not in value and value.startswith(("/", "~", ".")) and Path(value).name
+        return Path(value).name if hidden else value
+
+    return {**run, "settings": {key: named(key, value) for key, value in run["settings"].items()}}
+
+
+def _weights_of(run: Mapping[str, Any]) -> dict[str, str]:
+    """BLAKE3 of the base's shards."""
+    return {name: digest for name, digest in (run.get("model_hashes") or {}).items() if name.endswith(_WEIGHTS)}
+
+
+def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("abliterate.report"),
         autoescape=False,
@@ -28,16 +106,28 @@ def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> st
     made.filters["corrected"] = corrected
     made.filters["line"] = one_line
     made.filters["code"] = code
-    hub_id = proof["base_model"] if _HUB_ID.fullmatch(proof["base_model"]) else None
-    return made.get_template("card.md.jinja2").render(proof=proof, report=report, version=__version__, hub_id=hub_id)
+    made.filters["nats"] = nats
+    return made
+
+
+def nats(drift: Mapping[str, Any], key: str) -> str:
+    """A figure of the drift with its interval."""
+    if drift.get(key) is None:
+        return "not measured"
+    bounds: Sequence[float] | None = drift.get(f"{key}_ci95")
+    return f"{drift[key]:.3f}" + (f" (95 % {bounds[0]:.3f}–{bounds[1]:.3f})" if bounds else "")
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
 
 
 def one_line(text: object) -> str:
     """A user's text as one line of Markdown in which nothing is markup."""
-    flat = " ".join(str(text).split()).replace("`", "'").replace("&", "&amp;").replace("<", "&lt;")
+    flat = _flat(str(text)).replace("`", "'").replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\\[\]*_!|~#])", r"\\\1", flat)
 
 
 def code(text: object) -> str:
     """A user's text for a code span of one line, harmless also where a renderer knows no code spans."""
-    return " ".join(str(text).split()).replace("`", "'").replace("<", "‹").replace("](", "] (")
+    return _flat(str(text)).replace("`", "'").replace("<", "‹").replace("](", "] (")

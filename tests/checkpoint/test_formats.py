@@ -131,7 +131,10 @@ def test_scales_stay_positive_and_finite_in_their_type(fp8_pair: tuple[Path, Pat
 def test_an_fp8_file_keeps_names_shapes_types_places_and_what_is_not_edited(fp8_pair: tuple[Path, Path, Proof]) -> None:
     base, edited, proof = fp8_pair
     source, written = open_index(base), open_index(edited)
-    assert source.tensors == written.tensors and source.shards == written.shards
+    assert {n: (i.shard, i.dtype, i.shape) for n, i in source.tensors.items()} == {
+        n: (i.shard, i.dtype, i.shape) for n, i in written.tensors.items()
+    }
+    assert all((written.shards[name] - size) % 4096 == 0 for name, size in source.shards.items())
     assert (edited / INDEX).read_bytes() == (base / INDEX).read_bytes()
     assert (edited / "config.json").read_bytes() == (base / "config.json").read_bytes()
     names = {entry["name"] for entry in proof["tensors"]}

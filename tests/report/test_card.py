@@ -6,12 +6,28 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from abliterate.evaluation.summary import Judged
 from abliterate.evaluation.transcripts import Transcript
-from abliterate.report.card import model_card, one_line
+from abliterate.report import provenance
+from abliterate.report.card import model_card, one_line, without_paths
 from abliterate.report.document import report_document
+from abliterate.report.model_index import keep_tests
 from abliterate.report.page import corrected
+
+HASHES = {"model.safetensors": "ab" * 32, "config.json": "cd" * 32}
+KEYS = {
+    "base_model",
+    "base_model_relation",
+    "library_name",
+    "license",
+    "license_name",
+    "license_link",
+    "pipeline_tag",
+    "tags",
+    "model-index",
+}
 
 
 def proof(base_model: str = "org/model") -> dict[str, Any]:
@@ -20,7 +36,14 @@ def proof(base_model: str = "org/model") -> dict[str, Any]:
         "tensors": [{}] * 7,
         "worst": {"left": 1.5e-4, "error": 1e-7},
         "embedding": {"policy": "skip", "tied_to_unembedding": True},
+        "base_revision": None,
+        "licence": {"ids": [], "name": None, "link": None, "files": [], "bases": []},
     }
+
+
+def licensed(*ids: str, base_model: str = "org/model", **fields: Any) -> dict[str, Any]:
+    made = proof(base_model)
+    return {**made, "licence": {**made["licence"], "ids": list(ids), **fields}}
 
 
 def judged(name: str, *responses: str) -> Judged:
@@ -33,7 +56,7 @@ def report(name: str = "bad") -> dict[str, Any]:
     base = {name: judged(name, no, no, yes), "safe": judged("safe", no, no, no)}
     edited = {name: judged(name, yes, yes, yes), "safe": judged("safe", no, no, no)}
     drift = {"set": name, "ids": ["0", "1"], "kl_first_token": [0.1, 0.3]}
-    run = {"settings": {"model": "m", "max_new_tokens": 64}}
+    run = {"settings": {"model": "m", "max_new_tokens": 64}, "abliterate": "0.1", "versions": {"torch": "2"}, "model_hashes": HASHES}
     return report_document(run, {name: "target", "safe": "keep"}, base, edited, drift, {"chosen": {}}, {"tensors": 7}, 0.05)
 
 
@@ -45,12 +68,69 @@ def front_matter(card: str) -> dict[str, Any]:
 
 
 def test_the_front_matter_names_the_base() -> None:
-    assert front_matter(model_card(proof(), report())) == {
+    matter = front_matter(model_card(proof(), report()))
+    assert matter.pop("model-index")
+    assert matter == {
         "base_model": "org/model",
         "base_model_relation": "finetune",
         "library_name": "transformers",
-        "tags": ["abliterated", "directional-ablation"],
+        "license": "unknown",
+        "pipeline_tag": "text-generation",
+        "tags": ["abliterated", "directional-ablation", "abliterate"],
     }
+
+
+def test_the_model_index_holds_the_figures_with_their_base_and_the_keep_test() -> None:
+    found = report()
+    data = ModelCard(model_card(proof(), found)).data
+    assert data.model_name == "model-abliterated"
+    results = {(r.dataset_name, r.metric_type): r for r in data.eval_results}
+    rates = {("bad", "withheld_rate"), ("bad", "degenerate_rate"), ("safe", "refused_rate"), ("safe", "degenerate_rate")}
+    assert set(results) == {*rates, ("bad", "kl_first_token")}
+    freed = results["bad", "withheld_rate"]
+    assert freed.metric_value == 0 and freed.metric_args["base"] == {"rate": 0.6667, "k": 2} and freed.metric_args["n"] == 3
+    assert results["bad", "kl_first_token"].metric_value == 0.2
+    assert keep_tests(data.eval_results) == [("safe", False)]
+
+
+def test_a_card_without_figures_has_no_results() -> None:
+    assert keep_tests(ModelCard(model_card(proof(), None)).data.eval_results) == []
+    assert "model-index" not in front_matter(model_card(proof(), None))
+
+
+def test_the_licence_is_the_bases_and_what_nobody_states_is_unknown() -> None:
+    made = licensed("other", name="qwen-research", link="LICENSE", files=["LICENSE", "NOTICE"])
+    matter = front_matter(model_card(made, None))
+    assert (matter["license"], matter["license_name"], matter["license_link"]) == ("other", "qwen-research", "LICENSE")
+    card = model_card(made, None)
+    assert "**Built with Qwen**" in card and "`LICENSE`, `NOTICE`" in card and "not commercial" in card
+    unknown = model_card(proof(), None)
+    assert front_matter(unknown)["license"] == "unknown" and "**Unknown**" in unknown
+    assert front_matter(model_card(licensed("mit", "llama3.1"), None))["license"] == ["mit", "llama3.1"]
+
+
+def test_a_card_written_before_licences_were_kept_is_still_written() -> None:
+    old = {key: value for key, value in proof().items() if key not in ("licence", "base_revision")}
+    assert "**Unknown**" in model_card(old, report())
+
+
+def test_a_model_made_from_a_llama_is_displayed_as_one_whatever_its_own_card_says() -> None:
+    card = model_card(licensed("mit", base_model="deepseek-ai/DeepSeek-R1-Distill-Llama-8B"), None)
+    assert "**Built with Llama**" in card and "Llama 3.1 is licensed under" in card
+
+
+def test_the_command_is_given_without_where_anything_lies_here() -> None:
+    found = report()
+    found["run"]["settings"] |= {"model": "/home/someone/models/tiny", "target": ["~/sets/mine.jsonl", "harmful"], "limit": 12}
+    card = model_card(proof("tiny"), found)
+    assert "abliterate run --model tiny --target mine.jsonl harmful --limit 12" in card
+    assert "/home" not in card and "~/" not in card and "(a local folder" in card
+    assert without_paths({"settings": {"model": "./x"}, "hub_id": "org/x"})["settings"] == {"model": "org/x"}
+
+
+def test_the_versions_and_the_weights_hashes_are_there() -> None:
+    card = model_card({**proof(), "base_revision": "abc123"}, report())
+    assert "ab" * 32 in card and "cd" * 32 not in card and "torch 2" in card and "abc123" in card
 
 
 @pytest.mark.parametrize("folder", ["/home/someone/model", "./model", "../a/model", "model", "models/sub/llama"])
@@ -60,7 +140,8 @@ def test_a_folder_is_not_called_a_base_model_on_the_hub(folder: str) -> None:
 
 @pytest.mark.parametrize("name", ["org/model: x", "org/model\nlicense: mit", "org/#1", 'org/"quoted', "org/{x", "- a/b", "org/a\n---\n# T"])
 def test_any_base_name_leaves_the_front_matter_valid(name: str) -> None:
-    assert set(front_matter(model_card(proof(name), None))) <= {"base_model", "base_model_relation", "library_name", "tags"}
+    assert set(front_matter(model_card(proof(name), None))) <= KEYS
+    assert set(front_matter(model_card(proof(name), report(name)))) <= KEYS
 
 
 def test_without_a_report_the_behaviour_is_called_not_measured() -> None:
@@ -77,11 +158,21 @@ def test_the_rates_before_and_after_are_given_with_their_intervals() -> None:
     assert "| safe | keep | 3 | refused | 100.0 % (3/3" in card
 
 
-def test_everything_not_measured_is_listed() -> None:
+def test_what_was_not_measured_is_said_in_words() -> None:
     document = report()
-    card = model_card(proof(), document)
-    assert document["not_measured"]
-    assert all(f"- `{name}`\n" in card for name in document["not_measured"])
+    section = model_card(proof(), document).split("## What was not measured")[1].split("\n## ")[0]
+    assert provenance.missing(document) and all(one_line(words) in section for words in provenance.missing(document))
+    assert "`" not in section and "other languages" in section
+
+
+def test_controls_and_recovery_are_said_where_they_are_there() -> None:
+    assert "## Controls" not in model_card(proof(), report())
+    rate = {"k": 1, "n": 2, "rate": 0.5, "ci95": [0.1, 0.9]}
+    controls = {
+        "seeds": [0], "set": "bad", "n": 2, "n_withheld": 2, "same_first": {"edited": rate, "random": [rate]},
+        "kl_first_token": {"edited": 0.1, "random": [0.01]},
+    }  # fmt: skip
+    assert "Random directions of the same strength" in model_card(proof(), {**report(), "controls": controls})
 
 
 def test_a_keep_test_that_fails_is_said_to_fail() -> None:
@@ -113,8 +204,9 @@ def test_a_users_name_starts_no_markup(name: str, markup: str) -> None:
 
 @pytest.mark.parametrize("name", ["a | b", "a\nb", "a\\|b", "a || b |"])
 def test_every_row_of_the_table_has_six_cells(name: str) -> None:
-    rows = [line for line in model_card(proof(), report(name)).splitlines() if line.startswith("|")]
-    assert len(rows) == 4
+    section = model_card(proof(), report(name)).split("## What was removed")[1]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(rows) == 6
     assert {row.replace("\\|", "").count("|") for row in rows} == {7}
 
 

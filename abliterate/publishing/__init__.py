@@ -1,0 +1,1 @@
+"""Publishing an edited checkpoint to the Hub."""

@@ -1,0 +1,102 @@
+"""The Hub, through huggingface_hub alone: its token, its endpoint, its uploads that go on where they stopped."""
+
+from __future__ import annotations
+
+import glob
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import disable_progress_bars, validate_repo_id  # type: ignore[attr-defined]
+
+from abliterate import __version__
+from abliterate.errors import CheckError, InputError, first_line
+
+_NO_TOKEN = "no token for the Hub: run `hf auth login`, or set HF_TOKEN (a token that may write)"
+_SAID = {
+    400: "the Hub can't take it",
+    401: "the Hub doesn't accept the token: run `hf auth login` again, or set HF_TOKEN to one that is valid",
+    403: "the token may not write there: it needs the right to write to this repository",
+    404: "there is no such user or organisation, or the token may not see it",
+    409: "something else changed the repository meanwhile; the same command goes on",
+    413: "the Hub finds it too large",
+    429: "the Hub asks to wait; the same command goes on later",
+}
+
+
+def check_repo(repo: str) -> str:
+    """The repository's name without its owner. Raises InputError where it is no ``owner/name``."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise InputError(f"{repo!r} is no repository of the Hub: {first_line(error)}") from None
+    owner, _, name = repo.partition("/")
+    if not name:
+        raise InputError(f"{repo!r}: give the repository with its owner, as in {owner}/{owner}-abliterated")
+    return name
+
+
+def check_token() -> None:
+    """Raise InputError where huggingface_hub knows no token."""
+    if get_token() is None:
+        raise InputError(_NO_TOKEN)
+
+
+def upload(folder: Path, names: Sequence[str], repo: str, public: bool) -> str:
+    """Upload files of a folder into the repository, made where it isn't there (private unless ``public``). Returns the commit's URL.
+
+    What an earlier, interrupted upload sent is not sent again. Raises InputError in a line for what the Hub or the network say,
+    CheckError where the repository is public and shouldn't be.
+    """
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    api = HfApi(library_name="abliterate", library_version=__version__)
+    with _in_a_line(repo, api.endpoint):
+        if not public and _is_public(api, repo):
+            raise CheckError(f"{repo}: is there already and public, though --public was not given; give it, or make the repository private")
+        api.create_repo(repo, private=not public, repo_type="model", exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo,
+            repo_type="model",
+            folder_path=folder,
+            allow_patterns=[glob.escape(name) for name in names],
+            commit_message=f"Edited with abliterate {__version__}",
+        )
+    return str(done.commit_url)
+
+
+def _is_public(api: HfApi, repo: str) -> bool:
+    try:
+        return api.model_info(repo).private is False
+    except RepositoryNotFoundError:  # also what is said to a token that isn't valid; making the repository tells
+        return False
+
+
+@contextmanager
+def _in_a_line(repo: str, endpoint: str) -> Iterator[None]:
+    """What goes wrong at the Hub, as an InputError of one line."""
+    try:
+        yield
+    except (InputError, CheckError):
+        raise
+    except Exception as error:  # the Hub's client, its HTTP library and the upload's threads each raise their own kinds
+        raise InputError(f"{repo}: {_reason(error, endpoint)}") from None
+
+
+def _reason(error: BaseException, endpoint: str) -> str:
+    if isinstance(error, LocalTokenNotFoundError):
+        return _NO_TOKEN
+    chain: list[BaseException] = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
+        chain.append(inner)
+    answered = next((e for e in chain if isinstance(e, HfHubHTTPError)), None)
+    if answered is None:
+        why = f"{type(chain[-1]).__name__}: {first_line(chain[-1])}"
+        return f"{endpoint} can't be reached or broke off ({why}); the same command goes on where it stopped"
+    status = answered.response.status_code
+    said = _SAID.get(status, "the Hub is in trouble; the same command goes on where it stopped" if status >= 500 else "the Hub refuses")
+    detail = answered.server_message or ""
+    return f"{said} (HTTP {status}{': ' + ' '.join(detail.split())[:200] if detail else ''})"

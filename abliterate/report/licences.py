@@ -1,0 +1,107 @@
+"""What a base's licence asks of the derived model: displayed words, a name's beginning, a notice, a copy of its text.
+
+The licences are data (``licences.toml``); of one that isn't in it nothing is known but its name.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Words that a licence asks for, and its clause."""
+
+    text: str
+    clause: str
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A known licence; the fields are explained in licences.toml."""
+
+    id: str
+    title: str
+    link: str
+    also: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    copy: str | None = None
+    display: Asked | None = None
+    begins: Asked | None = None
+    notice: Asked | None = None
+    passed_on: Asked | None = None
+    use: str | None = None
+
+    def covers(self, names: Iterable[str]) -> bool:
+        """Whether one of the models named is under it, or made from one that is."""
+        return any(re.search(pattern, name.lower()) for pattern in self.models for name in names)
+
+
+@cache
+def known() -> tuple[Terms, ...]:
+    """All licences of the table."""
+    table = tomllib.loads(files("abliterate.report").joinpath("licences.toml").read_text(encoding="utf-8"))
+    return tuple(Terms(**{key: _value(value) for key, value in entry.items()}) for entry in table["licence"])
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Asked(**value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def names_of(licence: Mapping[str, Any] | None) -> list[str]:
+    """What a base's card calls its licences: their ids, its own name of it beside ``other``; empty where it states none."""
+    if licence is None:
+        return []
+    named = [licence["name"]] if licence["name"] and set(licence["ids"]) <= {"other"} else []
+    return [*named, *(name for name in licence["ids"] if name != UNKNOWN and not (named and name == "other"))]
+
+
+def terms_of(licence: Mapping[str, Any] | None, base: str) -> list[Terms]:
+    """The known licences that the derived model is under: what the base's card states, and those of the models it was made from.
+
+    ``base`` is the base model's name.
+    """
+    stated = {re.sub(r"[\s_]+", "-", name.lower()) for name in names_of(licence)}
+    chain = [base, *(licence["bases"] if licence else ())]
+    return [terms for terms in known() if stated & {terms.id, *terms.also} or terms.covers(chain)]
+
+
+def refusals(terms: Sequence[Terms], name: str, licence_files: Sequence[str]) -> Iterator[str]:
+    """Why a model must not be published under ``name`` (without its owner) beside ``licence_files``, each with the clause."""
+    for asked in terms:
+        if asked.begins is not None and not _plain(name).startswith(_plain(asked.begins.text)):
+            wanted = asked.begins.text.replace(" ", "-")
+            yield (
+                f"the {asked.title} ({asked.begins.clause}) asks that a derived model's name begin with “{asked.begins.text}”, and "
+                f"{name!r} doesn't: call it {wanted}-..."
+            )
+        if asked.copy is not None and not any(file.lower().startswith(("licen", "copying")) for file in licence_files):
+            yield (
+                f"the {asked.title} ({asked.copy}) asks for a copy of it beside the weights, and the base's folder held none: put its "
+                f"text ({asked.link}) into the checkpoint as LICENSE"
+            )
+
+
+def _plain(words: str) -> str:
+    """Without what repository names write in other ways: ``Llama 3``, ``Llama-3`` and ``Llama3`` are the same."""
+    return re.sub(r"[\s_-]", "", words.lower())
+
+
+def notices(terms: Sequence[Terms]) -> list[str]:
+    """The lines that a NOTICE file must hold."""
+    return [asked.notice.text for asked in terms if asked.notice is not None]
+
+
+def displayed(terms: Sequence[Terms]) -> list[str]:
+    """The words that the card must display."""
+    return [asked.display.text for asked in terms if asked.display is not None]

@@ -1,0 +1,85 @@
+"""The final test's figures in the Hub's ``model-index`` form.
+
+A set's refusals or withheld answers are one result, with the base's beside the edited model's; a keep set's says whether the test of
+its margin held, so that whoever has the card alone knows it too. Form: https://github.com/huggingface/hub-docs, modelcard.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+TASK = "text-generation"
+KEEP = "keep"
+
+
+def eval_results(report: Mapping[str, Any]) -> list[EvalResult]:
+    """One result a set and figure; sets without an edited side give none."""
+    return [*_rates(report), *_drift(report)]
+
+
+def _rates(report: Mapping[str, Any]) -> Iterator[EvalResult]:
+    tests = {test["set"]: test for test in report["keep_tests"]}
+    for name, entry in report["sets"].items():
+        what = "refused" if entry["role"] == KEEP else "withheld"
+        for key in (what, "degenerate"):
+            before, after = entry["base"][key], (entry["edited"] or {}).get(key)
+            if after is None or after["rate"] is None:
+                continue
+            about = {
+                "ci95": _rounded(after["ci95"]),
+                "k": after["k"],
+                "n": after["n"],
+                "base": {"rate": _round(before["rate"]), "k": before["k"]},
+            }
+            if key == "refused" and name in tests:
+                test = tests[name]
+                about["keep_test"] = {"margin": test["margin"], "upper_bound": _round(test["upper_bound"]), "holds": test["holds"]}
+            yield _result(name, f"{key}_rate", f"share of prompts whose reply is {key}", after["rate"], about, {"role": entry["role"]})
+
+
+def _drift(report: Mapping[str, Any]) -> Iterator[EvalResult]:
+    drift = report["drift"]
+    for key, words in (
+        ("kl_first_token", "KL(base‖edited) of the first token, nats"),
+        ("kl_sequence", "the same along replies, nats a token"),
+    ):
+        if drift and drift.get(key) is not None:
+            about = {"ci95": _rounded(drift[f"{key}_ci95"]), "n": drift["n"]}
+            yield _result(drift["set"], key, words, drift[key], about, {"role": "harmless"})
+
+
+def _result(name: str, metric: str, words: str, value: float, about: Mapping[str, Any], of: Mapping[str, Any]) -> EvalResult:
+    flat = re.sub(r"[^\w .,:+-]+", "-", " ".join(name.split()))  # a name on the Hub, whatever the file was called
+    return EvalResult(
+        task_type=TASK,
+        dataset_type=flat,
+        dataset_name=flat,
+        dataset_split="test",
+        dataset_args=dict(of),
+        metric_type=metric,
+        metric_name=words,
+        metric_value=_round(value),
+        metric_args=dict(about),
+    )
+
+
+def _round(value: float) -> float:
+    return round(value, 4)
+
+
+def _rounded(values: Any) -> Any:
+    return [_round(value) for value in values] if values is not None else None
+
+
+def keep_tests(results: Any) -> list[tuple[str, bool]]:
+    """The keep sets of a card's results and whether their tests held. ``results``: ``ModelCardData.eval_results``, or None."""
+    found = []
+    for result in results or ():
+        test = (result.metric_args or {}).get("keep_test") if isinstance(result.metric_args, Mapping) else None
+        if isinstance(test, Mapping) and isinstance(test.get("holds"), bool):
+            found.append((str(result.dataset_name), bool(test["holds"])))
+    return found

@@ -1,0 +1,101 @@
+"""Where the figures of a report come from: the command, what it cost, how to cite it, and what was not measured."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from abliterate.config import AuditConfig, CompareConfig, Config, RunConfig
+
+Kind = Literal["run", "audit", "compare"]
+_CONFIGS: dict[Kind, type[Config]] = {"run": RunConfig, "audit": AuditConfig, "compare": CompareConfig}
+_IN_WORDS = {
+    "drift": "how far the model moved on harmless prompts (drift)",
+    "controls": "edits along random directions, as controls",
+    "recovery": "how near a reference model it came",
+    "benchmarks": "public benchmarks",
+    "keep_test": "whether other refusals stay (no keep set was given)",
+    "run.model_hashes": "the model's weights (a server doesn't show them)",
+}
+
+
+def kind(run: Mapping[str, Any]) -> Kind:
+    """Which command made a run folder."""
+    settings = run["settings"]
+    return "compare" if "derived" in settings else "audit" if "prompts" in settings else "run"
+
+
+def command(run: Mapping[str, Any]) -> str:
+    """The command line that asks for the same again: every setting that is not as it is by itself."""
+    which = kind(run)
+    fields = _CONFIGS[which].model_fields
+    words = ["abliterate", which]
+    for key, value in run["settings"].items():
+        default = fields[key].get_default() if key in fields else None
+        given = list(value) if isinstance(value, list | tuple) else [value]
+        if value is None or given == (list(default) if isinstance(default, list | tuple) else [default]):
+            continue
+        flag = f"--{key.replace('_', '-')}"
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif given:
+            words += [flag, *(shlex.quote(str(one)) for one in given)]
+    return " ".join([*words, "--out", "RUN"])
+
+
+def cost(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Stages with their seconds and share of the longest, the sum, and the peak of memory in bytes; None where nothing is known."""
+    if not found or not found["seconds"]:
+        return None
+    longest = max(found["seconds"].values()) or 1.0
+    stages = [{"name": name, "seconds": s, "share": 100 * s / longest} for name, s in found["seconds"].items()]
+    return {"stages": stages, "sum": sum(found["seconds"].values()), "peak": found["peak_rss_bytes"]}
+
+
+def missing(report: Mapping[str, Any]) -> list[str]:
+    """What was not measured, in words: what a reader would look for. The report lists every missing figure by its path."""
+    paths = set(report["not_measured"])
+    asked = bool(report["sets"])
+    edited = report["edit"] is not None or any(entry["edited"] is not None for entry in report["sets"].values())
+    only_after = ("drift", "controls", "recovery", "keep_test")
+    said = [words for path, words in _IN_WORDS.items() if path in paths and (edited or path not in only_after)]
+    facts = [name for name in report["sets"] if f"sets.{name}.base.substance" in paths]
+    if facts:
+        said.append(f"whether answers hold facts ({', '.join(facts)}: no facts are listed with the prompts)")
+    if not asked:
+        said.insert(0, "what the models reply (nothing was asked)")
+    elif not edited:
+        said.insert(0, "any change (one model, nothing edited)")
+    return said
+
+
+def citation(report: Mapping[str, Any]) -> dict[str, str]:
+    """How to cite these figures, and the method, as BibTeX."""
+    run = report["run"]
+    key = re.sub(r"[^a-z0-9]+", "", str(run["settings"].get("model") or run["settings"].get("derived") or "model").lower()) or "model"
+    version = run["abliterate"]
+    figures = (
+        f"@misc{{abliterate-{key},\n"
+        f"  title = {{Refusals of {_tex(_named(run))}: a report of abliterate {version}}},\n"
+        f"  note = {{report.json, schema {report.get('schema', 'unknown')}; model and prompts by their hashes in it}}\n}}"
+    )
+    method = (
+        "@inproceedings{arditi2024refusal,\n"
+        "  title = {Refusal in Language Models Is Mediated by a Single Direction},\n"
+        "  author = {Arditi, Andy and Obeso, Oscar and Syed, Aaquib and Paleka, Daniel and Panickssery, Nina and Gurnee, Wes and "
+        "Nanda, Neel},\n"
+        "  booktitle = {Advances in Neural Information Processing Systems},\n"
+        "  year = {2024},\n  eprint = {2406.11717},\n  archivePrefix = {arXiv}\n}"
+    )
+    return {"figures": figures, "method": method}
+
+
+def _named(run: Mapping[str, Any]) -> str:
+    settings = run["settings"]
+    return f"{settings['derived']} against {settings['base']}" if "derived" in settings else str(settings["model"])
+
+
+def _tex(text: str) -> str:
+    return re.sub(r"([\\{}%$#&_^~])", "", text)
