@@ -31,14 +31,16 @@ from abliterate.model.resident import Resident
 from abliterate.model.template import encode
 from abliterate.progress import say, stage
 from abliterate.prompts import Prompt, Role, RoleSets
+from abliterate.prompts.promptset import spread
 from abliterate.tuning.descent import Seen, Settings, Step, descend, looks
 from abliterate.tuning.examples import Examples, gather, gathering_work
 from abliterate.tuning.measure import measure, measuring_work
 from abliterate.tuning.parameters import Parameters
 
 Prompts = Mapping[Role, Sequence[Prompt]]
-SHORTLIST = 6  # candidates whose strengths are tried
-SHARES = (1.0, 0.85, 0.7)  # of the strength
+RANKED_BY = 24  # val prompts of each role, for the scores by cause; the shortlist is measured on all
+SHORTLIST = 4  # candidates that are measured
+SHARES = (1.0, 0.85, 0.7)  # of the strength, where it isn't tuned
 BATCH = 8  # edits that the search measures in one reading of the weights
 START = 0.5  # the strength at which the tuner begins
 
@@ -55,10 +57,10 @@ def select(
     tried = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied)
     scored, base_logprob = _scored(model, tried, val, prompts)
     choice = choose(scored, config.max_kl, SHORTLIST)
-    shortlist = [scored[i][0] for i in choice.passing[:SHORTLIST]]
-    seen = _weakened(model, shortlist, val, config)
-    start = shortlist[_best(seen, config)[0] // len(SHARES)]
-    how = _way(model, config)
+    shortlist, how = [scored[i][0] for i in choice.passing[:SHORTLIST]], _way(model, config)
+    shares = SHARES if how == "off" else SHARES[:1]
+    seen = _measured(model, shortlist, shares, val, config)
+    start = shortlist[_best(seen, config)[0] // len(shares)]
     steps: list[Step] = []
     learned = val
     if how == "gradient":
@@ -95,17 +97,19 @@ def _scored(model: Model, tried: Sequence[Candidate], val: Examples, prompts: Pr
     """Each candidate with its scores by cause, and the unedited model's mean log-probability of its own openings."""
     baseline, harmless = (encode(model.tokenizer, [p.text for p in prompts[role]]) for role in ("baseline", "harmless"))
     induced = dealt(val.target, prompts["target"], prompts["baseline"])
-    by = Yardstick(Continued(val.target.prompts, val.target.openings), Continued(baseline, induced), harmless)
+    asked = (val.target.prompts, val.target.openings), (baseline, induced)
+    withheld, answered = (Continued(spread(ids, RANKED_BY), spread(replies, RANKED_BY)) for ids, replies in asked)
+    by = Yardstick(withheld, answered, spread(harmless, RANKED_BY))
     with stage("candidates scored by cause (prompts)", scoring_work(len(tried), by)) as advance:
         scores, base_logprob = score_all(model, tried, by, advance)
     return list(zip(tried, scores, strict=True)), base_logprob
 
 
-def _weakened(model: Model, shortlist: Sequence[Candidate], val: Examples, config: RunConfig) -> list[Seen]:
+def _measured(model: Model, shortlist: Sequence[Candidate], shares: Sequence[float], val: Examples, config: RunConfig) -> list[Seen]:
     """The best candidates at shares of the strength, candidate after candidate."""
-    tried = [(c, config.strength * share) for c in shortlist for share in SHARES]
+    tried = [(c, config.strength * share) for c in shortlist for share in shares]
     plans = [candidate.plan.scaled(strength) for candidate, strength in tried]
-    with stage("the best candidates more weakly (prompts)", len(plans) * measuring_work(val)) as advance:
+    with stage("the best candidates measured (prompts)", len(plans) * measuring_work(val)) as advance:
         points = measure(model, plans, val, advance)
     return [Seen(f"{c.name}, strength {s:g}", 0, 0.0, plan, p) for (c, s), plan, p in zip(tried, plans, points, strict=True)]
 

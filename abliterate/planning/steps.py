@@ -19,7 +19,8 @@ from abliterate.model.swept import MAX_NEW_TOKENS
 from abliterate.model.template import encode, load_tokenizer, template_positions
 from abliterate.pipeline import by_language
 from abliterate.prompts import Prompt, Role, RoleSets
-from abliterate.selection import BATCH, SHARES, SHORTLIST
+from abliterate.prompts.promptset import spread
+from abliterate.selection import BATCH, RANKED_BY, SHARES, SHORTLIST
 from abliterate.tuning.descent import Settings, looks
 from abliterate.tuning.examples import ALIKE, CONTINUED, OTHERS, STAYS
 
@@ -135,10 +136,11 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
     """Every call that a run makes, in its order, of a model that is held ``whole`` or not. Replies that end early make it less."""
     train, val = prompts.train, prompts.val
     tried = at_most(config.candidates, layers, prompts.languages, len(config.estimators))
-    opened = {role: [[*ids, *[0] * OPENING_TOKENS] for ids in val[role]] for role in ("target", "baseline")}
+    opened = {role: [[*ids, *[0] * OPENING_TOKENS] for ids in spread(val[role], RANKED_BY)] for role in ("target", "baseline")}
     judging = [ids for role, ids in val.items() if role != "harmless" or "keep" in val]
     kept = OPENING_TOKENS + 1
-    shortlisted = min(SHORTLIST, tried) * len(SHARES)
+    tuned = config.tune in ("gradient", "search") or (config.tune == "auto" and whole)
+    shortlisted = min(SHORTLIST, tried) * (1 if tuned else len(SHARES))
     steps = [
         Step("collection", "activations", tuple(Asked(ids) for ids in (*train.values(), *judging))),
         *_own_replies(val, "val"),
@@ -148,14 +150,14 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
             (
                 Asked(opened["target"], tried + 1, kept),
                 Asked(opened["baseline"], 2 * tried + 1, kept),
-                Asked(val["harmless"], tried + 1, 1),
+                Asked(spread(val["harmless"], RANKED_BY), tried + 1, 1),
             ),
         ),
         Step("selection", "candidates more weakly", _measured(val, shortlisted)),
     ]
     if config.tune == "search":
         steps += [Step("selection", "search", _measured(val, min(BATCH, config.trials))) for _ in range(-(-config.trials // BATCH))]
-    elif config.tune != "off" and whole:
+    elif tuned:
         steps += _tuning_steps(config, train, val)
     tested = tuple(Asked(ids) for ids in prompts.test.values())
     if config.engine == "transformers":

@@ -6,10 +6,11 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
+T = TypeVar("T")
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -52,9 +53,7 @@ class PromptSet:
     def of(self, split: Split, limit: int | None = None) -> PromptSet:
         """The prompts of one split; with ``limit`` an evenly spread choice of at most that many, in file order."""
         chosen = [p for p in self.prompts if p.split == split]
-        if limit is not None and len(chosen) > limit:
-            chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
-        return PromptSet(self.name, tuple(chosen), self.own_splits)
+        return PromptSet(self.name, tuple(spread(chosen, limit)), self.own_splits)
 
     def first(self, limit: int | None = None) -> PromptSet:
         """The first prompts, whatever their split."""
@@ -67,6 +66,12 @@ class PromptSet:
         for prompt in self.prompts:
             digest.update(json.dumps(asdict(prompt), ensure_ascii=False, sort_keys=True).encode("utf-8", "replace"))
         return digest.hexdigest()
+
+
+def spread(items: Sequence[T], limit: int | None) -> list[T]:
+    """At most ``limit`` of some items, evenly spread, in their order."""
+    count = len(items)
+    return list(items) if limit is None or count <= limit else [items[i * count // limit] for i in range(limit)]
 
 
 def normalised(text: str) -> str:

@@ -40,7 +40,7 @@ class Settings:
     direction_rate: float = 0.01
     few: float = 0.002
     near: float = 1.0
-    every: int = 4
+    every: int = 6
     seed: int = 0
 
     @property
