@@ -27,6 +27,7 @@ from abliterate.model.source import ModelSource, resolve_model
 from abliterate.pipeline import open_model, resolved, run_record
 from abliterate.progress import say, stage
 from abliterate.prompts import PromptSet, load_set
+from abliterate.reference import Reference, open_reference, recovery_base, recovery_edited
 from abliterate.report.document import read_json, report_document, write_json
 from abliterate.runfolder import RunFolder, open_run
 
@@ -52,16 +53,21 @@ def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
     base, derived = _opened(config, "base", out), _opened(config, "derived", out)
     groups = [] if base.config is None else asked_sets(base.config)
     roles = {group.name: "audited" if i < len(config.prompts) else "keep" for i, group in enumerate(groups)}
-    folder = open_run(out, config.model_dump(mode="json"), _record(base, derived, groups, roles))
+    reference = _reference(config, base, derived, groups)
+    record = _record(base, derived, groups, roles)
+    folder = open_run(out, config.model_dump(mode="json"), reference.recorded(record) if reference else record)
     if base.config is not None and derived.config is not None and not (out / "report.json").exists():
         foresee(base.config)
         foresee(derived.config)
     folder.stage("weights", WEIGHTS, lambda: _weights(base, derived), write_json, read_json)
-    before, after, drift = _asked(folder, base, derived, groups, config.limit) if groups else ({}, {}, None)
+    before, after, drift = _asked(folder, base, derived, groups, config.limit, reference) if groups else ({}, {}, None)
+    recovery = None
+    if base.session is not None and derived.session is not None:
+        recovery = recovery_edited(folder, reference, derived.session, groups, roles, before, after)
     sessions = {"base": base.session, "edited": derived.session}
     if config.lm_eval and base.session is not None:
         benchmarked(folder, config, {which: session for which, session in sessions.items() if session is not None})
-    report = report_document(folder.record(), roles, before, after, drift, None, None, margin=config.margin)
+    report = report_document(folder.record(), roles, before, after, drift, None, None, margin=config.margin, recovery=recovery)
     return publish(folder, report, before, after, None)
 
 
@@ -78,6 +84,12 @@ def side(config: CompareConfig, which: Which) -> AuditConfig:
         "engine_model": config.engine_model if of_base else config.derived_engine_model,
     }
     return AuditConfig(**{**shared, **own})
+
+
+def _reference(config: CompareConfig, base: Side, derived: Side, groups: Sequence[PromptSet]) -> Reference | None:
+    if config.reference is None or base.config is None or base.session is None or derived.session is None:
+        return None
+    return open_reference(config.reference, base.config, [base.session, derived.session], groups)
 
 
 def _opened(config: CompareConfig, which: Which, out: Path) -> Side:
@@ -154,7 +166,7 @@ def _moved_token(base: ModelFolder, derived: ModelFolder) -> str | None:
 
 
 def _asked(
-    folder: RunFolder, base: Side, derived: Side, groups: Sequence[PromptSet], limit: int | None
+    folder: RunFolder, base: Side, derived: Side, groups: Sequence[PromptSet], limit: int | None, reference: Reference | None
 ) -> tuple[dict[str, Judged], dict[str, Judged], dict[str, Any] | None]:
     """What both models reply to the same prompts, and how far the derived one moved on harmless ones; one is in memory at a time."""
     before = _replies(folder, base, groups, "base")
@@ -164,6 +176,7 @@ def _asked(
         assert base.session is not None
         measured = drift_base(folder, base.session, group, before.get(group.name, []))
     if base.session is not None:
+        recovery_base(folder, reference, base.session, groups)
         base.session.release()
     after = _replies(folder, derived, groups, "edited")
     if not alike or derived.session is None:

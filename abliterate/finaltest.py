@@ -8,24 +8,29 @@ from functools import partial
 from typing import Any
 
 from abliterate.checkpoint.proof import NAME as PROOF
-from abliterate.config import EvaluateConfig
+from abliterate.checkpoint.sums import to_hash, write_sums
+from abliterate.config import EvaluateConfig, Transcripts
 from abliterate.evaluation.benchmarks import Harness, side_by_side
 from abliterate.evaluation.drift import BaseSide, base_side, load_base_side, save_base_side, texts_of
 from abliterate.evaluation.drift import drift as drift_of
 from abliterate.evaluation.engine import Engine
 from abliterate.evaluation.predictions import Texts
+from abliterate.evaluation.random_directions import control, control_work
 from abliterate.evaluation.summary import Judged
+from abliterate.evaluation.summary import withheld as is_withheld
 from abliterate.evaluation.transcripts import Transcript, read
+from abliterate.model.plan import EditPlan
 from abliterate.model.session import Session
 from abliterate.model.template import encode
 from abliterate.progress import stage
-from abliterate.prompts import PromptSet
+from abliterate.prompts import PromptSet, RoleSets
 from abliterate.report.card import model_card
 from abliterate.report.document import read_json, write_json, write_text
 from abliterate.report.page import report_page
 from abliterate.runfolder import RunFolder
 
-_DRIFT, _BASE_SIDE, WEIGHTS, _BENCHMARKS = "drift.json", "drift-base.safetensors", "weights.json", "benchmarks.json"
+CONTROLS, WEIGHTS, DIRECTIONS = "controls.json", "weights.json", "directions.json"
+_DRIFT, _BASE_SIDE, _BENCHMARKS = "drift.json", "drift-base.safetensors", "benchmarks.json"
 
 
 def respond(folder: RunFolder, engine: Callable[[], Engine], groups: Sequence[PromptSet], which: str) -> list[Transcript]:
@@ -81,6 +86,24 @@ def drift_edited(folder: RunFolder, edited: Session, group: PromptSet, measured:
     return found
 
 
+def random_control(folder: RunFolder, base: Session, plan: EditPlan, sets: RoleSets, before: Mapping[str, Judged]) -> dict[str, Any]:
+    """What the edit does to first tokens beside edits along random directions, asked while the base is still in memory.
+
+    ``before``: its replies to the test prompts by set; of the target sets those that it withholds are looked at.
+    """
+
+    def make() -> dict[str, Any]:
+        tokenizer = base.tokenizer()
+        names = [group.name for group in sets.sets("target")]
+        judged = [reply for name in names for reply in before[name]]
+        withheld = encode(tokenizer, [transcript.prompt for transcript, verdict in judged if is_withheld(verdict)])
+        plain = encode(tokenizer, [prompt.text for prompt in sets.prompts("harmless", "test")])
+        with stage("random directions (prompts)", control_work(withheld, plain)) as advance:
+            return control(base.model, plan, names, len(judged), withheld, plain, advance)
+
+    return folder.stage("random directions", CONTROLS, make, write_json, read_json)
+
+
 def benchmarked(folder: RunFolder, config: EvaluateConfig, sides: Mapping[str, Session]) -> None:
     """Score the models in lm-eval's tasks, where any are asked for, into the run folder."""
     if not config.lm_eval:
@@ -106,20 +129,26 @@ def publish(
     before: Mapping[str, Judged],
     after: Mapping[str, Judged] | None,
     auc: Mapping[str, Sequence[float]] | None,
+    transcripts: Transcripts | None = None,
 ) -> dict[str, Any]:
     """Write report.json, report.html and the derived checkpoint's card. Returns the report with its cost.
 
-    Where the folder holds what differs between two models' weights, or their scores in benchmarks, these go into the report.
+    Where the folder holds what differs between two models' weights, their scores in benchmarks, or how good the directions are, these
+    go into the report. ``transcripts``: how much of each reply the page shows; None as the run was told.
     """
-    weights, scores = folder.path / WEIGHTS, folder.path / _BENCHMARKS
+    weights, scores, directions = (folder.path / name for name in (WEIGHTS, _BENCHMARKS, DIRECTIONS))
     more = {"weights": read_json(weights)["summary"]} if weights.is_file() else {}
+    more |= {"directions": read_json(directions)} if directions.is_file() else {}
     if scores.is_file():
         more |= {"benchmarks": read_json(scores), "not_measured": [name for name in report["not_measured"] if name != "benchmarks"]}
     whole = {**report, **more, "cost": folder.cost()}
     write_json(whole, folder.path / "report.json")
-    write_text(report_page(whole, before, after, auc), folder.path / "report.html")
+    shown = transcripts or folder.record()["settings"].get("transcripts", "excerpt")
+    write_text(report_page(whole, before, after, auc, shown), folder.path / "report.html")
     card = folder.path / "checkpoint" / "README.md"
     if card.is_file():
         proof = read_json(card.parent / PROOF)
         write_text(model_card(proof, whole), card)
+        with stage("bytes hashed (SHA256SUMS)", to_hash(card.parent)) as advance:
+            write_sums(card.parent, advance)
     return whole

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from abliterate.checkpoint.proof import NAME as PROOF
-from abliterate.config import JudgeConfig
+from abliterate.config import ReportConfig
 from abliterate.directions.file import load_directions
 from abliterate.errors import InputError
 from abliterate.evaluation.agreement import kappa
@@ -19,8 +19,9 @@ from abliterate.evaluation.judges.judging import judged_by
 from abliterate.evaluation.judges.named import judge_of
 from abliterate.evaluation.outcomes import Verdict
 from abliterate.evaluation.transcripts import Transcript, read
-from abliterate.finaltest import publish
+from abliterate.finaltest import CONTROLS, publish
 from abliterate.pipeline import edit_summary
+from abliterate.reference import RECOVERY
 from abliterate.report.document import excerpt, not_measured, read_json, report_document, write_json
 from abliterate.runfolder import RunFolder, reopen_run
 
@@ -43,7 +44,7 @@ class Row:
         return self.verdict is not None and self.verdict.outcome != self.rules.outcome
 
 
-def render_again(config: JudgeConfig, path: Path) -> dict[str, Any]:
+def render_again(config: ReportConfig, path: Path) -> dict[str, Any]:
     """Write report.json and report.html of a run folder again, from its stored transcripts; no model is needed. Returns the report.
 
     Under another judge than the rules, agreement.json says how far it agrees with them. A prompt with a reply that the judge gave no
@@ -68,11 +69,13 @@ def render_again(config: JudgeConfig, path: Path) -> dict[str, Any]:
         selection=_optional(path / "selection.json"),
         edit=_edit(path),
         margin=record["settings"].get("margin", _AUDITS_MARGIN),
+        controls=_optional(path / CONTROLS),
+        recovery=_optional(path / RECOVERY),
     )
-    document = {**_measured_besides(path, document), **document}
+    document = {**document, **_measured_besides(path, document)}
     if not isinstance(judge, Rules):
         document = _under(judge, document, rows, path)
-    return publish(folder, document, base, edited or None, _separation(path))
+    return publish(folder, document, base, edited or None, _separation(path), config.transcripts)
 
 
 def _stored(folder: RunFolder, which: str) -> list[Transcript]:

@@ -25,7 +25,7 @@ T = TypeVar("T")
 SCHEMA = "abliterate/run/1"
 _COMPARED = ("settings", "prompts", "model_hashes")
 # Settings that don't change what is measured; which model a server serves is noted and compared apart.
-_MAY_CHANGE = ("edited_engine", "engine_model", "concurrency", "request_timeout", "patience")
+_MAY_CHANGE = ("edited_engine", "engine_model", "concurrency", "request_timeout", "patience", "transcripts")
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "scipy")
 
 

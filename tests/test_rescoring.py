@@ -13,6 +13,7 @@ import pytest
 from conftest import save_tiny
 from serving import StandIn, completion, running
 
+from abliterate.checkpoint.sums import check_sums
 from abliterate.cli import main
 from abliterate.evaluation.agreement import cohens_kappa
 from abliterate.evaluation.judges.rubric import BAR
@@ -128,6 +129,7 @@ def test_the_checkpoints_card_says_what_the_report_says(run: Path, server: Stand
     assert main(["report", str(run), "--judge", f"chat:{server.url}#tiny"]) == 0
     card = (run / "checkpoint" / "README.md").read_text(encoding="utf-8")
     assert "100.0 %" in card and f"judged by chat:{server.url}" in card.replace("\\", "")
+    assert check_sums(run / "checkpoint") > 0  # also of the card that was just written
 
 
 def test_another_judge_gives_the_figures_and_its_agreement_with_the_rules(run: Path, server: StandIn) -> None:
@@ -170,7 +172,7 @@ def test_what_only_the_rules_can_say_is_null_under_another_judge(run: Path, serv
     main(["report", str(run), "--judge", f"chat:{server.url}#tiny"])
     report = report_of(run)
     assert report["sets"]["target"]["base"]["withheld"]["corrected"] is None
-    assert "sets.target.base.withheld.corrected" in report["not_measured"] and "controls" in report["not_measured"]
+    assert "sets.target.base.withheld.corrected" in report["not_measured"] and "recovery" in report["not_measured"]
     assert "judge.kappa" in report["not_measured"] or report["judge"]["kappa"] is not None
 
 

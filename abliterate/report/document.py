@@ -27,6 +27,8 @@ def report_document(
     selection: Mapping[str, Any] | None,
     edit: Mapping[str, Any] | None,
     margin: float,
+    controls: Mapping[str, Any] | None = None,
+    recovery: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything measured. ``roles`` maps each set's name to its role, in the order of the report."""
     keeps = [name for name, role in roles.items() if role == "keep"] if edited is not None else []
@@ -42,7 +44,8 @@ def report_document(
         "unchanged": None if edited is None else unchanged(roles, base, edited, margin),
         "keep_test": tests[0] if tests else None,
         "keep_tests": tests,
-        "controls": None,
+        "controls": controls,
+        "recovery": recovery,
         "drift": _drift(drift, base) if drift else None,
         "benchmarks": None,
         "selection": selection,
@@ -129,27 +132,27 @@ def excerpt(text: str, length: int = 280) -> str:
     return text if len(text) <= length else text[:length].rstrip() + " …"
 
 
-def pairs_of(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None) -> dict[str, list[dict[str, Any]]]:
-    """Side-by-side excerpts by set, for the page."""
+def pairs_of(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None, length: int | None = 280) -> dict[str, list[dict[str, Any]]]:
+    """Replies side by side, by set, for the page: their openings of ``length`` characters, or all of them."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, judged in base.items():
         others: Sequence[Any] = edited[name] if edited is not None else [None] * len(judged)
         rows[name] = [
             {
-                "prompt": excerpt(t.prompt),
+                "prompt": t.prompt if length is None else excerpt(t.prompt, length),
                 "lang": t.lang,
                 "topic": t.topic or t.category,
-                "base": _side(t, v),
-                "edited": _side(*o) if o else None,
+                "base": _side(t, v, length),
+                "edited": _side(o[0], o[1], length) if o else None,
             }
             for (t, v), o in zip(judged, others, strict=True)
         ]
     return rows
 
 
-def _side(transcript: Any, verdict: Any) -> dict[str, Any]:
+def _side(transcript: Any, verdict: Any, length: int | None) -> dict[str, Any]:
     return {
-        "text": excerpt(transcript.response),
+        "text": transcript.response if length is None else excerpt(transcript.response, length),
         "outcome": verdict.outcome,
         "rule": verdict.rule,
         "substance": verdict.substance,

@@ -1,35 +1,60 @@
-"""report.html: one self-contained page; every text from a model or a user is escaped."""
+"""report.html: one self-contained page; every text from a model or a user is escaped, and no script runs but the page's own."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from abliterate.config import Transcripts
 from abliterate.evaluation.summary import Judged
-from abliterate.report import sentences
-from abliterate.report.document import pairs_of
-from abliterate.report.plots import layer_plot
+from abliterate.report import figures, heatmap, provenance, rates, sentences
+from abliterate.report.browser import Browser, browser
+from abliterate.report.inert import language, shown
 
-_MAX_ROWS = 60  # transcripts shown a set; all of them are in the transcripts folder
+LIMIT = 1_950_000  # bytes of a page without whole transcripts
+_SAID_FIRST = 4  # sentences on the first screen; the others are behind them
 
 
 def environment() -> Environment:
-    """Templates with autoescape on for everything."""
+    """Templates with autoescape on for everything; whatever they show has no control characters."""
     made = Environment(
         loader=PackageLoader("abliterate.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
     made.filters["percent"] = percent
     made.filters["interval"] = interval
     made.filters["corrected"] = corrected
+    made.filters["language"] = language
     made.filters["nats"] = lambda value: "not measured" if value is None else f"{value:.3f}"
-    made.filters["duration"] = lambda s: f"{s / 60:.1f} min" if s >= 90 else f"{s:.1f} s"
+    made.filters["duration"] = duration
+    made.globals["policy"] = content_policy()
+    made.globals["style"] = Markup(_static("style.css"))
+    made.globals["script"] = Markup(_static("browser.js"))
     return made
+
+
+@cache
+def _static(name: str) -> str:
+    loader = PackageLoader("abliterate.report")
+    return loader.get_source(Environment(autoescape=True), name)[0].strip()
+
+
+def content_policy() -> str:
+    """What the page allows itself: its own style and its own script, told by their hashes, and nothing from anywhere."""
+    style, script = (base64.b64encode(hashlib.sha256(_static(name).encode()).digest()).decode() for name in ("style.css", "browser.js"))
+    return (
+        f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; img-src data:; base-uri 'none'; form-action 'none'"
+    )
 
 
 def percent(rate: Mapping[str, Any] | None) -> str:
@@ -54,6 +79,11 @@ def corrected(rate: Mapping[str, Any] | None) -> str:
         return ""
     low, high = found["ci95"]
     return f"corrected {100 * found['rate']:.1f} %, 95 % {100 * low:.1f}–{100 * high:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """A time as a person reads it."""
+    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.1f} s"
 
 
 def model_name(run: Mapping[str, Any]) -> str:
@@ -91,16 +121,44 @@ def report_page(
     base: Mapping[str, Judged],
     edited: Mapping[str, Judged] | None,
     auc: Mapping[str, Any] | None,
+    transcripts: Transcripts = "excerpt",
 ) -> str:
-    """The page. ``auc`` holds the separation on val by activation index, an estimator a line."""
-    rows = {name: (pairs[:_MAX_ROWS], len(pairs)) for name, pairs in pairs_of(base, edited).items()}
+    """The page. ``auc`` holds the separation on val by activation index, an estimator a line; ``transcripts`` says how much of each
+    reply is shown. Below ``LIMIT`` bytes, but where whole transcripts are asked for."""
+    shows = _content(report, auc)
     template = environment().get_template("report.html.jinja2")
-    return template.render(
-        report=report,
-        name=model_name(report["run"]),
-        both=two_models(report),
-        headline=headline(report),
-        sentences=sentences.all_of(report),
-        rows=rows,
-        plot=layer_plot(auc) if auc else None,
-    )
+
+    def rendered(found: Browser | None) -> str:
+        return template.render(**shows, browser=found, transcripts=transcripts)
+
+    bare = rendered(None)
+    found = browser(base, edited, transcripts, LIMIT - len(bare.encode(errors="replace")))
+    return bare if found is None else rendered(found)
+
+
+def _content(report: Mapping[str, Any], auc: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Everything that the page shows but transcripts."""
+    failed = list(sentences.kept(report, False))
+    listed = {*failed, *sentences.kept(report, True), *sentences.unchanged(report)}  # the tests stand apart
+    said = [sentence for sentence in sentences.all_of(report) if sentence not in listed]
+    return {
+        "report": report,
+        "name": model_name(report["run"]),
+        "both": two_models(report),
+        "headline": headline(report),
+        "failed": failed,
+        "said": said[:_SAID_FIRST],
+        "said_too": said[_SAID_FIRST:],
+        "missing": provenance.missing(report),
+        "groups": rates.first_screen(report),
+        "drift": rates.drift_rows(report["drift"]),
+        "controls": rates.controls(report),
+        "bars": rates.bars(report),
+        "maps": heatmap.heat_maps(report),
+        "layer_plots": figures.of_layers(report, auc),
+        "choice_plots": figures.of_choice(report),
+        "command": provenance.command(report["run"]),
+        "kind": provenance.kind(report["run"]),
+        "cost": provenance.cost(report.get("cost")),
+        "cite": provenance.citation(report),
+    }

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from abliterate.evaluation.statistics import drop_upper_bound
+
+_ADVISED = 400  # prompts of a keep set: enough to show a margin of 5 points where some refusals change sides
 
 
 def against_control(report: Mapping[str, Any]) -> Iterator[str]:
@@ -40,17 +44,97 @@ def warnings(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def all_of(report: Mapping[str, Any]) -> list[str]:
-    """Everything that is said in words."""
+    """Everything that is said in words; what a keep test could not show comes first."""
     said = (
+        kept(report, False),
         broken(report),
         warnings(report),
         thoughts(report),
         against_control(report),
+        kept(report, True),
         unchanged(report),
+        controls(report),
+        recovery(report),
         service(report),
         weights(report),
+        chosen(report),
     )
     return [sentence for part in said for sentence in part]
+
+
+def chosen(report: Mapping[str, Any]) -> Iterator[str]:
+    """What the edit was chosen on."""
+    if report["selection"]:
+        asked = sum(entry["n"] for entry in report["sets"].values())
+        yield f"The edit was estimated on train prompts and chosen on val; the {asked} test prompts were asked once, for this report."
+
+
+def kept(report: Mapping[str, Any], holds: bool) -> Iterator[str]:
+    """The keep tests that hold, or those that don't, with what so many prompts could have shown."""
+    for test in report["keep_tests"]:
+        if test["holds"] is not holds:
+            continue
+        n = test["n"]
+        found = f"n = {n}, upper bound {100 * test['upper_bound']:.1f} points"
+        claim = f"refusals of {test['set']} did not fall by more than {100 * test['margin']:g} points"
+        if holds:
+            yield f"Shown: {claim} ({found})."
+            continue
+        best = f"with n = {n} and no change at all it could show {100 * drop_upper_bound(0, 0, n):.1f} points"
+        advice = f"; n ≥ {_ADVISED} is advised" if n < _ADVISED else ""
+        yield f"NOT shown: {claim} ({found}); {best}{advice}."
+
+
+def controls(report: Mapping[str, Any]) -> Iterator[str]:
+    """What random directions do to first tokens, beside the edit."""
+    found = report["controls"]
+    if found is None:
+        return
+    same, kl = found["same_first"], found["kl_first_token"]
+    moved = ""
+    if None not in (kl["edited"], *kl["random"]):
+        moved = f"; KL of the first token on harmless prompts: {_between(kl['random'], '.4f')} nats (this edit: {kl['edited']:.3f})"
+    if not found["n_withheld"]:
+        yield f"Random directions of the same strength: no prompt is withheld whose first token could change{moved}."
+        return
+    shares = _between([100 * each["rate"] for each in same["random"]], ".0f")
+    yield (
+        f"Random directions of the same strength leave the first token of {shares} % of the withheld prompts as it was "
+        f"(this edit: {100 * same['edited']['rate']:.0f} %){moved}."
+    )
+
+
+def _between(values: Sequence[float], places: str) -> str:
+    """The least and the largest, or one number where they read alike."""
+    low, high = (format(value, places) for value in (min(values), max(values)))
+    return low if low == high else f"{low}–{high}"
+
+
+def recovery(report: Mapping[str, Any]) -> Iterator[str]:
+    """How much of the reference came back, set by set."""
+    found = report["recovery"]
+    if found is None:
+        return
+    for name, entry in found["sets"].items():
+        agrees = ""
+        if entry["n"]:
+            agrees = (
+                f"; {100 * entry['agree_edited']['rate']:.0f} % of the replies begin with the reference's {found['agree_tokens']} tokens "
+                f"(base {100 * entry['agree_base']['rate']:.0f} %)"
+            )
+        yield f"On {name} {_divergence(entry, found['reference'])}{agrees}."
+
+
+def _divergence(entry: Mapping[str, Any], reference: str) -> str:
+    before, after, gone = entry["kl_base"], entry["kl_edited"], entry["gone"]
+    if before is None or after is None:
+        return f"{reference} says nothing along which a divergence could be measured"
+    figures = f"({before:.3f} → {after:.3f} nats a token)"
+    if gone is None:
+        return f"the base is hardly away from {reference} {figures}"
+    if gone < 0:
+        return f"the divergence from {reference} grew by {-100 * gone:.0f} % {figures}"
+    return f"{100 * gone:.0f} % of the divergence from {reference} is gone {figures}"
 
 
 def broken(report: Mapping[str, Any]) -> Iterator[str]:

@@ -33,12 +33,6 @@ def show(report: Mapping[str, Any], out: Path) -> None:
             console.print(_topics(name, rows))
     for line in sentences.all_of(report):
         console.print(line, markup=False)
-    for test in report["keep_tests"]:
-        verdict = "shown" if test["holds"] else "NOT shown"
-        console.print(
-            f"kept refusals of {test['set']} did not fall by more than {100 * test['margin']:.0f} points: {verdict}",
-            markup=False,
-        )
     if report["drift"]:
         drift = report["drift"]
         answered = drift["kl_first_token_answered"]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from reports import Made, audit_report, run_report, weights_report
 
 from abliterate.evaluation.summary import Judged
 from abliterate.evaluation.transcripts import Transcript
 from abliterate.report.document import report_document, write_text
-from abliterate.report.page import corrected, headline, interval, percent, report_page
+from abliterate.report.page import LIMIT, corrected, headline, interval, percent, report_page
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -45,13 +48,18 @@ class Elements(HTMLParser):
         self.texts.append(data)
 
 
+def words(page: str) -> str:
+    """What the page says, in one line."""
+    return " ".join(" ".join(Elements(page).texts).split())
+
+
 def judged(name: str, texts: list[str], **fields: Any) -> Judged:
     made = [Transcript(name, str(i), fields.get("prompt", text), text, topic=fields.get("topic")) for i, text in enumerate(texts)]
     verdicts = {t.response: t.verdict() for t in {t.response: t for t in made}.values()}
     return [(t, verdicts[t.response]) for t in made]
 
 
-def page_of(base: dict[str, Judged], edited: dict[str, Judged] | None = None, model: str = "some/model") -> str:
+def page_of(base: dict[str, Judged], edited: dict[str, Judged] | None = None, model: str = "some/model", shows: Any = "excerpt") -> str:
     run = {"settings": {"model": model, "max_new_tokens": 8}, "abliterate": "0"}
     roles = dict(zip(base, ("target", "keep", "baseline", "harmless"), strict=False))
     embedding = {"policy": "skip", "tied_to_unembedding": True}
@@ -62,7 +70,11 @@ def page_of(base: dict[str, Judged], edited: dict[str, Judged] | None = None, mo
     extra = (drift, selection, edit) if edited is not None else (None, None, None)
     report = report_document(run, roles, base, edited, *extra, margin=0.05)
     report["cost"] = {"seconds": {"edit": 100.0, "drift": 2.0}, "peak_rss_bytes": 10**9}
-    return report_page(report, base, edited, {"mean": [0.5, 0.9, 1.0]} if edited is not None else None)
+    return report_page(report, base, edited, {"mean": [0.5, 0.9, 1.0]} if edited is not None else None, shows)
+
+
+def shown(made: Made, **changes: Any) -> str:
+    return report_page({**made.report, **changes}, made.base, made.edited, made.auc)
 
 
 def hostile_page() -> str:
@@ -71,42 +83,88 @@ def hostile_page() -> str:
     return page_of(base, base, model='</title><script>alert("model")</script>')
 
 
-def test_hostile_texts_add_no_element_and_no_handler() -> None:
-    harmless = {f"set {i}": judged(f"set {i}", ["text"] * len(HOSTILE), topic="t" if i == 0 else None) for i in range(2)}
-    expected, found = Elements(page_of(harmless, harmless)), Elements(hostile_page())
-    assert [tag for tag, _ in found.tags] == [tag for tag, _ in expected.tags]
-    assert not [a for _, attributes in found.tags for a in attributes if a.startswith("on")]
+@pytest.fixture(scope="module")
+def hostile() -> Elements:
+    return Elements(hostile_page())
+
+
+@pytest.fixture(scope="module")
+def whole() -> str:
+    return shown(run_report())
+
+
+def test_hostile_texts_add_no_element_and_no_handler(hostile: Elements) -> None:
+    harmless = {f"set {i}": judged(f"set {i}", HOSTILE, topic="t" if i == 0 else None) for i in range(2)}
+    tame = {name: [(t, v) for t, v in replies] for name, replies in harmless.items()}
+    texts = {name: [(Transcript(name, t.id, "q", "text", topic=t.topic), v) for t, v in replies] for name, replies in tame.items()}
+    expected = Elements(page_of(texts, texts))
+    assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in expected.tags]
+    assert not [a for _, attributes in hostile.tags for a in attributes if a.startswith("on")]
 
 
 @pytest.mark.parametrize("text", [t for t in HOSTILE if t.isprintable()])
-def test_hostile_texts_are_shown_as_they_are(text: str) -> None:
-    assert text in Elements(hostile_page()).texts
+def test_hostile_texts_are_shown_as_they_are(text: str, hostile: Elements) -> None:
+    assert text in hostile.texts
 
 
-def test_nothing_is_loaded_from_anywhere() -> None:
-    elements = Elements(hostile_page()).tags
-    assert not {tag for tag, _ in elements} & {"script", "link", "iframe", "object", "embed", "base", "form", "video", "audio"}
-    keys = ("src", "href", "srcset", "xlink:href", "action")
-    loaded = [attributes[key] or "" for _, attributes in elements for key in keys if key in attributes]
-    assert loaded and all(url.startswith("data:image/svg+xml;base64,") for url in loaded)
+@pytest.mark.parametrize("made", [run_report, audit_report, weights_report])
+def test_nothing_is_loaded_from_anywhere(made: Any) -> None:
+    tags = Elements(shown(made())).tags
+    assert not {tag for tag, _ in tags} & {"link", "iframe", "object", "embed", "base", "video", "audio", "img", "image", "foreignobject"}
+    references = [a[key] or "" for _, a in tags for key in ("src", "href", "srcset", "xlink:href", "action") if key in a]
+    assert references and all(reference.startswith("#") for reference in references)
 
 
-def test_the_page_names_no_external_address() -> None:
-    base = {"a": judged("a", ["Paris."])}
-    assert not re.search(r"https?:|url\(|@import|(?:src|href)=.//", page_of(base, base))
+def test_the_page_names_no_external_address(whole: str) -> None:
+    assert not re.search(r"https?:|url\((?!#)|@import|(?:src|href)=.//", whole)
 
 
-def test_the_content_policy_forbids_scripts_and_loading() -> None:
-    metas = [attributes for tag, attributes in Elements(hostile_page()).tags if tag == "meta"]
+def policy_of(page: str) -> dict[str, str]:
+    metas = [attributes for tag, attributes in Elements(page).tags if tag == "meta"]
     policies = [a["content"] or "" for a in metas if a.get("http-equiv") == "Content-Security-Policy"]
     assert len(policies) == 1
-    assert "default-src 'none'" in policies[0] and "script-src" not in policies[0] and "img-src data:" in policies[0]
+    return dict(part.strip().split(" ", 1) for part in policies[0].split(";"))  # type: ignore[arg-type]
 
 
-def test_right_to_left_marks_stay_within_their_box() -> None:
+def test_the_content_policy_allows_the_pages_own_script_and_style_and_nothing_else(whole: str) -> None:
+    policy = policy_of(whole)
+    assert policy["default-src"] == policy["base-uri"] == policy["form-action"] == "'none'"
+    for directive, tag in (("script-src", "script"), ("style-src", "style")):
+        inner = re.findall(rf"<{tag}>(.*?)</{tag}>", whole, re.DOTALL)
+        assert len(inner) == 1
+        digest = base64.b64encode(hashlib.sha256(inner[0].encode()).digest()).decode()
+        assert policy[directive] == f"'sha256-{digest}'"
+
+
+def test_no_element_has_a_style_of_its_own(whole: str) -> None:
+    assert not [tag for tag, attributes in Elements(whole).tags if "style" in attributes]
+
+
+def test_no_two_elements_have_one_id_and_every_reference_has_its_target(whole: str) -> None:
+    tags = Elements(whole).tags
+    ids = [a["id"] for _, a in tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    links = {(a["href"] or "").removeprefix("#") for _, a in tags if "href" in a}
+    assert links | set(re.findall(r"url\(#([^)]+)\)", whole)) <= set(ids)
+
+
+def test_every_picture_has_a_name_or_is_hidden_from_screen_readers(whole: str) -> None:
+    pictures = [a for tag, a in Elements(whole).tags if tag == "svg"]
+    assert pictures and all(a.get("role") == "img" or a.get("aria-hidden") == "true" for a in pictures)
+    assert whole.count("<title") >= sum(a.get("role") == "img" for a in pictures)
+
+
+def test_every_reply_stands_in_a_box_of_its_own_direction(hostile: Elements) -> None:
     assert "unicode-bidi: isolate" in hostile_page()
-    responses = [a for tag, a in Elements(hostile_page()).tags if tag == "div" and a.get("dir") == "auto"]
-    assert len(responses) == 4 * len(HOSTILE)
+    replies = [a for tag, a in hostile.tags if tag == "p" and a.get("class") == "x"]
+    assert len(replies) == 4 * len(HOSTILE) and all(a.get("dir") == "auto" for a in replies)
+
+
+def test_control_characters_and_half_characters_are_shown_as_signs(tmp_path: Path) -> None:
+    write_text(hostile_page(), tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "\ufffd lone \ufffd" in text and "␀␁␋␡" in text
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f]", text)
 
 
 def test_long_responses_in_four_sets_of_500_stay_below_two_megabytes(tmp_path: Path) -> None:
@@ -121,9 +179,31 @@ def test_long_prompts_stay_below_two_megabytes(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").stat().st_size < 2_000_000
 
 
-def test_a_page_of_lone_surrogates_is_written(tmp_path: Path) -> None:
-    write_text(hostile_page(), tmp_path / "report.html")
-    assert "? lone ?" in (tmp_path / "report.html").read_text(encoding="utf-8")
+def test_ten_thousand_transcripts_fit_below_two_megabytes_and_what_is_left_out_is_said() -> None:
+    replies = ["对不起，我无法回答这个问题。" * 30, "Heat the water. " * 30, *["Paris is a city. " * 20] * 2498]
+    base = {f"s{i}": judged(f"s{i}", replies, prompt="why? " * 40) for i in range(4)}
+    page = page_of(base, base)
+    assert LIMIT * 0.9 < len(page.encode()) < 2_000_000
+    found = re.search(r"of (\d+) of 10000 prompts: as many as this file has room for", words(page))
+    assert found and int(found[1]) == page.count("<li data-set=") > 1000
+    assert page.count('<p class="x" dir="auto" lang="en">对不起') == 8
+
+
+def test_whole_transcripts_are_shown_where_they_are_asked_for() -> None:
+    long = "tea and water " * 100_000
+    base = {"a": judged("a", [long])}
+    assert long in page_of(base, shows="full") and long not in page_of(base)
+    assert "Whole replies" in words(page_of(base, shows="full"))
+
+
+def test_no_transcripts_are_shown_where_none_are_asked_for() -> None:
+    page = page_of({"a": judged("a", ["a reply of its own", "Paris."], prompt="a prompt of its own")}, shows="none")
+    assert "a reply of its own" not in page and "a prompt of its own" not in page and 'id="filters"' not in page
+    assert "No replies are shown here" in words(page)
+
+
+def test_the_same_report_gives_the_same_page() -> None:
+    assert shown(run_report()) == shown(run_report())
 
 
 def test_an_audit_speaks_of_no_edit() -> None:
@@ -153,22 +233,72 @@ def test_an_audits_page_has_topics_by_language_and_the_pairs_in_words() -> None:
 def test_a_page_of_an_edit_has_both_outcomes_in_a_cell() -> None:
     no, yes = "I can't help with that.", "Paris."
     page = page_of({"a": paired("a", "b", [no, no, no], "en")}, {"a": paired("a", "b", [yes, yes, no], "en")})
-    assert "<td>2 → 0</td>" in page and "<td>0 → 2</td>" in page and "<td>1 → 1</td>" in page
+    assert [f'<td class="num">{cell}</td>' in page for cell in ("2 → 0", "0 → 2", "1 → 1")] == [True] * 3
 
 
-def test_what_was_not_measured_is_listed() -> None:
-    texts = Elements(page_of({"a": judged("a", ["Paris."])})).texts
-    assert {"controls", "drift", "sets.a.edited"} <= set(texts)
+def test_what_was_not_measured_is_listed_and_said() -> None:
+    page = page_of({"a": judged("a", ["Paris."])})
+    assert {"controls", "drift", "sets.a.edited"} <= set(Elements(page).texts)
+    assert "any change (one model, nothing edited)" in words(page)
 
 
 def test_the_headline_gives_the_rate_before_and_after() -> None:
     refusal, answer = judged("a", ["I can't help with that."] * 4), judged("a", ["Paris."] * 4)
-    assert "a withheld 100.0 % → 0.0 %" in "".join(Elements(page_of({"a": refusal}, {"a": answer})).texts)
+    assert "a withheld 100.0\u00a0%\u00a0→ 0.0\u00a0%" in "".join(Elements(page_of({"a": refusal}, {"a": answer})).texts)
 
 
 def test_the_headline_of_an_audit_counts_the_prompts() -> None:
     report = {"run": {"settings": {"model": "m"}}, "edit": None, "sets": {"a": {"n": 3}, "b": {"n": 4}}}
     assert headline(report) == "What m withholds, on 7 prompts it was asked."
+
+
+def test_a_keep_test_that_failed_stands_above_everything(whole: str) -> None:
+    said = words(whole)
+    assert said.index("NOT shown: refusals of danger") < said.index("What was tested") < said.index("Not measured")
+
+
+PARTS = {
+    "Rates": "rates",
+    "Withheld, by topic and language": "topics",
+    "Outcomes": "outcomes",
+    "Transcripts": "replies",
+    "Checks": "checks",
+    "How the edit was chosen": "choice",
+    "The edited tensors": "edit",
+    "What differs between the weights": "weights",
+    "Cost and provenance": "provenance",
+}
+
+
+def parts_of(page: str) -> set[str]:
+    return {a["id"] or "" for tag, a in Elements(page).tags if tag == "section" and "id" in a}
+
+
+def test_each_part_is_there_where_its_figures_are(whole: str) -> None:
+    assert parts_of(whole) == set(PARTS.values()) - {"weights"}
+    assert parts_of(shown(audit_report())) == {"rates", "topics", "outcomes", "replies", "provenance"}
+    assert parts_of(shown(weights_report())) == {"weights", "provenance"}
+
+
+def test_the_contents_lead_to_every_part(whole: str) -> None:
+    links = {(a["href"] or "").removeprefix("#") for tag, a in Elements(whole).tags if tag == "a"}
+    assert links == parts_of(whole)
+
+
+def test_a_run_without_controls_reference_tuning_and_directions_is_shown_without_them() -> None:
+    made = run_report(tuned=False)
+    made.report.pop("directions")
+    page = shown(made, controls=None, recovery=None, benchmarks=None)
+    assert "checks" not in parts_of(page) and "Strength by block" not in page and "What was chosen from" in page
+
+
+def test_a_run_with_everything_shows_every_plot(whole: str) -> None:
+    titles = {
+        "What was given up for what", "Separation by layer and position", "Separation by layer",
+        "The prompts where the direction was taken",
+        "How near it lies to what is kept", "Stability of the direction", "Strength by block", "How far tuning turned the direction",
+    }  # fmt: skip
+    assert titles <= set(Elements(whole).texts)
 
 
 def test_a_rate_of_nothing_is_shown_as_a_dash() -> None:
@@ -182,7 +312,7 @@ def test_a_rate_is_shown_with_counts_and_interval() -> None:
 
 
 def test_the_corrected_rate_stands_beside_the_withheld_one() -> None:
-    page = " ".join(Elements(page_of({"bad": judged("bad", ["I can't help with that.", "Paris."])})).texts)
+    page = words(page_of({"bad": judged("bad", ["I can't help with that.", "Paris."])}))
     assert re.search(r"corrected \d", page) and "Judged by rules" in page and "Rogan and Gladen" in page
     assert corrected({"rate": 0.5, "corrected": {"rate": 0.625, "ci95": [0.1, 0.987]}}) == "corrected 62.5 %, 95 % 10.0–98.7"
     assert corrected({"rate": 0.5, "corrected": None}) == corrected({"rate": 0.5}) == corrected(None) == ""

@@ -1,39 +1,115 @@
-"""The layer plot: an image and nothing else."""
+"""Plots: drawings that take their colours from the page, and nothing else."""
 
 from __future__ import annotations
 
-import base64
+import re
 from xml.etree import ElementTree
 
-from abliterate.report.plots import layer_plot
+import pytest
+from reports import directions
 
-PREFIX = "data:image/svg+xml;base64,"
+from abliterate.report.plots import Plot, cloud, lines, separation, trade
 
-
-def svg(series: dict[str, list[float]]) -> ElementTree.Element:
-    uri = layer_plot(series)
-    assert uri.startswith(PREFIX)
-    return ElementTree.fromstring(base64.b64decode(uri.removeprefix(PREFIX)))
+AXIS = ("block", "cosine")
 
 
-def lines(root: ElementTree.Element) -> int:
-    groups = [e.get("id") or "" for e in root.iter() if e.tag.endswith("}g")]
-    return sum(group.startswith("line2d") for group in groups)
+def drawn(plot: Plot) -> ElementTree.Element:
+    return ElementTree.fromstring(str(plot.svg))
 
 
-def test_the_plot_is_an_svg_without_scripts_or_outer_references() -> None:
-    root = svg({"mean": [0.5, 0.8, 1.0], "<script>": [0.4, 0.6, 0.7]})
-    assert root.tag.endswith("}svg")
-    assert not [e.tag for e in root.iter() if e.tag.rpartition("}")[2] in ("script", "image", "foreignObject", "a")]
+def line_plot(series: dict[str, list[float | None]]) -> Plot:
+    return lines("some", "Some lines", "said", series, AXIS, (0.0, 1.0), 0.5)
+
+
+def points(count: int) -> list[dict[str, object]]:
+    return [{"x": 0.1 * i, "y": 50.0 / (i + 1), "front": i % 2 == 0, "chosen": i == 2} for i in range(count)]
+
+
+def curves(root: ElementTree.Element) -> int:
+    """Lines thicker than those of the grid."""
+    return sum(e.get("stroke-width") == "1.7" for e in root.iter("path"))
+
+
+PLOTS = {
+    "lines": lambda: line_plot({"mean": [0.5, 0.8, 1.0], "<script>": [0.4, None, 0.7]}),
+    "separation": lambda: separation("sep", directions()["estimators"]["projected"]["auc"], [-1, -2, -3], (6, -2)),
+    "cloud": lambda: cloud("cloud", "Points", "said", {"a": [[0.0, 1.0], [1.0, 0.0]], "b": [[2.0, 2.0]], "c": []}, AXIS),
+    "trade": lambda: trade("trade", "Points", "said", points(5), AXIS),
+}
+
+
+@pytest.mark.parametrize("kind", PLOTS)
+def test_a_plot_holds_no_script_no_style_and_nothing_from_outside(kind: str) -> None:
+    root = drawn(PLOTS[kind]())
+    assert root.tag == "svg" and root.get("role") == "img"
+    assert not {e.tag for e in root.iter()} & {"script", "style", "image", "foreignObject", "a", "metadata"}
+    assert not [e for e in root.iter() if "style" in e.attrib or ("class" in e.attrib and e is not root)]
     references = [value for e in root.iter() for key, value in e.attrib.items() if key.endswith("href")]
     assert all(value.startswith("#") for value in references)
 
 
-def test_the_same_series_give_the_same_bytes() -> None:
-    assert layer_plot({"mean": [0.5, 1.0]}) == layer_plot({"mean": [0.5, 1.0]})
+@pytest.mark.parametrize("kind", PLOTS)
+def test_every_colour_is_the_pages_own(kind: str) -> None:
+    colours = {e.get(key) for e in drawn(PLOTS[kind]()).iter() for key in ("fill", "stroke") if e.get(key)}
+    assert colours - {"none"} and all(re.fullmatch(r"var\(--\w+\)", str(colour)) for colour in colours - {"none"})
 
 
-def test_every_series_is_drawn() -> None:
-    drawn = [lines(svg({f"estimator {i}": [0.1 * i, 0.5, 0.6] for i in range(count)})) for count in (1, 4, 5)]
-    per_series = (drawn[1] - drawn[0]) / 3
-    assert per_series >= 1 and drawn[2] - drawn[1] == per_series
+@pytest.mark.parametrize("kind", PLOTS)
+def test_a_plot_is_named_and_described(kind: str) -> None:
+    root = drawn(PLOTS[kind]())
+    texts = {e.get("id"): e.text for e in root if e.tag in ("title", "desc")}
+    assert [texts[key] for key in str(root.get("aria-labelledby")).split()] == [PLOTS[kind]().title, texts[f"{root[1].get('id')}"]]
+    assert all(texts.values())
+
+
+@pytest.mark.parametrize("kind", PLOTS)
+def test_the_same_figures_give_the_same_bytes(kind: str) -> None:
+    assert PLOTS[kind]() == PLOTS[kind]()
+
+
+def test_every_series_is_drawn_and_stands_in_the_key() -> None:
+    for count in (1, 4, 9):
+        plot = line_plot({f"estimator {i}": [0.1 * i, 0.5, 0.6] for i in range(count)})
+        assert curves(drawn(plot)) == len(plot.key) == count
+
+
+def test_the_first_eight_lines_all_look_different() -> None:
+    plot = line_plot({f"estimator {i}": [0.1 * i, 0.5] for i in range(8)})
+    looks = [(e.get("stroke"), e.get("stroke-dasharray")) for e in drawn(plot).iter("path") if e.get("stroke-width") == "1.7"]
+    assert len(set(looks)) == 8 == len({kind for kind, _ in plot.key})
+
+
+def test_a_value_that_is_missing_breaks_the_line() -> None:
+    whole, broken = (drawn(line_plot({"a": values})) for values in ([0.1, 0.9, 0.1, 0.9, 0.1], [0.1, 0.9, None, 0.9, 0.1]))
+    path = [next(e.get("d") or "" for e in root.iter("path") if e.get("stroke-width") == "1.7") for root in (whole, broken)]
+    assert [d.count("M") for d in path] == [1, 2]
+
+
+def test_no_name_of_a_user_is_drawn() -> None:
+    plot = line_plot({"$\\frac{1}{0}$ <b>": [0.5, 1.0], "_hidden": [0.4, 0.2]})
+    texts = {(e.text or "") for e in drawn(plot).iter("text")}
+    assert not [text for text in texts if "frac" in text or "hidden" in text] and len(plot.key) == 2
+
+
+def test_the_best_separation_is_described_and_only_the_last_positions_are_drawn() -> None:
+    plot = separation("sep", [[0.5, 0.75]] * 20, list(range(-1, -21, -1)), None)
+    assert "0.75, at activation index 1" in str(plot.svg)
+    assert "The last 12 of 20 positions" in plot.caption and plot.key == ()
+
+
+def test_worse_than_chance_has_no_colour_and_perfect_has_all() -> None:
+    root = drawn(separation("sep", [[0.2, 0.5, 0.75, 1.0]], [-1], None))
+    cells = [e for e in root.iter("path") if e.get("fill") == "var(--accent)"]
+    assert [cell.get("fill-opacity", cell.get("opacity", "1")) for cell in cells] == ["0.5", "1"]
+
+
+def test_large_prompt_sets_are_thinned() -> None:
+    root = drawn(cloud("cloud", "Points", "said", {"a": [[0.1 * i, 0.2 * i] for i in range(10_000)]}, AXIS))
+    assert 100 < len(list(root.iter("use"))) < 300
+
+
+def test_a_single_point_and_a_front_of_one_are_drawn() -> None:
+    assert drawn(trade("trade", "Points", "said", points(1), AXIS)).tag == "svg"
+    assert ("dot-front", "none is better in both") not in trade(
+        "trade", "P", "s", [{"x": 1.0, "y": 2.0, "front": False, "chosen": True}], AXIS
+    ).key

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from abliterate.evaluation.summary import rate
-from abliterate.report.sentences import broken, service, thoughts
+from abliterate.evaluation.statistics import drop_upper_bound
+from abliterate.evaluation.summary import Judged, keep_test, rate
+from abliterate.evaluation.transcripts import Transcript
+from abliterate.report.document import report_document
+from abliterate.report.sentences import all_of, broken, controls, kept, recovery, service, thoughts
 
 
 def entry(base: dict[str, Any], edited: dict[str, Any] | None, base_only: int = 0, edited_only: int = 0) -> dict[str, Any]:
@@ -52,3 +56,96 @@ def test_what_a_service_withholds_beside_its_weights_is_told(base: str, derived:
 def test_two_models_of_one_kind_say_nothing_of_a_service() -> None:
     assert not list(service(report(entry(side(1), side(1)), base="a", derived="b")))
     assert not list(service(report(entry(side(1), side(1)), model="a")))
+
+
+# --- what must stay ---------------------------------------------------------------------------------------------------------------
+
+
+REFUSED, ANSWERED, BROKEN = (Transcript("", "", "q", text) for text in ("I can't help with that.", "Paris.", "la " * 200))
+VERDICTS = {each.response: each.verdict() for each in (REFUSED, ANSWERED, BROKEN)}
+
+
+def judged(name: str, refused: int, n: int, otherwise: Transcript = ANSWERED) -> Judged:
+    made = [replace(REFUSED if i < refused else otherwise, set=name, id=str(i)) for i in range(n)]
+    return [(t, VERDICTS[t.response]) for t in made]
+
+
+def kept_of(before: int, after: int, n: int, margin: float = 0.05) -> dict[str, Any]:
+    return keep_test("harmful", judged("harmful", before, n), judged("harmful", after, n), margin)
+
+
+def test_a_keep_test_that_fails_says_what_it_could_have_shown() -> None:
+    test = kept_of(110, 103, 120)
+    assert not list(kept({"keep_tests": [test]}, True))
+    (line,) = kept({"keep_tests": [test]}, False)
+    assert line == (
+        f"NOT shown: refusals of harmful did not fall by more than 5 points (n = 120, upper bound {100 * test['upper_bound']:.1f} points); "
+        "with n = 120 and no change at all it could show 2.2 points; n ≥ 400 is advised."
+    )
+
+
+def test_more_prompts_are_advised_only_where_there_are_few() -> None:
+    (line,) = kept({"keep_tests": [kept_of(400, 340, 400)]}, False)
+    assert line.endswith(f"it could show {100 * drop_upper_bound(0, 0, 400):.1f} points.") and "advised" not in line
+
+
+def test_a_keep_test_that_holds_is_said_once_and_not_first() -> None:
+    roles = {"bad": "target", "harmful": "keep", "plain": "harmless"}
+    base = {"bad": judged("bad", 9, 9), "harmful": judged("harmful", 399, 400), "plain": judged("plain", 0, 9)}
+    said = all_of(report_document({"settings": {}}, roles, base, base, None, None, {"tensors": 1}, 0.05))
+    assert [line for line in said if "refusals of harmful" in line] == [
+        "Shown: refusals of harmful did not fall by more than 5 points (n = 400, upper bound 0.7 points)."
+    ]
+
+
+def test_every_failed_keep_test_comes_before_all_else() -> None:
+    roles = {"bad": "target", "one": "keep", "good": "keep", "two": "keep"}
+    base = {"bad": judged("bad", 90, 100), **{name: judged(name, 100, 100) for name in ("one", "good", "two")}}
+    edited = {**base, "bad": judged("bad", 0, 100, BROKEN), "one": judged("one", 50, 100), "two": judged("two", 20, 100)}
+    said = all_of(report_document({"settings": {}}, roles, base, edited, None, None, {"tensors": 1}, 0.05))
+    assert [line.split(":")[0] for line in said[:3]] == ["NOT shown", "NOT shown", "Broken output of bad rose from 0.0 % to 100.0 %"]
+    assert "of one" in said[0] and "of two" in said[1] and any(line.startswith("Shown: refusals of good") for line in said[3:])
+
+
+# --- random directions, and a reference -------------------------------------------------------------------------------------------
+
+
+def controlled(edited: int, random: list[int], n: int = 100, kl: float | None = 0.0771) -> dict[str, Any]:
+    same = {"edited": rate(edited, n), "random": [rate(k, n) for k in random]}
+    return {"controls": {"n_withheld": n, "same_first": same, "kl_first_token": {"edited": kl, "random": [0.0012, 0.002, 0.0015]}}}
+
+
+def test_random_directions_are_told_beside_the_edit() -> None:
+    (line,) = controls(controlled(12, [98, 97, 98]))
+    assert line == (
+        "Random directions of the same strength leave the first token of 97–98 % of the withheld prompts as it was (this edit: 12 %); "
+        "KL of the first token on harmless prompts: 0.0012–0.0020 nats (this edit: 0.077)."
+    )
+
+
+def test_random_directions_that_do_alike_are_one_figure_and_no_figure_is_made_up() -> None:
+    (line,) = controls(controlled(0, [100, 100, 100], kl=None))
+    assert line.endswith("leave the first token of 100 % of the withheld prompts as it was (this edit: 0 %).")
+    (nothing,) = controls(controlled(0, [0, 0, 0], n=0))
+    assert "no prompt is withheld" in nothing
+    assert not list(controls({"controls": None}))
+
+
+def came_back(kl_base: float | None, kl_edited: float | None, gone: float | None) -> str:
+    entry = {"n": 100, "kl_base": kl_base, "kl_edited": kl_edited, "gone": gone, "agree_base": rate(4, 100), "agree_edited": rate(61, 100)}
+    (line,) = recovery({"recovery": {"reference": "smollm2", "agree_tokens": 32, "sets": {"censorship": entry}}})
+    return line
+
+
+def test_what_came_back_of_the_reference_is_told() -> None:
+    assert came_back(0.91, 0.15, 1 - 0.15 / 0.91) == (
+        "On censorship 84 % of the divergence from smollm2 is gone (0.910 → 0.150 nats a token); "
+        "61 % of the replies begin with the reference's 32 tokens (base 4 %)."
+    )
+
+
+def test_a_divergence_that_grew_or_never_was_is_not_said_to_be_gone() -> None:
+    assert "the divergence from smollm2 grew by 50 % (0.100 → 0.150" in came_back(0.1, 0.15, -0.5)
+    assert "the base is hardly away from smollm2 (0.004 → 0.002" in came_back(0.004, 0.002, None)
+    assert "smollm2 says nothing" in came_back(None, None, None)
+    assert not list(recovery({"recovery": None}))

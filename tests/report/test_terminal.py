@@ -82,5 +82,7 @@ def test_a_run_shows_both_sides_the_keep_test_and_the_drift(capsys: pytest.Captu
     rows = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert "withheld" in rows["bad"] and "100.0 % (2/2" in rows["bad"] and "0.0 % (0/2" in rows["bad"]
     assert "refused" in rows["safe"]
-    assert "kept refusals of safe did not fall by more than 5 points: NOT shown" in text
+    said = [line for line in text.splitlines() if "refusals of safe" in line]
+    assert len(said) == 1 and said[0].startswith("NOT shown: refusals of safe did not fall by more than 5 points (n = 2, ")
+    assert text.index("NOT shown: refusals") < text.index("withheld of plain")
     assert "plain (n=2): 0.250 nats, 0.125 over those that base answers" in text

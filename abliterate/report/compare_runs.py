@@ -1,0 +1,113 @@
+"""Several runs side by side in one page: their rates on one scale, their drift, their tests, and how their settings differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from abliterate.errors import InputError
+from abliterate.report.document import SCHEMA, write_text
+from abliterate.report.page import environment, model_name
+from abliterate.report.provenance import command
+from abliterate.report.rates import round_up
+
+_ROLES = ("target", "keep", "baseline", "harmless", "borderline", "audited")
+_DRIFT = "kl_first_token"
+
+
+def compare_runs(folders: Sequence[Path], out: Path) -> str:
+    """Write the page ``out`` from the report.json of each run's folder. Returns what was written, in a line.
+
+    Raises InputError where a folder holds no report, fewer than two are given, or ``out`` is there.
+    """
+    if len(folders) < 2:
+        raise InputError("--compare needs two runs or more")
+    if out.exists():
+        raise InputError(f"{out}: already there; give another --out (nothing is overwritten)")
+    reports = dict(zip(_names(folders), [_report(folder) for folder in folders], strict=True))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(runs_page(reports), out)
+    return f"{out}: {len(reports)} runs side by side"
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """A name for each run: its folder's own where no other has it. Raises InputError for a folder given twice."""
+    whole = [str(folder.resolve()) for folder in folders]
+    if len(set(whole)) < len(whole):
+        raise InputError("--compare: a run is given twice")
+    own = [folder.resolve().name for folder in folders]
+    return own if len(set(own)) == len(own) else [str(folder) for folder in folders]
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    file = folder / "report.json"
+    if not file.is_file():
+        raise InputError(f"{folder}: no report.json; give the folder of a finished run, audit or comparison")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        ours = found["schema"] == SCHEMA and isinstance(found["sets"], dict)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        ours = False
+    if not ours:
+        raise InputError(f"{file}: not a report of ours; 'abliterate report {folder}' makes it again")
+    return dict(found)
+
+
+def runs_page(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """The page of several reports, by the names of their runs."""
+    return (
+        environment()
+        .get_template("runs.html.jinja2")
+        .render(
+            runs={name: {"model": model_name(r["run"]), "report": r, "command": command(r["run"])} for name, r in reports.items()},
+            sets=_sets(reports),
+            drift=_drift(reports),
+            unlike=_unlike(reports),
+            settings=_settings(reports),
+        )
+    )
+
+
+def _sets(reports: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each prompt set with its rates in every run that asked it, those that should go first."""
+    names = {(name, entry["role"]): None for r in reports.values() for name, entry in r["sets"].items()}
+    found = []
+    for name, role in sorted(names, key=lambda pair: _ROLES.index(pair[1]) if pair[1] in _ROLES else len(_ROLES)):
+        for measure in ("refused" if role == "keep" else "withheld", "degenerate"):
+            entries = {run: r["sets"][name] for run, r in reports.items() if r["sets"].get(name, {}).get("role") == role}
+            rows = [
+                {"run": run, "n": e["n"], "base": e["base"][measure], "edited": e["edited"] and e["edited"][measure]}
+                for run, e in entries.items()
+            ]
+            found.append({"name": name, "role": role, "measure": measure, "rows": rows})
+    return found
+
+
+def _drift(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    there = {run: r["drift"] for run, r in reports.items() if r["drift"] and r["drift"].get(_DRIFT) is not None}
+    if not there:
+        return None
+    rows = [{"run": run, "value": d[_DRIFT], "ci95": d[f"{_DRIFT}_ci95"], "set": d["set"], "n": d["n"]} for run, d in there.items()]
+    return {"end": round_up(max([0.1, *(row["ci95"][1] for row in rows)])), "rows": rows}
+
+
+def _unlike(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Sets that are not the same prompts in every run, so that their rates can't be set beside each other."""
+    known: dict[str, set[tuple[Any, Any]]] = {}
+    for r in reports.values():
+        for name, entry in r["sets"].items():
+            known.setdefault(name, set()).add((r["run"].get("prompts", {}).get(name, {}).get("sha256"), entry["n"]))
+    return [name for name, versions in known.items() if len(versions) > 1]
+
+
+def _settings(reports: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Settings that are not the same in all runs, with each run's own."""
+    keys = dict.fromkeys(key for r in reports.values() for key in r["run"]["settings"])
+    rows = [(key, [_short(r["run"]["settings"].get(key)) for r in reports.values()]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _short(value: Any) -> str:
+    return "–" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)

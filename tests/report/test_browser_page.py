@@ -1,0 +1,253 @@
+"""report.html in a real Chromium: no script but its own, no request, no layout broken; filters by mouse and keyboard; axe-core."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chromium
+import pytest
+from reports import NO, YES, Made, audit_report, judged, run_report, weights_report
+
+from abliterate.report.compare_runs import runs_page
+from abliterate.report.document import write_text
+from abliterate.report.page import report_page
+
+pytestmark = pytest.mark.skipif(chromium.missing() is not None, reason=str(chromium.missing()))
+AXE = (Path(__file__).parents[1] / "data" / "axe" / "axe.min.js").read_text(encoding="utf-8")
+TAB, ENTER, DOWN, SPACE = "\ue004", "\ue007", "\ue015", " "
+OVERFLOW = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth, document.title]"
+
+
+def hostile_replies(server: str) -> list[str]:
+    """Forty replies that want out of their place."""
+    beacon, run = f"{server}/hit", "document.title='owned'"
+    return [
+        f"<script>{run}</script>",
+        f"<script src={beacon}.js></script>",
+        f"</script><script>{run}</script>",
+        f"</style><style>@import '{beacon}.css'; body {{ display: none }}</style>",
+        f"</title><base href={server}/><link rel=stylesheet href={beacon}.css>",
+        f"<img src={beacon}.png onerror=\"{run}\">",
+        f"\"><img src='{beacon}.png'>",
+        f"' onmouseover='{run}' autofocus onfocus='{run}",
+        f"<svg onload=\"{run}\"><image href={beacon}.svg /></svg>",
+        f"<iframe src={beacon}.html></iframe><iframe srcdoc=\"<script>parent.{run}</script>\"></iframe>",
+        f"<object data={beacon}.swf></object><embed src={beacon}.swf>",
+        f"<video src={beacon}.mp4 autoplay></video><audio src={beacon}.mp3 autoplay></audio>",
+        f"<form action={beacon}><input name=q><button autofocus>go</button></form>",
+        f"<meta http-equiv=refresh content=\"0;url={beacon}\">",
+        f"<a href=\"javascript:{run}\" ping={beacon}>click</a>",
+        f"<body onload=\"{run}\" background={beacon}.png>",
+        f"<input type=image src={beacon}.png formaction={beacon}>",
+        f"<details open ontoggle=\"{run}\"><summary>x</summary></details>",
+        f"<math><mtext><table><mglyph><style><img src=x onerror=\"{run}\">",
+        f"<template><script>{run}</script></template><noscript><img src={beacon}.png></noscript>",
+        f"</textarea><textarea autofocus onfocus=\"{run}\">",
+        f"</p></div></li></ol></section></main><script>{run}</script>",
+        f"</select></form><div style=\"position:fixed;inset:0;background:url({beacon}.png)\">covered</div>",
+        "<!-- never closed", "<![CDATA[ never closed", "<?xml version='1.0'?>", "<plaintext>",
+        "&lt;script&gt;alert(1)&lt;/script&gt;&#60;b&#62;",
+        "{{ 7 * 7 }}{% include 'x' %}${7 * 7}`${alert(1)}`",
+        "\u202egnp.exe\u202c \u2067rtl\u2069 \u202e\u202e\u202e never closed",
+        "مرحبا بالعالم " * 20,
+        "\x00\x01\x02\x1b[31mred\x1b[0m\x7f\x9f",
+        "\ud800 half a character \udfff \ufffe\uffff",
+        "\u200b\u200d\ufeff\u2060" * 50,
+        "x" * 100_000,
+        "漢" * 100_000,
+        "e" + "\u0301" * 2_000,
+        "\n" * 5_000 + "the end",
+        "\t" * 2_000 + "the end",
+        "🏳️‍🌈👨‍👩‍👧‍👦" * 200,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def window() -> Iterator[chromium.Browser]:
+    with chromium.browsing() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The pages of a run with everything, an audit, a comparison of weights, and runs beside each other."""
+    folder = tmp_path_factory.mktemp("pages")
+    made = {"run": run_report(), "audit": audit_report(), "weights": weights_report()}
+    texts = {name: page_of(each) for name, each in made.items()}
+    texts["runs"] = runs_page({name: each.report for name, each in made.items() if name != "weights"})
+    for name, text in texts.items():
+        write_text(text, folder / f"{name}.html")
+    return {name: folder / f"{name}.html" for name in texts}
+
+
+def page_of(made: Made, shows: Any = "excerpt") -> str:
+    return report_page(made.report, made.base, made.edited, made.auc, shows)
+
+
+@pytest.fixture(scope="module", params=["excerpt", "full"])
+def hostile(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page in which forty replies, their prompts, sets and topics are hostile."""
+    replies = hostile_replies("http://127.0.0.1:9")
+    assert len(replies) == 40
+    names = ["<script>document.title='owned'</script>", "</table>" + "x" * 300]
+    asked = {name: judged(name, replies, prompt=replies[i], lang="<b>") for i, name in enumerate(names)}
+    file = tmp_path_factory.mktemp("hostile") / "report.html"
+    write_text(page_of(audit_report(asked), request.param), file)
+    return file
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_hostile_transcripts_are_inert(window: chromium.Browser, hostile: Path, width: int) -> None:
+    window.look(width, 844)
+    window.open(hostile)
+    wide, room, title = window.run(OVERFLOW)
+    assert wide <= room and title == "abliterate: some/model"
+    assert window.requests() == [hostile.as_uri()]
+    assert [entry for entry in window.log("browser") if entry["level"] == "SEVERE"] == []
+    assert window.run("return [document.scripts.length, document.styleSheets.length, document.images.length, frames.length]") == [
+        1,
+        1,
+        0,
+        0,
+    ]
+    for _ in range(2):
+        window.click("#more")
+    assert window.run("return document.querySelectorAll('.list > li:not([hidden])').length") == 80
+    assert window.run(OVERFLOW)[:2] == [wide, room] and window.requests() == []
+
+
+def test_an_inserted_script_would_not_run(window: chromium.Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+    """What escapes the escaping meets the policy."""
+    file = tmp_path / "report.html"
+    text = pages["audit"].read_text(encoding="utf-8")
+    inserted = "<script>document.title='owned'</script><img src=http://127.0.0.1:9/hit.png onerror=\"document.title='owned'\"><main>"
+    file.write_text(text.replace("<main>", inserted), encoding="utf-8")
+    window.open(file)
+    assert window.run("return document.title") == "abliterate: some/model"
+    refused = [entry["message"] for entry in window.log("browser") if "Content Security Policy" in entry["message"]]
+    assert len(refused) >= 2
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["run", "audit", "weights", "runs"])
+def test_axe_finds_nothing(window: chromium.Browser, pages: dict[str, Path], name: str, width: int, dark: bool) -> None:
+    window.look(width, 900, dark)
+    window.open(pages[name])
+    window.run("document.querySelectorAll('details').forEach((each) => { each.open = true })")
+    window.run(AXE + "; window.axe = axe;")
+    found = window.wait("const done = arguments[0]; window.axe.run().then((r) => done([r.violations, r.passes.length]))")
+    assert [(v["id"], [n["html"][:120] for n in v["nodes"]][:3]) for v in found[0]] == []
+    assert found[1] > 10
+    assert window.run(OVERFLOW)[0] <= width
+
+
+def count(window: chromium.Browser) -> str:
+    return str(window.run("return document.getElementById('count').textContent"))
+
+
+def listed(window: chromium.Browser) -> list[str]:
+    """The prompts that are shown."""
+    return list(window.run("return [...document.querySelectorAll('.list > li:not([hidden]) .q')].map((q) => q.textContent)"))
+
+
+def choose(window: chromium.Browser, name: str, down: int) -> None:
+    """Take the option so many below the first of a drop-down list."""
+    window.run("document.querySelector(`select[name=${arguments[0]}]`).focus()", name)
+    window.press(*[DOWN] * down)
+
+
+def test_filters_narrow_the_list_and_clear_widens_it(window: chromium.Browser, pages: dict[str, Path]) -> None:
+    window.look()
+    window.open(pages["run"])
+    assert count(window) == "48 prompts" and len(listed(window)) == 30
+    window.click("#more")
+    assert len(listed(window)) == 48
+    choose(window, "set", 1)
+    assert count(window) == "12 of 48 prompts" and all("the hot matter" in prompt for prompt in listed(window))
+    choose(window, "lang", 2)
+    assert count(window) == "6 of 48 prompts"
+    window.click("input[name=changed]")
+    changed = window.run("return [...document.querySelectorAll('.list > li:not([hidden])')].every((li) => 'changed' in li.dataset)")
+    assert changed and 0 < len(listed(window)) < 6
+    window.click("button[type=reset]")
+    window.run("return new Promise((done) => setTimeout(done))")
+    assert count(window) == "48 prompts"
+
+
+def test_search_finds_words_of_prompts_and_replies_in_any_order(window: chromium.Browser, pages: dict[str, Path]) -> None:
+    window.look()
+    window.open(pages["run"])
+    window.type("input[name=text]", "NUMBER 7? matter")
+    assert count(window) == "4 of 48 prompts"
+    window.type("input[name=text]", " water pour")
+    assert 0 < len(listed(window)) <= 4
+    window.type("input[name=text]", " nowhere-to-be-found")
+    assert count(window) == "0 of 48 prompts" and listed(window) == []
+
+
+def test_the_filters_work_by_keyboard_alone(window: chromium.Browser, pages: dict[str, Path]) -> None:
+    window.look()
+    window.open(pages["run"])
+    window.run("document.querySelector('input[name=text]').focus()")
+    window.press(*"hot", TAB)
+    assert count(window) == "12 of 48 prompts"
+    assert window.run("return document.activeElement.name") == "set"
+    window.press(DOWN)
+    window.press(TAB, TAB, TAB, TAB, TAB)
+    assert window.run("return document.activeElement.name") == "changed"
+    window.press(SPACE)
+    assert len(listed(window)) < 12
+    window.press(TAB)
+    window.press(ENTER)
+    window.run("return new Promise((done) => setTimeout(done))")
+    assert count(window) == "48 prompts"
+    window.run("document.getElementById('more').focus()")
+    window.press(ENTER)
+    assert len(listed(window)) == 48
+    assert window.run("return [...document.querySelectorAll('.list > li')].indexOf(document.activeElement)") == 30
+
+
+def test_without_script_every_transcript_is_listed(window: chromium.Browser, pages: dict[str, Path]) -> None:
+    window.look()
+    window.open(pages["run"], script=False)
+    text = pages["run"].read_text(encoding="utf-8")
+    node = window.cdp("DOM.getDocument", depth=0)["root"]["nodeId"]
+    hidden = window.cdp("DOM.querySelectorAll", nodeId=node, selector=".list > li[hidden]")["nodeIds"]
+    form = window.cdp("DOM.querySelectorAll", nodeId=node, selector="#filters[hidden]")["nodeIds"]
+    rows = window.cdp("DOM.querySelectorAll", nodeId=node, selector=".list > li")["nodeIds"]
+    window.open(pages["run"])
+    assert hidden == [] and len(form) == 1 and len(rows) == text.count("<li data-set=") == 48
+
+
+def test_light_and_dark_have_their_own_colours(window: chromium.Browser, pages: dict[str, Path]) -> None:
+    colours = []
+    for dark in (False, True):
+        window.look(dark=dark)
+        window.open(pages["run"])
+        ask = "return [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('svg.figure text')).fill]"
+        colours.append(window.run(ask))
+    assert colours[0][0] == "rgb(255, 255, 255)" and colours[0][0] != colours[1][0] and colours[0][1] != colours[1][1]
+
+
+def test_it_prints(window: chromium.Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+    window.look()
+    window.open(pages["run"])
+    window.pages(tmp_path / "report.pdf")
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+    window.cdp("Emulation.setEmulatedMedia", media="print")
+    hidden = window.run("return ['nav', '#filters', '#more'].map((each) => document.querySelector(each).offsetHeight)")
+    window.cdp("Emulation.setEmulatedMedia", media="")
+    assert hidden == [0, 0, 0]
+
+
+def test_the_first_screen_says_what_was_done_and_what_came_of_it(window: chromium.Browser, pages: dict[str, Path]) -> None:
+    window.look(1280, 900)
+    window.open(pages["run"])
+    tops = window.run(
+        "return ['h1', '.alert', '.lead', '.verdicts'].map((each) => document.querySelector(each).getBoundingClientRect().top)"
+    )
+    assert all(0 <= top < 900 for top in tops) and tops == sorted(tops[:2]) + tops[2:]
+    assert {NO, YES} & set(window.run("return [...document.querySelectorAll('.x')].map((x) => x.textContent)"))

@@ -1,0 +1,166 @@
+"""What the page is made of: first screen, heat maps, transcripts, provenance."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pytest
+from reports import LOOP, NO, YES, audit_report, judged, run_record, run_report, weights_report
+
+from abliterate.config import RunConfig
+from abliterate.options import build
+from abliterate.report.browser import browser
+from abliterate.report.heatmap import heat_maps
+from abliterate.report.inert import language, shown
+from abliterate.report.provenance import citation, command, cost, kind, missing
+from abliterate.report.rates import bars, controls, drift_rows, first_screen, round_up
+
+
+def test_the_first_screen_has_a_group_for_each_role_and_one_of_broken_output() -> None:
+    groups = {group["key"]: group for group in first_screen(run_report().report)}
+    assert list(groups) == ["target", "keep", "answered", "broken"]
+    assert [row["label"] for row in groups["answered"]["rows"]] == ["cold", "plain"]
+    assert groups["keep"]["measure"] == "refused" and groups["keep"]["rows"][0]["base"]["k"] == 11
+    assert [row["edited"]["k"] for row in groups["broken"]["rows"]] == [2, 0, 0, 1]
+
+
+def test_an_audit_has_rates_without_an_after_and_no_drift() -> None:
+    report = audit_report().report
+    assert [group["key"] for group in first_screen(report)] == ["audited", "broken"]
+    assert first_screen(report)[0]["rows"][0]["edited"] is None and drift_rows(report["drift"]) is None
+
+
+def test_drift_stands_on_a_scale_that_holds_its_intervals() -> None:
+    found = drift_rows(run_report().report["drift"])
+    assert found is not None and found["end"] in (0.1, 0.2)
+    assert all(0 <= row["ci95"][0] <= row["value"] <= row["ci95"][1] <= found["end"] for row in found["rows"])
+
+
+@pytest.mark.parametrize(("value", "end"), [(0.1, 0.1), (0.11, 0.2), (0.3, 0.5), (0.51, 1.0), (7.0, 10.0), (10.0, 10.0), (11.0, 20.0)])
+def test_scales_end_at_round_numbers(value: float, end: float) -> None:
+    assert round_up(value) == end
+
+
+def test_controls_share_one_scale_and_are_absent_where_there_are_none() -> None:
+    report = run_report().report
+    found = controls(report)
+    assert found is not None and found["end"] == 0.2
+    assert controls({**report, "controls": None}) is None
+
+
+def test_the_parts_of_a_bar_fill_it() -> None:
+    for bar in bars(run_report().report):
+        for _, parts in bar["sides"]:
+            assert sum(share for *_, share in parts) == pytest.approx(100) and parts[0][2] == 0
+            assert [at for _, _, at, _ in parts[1:]] == pytest.approx([at + share for _, _, at, share in parts[:-1]])
+
+
+def test_a_heat_map_sets_each_topic_beside_its_control_in_each_language() -> None:
+    maps = {found["name"]: found for found in heat_maps(run_report().report)}
+    assert list(maps) == ["hot", "danger", "plain"]  # cold stands beside hot
+    hot = maps["hot"]
+    assert hot["control"] == "cold" and hot["langs"] == ["en", "zh"]
+    assert hot["columns"] == [("hot", "base"), ("hot", "edited"), ("cold", "base"), ("cold", "edited")]
+    first = hot["rows"][0]
+    assert first["topic"] == "topic 0" and [(c["k"], c["n"]) for c in first["cells"]] == [(2, 2), (0, 2), (1, 2), (0, 2)] * 2
+    assert [c["level"] for c in first["cells"][:3]] == [10, 0, 5]
+
+
+def test_a_set_without_topics_has_its_categories_in_one_column() -> None:
+    danger = next(found for found in heat_maps(run_report().report) if found["name"] == "danger")
+    assert danger["langs"] == ["en+zh"] and [row["topic"] for row in danger["rows"]] == ["fire", "water"]
+    assert sum(row["cells"][0]["n"] for row in danger["rows"]) == 12
+
+
+def test_a_map_of_many_topics_is_cut_and_says_so() -> None:
+    made = audit_report({"hot": judged("hot", [YES] * 1000)})
+    found = heat_maps(made.report)[0]
+    assert len(found["rows"]) == 200 and found["left_out"] == 50
+
+
+def test_all_transcripts_are_shown_where_there_is_room() -> None:
+    made = run_report()
+    found = browser(made.base, made.edited, "excerpt", 10**6)
+    assert found is not None and len(found.pairs) == found.total == 48 and found.length == 280
+    assert found.sets == ["hot", "cold", "danger", "plain"] and found.langs == ["en", "zh"]
+    assert found.outcomes == (["answered", "degenerate", "refused"], ["answered", "degenerate", "refused"])
+
+
+def test_shorter_excerpts_come_before_fewer_transcripts() -> None:
+    base = {"a": judged("a", ["tea " * 1000] * 50)}
+    lengths = [browser(base, None, "excerpt", room) for room in (10**6, 41_000, 38_500)]
+    assert [(len(found.pairs), found.length) for found in lengths if found] == [(50, 280), (50, 180), (50, 110)]
+
+
+def test_what_is_left_out_is_taken_evenly_so_that_rare_outcomes_stay() -> None:
+    base = {name: judged(name, [YES] * 400 + [NO, LOOP], prompt="q") for name in ("hot", "cold")}
+    found = browser(base, None, "excerpt", 60_000)
+    assert found is not None and 20 < len(found.pairs) < found.total == 804
+    for name in base:
+        outcomes = [pair["base"]["outcome"] for pair in found.pairs if pair["set"] == name]
+        assert {"refused", "degenerate", "answered"} == set(outcomes)
+        assert outcomes == sorted(outcomes, key=["answered", "refused", "degenerate"].index)  # in their order
+
+
+def test_whole_transcripts_know_no_room_and_none_shows_none() -> None:
+    base = {"a": judged("a", ["tea " * 10_000])}
+    found = browser(base, None, "full", 10)
+    assert found is not None and found.pairs[0]["base"]["text"] == "tea " * 10_000 and found.length is None
+    assert browser(base, None, "none", 10**6) is None and browser({}, None, "excerpt", 10**6) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("plain\ntext\t漢", "plain\ntext\t漢"),
+        ("\x00\x1b\x7f", "␀␛␡"),
+        ("\ud800a\udfff", "\ufffda\ufffd"),
+        ("\x85\ufffe", "\ufffd\ufffd"),
+        ("a\r\nb\rc", "a\nb␍c"),
+        ("\u202eabc\u2067", "\u202eabc\u2067"),
+    ],
+)
+def test_every_character_is_visible_or_harmless(text: str, seen: str) -> None:
+    assert shown(text) == seen
+    shown(text).encode()
+
+
+def test_only_a_language_is_said_to_be_one() -> None:
+    assert [language(tag) for tag in ("en", "zh-Hant", "zh_CN", "<b>", "", "english")] == ["en", "zh-Hant", None, None, None, None]
+
+
+def test_the_command_asks_for_the_same_again() -> None:
+    given = {"model": "my models/a", "target": ["hot", "cold;rm"], "keep": ["danger"], "limit": 5, "trust_remote_code": True}
+    config = build(RunConfig, None, dict(given))
+    words = shlex.split(command({"settings": config.model_dump(mode="json")}))
+    assert words[:2] == ["abliterate", "run"] and words[-2:] == ["--out", "RUN"]
+    assert words[words.index("--target") + 1 :][:2] == ["hot", "cold;rm"] and words[words.index("--model") + 1] == "my models/a"
+    assert {"--trust-remote-code", "--limit", "--keep"} < set(words) and "--margin" not in words and "--baseline" not in words
+
+
+@pytest.mark.parametrize(("made", "which"), [(run_report, "run"), (audit_report, "audit"), (weights_report, "compare")])
+def test_the_command_is_the_one_that_made_the_folder(made: Any, which: str) -> None:
+    run = made().report["run"]
+    assert kind(run) == which and command(run).startswith(f"abliterate {which} --")
+
+
+def test_the_cost_of_stages_is_set_against_the_longest() -> None:
+    found = cost({"seconds": {"a": 30.0, "b": 120.0}, "peak_rss_bytes": 5})
+    assert found is not None and [stage["share"] for stage in found["stages"]] == [25, 100] and found["sum"] == 150
+    assert cost(None) is None and cost({"seconds": {}, "peak_rss_bytes": 0}) is None
+
+
+def test_what_was_not_measured_is_said_in_words() -> None:
+    made = run_report()
+    assert not [said for said in missing(made.report) if "random" in said or "benchmarks" in said]
+    assert "public benchmarks" in missing(audit_report().report)
+    assert missing(weights_report().report)[0] == "what the models reply (nothing was asked)"
+    bare = {**made.report, "controls": None, "not_measured": ["controls", "keep_test"]}
+    assert len(missing(bare)) == 2
+
+
+def test_a_citation_names_the_model_and_breaks_out_of_no_brace() -> None:
+    found = citation({"run": run_record(model="a}{b\\c"), "schema": "abliterate/report/1"})
+    assert "Refusals of abc" in found["figures"] and found["figures"].count("{") == found["figures"].count("}")
+    assert "2406.11717" in found["method"]

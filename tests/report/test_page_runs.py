@@ -1,0 +1,91 @@
+"""``report --compare``: several runs side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from reports import Made, audit_report, run_report, weights_report
+
+from abliterate.cli import main
+from abliterate.report.compare_runs import runs_page
+from abliterate.report.document import write_json
+
+Capture = pytest.CaptureFixture[str]
+
+
+def folder_of(place: Path, made: Made) -> Path:
+    place.mkdir(parents=True)
+    write_json(made.report, place / "report.json")
+    return place
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    return [
+        folder_of(tmp_path / "one", run_report()),
+        folder_of(tmp_path / "two", run_report()),
+        folder_of(tmp_path / "audit", audit_report()),
+    ]
+
+
+def test_runs_stand_side_by_side_in_one_file(runs: list[Path], tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "new" / "all.html"
+    assert main(["report", str(runs[0]), "--compare", *map(str, runs[1:]), "--out", str(out)]) == 0
+    assert "3 runs side by side" in capsys.readouterr().out
+    page = out.read_text(encoding="utf-8")
+    assert "3 runs side by side: one, two, audit." in page and page.count("<svg") > 10
+    assert "<script" not in page and "http" not in page.replace("http-equiv", "")
+
+
+def test_the_first_run_may_be_one_of_those_compared(runs: list[Path], tmp_path: Path) -> None:
+    assert main(["report", "--compare", *map(str, runs), "--out", str(tmp_path / "all.html")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--compare", "{one}"], "--out FILE.html"),
+        (["--compare", "{one}", "--out", "{new}"], "two runs or more"),
+        (["{one}", "--compare", "{one}", "--out", "{new}"], "given twice"),
+        (["{one}", "--compare", "{two}", "--out", "{one}/report.json"], "already there"),
+        (["{one}", "--compare", "{empty}", "--out", "{new}"], "no report.json"),
+        (["{one}", "--compare", "{broken}", "--out", "{new}"], "not a report of ours"),
+        (["{one}", "--out", "{new}"], "--out goes with --compare"),
+        ([], "give the folder of a run"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_a_line(
+    arguments: list[str], reason: str, runs: list[Path], tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "report.json").write_text('{"schema": "other"}')
+    places = {name: str(tmp_path / name) for name in ("one", "two", "empty", "broken")} | {"new": str(tmp_path / "new.html")}
+    assert main(["report", *(argument.format(**places) for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert reason in error and error.count("\n") == 1
+    assert not (tmp_path / "new.html").exists()
+
+
+def test_other_prompts_under_one_name_are_said_to_be_not_comparable() -> None:
+    one, two = run_report().report, run_report().report
+    assert "Not comparable" not in runs_page({"one": one, "two": two})
+    changed = json.loads(json.dumps(two))
+    changed["run"]["prompts"]["hot"]["sha256"] = "00" * 32
+    assert "Not comparable: hot is not the same prompts in every run." in runs_page({"one": one, "two": changed})
+
+
+def test_settings_that_differ_are_listed_and_no_others() -> None:
+    one, two = run_report().report, json.loads(json.dumps(run_report().report))
+    two["run"]["settings"]["limit"] = 40
+    page = runs_page({"one": one, "two": two})
+    assert '<th scope="row"><code>limit</code></th><td>–</td><td>40</td>' in page
+    assert "<code>max_new_tokens</code>" not in page
+
+
+def test_a_comparison_of_weights_and_hostile_names_do_no_harm() -> None:
+    name = "<script>alert(1)</script>"
+    page = runs_page({name: weights_report().report, "two": audit_report().report})
+    assert name not in page and "weights: directional" in page
