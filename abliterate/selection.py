@@ -18,7 +18,7 @@ from abliterate.config import RunConfig
 from abliterate.directions.candidates import Candidate, candidates, scoped_document
 from abliterate.directions.causal import Scores, Yardstick, score_all, scoring_work
 from abliterate.directions.estimate import Directions
-from abliterate.directions.front import pareto, prefer
+from abliterate.directions.front import WEIGHTS, Preference, pareto, prefer
 from abliterate.directions.search import search
 from abliterate.directions.select import Choice, choose, selection_document
 from abliterate.directions.space import Space
@@ -56,8 +56,9 @@ def select(
     val = _gathered(model, prompts, "val")
     tried = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied)
     scored, base_logprob = _scored(model, tried, val, prompts)
-    choice = choose(scored, config.max_kl, SHORTLIST)
-    shortlist, how = [scored[i][0] for i in choice.passing[:SHORTLIST]], _way(model, config)
+    choice, how = choose(scored, config.max_kl, SHORTLIST), _way(model, config)
+    passing = [scored[i][0] for i in choice.passing[:SHORTLIST]]
+    shortlist = starts(scored, config.prefer)[:SHORTLIST] if how == "gradient" else passing
     shares = SHARES if how == "off" else SHARES[:1]
     seen = _measured(model, shortlist, shares, val, config)
     start = shortlist[_best(seen, config)[0] // len(shares)]
@@ -70,7 +71,10 @@ def select(
     elif how == "search":
         seen += _searched(model, shortlist, val, config)
     best, relaxed = _best(seen, config)
-    choice = replace(choice, chosen=next(i for i, (c, _) in enumerate(scored) if c is start), relaxed=(*choice.relaxed, *relaxed))
+    filtered = (
+        choice.relaxed if any(start is c for c in passing) and how != "gradient" else ()
+    )  # what the tuner begins with went through no filter
+    choice = replace(choice, chosen=next(i for i, (c, _) in enumerate(scored) if c is start), relaxed=(*filtered, *relaxed))
     document = _document(scored, choice, seen, best, steps, how, config) | {
         "yardstick": {"asked": val.target.asked, "withheld": val.target.withheld, "base_logprob": base_logprob},
         "scoped": scoped_document(directions, start),
@@ -112,6 +116,14 @@ def _measured(model: Model, shortlist: Sequence[Candidate], shares: Sequence[flo
     with stage("the best candidates measured (prompts)", len(plans) * measuring_work(val)) as advance:
         points = measure(model, plans, val, advance)
     return [Seen(f"{c.name}, strength {s:g}", 0, 0.0, plan, p) for (c, s), plan, p in zip(tried, plans, points, strict=True)]
+
+
+def starts(scored: Sequence[tuple[Candidate, Scores]], how: Preference) -> list[Candidate]:
+    """Where the tuner may begin, the likeliest to be good first: with a direction of its own a block, since one for all is a long way from
+    what it comes to; ranked by what stays and what drifts, not filtered, since it is about to change both."""
+    cost = {id(c): scores.stays + WEIGHTS[how] * scores.kl for c, scores in scored}
+    own = [c for c, _ in scored if c.kind == "per-layer"] or [c for c, _ in scored]
+    return sorted(own, key=lambda c: cost[id(c)])
 
 
 def _best(seen: Sequence[Seen], config: RunConfig) -> tuple[int, list[str]]:
