@@ -62,9 +62,7 @@ Collected = Annotated[
     Path, typer.Argument(metavar="FILE", help="An activations file that collect wrote, or a run's folder.", show_default=False)
 ]
 DirectionFile = Annotated[Path | None, typer.Option("--out", help="Write one direction here (--estimator).", show_default=False)]
-SomeRun = Annotated[
-    Path | None, typer.Argument(metavar="[RUN]", help="The folder of a run, an audit or a comparison.", show_default=False)
-]
+SomeRun = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="The folder of a run, an audit or a comparison.", show_default=False)]
 OtherRuns = Annotated[
     list[Path] | None,
     typer.Option("--compare", metavar="RUN...", help="Other runs: all of them side by side, in the page --out.", show_default=False),

@@ -43,6 +43,7 @@ from abliterate.report.card import model_card
 from abliterate.report.document import read_json, report_document, write_json
 from abliterate.runfolder import RunFolder, file_hashes, open_run
 from abliterate.selection import select
+from abliterate.tuning.way import way_of
 
 MIN_PER_LANGUAGE = 16  # prompts of a language in a role, for a direction of its own
 
@@ -62,6 +63,8 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
         foresee(config)
         if config.lm_eval:
             check_installed()
+    if not (out / "selection.json").exists():
+        way_of(config, base.whole)
     tested, known = sets.test_sets(), sets.without_test()
     reference = open_reference(config.reference, config, [base], tested)
     record = run_record(source, sets.described(), resolved(base, config, config.positions))
@@ -228,7 +231,7 @@ def _selection(
     file = folder.path / "selection.json"
     if not file.exists():
         with folder.timed("selection"):
-            plan, document = select(base.model, sets, config, directions, keep_axes(activations))
+            plan, document = select(base.model, sets, config, directions, way_of(config, base.whole), keep_axes(activations))
         save_plan(plan, folder.path / "plan.safetensors")
         write_json(document, file)
     return load_plan(folder.path / "plan.safetensors"), json.loads(file.read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ from abliterate.evaluation.recovery import (
     reference_side,
     save_predicted,
 )
-from abliterate.evaluation.summary import Judged
+from abliterate.evaluation.summary import Judged, degenerate, judge_all, rate
 from abliterate.finaltest import respond
 from abliterate.model.session import Session
 from abliterate.model.source import ModelSource, resolve_model
@@ -104,15 +104,17 @@ def recovery_edited(
         texts = _replies_of(folder, reference, edited, groups)
         reference.session.release()
         found = _divergence("edited", edited, load_predicted(folder.path / _REFERENCE_SIDE), texts)
-        kl = (read_json(folder.path / _RECOVERY_BASE)["kl"], found["kl"])
+        measured = (read_json(folder.path / _RECOVERY_BASE), found)
+        own = judge_all(respond(folder, _unasked, groups, "reference"))
         tokenizer, sets, start = edited.tokenizer(), dict[str, Any](), 0
         for group in groups:
             place = slice(start, start := start + len(group))
             base_side, edited_side = (
-                Side(values[place], ids_of(tokenizer, [transcript.response for transcript, _ in judged[group.name]]))
-                for values, judged in zip(kl, (before, after), strict=True)
+                Side(values["kl"][place], values["first"][place], ids_of(tokenizer, [t.response for t, _ in judged[group.name]]))
+                for values, judged in zip(measured, (before, after), strict=True)
             )
-            sets[group.name] = recovered(roles[group.name], texts.replies[place], base_side, edited_side, reference.agreed)
+            entry = recovered(roles[group.name], texts.replies[place], base_side, edited_side, reference.agreed)
+            sets[group.name] = {**entry, "degenerate_reference": rate(sum(degenerate(v) for _, v in own[group.name]), len(group))}
         return {"reference": reference.source.name, "agree_tokens": reference.agreed, "sets": sets}
 
     found = folder.stage("recovery", RECOVERY, make, write_json, read_json)
@@ -134,6 +136,11 @@ def _replies_of(folder: RunFolder, reference: Reference, held: Session, groups: 
     return Texts(encode(tokenizer, [reply.prompt for reply in replies]), ids_of(tokenizer, [reply.response for reply in replies]), [])
 
 
+def _unasked() -> Engine:
+    """What writes replies that are all there."""
+    raise AssertionError("the reference's replies are written before they are judged")
+
+
 def _divergence(which: str, session: Session, told: Predicted, texts: Texts) -> dict[str, Any]:
     with stage(f"recovery: the {which} model's predictions", len(texts.prompts)) as advance:
-        return {"kl": divergences(session.model, told, texts, advance)}
+        return divergences(session.model, told, texts, advance)

@@ -12,17 +12,17 @@ from typing import Any, Literal
 
 import torch
 from blake3 import blake3
+from jaxtyping import Float
 from torch import Tensor
 
 from abliterate.config import RunConfig
-from abliterate.directions.candidates import Candidate, candidates, scoped_document
+from abliterate.directions.candidates import KINDS, Candidate, Kind, candidates, scoped_document
 from abliterate.directions.causal import Scores, Yardstick, score_all, scoring_work
 from abliterate.directions.estimate import Directions
 from abliterate.directions.front import WEIGHTS, Preference, pareto, prefer
 from abliterate.directions.search import search
 from abliterate.directions.select import Choice, choose, selection_document
 from abliterate.directions.space import Space
-from abliterate.errors import InputError
 from abliterate.evaluation.openings import dealt
 from abliterate.model.forward import Continued
 from abliterate.model.passes import Model
@@ -36,6 +36,7 @@ from abliterate.tuning.descent import Seen, Settings, Step, descend, looks
 from abliterate.tuning.examples import Examples, gather, gathering_work
 from abliterate.tuning.measure import measure, measuring_work
 from abliterate.tuning.parameters import Parameters
+from abliterate.tuning.way import Way
 
 Prompts = Mapping[Role, Sequence[Prompt]]
 RANKED_BY = 24  # val prompts of each role, for the scores by cause; the shortlist is measured on all
@@ -46,44 +47,48 @@ START = 0.5  # the strength at which the tuner begins
 
 
 def select(
-    model: Model, sets: RoleSets, config: RunConfig, directions: Directions, away: Tensor | None = None
+    model: Model, sets: RoleSets, config: RunConfig, directions: Directions, how: Way, away: Tensor | None = None
 ) -> tuple[EditPlan, dict[str, Any]]:
     """The chosen plan, strengths included, and the content of ``selection.json``; train and val prompts only.
 
     ``away`` [position, layer, d_model, n]: the keep sets' axes, which tuned directions may have to stay orthogonal to.
     """
-    prompts = _prompts(sets, "val")
+    prompts, notes = _prompts(sets, "val"), []
     val = _gathered(model, prompts, "val")
-    tried = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied)
+    learned = _gathered(model, _prompts(sets, "train"), "train") if how == "gradient" else val
+    if not val.target.withheld:
+        notes.append("the model withholds none of the val prompts: its replies to all of them are the yardstick")
+    if how == "gradient" and not (val.target.withheld and learned.target.withheld):
+        how = "off"  # there is nothing to make unlikely but answers
+        notes.append("no edit was tuned: the model withholds none of the train or of the val prompts")
+    kinds: tuple[Kind, ...] = ("per-layer",) if how == "gradient" else KINDS
+    tried = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied, kinds)
     scored, base_logprob = _scored(model, tried, val, prompts)
-    choice, how = choose(scored, config.max_kl, SHORTLIST), _way(model, config)
-    passing = [scored[i][0] for i in choice.passing[:SHORTLIST]]
-    shortlist = starts(scored, config.prefer)[:SHORTLIST] if how == "gradient" else passing
-    shares = SHARES if how == "off" else SHARES[:1]
+    choice = choose(scored, config.max_kl, SHORTLIST)
+    ranked = starts(scored, config.prefer) if how == "gradient" else [scored[i][0] for i in choice.passing]
+    shortlist, shares = ranked[:SHORTLIST], SHARES if how == "off" else SHARES[:1]
     seen = _measured(model, shortlist, shares, val, config)
     start = shortlist[_best(seen, config)[0] // len(shares)]
     steps: list[Step] = []
-    learned = val
     if how == "gradient":
-        learned = _gathered(model, _prompts(sets, "train"), "train")
         more, steps = _tuned(model, learned, val, start, config, away)
         seen += more
     elif how == "search":
         seen += _searched(model, shortlist, val, config)
     best, relaxed = _best(seen, config)
-    filtered = (
-        choice.relaxed if any(start is c for c in passing) and how != "gradient" else ()
-    )  # what the tuner begins with went through no filter
-    choice = replace(choice, chosen=next(i for i, (c, _) in enumerate(scored) if c is start), relaxed=(*filtered, *relaxed))
-    document = _document(scored, choice, seen, best, steps, how, config) | {
-        "yardstick": {"asked": val.target.asked, "withheld": val.target.withheld, "base_logprob": base_logprob},
-        "scoped": scoped_document(directions, start),
-    }
+    if config.norms == "keep":
+        notes.append("lengths of columns are kept in the weights alone: figures on val are without it")
+    filtered = () if how == "gradient" else choice.relaxed  # where the tuner begins goes through no filter
+    chosen = next(i for i, (c, _) in enumerate(scored) if c is start)
+    document = _document(scored, replace(choice, chosen=chosen, relaxed=(*notes, *filtered, *relaxed)), seen, best, steps, how, config)
+    document["yardstick"] = {"asked": val.target.asked, "withheld": val.target.withheld, "base_logprob": base_logprob}
+    document["scoped"] = scoped_document(directions, start)
+    if document["scoped"] is not None and away is not None:
+        document["scoped"]["along_keep"] = _along_keep(seen[best].plan, away[-1 - start.position])
     document["tuning"] |= {"examples": dict(learned.counts), **_shape(seen[best].plan, start.plan)}
-    if not val.target.withheld:
-        document["relaxed"].insert(0, "the model withholds none of the val prompts: its replies to all of them are the yardstick")
     point = seen[best].point
-    say("; relaxed: ".join([f"chosen: {seen[best].name}: {point.target_left:.1%} left, KL {point.kl:.3f} (val)", *document["relaxed"]]))
+    said = f"chosen: {seen[best].name}: {point.target_left:.1%} left, KL {point.kl:.3f} nats (val)"
+    say("; relaxed: ".join([said, *document["relaxed"]]))
     return replace(seen[best].plan, keep_norms=config.norms == "keep"), document
 
 
@@ -130,18 +135,6 @@ def _best(seen: Sequence[Seen], config: RunConfig) -> tuple[int, list[str]]:
     return prefer([each.point for each in seen], config.prefer, config.max_kl)
 
 
-def _way(model: Model, config: RunConfig) -> str:
-    """How the edit is improved on: ``auto`` is by gradients where the model is held whole on one device, else not at all."""
-    whole = isinstance(model, Resident)
-    if config.tune == "auto":
-        if not whole:
-            say("the model isn't held whole here, so the edit isn't tuned by gradients; --tune search does without them")
-        return "gradient" if whole else "off"
-    if config.tune == "gradient" and not whole:
-        raise InputError("--tune gradient needs the model whole in one process's memory; use --tune search, or give more --max-memory")
-    return config.tune
-
-
 def _tuned(
     model: Model, train: Examples, val: Examples, start: Candidate, config: RunConfig, away: Tensor | None
 ) -> tuple[list[Seen], list[Step]]:
@@ -150,9 +143,17 @@ def _tuned(
     kept = away[-1 - start.position].transpose(-1, -2) if away is not None and config.tune_directions == "scoped" else None
     learned = config.tune_directions != "off"
     parameters = Parameters.of(start.plan, min(START, config.strength), learned, config.strength, kept)
-    settings = Settings(steps=config.tune_steps, seed=config.seed)
-    with stage("tuning (steps)", settings.total + len(looks(settings))) as advance:
-        return descend(model, parameters, train, lambda plan: measure(model, [plan], val)[0], settings, advance)
+    settings, weight = Settings(steps=config.tune_steps, seed=config.seed), WEIGHTS[config.prefer]
+    with stage("tuning (steps and looks)", settings.total + len(settings.weights) * len(looks(settings))) as advance:
+        return descend(
+            model,
+            parameters,
+            train,
+            lambda plan: measure(model, [plan], val)[0],
+            lambda point: float(point.cost(weight)),
+            settings,
+            advance,
+        )
 
 
 def _searched(model: Model, shortlist: Sequence[Candidate], val: Examples, config: RunConfig) -> list[Seen]:
@@ -166,16 +167,17 @@ def _searched(model: Model, shortlist: Sequence[Candidate], val: Examples, confi
             BATCH,
             config.seed,
             config.study,
-            f"edits-{_measured_on(model, val)}",
+            f"edits-{_measured_on(model, val, shortlist, config)}",
         )
     return [Seen(f"trial {t.number}", t.number, 0.0, t.plan.scaled(config.strength), t.point) for t in found]
 
 
-def _measured_on(model: Model, val: Examples) -> str:
-    """What makes points comparable: two machines share a study where they measure the same model on the same replies."""
+def _measured_on(model: Model, val: Examples, shortlist: Sequence[Candidate], config: RunConfig) -> str:
+    """What makes points comparable: two machines share a study where they measure the same edits of the same model on the same replies."""
     asked = [val.target.prompts, val.target.openings, *(stay.asked.continuations for stay in val.stays.values())]
-    facts = [model.folder.config.to_dict(), [[list(ids) for ids in each] for each in asked]]
-    return str(blake3(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest(8))
+    rows = [[round(x, 2) for x in c.plan.direction.flatten()[:: max(1, c.plan.direction.numel() // 64)].tolist()] for c in shortlist]
+    facts = [model.folder.config.to_dict(), [[list(ids) for ids in each] for each in asked], rows, config.strength, config.embedding]
+    return str(blake3(json.dumps([*facts, config.dtype], sort_keys=True, default=str).encode()).hexdigest(8))
 
 
 def _document(
@@ -206,6 +208,12 @@ def _document(
         "front": front,
     }  # fmt: skip
     return document | {"name": seen[best].name, "strength": float(seen[best].plan.strength.max()), "tuning": tuning}
+
+
+def _along_keep(plan: EditPlan, axes: Float[Tensor, "layer d_model n"]) -> float:
+    """How much of what is removed lies in the keep sets' own span: the mean length of the rows' projections, over blocks with strength."""
+    lengths = torch.einsum("lckd,ldn->lckn", plan.direction, axes).norm(dim=-1).mean(-1)
+    return float(lengths[plan.strength > 0].mean()) if plan.strength.any() else 0.0
 
 
 def _shape(plan: EditPlan, start: EditPlan) -> dict[str, Any]:

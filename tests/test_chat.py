@@ -132,10 +132,20 @@ def test_a_conversation_that_is_longer_than_the_model_reads_is_said_and_can_begi
     assert "it reads 512; /reset" in shown.notes[0] and len(shown.seen) == 1
 
 
+def test_where_one_of_two_cannot_reply_both_go_on_as_if_nothing_had_been_said(tiny: Tiny) -> None:
+    pair = [speaker(tiny(), "a"), speaker(tiny(max_position_embeddings=200), "b")]
+    shown = Heard("x" * 150, "Hello")
+    converse(pair, shown)
+    assert "b: the conversation has" in shown.notes[0]
+    [seen] = shown.seen
+    for one in pair:
+        assert seen[one.label].text == greedy(one, encode(one.model.tokenizer, ["Hello"])[0])
+
+
 def test_what_a_thinking_model_thought_is_not_told_to_it_again(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     one = speaker(tiny())
     monkeypatch.setattr("abliterate.chat.speaker.decode", lambda tokenizer, ids: "<think>secret</think>\n\nTea.")
-    assert one.reply("Hello", lambda text: None, Event()).text.startswith("<think>")
+    assert replies([one], "Hello", Heard())["a"].text.startswith("<think>")
     monkeypatch.undo()
     assert "secret" not in decode(one.model.tokenizer, one._encoded(one._messages))
     assert "Tea." in decode(one.model.tokenizer, one._encoded(one._messages))

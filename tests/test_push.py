@@ -25,7 +25,7 @@ from abliterate.model.folder import open_folder
 from abliterate.model.index import open_index
 from abliterate.model.plan import plan_from_direction
 from abliterate.report.card import model_card
-from abliterate.report.document import read_json, report_document
+from abliterate.report.document import read_json, report_document, write_json
 
 REPO = "me/tiny-abliterated"
 Made = Callable[..., Path]
@@ -169,6 +169,53 @@ def test_a_keep_test_that_held_is_shown(hub: Hub, made: Made, capsys: pytest.Cap
     assert "keep test: safe: shown" in capsys.readouterr().out
 
 
+def test_a_keep_test_that_was_taken_out_of_the_card_is_still_in_the_runs_report(
+    hub: Hub, made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = made(kept=False)
+    write_json(_report(kept=False), out.parent / "report.json")
+    for held in (None, True):
+        (out / "README.md").write_text(model_card(read_json(out / "abliteration.json"), _report(held) if held else None), encoding="utf-8")
+        code, line = _refused(capsys, "push", out, REPO)
+        assert code == 1 and "refusals of safe were not shown" in line and hub.asked == []
+    monkeypatch.chdir(out)
+    assert _refused(capsys, "push", ".", REPO)[0] == 1
+    assert main(["push", ".", REPO, "--even-so", "a study of what breaks"]) == 0
+
+
+def test_a_run_that_was_to_keep_something_is_not_published_before_its_report(
+    hub: Hub, made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = made()
+    write_json({"settings": {"keep": ["harmful"]}}, out.parent / "run.json")
+    code, line = _refused(capsys, "push", out.parent, REPO)
+    assert code == 1 and "has not come to its report" in line and "--even-so" in line and hub.asked == []
+    assert main(["push", str(out), REPO, "--even-so", "in a hurry"]) == 0
+    assert "has not come to its report" in hub.repos[REPO]["README.md"].decode()
+    write_json({"settings": {"keep": []}}, out.parent / "run.json")
+    assert main(["push", str(out), REPO]) == 0
+
+
+def test_a_report_that_is_not_ours_is_said_in_a_line(hub: Hub, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    out = made()
+    (out.parent / "report.json").write_text('{"keep_tests": [3]}')
+    code, line = _refused(capsys, "push", out, REPO)
+    assert code == 2 and "report.json can't be read" in line
+
+
+def test_a_dry_run_tells_all_that_stands_against_it_and_ends_as_the_first(hub: Hub, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    out = made(licence=None, kept=False)
+    assert main(["push", str(out), REPO, "--dry-run"]) == 2
+    told = capsys.readouterr()
+    first, second = (line for line in told.out.splitlines() if line.startswith("refused: "))
+    assert "--license" in first and "keep test" in second and told.err.strip().endswith(first.removeprefix("refused: "))
+    assert "licence: unknown" in told.out and "abliteration.plan" in told.out and hub.asked == []
+    assert main(["push", str(out), REPO, "--dry-run", "--license", "mit"]) == 1
+    assert main(["push", str(out), REPO, "--dry-run", "--license", "llama3.1", "--base", str(out / "nowhere")]) == 2
+    shown = capsys.readouterr().out
+    assert "section 1.b.i" in shown and "nowhere" in shown and "verify: not done" in shown
+
+
 def test_what_people_wrote_into_the_card_stays(hub: Hub, made: Made) -> None:
     out = made()
     assert main(["push", str(out), REPO]) == 0
@@ -192,6 +239,13 @@ def test_a_licence_that_nobody_states_is_asked_for_and_one_that_is_known_cannot_
 def test_the_licence_of_the_base_is_not_anybodys_to_change(hub: Hub, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     code, line = _refused(capsys, "push", made(licence="gemma"), REPO, "--license", "mit")
     assert code == 2 and "gemma" in line and hub.asked == []
+
+
+def test_stating_one_of_several_licences_drops_none_of_them(hub: Hub, made: Made) -> None:
+    out = made(licence="[apache-2.0, cc-by-4.0]")
+    assert main(["push", str(out), REPO, "--license", "Apache-2.0"]) == 0
+    card = ModelCard(hub.repos[REPO]["README.md"].decode())
+    assert card.data.license == ["apache-2.0", "cc-by-4.0"] and "as stated by the publisher" not in card.text
 
 
 def test_a_name_that_the_licence_forbids_is_refused_with_its_clause(hub: Hub, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,6 +316,14 @@ def test_a_repository_that_is_public_already_is_not_published_to_by_mistake(
     hub.repos[REPO], hub.visible[REPO] = {}, "public"
     code, line = _refused(capsys, "push", made(), REPO)
     assert code == 1 and "--public" in line and hub.repos[REPO] == {}
+
+
+def test_a_private_repository_stays_private_and_is_not_called_public(hub: Hub, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.repos[REPO], hub.visible[REPO] = {}, "private"
+    out = made()
+    assert main(["push", str(out), REPO, "--public"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{REPO} (stays private" in shown and "(public" not in shown and hub.visible[REPO] == "private"
 
 
 def test_what_is_no_checkpoint_of_ours_is_refused(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

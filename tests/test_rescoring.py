@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import save_tiny
+from safetensors.torch import save_file
 from serving import StandIn, completion, running
 
 from abliterate.checkpoint.sums import check_sums
@@ -238,3 +240,17 @@ def test_a_transcript_that_is_cut_off_is_missed(kind: str, which: str, finished:
     file.write_bytes(file.read_bytes()[:-5])
     assert main(["report", str(folder)]) == 2
     assert "transcripts are missing" in capsys.readouterr().err
+
+
+def test_directions_of_an_older_version_cost_a_plot_and_not_the_report(run: Path) -> None:
+    save_file({"mean": torch.zeros(1, 3, 4)}, run / "directions.safetensors")  # as once: without a header
+    assert main(["report", str(run)]) == 0
+    assert "Separation by layer</h3>" not in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_comparison_of_weights_alone_stays_one_of_two_models(tmp_path: Path) -> None:
+    sides = [part for i, which in enumerate(("base", "derived")) for part in (f"--{which}", str(save_tiny(tmp_path / which, seed=i)))]
+    assert main(["compare", *sides, "--weights-only", "--out", str(tmp_path / "out")]) == 0
+    before = (tmp_path / "out" / "report.json").read_bytes()
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "report.json").read_bytes() == before

@@ -14,12 +14,14 @@ from abliterate import pipeline
 from abliterate.config import RunConfig
 from abliterate.directions.estimate import Directions, estimate, keep_axes
 from abliterate.errors import InputError
+from abliterate.evaluation.outcomes import OUTCOMES
 from abliterate.model.passes import Pass
 from abliterate.model.resident import Resident, load_model
 from abliterate.model.template import decode
 from abliterate.pipeline import activations_of
 from abliterate.prompts import RoleSets
 from abliterate.selection import SHARES, SHORTLIST, select
+from abliterate.tuning.way import way_of
 
 Tiny = Callable[..., Path]
 WORDS = ["stone", "river", "cloud", "paper", "candle", "window", "garden", "bridge", "mirror", "harbour", "lantern", "meadow"]
@@ -39,9 +41,16 @@ def given(tiny: Tiny, tmp_path: Path) -> tuple[Resident, RoleSets, dict[str, Any
     return model, sets, {"model": str(path), **made, "candidates": 2, "tune_steps": 2}, estimate(activations), keep_axes(activations)
 
 
+@pytest.fixture
+def withholding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the random model says counts as withheld."""
+    monkeypatch.setattr("abliterate.tuning.examples.WITHHELD", frozenset(OUTCOMES))
+
+
+@pytest.mark.usefixtures("withholding")
 def test_what_is_chosen_is_on_the_front_and_in_the_document(given: Any) -> None:
     model, sets, made, directions, away = given
-    plan, document = select(model, sets, RunConfig(**made), directions, away)
+    plan, document = select(model, sets, RunConfig(**made), directions, "gradient", away)
     tuning = document["tuning"]
     (chosen,) = [row for row in tuning["front"] if row["chosen"]]
     assert chosen["on_front"] and chosen["name"] == document["name"]
@@ -54,41 +63,46 @@ def test_what_is_chosen_is_on_the_front_and_in_the_document(given: Any) -> None:
 
 def test_without_tuning_a_candidate_is_chosen(given: Any) -> None:
     model, sets, made, directions, _ = given
-    plan, document = select(model, sets, RunConfig(**made, tune="off", strength=0.5), directions)
+    plan, document = select(model, sets, RunConfig(**made, strength=0.5), directions, "off")
     assert document["tuning"]["kind"] == "off" and document["tuning"]["history"] == []
     assert float(plan.strength.max()) in [pytest.approx(0.5 * share) for share in SHARES]
 
 
 def test_a_search_measures_as_many_edits_as_it_may(given: Any) -> None:
     model, sets, made, directions, _ = given
-    _, document = select(model, sets, RunConfig(**made, tune="search", trials=10), directions)
+    _, document = select(model, sets, RunConfig(**made, trials=10), directions, "search")
     assert sum(row["name"].startswith("trial") for row in document["tuning"]["front"]) == 10
 
 
+@pytest.mark.usefixtures("withholding")
 def test_scoped_directions_stay_orthogonal_to_the_keep_sets(given: Any) -> None:
     model, sets, made, directions, away = given
     config = RunConfig(**made, tune_directions="scoped", prefer="removal", max_kl=100)
-    plan, document = select(model, sets, config, directions, away)
+    plan, document = select(model, sets, config, directions, "gradient", away)
+    assert document["tuning"]["kind"] == "gradient" and 0 <= document["scoped"]["along_keep"] <= 1
     if document["name"].startswith("tuned"):
         position = -1 - document["chosen"]["position"]
         along = torch.einsum("lckd,ldn->lckn", plan.direction, away[position])
-        assert along[plan.strength > 0].abs().max() < 1e-4
+        assert along[plan.strength > 0].abs().max() < 1e-4 and document["scoped"]["along_keep"] < 1e-4
 
 
-def test_gradients_need_the_model_whole(given: Any) -> None:
-    _, sets, made, directions, _ = given
-
-    class Elsewhere:
-        def __init__(self, model: Resident) -> None:
-            self._model = model
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._model, name)
-
-    model = Elsewhere(given[0])
+def test_how_it_is_improved_on_is_known_before_anything_runs() -> None:
+    config = RunConfig(model="m")
+    assert way_of(config, whole=True) == "gradient" and way_of(config, whole=False) == "off"
+    assert way_of(RunConfig(model="m", embedding="untie"), whole=True) == "off"
+    assert way_of(RunConfig(model="m", tune="search"), whole=False) == "search"
     with pytest.raises(InputError, match="--tune gradient needs the model whole"):
-        select(model, sets, RunConfig(**made, tune="gradient"), directions)  # type: ignore[arg-type]
-    assert select(model, sets, RunConfig(**made), directions)[1]["tuning"]["kind"] == "off"  # type: ignore[arg-type]
+        way_of(RunConfig(model="m", tune="gradient"), whole=False)
+    with pytest.raises(InputError, match="leave --embedding edit out"):
+        way_of(RunConfig(model="m", tune="gradient", embedding="edit"), whole=True)
+
+
+def test_where_nothing_is_withheld_no_answers_are_trained_away(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sets, made, directions, away = given
+    monkeypatch.setattr("abliterate.tuning.examples.WITHHELD", frozenset())
+    _, document = select(model, sets, RunConfig(**made), directions, "gradient", away)
+    assert document["tuning"]["kind"] == "off" and document["tuning"]["history"] == []
+    assert [note for note in document["relaxed"] if note.startswith("no edit was tuned")]
 
 
 def test_nothing_of_the_test_prompts_is_known_before_the_final_test(given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,10 @@ def converse(speakers: Sequence[Speaker], shown: Screen) -> None:
 
 
 def replies(speakers: Sequence[Speaker], text: str, shown: Screen) -> dict[str, Said]:
-    """What each says to a text, all at once; Ctrl-C stops the replies, and what was said by then stays."""
+    """What each says to a text, all at once; Ctrl-C stops the replies, and what was said by then stays.
+
+    Raises InputError where one of them can't reply; then none remembers the text, so that all go on from the same turn.
+    """
     stop, heard = Event(), SimpleQueue[_SAID | None]()
 
     def speak(speaker: Speaker) -> Said:
@@ -127,4 +130,8 @@ def replies(speakers: Sequence[Speaker], text: str, shown: Screen) -> dict[str, 
                     hear(*part)
         except KeyboardInterrupt:
             stop.set()
-    return {label: future.result() for label, future in futures.items()}
+    said = {label: future.result() for label, future in futures.items()}
+    for speaker in speakers:
+        if speaker.label in said:
+            speaker.remember(text, said[speaker.label])
+    return said

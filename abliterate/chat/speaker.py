@@ -60,7 +60,7 @@ class Speaker:
 
     @torch.inference_mode()
     def reply(self, text: str, hear: Hear, stop: Event) -> Said:
-        """The reply to ``text``, told to ``hear`` as it grows; ends early once ``stop`` is set.
+        """The reply to ``text``, told to ``hear`` as it grows; ends early once ``stop`` is set. ``remember`` makes it part of the conversation.
 
         Raises InputError where the conversation is longer than the model reads, or its chat template refuses it.
         """
@@ -81,9 +81,13 @@ class Speaker:
         )
         said = up_to_end(listener.ids, ends)
         whole, opened = decode(tokenizer, said), opens_thought(tokenizer)
-        self._messages += [{"role": "user", "content": text}, {"role": "assistant", "content": split_thought(whole, opened).answer}]
         stopped = stop.is_set()
         return Said(whole, len(said), stopped, None if stopped else judge(whole, (), opened, text))
+
+    def remember(self, text: str, said: Said) -> None:
+        """What was said to ``text`` is from now on part of the conversation."""
+        answer = split_thought(said.text, opens_thought(self.model.tokenizer)).answer
+        self._messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
 
     def _encoded(self, messages: list[dict[str, str]]) -> list[int]:
         """Token ids of a conversation up to and including the generation prompt; the template writes the special tokens itself."""

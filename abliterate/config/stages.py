@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
+from urllib.parse import unquote_plus
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -132,9 +134,15 @@ class SelectConfig(Config):
     @field_validator("study")
     @classmethod
     def _study_holds_no_password(cls, given: str | None) -> str | None:
-        if given is not None and is_url(given) and ":" in given.partition("://")[2].rpartition("@")[0]:
+        if given is not None and is_url(given) and (":" in given.partition("://")[2].rpartition("@")[0] or _asks_a_password(given)):
             raise InputError("--study: a password belongs in the environment (ABLITERATE_STUDY_PASSWORD), not in the URL")
         return given
+
+
+def _asks_a_password(url: str) -> bool:
+    """Whether a key of the URL's query is one for a password, also inside a whole connection string (``odbc_connect=...PWD%3D...``)."""
+    query = unquote_plus(unquote_plus(url.partition("?")[2]))
+    return re.search(r"(password|passwd|pwd)\s*=", query, re.IGNORECASE) is not None
 
 
 def known_estimators(given: tuple[str, ...]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from abliterate.model.layouts import COMPONENTS
 from abliterate.model.plan import EditPlan, EmbeddingPolicy, plan_from_direction, plan_from_rows, resolve_embedding
 
 Kind = Literal["single", "interpolated", "per-layer"]
+KINDS: tuple[Kind, ...] = ("single", "interpolated", "per-layer")
 # A direction a block: from these shares of the depth up.
 FIRST_SHARES = (0.25, 1 / 3, 0.5)
 _EMPTY = 1e-5  # of the longest row: a shorter one is no direction
@@ -45,7 +46,7 @@ def candidates(
     max_layer_share: float,
     policy: EmbeddingPolicy,
     tied: bool,
-    kinds: Sequence[Kind] = ("single", "per-layer"),
+    kinds: Sequence[Kind] = KINDS,
 ) -> list[Candidate]:
     """The ``count`` best-separating single-layer edits, dealt out among the estimators, and the per-layer edits at the best position.
 
@@ -68,10 +69,14 @@ def candidates(
     return made
 
 
-def at_most(count: int, layers: int, languages: int, estimators: int = len(DEFAULT_ESTIMATORS)) -> int:
+def at_most(count: int, layers: int, languages: int, estimators: int = len(DEFAULT_ESTIMATORS), kinds: Sequence[Kind] = KINDS) -> int:
     """How many edits ``candidates`` gives at most, where the prompts are in so many languages that have directions of their own."""
-    per_layer = len({int(share * layers) for share in FIRST_SHARES}) * (2 if languages else 1)
-    return estimators * (max(1, count // estimators) + per_layer)
+    each: dict[Kind, int] = {
+        "single": max(1, count // estimators),
+        "interpolated": 1,
+        "per-layer": len({int(share * layers) for share in FIRST_SHARES}) * (2 if languages else 1),
+    }
+    return estimators * sum(each[kind] for kind in kinds)
 
 
 def scoped_document(directions: Directions, chosen: Candidate) -> dict[str, Any] | None:

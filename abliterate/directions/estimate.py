@@ -165,6 +165,7 @@ def keep_directions(activations: Activations) -> dict[str, Float[Tensor, "positi
 
 
 def keep_axes(activations: Activations) -> Float[Tensor, "position layer d_model column"] | None:
-    """Orthonormal axes of what the keep sets' own directions span at each position and block; None where there are no keep sets."""
+    """Orthonormal axes of what the keep sets' own directions span at each position and block, zero columns where they span less; None
+    where there are no keep sets."""
     own = keep_directions(activations)
-    return KeepSpace.of(keep_columns(list(own.values()))).axes[:, 1:].float() if own else None
+    return KeepSpace.of(keep_columns(list(own.values()))).real_axes[:, 1:].float() if own else None

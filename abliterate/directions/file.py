@@ -11,6 +11,7 @@ from torch import Tensor
 
 from abliterate.directions.estimate import Directions
 from abliterate.directions.keep import Scoping
+from abliterate.errors import InputError
 
 
 def save_directions(directions: Directions, path: Path) -> None:
@@ -39,10 +40,12 @@ def save_direction(direction: Tensor, path: Path) -> None:
 
 
 def load_directions(path: Path) -> Directions:
-    """Read the file back."""
+    """Read the file back. Raises InputError for one of a version that wrote no header into it."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
+    if not {"estimates", "scoping"} <= set(metadata or ()):
+        raise InputError(f"{path}: made by an older version; run again into another --out")
     names = json.loads(metadata["estimates"])
     scoping = {}
     for name, said in json.loads(metadata["scoping"]).items():

@@ -31,6 +31,11 @@ class KeepSpace:
         axes, lengths, _ = torch.linalg.svd(columns.double(), full_matrices=False)
         return cls(axes, lengths)
 
+    @property
+    def real_axes(self) -> Float[Tensor, "*place d_model column"]:
+        """The axes, zero where a column adds nothing."""
+        return self.axes * (self.lengths > _RANK * self.lengths.amax(-1, keepdim=True)).unsqueeze(-2)
+
     def at(self, position: int) -> KeepSpace:
         """The places of one position."""
         return KeepSpace(self.axes[position], self.lengths[position])

@@ -34,7 +34,7 @@ def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float, enough: in
     Filters (Arditi et al. 2024, appendix C): KL < ``max_kl``, induce > 0 (layer < 0.8 L holds by construction), and the
     model's own openings stay likely on at most 10 % of the target prompts and become likely on at most 5 % more of the
     baseline prompts. KL is relaxed first, by doubling, then the openings (first on baseline, then on target), then induce. Where
-    fewer than ``enough`` pass, KL is doubled on, up to four times ``max_kl``, so that full replies have a choice.
+    fewer than ``enough`` pass, KL is doubled on, up to four times ``max_kl``, so that there is a choice.
     Raises InputError where no candidate has finite scores.
     """
     finite = [i for i, (_, s) in enumerate(scored) if all(map(math.isfinite, (s.kl, s.bypass, s.stays, s.induce)))]

@@ -109,18 +109,20 @@ class Predictions:
 
 
 class Divergences:
-    """``kl``: mean KL(base‖model) a token along each reply, and the model's own cross-entropy of it, ``nats``; NaN where it is empty."""
+    """``kl``: mean KL(base‖model) a token along each reply, ``first``: that of its first token, and the model's own cross-entropy of the
+    reply, ``nats``; NaN where it is empty."""
 
     def __init__(self, base: Predicted, texts: Texts) -> None:
         self._base, self._asked = base, Continued(texts.prompts, texts.replies)
         self.passed = self._asked.passed()
-        self.kl, self.nats = torch.full((2, len(texts.replies)), torch.nan)
+        self.kl, self.first, self.nats = torch.full((3, len(texts.replies)), torch.nan)
 
     def hear(self, indices: Sequence[int], logits: Float[Tensor, "row kept vocab"]) -> None:
         for index, rows in self._asked.along(indices, logits):
             place = self._base.place(index)
             others = rows.cpu().gather(-1, self._base.tokens[place].long())
-            self.kl[index] = kl_divergence(_lumped(self._base.logprobs[place]), _lumped(others)).mean()
+            kl = kl_divergence(_lumped(self._base.logprobs[place]), _lumped(others))
+            self.kl[index], self.first[index] = kl.mean(), kl[0]
             self.nats[index] = _nats(rows, self._asked.continuations[index])
 
 

@@ -52,17 +52,21 @@ def reference_side(model: Model, texts: Texts, advance: Advance = unheard) -> Pr
     return heard.found
 
 
-def divergences(model: Model, reference: Predicted, texts: Texts, advance: Advance = unheard) -> list[float | None]:
-    """KL(reference‖model) along each reply of the reference, mean over its tokens, nats; None where it says nothing."""
+def divergences(model: Model, reference: Predicted, texts: Texts, advance: Advance = unheard) -> dict[str, list[float | None]]:
+    """KL(reference‖model), nats, of each reply of the reference: ``kl``, the mean over its tokens, and ``first``, of its first token, by
+    which the rest is led; None where it says nothing."""
     ask(model, [heard := Divergences(reference, texts)], advance)
-    return [None if value != value else value for value in heard.kl.tolist()]
+    found = {"kl": heard.kl, "first": heard.first}
+    return {name: [None if value != value else value for value in values.tolist()] for name, values in found.items()}
 
 
 @dataclass(frozen=True)
 class Side:
-    """One model on one set: its divergence along the reference's reply to each prompt, and the ids of its own reply."""
+    """One model on one set: its divergence along the reference's reply to each prompt, that of the first token, and the ids of its own
+    reply."""
 
     kl: Sequence[float | None]
+    first: Sequence[float | None]
     replies: Ids
 
 
@@ -71,16 +75,20 @@ def recovered(role: str, reference: Ids, base: Side, edited: Side, tokens: int =
 
     ``gone`` is null where the base is within ``LEAST`` of the reference.
     """
-    before, after = _mean(base.kl), _mean(edited.kl)
     return {
         "role": role,
         "n": len(reference),
-        "kl_base": before,
-        "kl_edited": after,
-        "gone": 1 - after / before if before is not None and after is not None and before >= LEAST else None,
+        **_compared("", base.kl, edited.kl),
+        **_compared("_first", base.first, edited.first),
         "agree_base": _agreement(reference, base.replies, tokens),
         "agree_edited": _agreement(reference, edited.replies, tokens),
     }
+
+
+def _compared(what: str, base: Sequence[float | None], edited: Sequence[float | None]) -> dict[str, float | None]:
+    before, after = _mean(base), _mean(edited)
+    gone = 1 - after / before if before is not None and after is not None and before >= LEAST else None
+    return {f"kl{what}_base": before, f"kl{what}_edited": after, f"gone{what}": gone}
 
 
 def _agreement(reference: Ids, replies: Ids, tokens: int) -> dict[str, Any]:

@@ -68,13 +68,16 @@ def logits(
 def recomputing(model: Resident) -> Iterator[None]:
     """Each block's insides are computed again on the way back instead of being kept (gradient checkpointing)."""
     blocks = [model.block(layer) for layer in range(model.folder.layers)]
+    before = [block.__dict__.get("forward") for block in blocks]  # where a model is spread over GPUs it has one of its own
     for block in blocks:
         block.__dict__["forward"] = _recomputed(block.forward)
     try:
         yield
     finally:
-        for block in blocks:
-            block.__dict__.pop("forward", None)
+        for block, forward in zip(blocks, before, strict=True):
+            block.__dict__.pop("forward")
+            if forward is not None:
+                block.__dict__["forward"] = forward
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -80,7 +80,7 @@ def changed_block(model: InMemory, change: Change, layer: int) -> Iterator[None]
         if change.plan is not None:
             for place in places(model, layer):
                 strength = change.plan.strength[layer, place.component]
-                if strength.requires_grad or float(strength):
+                if float(strength.detach()):
                     taken = removal(change.plan.direction[layer, place.component], place.gamma)
                     stack.enter_context(_hooked(place.module, *place.hook(taken, strength)))
         if change.shift is not None and layer == change.shift_layer:

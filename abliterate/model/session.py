@@ -45,6 +45,11 @@ class Session:
         over_several = fit_gpus(sizes, config.dtype, self._gpus()) if config.device == "auto" and joined() is None else None
         return over_several or fit(sizes, config.dtype, self.device, parse_budget(config.max_memory, self.device))
 
+    @property
+    def whole(self) -> bool:
+        """Whether the model is held whole on one device, by this process alone."""
+        return self.fit.resident and not self.fit.gpus and joined() is None
+
     def _gpus(self) -> list[int]:
         """What each GPU of this machine may take, in bytes."""
         gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from abliterate.config import RunConfig
-from abliterate.directions.candidates import at_most
+from abliterate.directions.candidates import KINDS, at_most
 from abliterate.evaluation.drift import REPLY, bundled_prose
-from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS
+from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS, THOUGHT_TOKENS
 from abliterate.evaluation.random_directions import SEEDS
 from abliterate.evaluation.recovery import TOKENS
 from abliterate.model.folder import ModelFolder
@@ -135,12 +135,12 @@ def _guessed(prompts: Sequence[Prompt]) -> Ids:
 def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = False) -> list[Step]:
     """Every call that a run makes, in its order, of a model that is held ``whole`` or not. Replies that end early make it less."""
     train, val = prompts.train, prompts.val
-    tried = at_most(config.candidates, layers, prompts.languages, len(config.estimators))
+    gradient = config.tune == "gradient" or (config.tune == "auto" and whole)
+    tried = at_most(config.candidates, layers, prompts.languages, len(config.estimators), ("per-layer",) if gradient else KINDS)
     opened = {role: [[*ids, *[0] * OPENING_TOKENS] for ids in spread(val[role], RANKED_BY)] for role in ("target", "baseline")}
     judging = [ids for role, ids in val.items() if role != "harmless" or "keep" in val]
     kept = OPENING_TOKENS + 1
-    tuned = config.tune in ("gradient", "search") or (config.tune == "auto" and whole)
-    shortlisted = min(SHORTLIST, tried) * (1 if tuned else len(SHARES))
+    shortlisted = min(SHORTLIST, tried) * (1 if gradient or config.tune == "search" else len(SHARES))
     steps = [
         Step("collection", "activations", tuple(Asked(ids) for ids in (*train.values(), *judging))),
         *_own_replies(val, "val"),
@@ -157,7 +157,7 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
     ]
     if config.tune == "search":
         steps += [Step("selection", "search", _measured(val, min(BATCH, config.trials))) for _ in range(-(-config.trials // BATCH))]
-    elif tuned:
+    elif gradient:
         steps += _tuning_steps(config, train, val)
     tested = tuple(Asked(ids) for ids in prompts.test.values())
     if config.engine == "transformers":
@@ -174,7 +174,7 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
 
 def _own_replies(asked: Mapping[Role, Ids], split: str) -> Iterator[Step]:
     """The short replies that the choice rests on, and what is predicted along those that should stay."""
-    yield Step("selection", f"own short replies ({split})", tuple(Asked(ids) for ids in asked.values()), PROBE_TOKENS)
+    yield Step("selection", f"own short replies ({split})", tuple(Asked(ids) for ids in asked.values()), PROBE_TOKENS + THOUGHT_TOKENS)
     yield Step("selection", f"own predictions ({split})", _staying(asked, 1))
 
 
@@ -195,7 +195,7 @@ def _tuning_steps(config: RunConfig, train: Mapping[Role, Ids], val: Mapping[Rol
     rounds = {role: -(-settings.total * min(settings.batch, len(ids)) // max(len(ids), 1)) for role, ids in train.items()}
     dealt = tuple(Asked([[*ids, *[0] * CONTINUED] for ids in train[role]], rounds[role], CONTINUED + 1) for role in train)
     yield Step("selection", "tuning", dealt, gradients=True)
-    yield Step("selection", "looks at val", _measured(val, len(looks(settings))))
+    yield Step("selection", "looks at val", _measured(val, len(settings.weights) * len(looks(settings))))
 
 
 def _recovery_steps(tested: Sequence[Asked]) -> Iterator[Step]:

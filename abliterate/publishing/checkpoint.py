@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,20 @@ from abliterate.checkpoint.licence import CARD, licence_files
 from abliterate.checkpoint.proof import NAME as PROOF
 from abliterate.errors import InputError, first_line
 from abliterate.report.document import read_json
-from abliterate.report.model_index import keep_tests
+from abliterate.report.model_index import keep_tests, name_on_hub
+
+_OF_A_RUN = ("run.json", "report.json")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An edited checkpoint. ``run`` is the content of the run.json beside it; None where it lies alone."""
+    """An edited checkpoint. ``run`` and ``report`` are what the run.json and the report.json beside it hold; None where it lies alone."""
 
     path: Path
     proof: Mapping[str, Any]
     card: ModelCard
     run: Mapping[str, Any] | None
+    report: Mapping[str, Any] | None = None
 
     @property
     def base(self) -> str:
@@ -38,8 +42,19 @@ class Checkpoint:
 
     @property
     def keep_tests(self) -> list[tuple[str, bool]]:
-        """The keep sets and whether their tests held, as the card has them; empty where nothing of it was measured."""
-        return keep_tests(self.card.data.get("eval_results"))
+        """The keep sets and whether their tests held; empty where nothing of it was measured.
+
+        As the run's report has them and as the card does, which people write in: where they differ, a test did not hold.
+        """
+        found = {name_on_hub(str(test["set"])): test["holds"] is True for test in (self.report or {}).get("keep_tests") or ()}
+        for name, holds in keep_tests(self.card.data.get("eval_results")):
+            found[name] = holds and found.get(name, True)
+        return list(found.items())
+
+    @property
+    def asked_to_keep(self) -> list[str]:
+        """The keep sets that the run was given, as it was given them."""
+        return [str(name) for name in ((self.run or {}).get("settings") or {}).get("keep") or ()]
 
     @property
     def licence_files(self) -> list[str]:
@@ -55,11 +70,13 @@ def find_checkpoint(given: Path) -> Checkpoint:
         )
     if not (path / CARD).is_file():
         raise InputError(f"{path}: no {CARD}; a checkpoint isn't published without its card")
-    record = path.parent / "run.json"
+    around = Path(os.path.abspath(path)).parent  # also of a checkpoint that is given as "."
     try:
         proof = read_json(path / PROOF)
         card = ModelCard((path / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=False)
-        run = read_json(record) if record.is_file() else None
+        run, report = (read_json(around / file) if (around / file).is_file() else None for file in _OF_A_RUN)
+        made = Checkpoint(path, proof, card, run, report)
+        _ = made.base, made.keep_tests, made.asked_to_keep  # read once here, so that what isn't as we write it is said in a line
     except Exception as error:  # files that people edit: not JSON, not YAML, not UTF-8
-        raise InputError(f"{path}: {PROOF}, {CARD} or run.json can't be read ({first_line(error)})") from None
-    return Checkpoint(path, proof, card, run)
+        raise InputError(f"{path}: {PROOF}, {CARD}, {_OF_A_RUN[0]} or {_OF_A_RUN[1]} can't be read ({first_line(error)})") from None
+    return made

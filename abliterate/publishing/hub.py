@@ -45,18 +45,31 @@ def check_token() -> None:
         raise InputError(_NO_TOKEN)
 
 
+def will_be_public(repo: str, public: bool) -> bool:
+    """Whether anybody may see what is published: as asked where the repository isn't there yet, else as it is, which no push changes.
+
+    Raises InputError in a line for what the Hub or the network say, CheckError where the repository is public and shouldn't be.
+    """
+    api = _api()
+    with _in_a_line(repo, api.endpoint):
+        try:
+            there = api.model_info(repo).private is False
+        except RepositoryNotFoundError:  # also what is said to a token that isn't valid; making the repository tells
+            return public
+    if there and not public:
+        raise CheckError(f"{repo}: is there already and public, though --public was not given; give it, or make the repository private")
+    return there
+
+
 def upload(folder: Path, names: Sequence[str], repo: str, public: bool) -> str:
     """Upload files of a folder into the repository, made where it isn't there (private unless ``public``). Returns the commit's URL.
 
-    What an earlier, interrupted upload sent is not sent again. Raises InputError in a line for what the Hub or the network say,
-    CheckError where the repository is public and shouldn't be.
+    What an earlier, interrupted upload sent is not sent again. Raises InputError in a line for what the Hub or the network say.
     """
     if not sys.stderr.isatty():
         disable_progress_bars()
-    api = HfApi(library_name="abliterate", library_version=__version__)
+    api = _api()
     with _in_a_line(repo, api.endpoint):
-        if not public and _is_public(api, repo):
-            raise CheckError(f"{repo}: is there already and public, though --public was not given; give it, or make the repository private")
         api.create_repo(repo, private=not public, repo_type="model", exist_ok=True)
         done = api.upload_folder(
             repo_id=repo,
@@ -68,11 +81,8 @@ def upload(folder: Path, names: Sequence[str], repo: str, public: bool) -> str:
     return str(done.commit_url)
 
 
-def _is_public(api: HfApi, repo: str) -> bool:
-    try:
-        return api.model_info(repo).private is False
-    except RepositoryNotFoundError:  # also what is said to a token that isn't valid; making the repository tells
-        return False
+def _api() -> HfApi:
+    return HfApi(library_name="abliterate", library_version=__version__)
 
 
 @contextmanager
@@ -80,8 +90,6 @@ def _in_a_line(repo: str, endpoint: str) -> Iterator[None]:
     """What goes wrong at the Hub, as an InputError of one line."""
     try:
         yield
-    except (InputError, CheckError):
-        raise
     except Exception as error:  # the Hub's client, its HTTP library and the upload's threads each raise their own kinds
         raise InputError(f"{repo}: {_reason(error, endpoint)}") from None
 

@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from abliterate.checkpoint.licence import CARD
 from abliterate.checkpoint.sums import SUMS, published_files, to_hash, write_sums
-from abliterate.commands import verify
-from abliterate.config import PushConfig, VerifyConfig
+from abliterate.config import PushConfig
 from abliterate.errors import CheckError, InputError
 from abliterate.planning.words import size
-from abliterate.progress import say, stage
+from abliterate.progress import stage
 from abliterate.publishing.card import published_card
 from abliterate.publishing.checkpoint import Checkpoint, find_checkpoint
-from abliterate.publishing.hub import check_repo, check_token, upload
+from abliterate.publishing.hub import check_repo, check_token, upload, will_be_public
+from abliterate.publishing.reasons import Reasons, base_of, forbidden, licence_of, not_kept, not_verified, notice
 from abliterate.report.document import write_text
-from abliterate.report.licences import UNKNOWN, Terms, names_of, notices, refusals, terms_of
-
-NOTICE = "NOTICE"
+from abliterate.report.licences import UNKNOWN, names_of, terms_of
 
 
 def push(config: PushConfig, folder: Path, repo: str) -> str:
     """Publish the checkpoint in ``folder`` (or in a run's folder) as ``repo``. Returns what was done, in a line.
 
     Raises InputError for a licence that isn't known or asks for what isn't there, and for what the Hub says; CheckError where a check
-    didn't hold and no reason is given to publish even so.
+    didn't hold and no reason is given to publish even so. A dry run shows all such reasons, and then raises the first.
     """
     name = check_repo(repo)
     made = find_checkpoint(folder)
-    licence = _licence(made, config.license)
+    licence, stated = licence_of(made, config.license)
     terms = terms_of(licence, made.base)
-    for refusal in refusals(terms, name, made.licence_files):
-        raise InputError(refusal)
+    reasons = Reasons(all_told=config.dry_run)
+    for words in forbidden(made, licence, terms, name, config.license):
+        reasons.add(InputError(words))
     if not config.dry_run:
         check_token()
-    failed = [*_not_kept(made), *_not_verified(made, config)]
-    if failed and config.even_so is None:
-        raise CheckError(f'{made.path}: {"; ".join(failed)}; --even-so "reason" publishes it, and the card says so')
-    card = published_card(made.card, name, config.license, terms, failed, config.even_so)
-    new = {CARD: card, **_notice(made, terms)}
-    _show(made, repo, config, licence, new, failed)
+    failed, verified = _checked(made, config, reasons)
+    card = published_card(made.card, name, stated, terms, failed if config.even_so else (), config.even_so)
+    new = {CARD: card, **notice(made, terms)}
+    told = {"even so": config.even_so} if failed and config.even_so else {}
+    facts = {"repository": f"{repo} ({_seen_by(repo, config)})", "licence": ", ".join(names_of(licence)) or UNKNOWN, "verify": verified}
+    _show(made, new, {**facts, **told}, [str(error) for error in reasons.told])
+    if reasons.told:
+        raise reasons.told[0]
     if config.dry_run:
         return "dry run: nothing was sent and nothing written"
     for file, text in new.items():
@@ -54,61 +54,37 @@ def push(config: PushConfig, folder: Path, repo: str) -> str:
     return f"{repo}: {upload(made.path, published_files(made.path), repo, config.public)}"
 
 
-def _licence(made: Checkpoint, stated: str | None) -> Mapping[str, Any]:
-    """The base's licence, or the one stated where the base's card states none. Raises InputError where neither does."""
-    found = made.proof.get("licence") or {"ids": [], "name": None, "link": None, "files": [], "bases": []}
-    names = names_of(found)
-    if stated is None:
-        if not names:
-            raise InputError(
-                f"{made.path}: the licence is {UNKNOWN} (the card of {made.base} states none); find out under which it stands and say it "
-                "with --license ID (apache-2.0, mit, llama3.1, ...)"
-            )
-        return found
-    if names and stated.lower() not in (name.lower() for name in names):
-        raise InputError(f"--license {stated!r}: the card of {made.base} says {', '.join(names)}, and a derived model stays under it")
-    return {**found, "ids": [stated.lower()], "name": None}
-
-
-def _not_kept(made: Checkpoint) -> list[str]:
-    return [f"refusals of {name} were not shown to stay (the keep test did not hold)" for name, holds in made.keep_tests if not holds]
-
-
-def _not_verified(made: Checkpoint, config: PushConfig) -> list[str]:
-    base = _base(made, config)
-    told = VerifyConfig(base=base, revision=config.revision, layout=config.layout, trust_remote_code=config.trust_remote_code)
+def _checked(made: Checkpoint, config: PushConfig, reasons: Reasons) -> tuple[list[str], str]:
+    """The checks that did not hold, which are reasons unless one is given to publish even so; and verify's verdict in a word or two."""
+    failed = not_kept(made)
     try:
-        say(verify(told, made.path))
-    except CheckError as error:
-        return [f"verify: {error}".replace(f"{made.path}/", "").replace(f"{made.path}: ", "")]
-    return []
+        wrong = not_verified(made, config)
+        looked = "" if base_of(made, config) else " (the edited tensors alone; the base is not at hand, --base says where it is)"
+        verified = "did not hold" if wrong else f"held{looked}"
+    except InputError as error:
+        reasons.add(error)
+        wrong, verified = [], "not done"
+    failed += wrong
+    if failed and config.even_so is None:
+        for words in failed if config.dry_run else ["; ".join(failed)]:
+            reasons.add(CheckError(f'{made.path}: {words}; --even-so "reason" publishes it, and the card says so'))
+    return failed, verified
 
 
-def _base(made: Checkpoint, config: PushConfig) -> str | None:
-    """The base that verify compares with: as told, else the run's own where it is still there."""
-    return config.base or (str(made.base_folder) if made.base_folder else None)
+def _seen_by(repo: str, config: PushConfig) -> str:
+    """Who will see it. A dry run asks nobody whether the repository is there already."""
+    if config.dry_run:
+        return "public, unless it is there already and private" if config.public else "private"
+    public = will_be_public(repo, config.public)
+    return "public" if public else "stays private, as it is; --public makes only a new one public" if config.public else "private"
 
 
 def _size(nbytes: int) -> str:
     return size(nbytes) if nbytes >= 1e6 else f"{nbytes / 1e3:.1f} kB"
 
 
-def _notice(made: Checkpoint, terms: Sequence[Terms]) -> dict[str, str]:
-    """The NOTICE file that the licences ask for, with what one of the base's holds already; empty where nothing is missing."""
-    there = [file for file in made.licence_files if file.lower().startswith("notice")]
-    text = "\n".join((made.path / file).read_text(encoding="utf-8", errors="replace") for file in there)
-    missing = [line for line in notices(terms) if line not in text]
-    if not missing:
-        return {}
-    if there:
-        raise InputError(f"{made.path / there[0]}: lacks the line that the licence asks for ({missing[0]!r}); add it")
-    return {NOTICE: "\n".join(missing) + "\n"}
-
-
-def _show(
-    made: Checkpoint, repo: str, config: PushConfig, licence: Mapping[str, Any], new: Mapping[str, str], failed: Sequence[str]
-) -> None:
-    """What will be sent, to stdout."""
+def _show(made: Checkpoint, new: Mapping[str, str], facts: Mapping[str, str], refused: list[str]) -> None:
+    """What will be sent, and what stands against it, to stdout."""
     console = Console(highlight=False)
     sizes = {name: (made.path / name).stat().st_size for name in published_files(made.path)}
     sizes |= {name: len(text.encode("utf-8", "replace")) for name, text in new.items()}
@@ -117,17 +93,12 @@ def _show(
     for name in sorted({*sizes, SUMS}):
         table.add_row(name, "written anew" if name == SUMS else _size(sizes[name]))
     console.print(table)
-    kept = made.keep_tests
-    looked = "" if _base(made, config) else " (the edited tensors alone; the base is not at hand, --base says where it is)"
-    facts = {
-        "sum": f"{_size(sum(sizes.values()))} in {len({*sizes, SUMS})} files",
-        "repository": f"{repo} ({'public' if config.public else 'private'})",
-        "licence": ", ".join(names_of(licence)),
-        "base": made.base,
-        "keep test": "; ".join(f"{name}: {'shown' if holds else 'NOT shown'}" for name, holds in kept) or "not measured",
-        "verify": "did not hold" if any(reason.startswith("verify") for reason in failed) else f"held{looked}",
-    }
-    if failed:
-        facts["even so"] = str(config.even_so)
-    for what, value in facts.items():
-        console.print(f"{what}: {value}", markup=False, soft_wrap=True)
+    kept = "; ".join(f"{name}: {'shown' if holds else 'NOT shown'}" for name, holds in made.keep_tests)
+    lines = [
+        f"sum: {_size(sum(sizes.values()))} in {len({*sizes, SUMS})} files",
+        f"base: {made.base}",
+        f"keep test: {kept or 'not measured'}",
+    ]
+    lines += [f"{what}: {value}" for what, value in facts.items()] + [f"refused: {reason}" for reason in refused]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)

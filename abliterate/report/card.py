@@ -14,11 +14,13 @@ from abliterate import __version__
 from abliterate.report import provenance, sentences
 from abliterate.report.licences import UNKNOWN, displayed, names_of, notices, terms_of
 from abliterate.report.model_index import eval_results
-from abliterate.report.page import corrected, interval, percent
+from abliterate.report.numbers import corrected, interval, percent
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _TAGS = ("abliterated", "directional-ablation", "abliterate")
 _WEIGHTS = (".safetensors",)
+# Settings whose values are paths, or may be; a model that came from the Hub has its id in run.json.
+_PATHS = ("model", "reference", "layout", "study", "target", "baseline", "keep", "harmless", "prompts", "plan", "direction")
 
 
 def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
@@ -44,6 +46,8 @@ def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> st
             recovery=list(sentences.recovery(report)) if report else [],
             missing=provenance.missing(report) if report else [],
             command=provenance.command(without_paths(report["run"])) if report else None,
+            pinned=f" --revision {code(proof['base_revision'])}" if _hub_id(base) and proof.get("base_revision") else "",
+            judge=judge_without_paths(report["judge"]["name"]) if report and report.get("judge") else None,
             hashes=_weights_of(report["run"]) if report else {},
         )
     )
@@ -75,17 +79,47 @@ def _hub_id(base: str) -> str | None:
 
 
 def without_paths(run: Mapping[str, Any]) -> dict[str, Any]:
-    """run.json with every folder and file called by its own name: where they lie on this machine is nobody else's business."""
+    """run.json with every folder, file and server called by no more than its own name: where they lie is nobody else's business.
+
+    Models that came from the Hub are called by their ids there, the base with the revision that it had.
+    """
+    ids = {"model": run.get("hub_id"), "reference": (run.get("reference") or {}).get("hub_id")}
 
     def named(key: str, value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [named(key, item) for item in value]
-        if key == "model" and run.get("hub_id"):
-            return run["hub_id"]
-        hidden = isinstance(value, str) and "://" not in value and value.startswith(("/", "~", ".")) and Path(value).name
-        return Path(value).name if hidden else value
+        if not isinstance(value, str):
+            return value
+        return ids.get(key) or _named(key, value)
 
-    return {**run, "settings": {key: named(key, value) for key, value in run["settings"].items()}}
+    settings = {key: named(key, value) for key, value in run["settings"].items()}
+    if run.get("hub_id") and run.get("revision"):
+        settings["revision"] = run["revision"]
+    return {**run, "settings": settings}
+
+
+def _named(key: str, value: str) -> str:
+    """A setting's value without the way to it: a URL becomes a word that stands for it, a path its last part."""
+    if "://" in value:
+        return "DATABASE" if key == "study" else "SERVER"
+    if value.startswith("hf:"):
+        dataset, colon, rest = value.removeprefix("hf:").partition(":")
+        return f"hf:{dataset if _HUB_ID.fullmatch(dataset) else Path(dataset).name}{colon}{rest}"
+    if key not in _PATHS and not value.startswith(("/", "~", ".")):
+        return value
+    name = Path(value).name
+    return name if name.strip("~.") else key.upper()
+
+
+def judge_without_paths(name: str) -> str:
+    """A judge's name without where its server or its folder is; a classifier of the Hub keeps its id there."""
+    kind, _, given = name.partition(":")
+    if kind == "chat":
+        _, mark, model = given.partition("#")
+        return f"chat:SERVER{mark}{_named('judge', model)}"
+    if kind == "classifier" and (not _HUB_ID.fullmatch(given) or Path(given).is_dir()):
+        return f"classifier:{_named('model', given)}"
+    return name
 
 
 def _weights_of(run: Mapping[str, Any]) -> dict[str, str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from abliterate.errors import InputError
+from abliterate.report.card import without_paths
 from abliterate.report.document import SCHEMA, write_text
-from abliterate.report.page import environment, model_name
-from abliterate.report.provenance import command
+from abliterate.report.page import environment
+from abliterate.report.provenance import command, model_name
 from abliterate.report.rates import round_up
 
 _ROLES = ("target", "keep", "baseline", "harmless", "borderline", "audited")
@@ -61,7 +62,10 @@ def runs_page(reports: Mapping[str, Mapping[str, Any]]) -> str:
         environment()
         .get_template("runs.html.jinja2")
         .render(
-            runs={name: {"model": model_name(r["run"]), "report": r, "command": command(r["run"])} for name, r in reports.items()},
+            runs={
+                name: {"model": model_name(r["run"]), "report": r, "command": command(without_paths(r["run"]))}
+                for name, r in reports.items()
+            },
             sets=_sets(reports),
             drift=_drift(reports),
             unlike=_unlike(reports),
@@ -104,9 +108,11 @@ def _unlike(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _settings(reports: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """Settings that are not the same in all runs, with each run's own."""
-    keys = dict.fromkeys(key for r in reports.values() for key in r["run"]["settings"])
-    rows = [(key, [_short(r["run"]["settings"].get(key)) for r in reports.values()]) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
+    given = [r["run"]["settings"] for r in reports.values()]
+    named = [without_paths(r["run"])["settings"] for r in reports.values()]
+    keys = dict.fromkeys(key for settings in given for key in settings)
+    unlike = [key for key in keys if len({_short(settings.get(key)) for settings in given}) > 1]
+    return [(key, [_short(settings.get(key)) for settings in named]) for key in unlike]
 
 
 def _short(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from abliterate.report.choice import improved
 from abliterate.report.plots import INDEX, Plot, cloud, lines, separation, trade
 
 
@@ -89,7 +90,11 @@ def _better(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def _front(tuning: Mapping[str, Any]) -> Plot:
-    points = [{"x": p["kl"], "y": 100 * p["target_left"], "front": p["on_front"], "chosen": p["chosen"]} for p in tuning["front"]]
-    said = "Each point is a weight that was tried, on val prompts: left is less side effect, low is less of the target left."
+    points = [
+        {"x": p["kl"], "y": 100 * p["target_left"], "front": p["on_front"], "chosen": p["chosen"], "improved": improved(tuning, p)}
+        for p in tuning["front"]
+    ]
+    said = "Each point is an edit, measured on val prompts: left is less side effect, low is less of the target left."
     axis = ("drift: KL, first token (nats)", "target left (%)")
-    return trade("front", "What was given up for what", said, points, axis)
+    best = "none is better in these two and in the KL on what is kept"
+    return trade("front", "What was given up for what", said, points, axis, best)

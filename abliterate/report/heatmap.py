@@ -14,20 +14,24 @@ def heat_maps(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One map a set that has topics or categories: {name, control, langs, sets, columns, rows, tested, significant, left_out}.
 
     ``columns``: (set, model) pairs, which repeat in each language; a cell is {k, n, level} or None where nothing was asked.
-    A control has no map of its own where it stands beside its set.
+    A control has no map of its own where it stands beside its set; it does so where both have topics of the same name in one language.
     """
-    controls = {entry["set"]: entry["control"] for entry in report["against_control"] or []}
-    beside = {control for name, control in controls.items() if report["tables"].get(name)}
-    maps = [_map(report, name, controls.get(name)) for name in report["sets"] if name not in beside]
+    pairs = [(entry["set"], entry["control"]) for entry in report["against_control"] or []]
+    controls = {name: control for name, control in pairs if _topics(report, name) & _topics(report, control)}
+    maps = [_map(report, name, controls.get(name)) for name in report["sets"] if name not in controls.values()]
     return [found for found in maps if found["rows"]]
+
+
+def _topics(report: Mapping[str, Any], name: str) -> set[tuple[str, str]]:
+    """Topics with their languages of a set's table."""
+    return {(row["topic"], row["lang"]) for row in report["tables"].get(name) or [] if row["topic"]}
 
 
 def _map(report: Mapping[str, Any], name: str, control: str | None) -> dict[str, Any]:
     both = report["sets"][name]["edited"] is not None
     sides = ("base", "edited") if both else ("base",)
     cells = _by_language(report["tables"].get(name) or []) or _by_category(report, name)
-    others = _by_language(report["tables"].get(control) or []) if control else {}
-    control = control if others else None
+    others = _by_language(report["tables"][control]) if control else {}
     langs = sorted({lang for _, lang in cells})
     sets = [name, *([control] if control else [])]
     columns = [(of, side) for of in sets for side in sides]

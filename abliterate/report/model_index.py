@@ -53,7 +53,7 @@ def _drift(report: Mapping[str, Any]) -> Iterator[EvalResult]:
 
 
 def _result(name: str, metric: str, words: str, value: float, about: Mapping[str, Any], of: Mapping[str, Any]) -> EvalResult:
-    flat = re.sub(r"[^\w .,:+-]+", "-", " ".join(name.split()))  # a name on the Hub, whatever the file was called
+    flat = name_on_hub(name)
     return EvalResult(
         task_type=TASK,
         dataset_type=flat,
@@ -65,6 +65,11 @@ def _result(name: str, metric: str, words: str, value: float, about: Mapping[str
         metric_value=_round(value),
         metric_args=dict(about),
     )
+
+
+def name_on_hub(name: str) -> str:
+    """A set's name in a card's results, whatever its file was called."""
+    return re.sub(r"[^\w .,:+-]+", "-", " ".join(name.split()))
 
 
 def _round(value: float) -> float:

@@ -13,9 +13,11 @@ from markupsafe import Markup
 
 from abliterate.config import Transcripts
 from abliterate.evaluation.summary import Judged
-from abliterate.report import figures, heatmap, provenance, rates, sentences
+from abliterate.report import choice, figures, heatmap, provenance, rates, sentences, tables
 from abliterate.report.browser import Browser, browser
+from abliterate.report.card import without_paths
 from abliterate.report.inert import language, shown
+from abliterate.report.numbers import corrected, duration, interval, percent
 
 LIMIT = 1_950_000  # bytes of a page without whole transcripts
 _SAID_FIRST = 4  # sentences on the first screen; the others are behind them
@@ -57,43 +59,6 @@ def content_policy() -> str:
     )
 
 
-def percent(rate: Mapping[str, Any] | None) -> str:
-    """A rate as a person reads it."""
-    if rate is None or rate["rate"] is None:
-        return "–"
-    return f"{100 * rate['rate']:.1f} %"
-
-
-def interval(rate: Mapping[str, Any] | None) -> str:
-    """The rate's counts and 95 % interval."""
-    if rate is None or rate["rate"] is None:
-        return ""
-    low, high = rate["ci95"]
-    return f"{rate['k']}/{rate['n']}, 95 % {100 * low:.1f}–{100 * high:.1f}"
-
-
-def corrected(rate: Mapping[str, Any] | None) -> str:
-    """The rate put right for what its detector is known to miss, where it has one."""
-    found = None if rate is None else rate.get("corrected")
-    if found is None:
-        return ""
-    low, high = found["ci95"]
-    return f"corrected {100 * found['rate']:.1f} %, 95 % {100 * low:.1f}–{100 * high:.1f}"
-
-
-def duration(seconds: float) -> str:
-    """A time as a person reads it."""
-    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.1f} s"
-
-
-def model_name(run: Mapping[str, Any]) -> str:
-    """What the model was called by the user, or by the server where it is nowhere else."""
-    if "derived" in run["settings"]:
-        return f"{run['settings']['derived']} against {run['settings']['base']}"
-    served = run.get("resolved", {}).get("engines", {}).get("base", {}).get("model")
-    return str(served if served and run.get("model_path") is None else run["settings"]["model"])
-
-
 def two_models(report: Mapping[str, Any]) -> bool:
     """Whether the report has a before and an after."""
     return report["edit"] is not None or any(entry["edited"] is not None for entry in report["sets"].values())
@@ -101,7 +66,7 @@ def two_models(report: Mapping[str, Any]) -> bool:
 
 def headline(report: Mapping[str, Any]) -> str:
     """What was done to which model, and what came of it, in a sentence or two."""
-    name = model_name(report["run"])
+    name = provenance.model_name(report["run"])
     sets = report["sets"]
     if "derived" in report["run"]["settings"]:
         return f"{name}: what changed between the two models."
@@ -143,7 +108,7 @@ def _content(report: Mapping[str, Any], auc: Mapping[str, Any] | None) -> dict[s
     said = [sentence for sentence in sentences.all_of(report) if sentence not in listed]
     return {
         "report": report,
-        "name": model_name(report["run"]),
+        "name": provenance.model_name(report["run"]),
         "both": two_models(report),
         "headline": headline(report),
         "failed": failed,
@@ -157,7 +122,12 @@ def _content(report: Mapping[str, Any], auc: Mapping[str, Any] | None) -> dict[s
         "maps": heatmap.heat_maps(report),
         "layer_plots": figures.of_layers(report, auc),
         "choice_plots": figures.of_choice(report),
-        "command": provenance.command(report["run"]),
+        "picked": choice.picked(report["selection"]),
+        "way": choice.way(report["selection"]),
+        "mark": choice.mark(report["selection"]),
+        "cuts": tables.cuts(report),
+        "thoughts": tables.thoughts(report),
+        "command": provenance.command(without_paths(report["run"])),
         "kind": provenance.kind(report["run"]),
         "cost": provenance.cost(report.get("cost")),
         "cite": provenance.citation(report),

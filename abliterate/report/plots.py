@@ -121,19 +121,24 @@ def _scatter(axes: Axes, points: Sequence[Point], number: int) -> None:
     axes.scatter(xs, ys, s=size, marker=marker, c=colour if filled else "none", edgecolors=colour, linewidths=0.9, alpha=0.75)
 
 
-def trade(name: str, title: str, caption: str, points: Sequence[Mapping[str, Any]], axis: tuple[str, str]) -> Plot:
-    """Points {x, y, front, chosen}: those on the front joined and filled, the chosen one ringed."""
+def trade(
+    name: str, title: str, caption: str, points: Sequence[Mapping[str, Any]], axis: tuple[str, str], best: str = "none is better in both"
+) -> Plot:
+    """Points {x, y, front, chosen, improved}: those on the front joined and filled, the chosen one ringed; where only some are improved
+    on, the others are squares. ``best``: what those on the front are."""
     front = sorted((p["x"], p["y"]) for p in points if p["front"])
     chosen = next(((p["x"], p["y"]) for p in points if p["chosen"]), None)
+    mixed = len({bool(p.get("improved")) for p in points}) > 1
 
     def draw(axes: Axes) -> None:
-        others = [(p["x"], p["y"]) for p in points if not p["front"]]
         if len(front) > 1:
             axes.plot(*zip(*front, strict=True), color=ACCENT, linewidth=1.2, zorder=1)
-        for some, face, edge in ((others, BACK, BASE), (front, ACCENT, ACCENT)):
-            if some:
-                xs, ys = zip(*some, strict=True)
-                axes.scatter(xs, ys, s=26, c=face, edgecolors=edge, linewidths=1.2, zorder=2)
+        for filled, face, edge in ((False, BACK, BASE), (True, ACCENT, ACCENT)):
+            for square in (False, True):
+                some = [(p["x"], p["y"]) for p in points if p["front"] == filled and (mixed and not p.get("improved")) == square]
+                if some:
+                    xs, ys = zip(*some, strict=True)
+                    axes.scatter(xs, ys, s=26, c=face, edgecolors=edge, linewidths=1.2, zorder=2, marker="s" if square else "o")
         if chosen is not None:
             axes.scatter(*chosen, s=120, facecolors="none", edgecolors=TEXT, linewidths=1.8, zorder=3)
         axes.set(xlabel=axis[0], ylabel=axis[1])
@@ -142,8 +147,9 @@ def trade(name: str, title: str, caption: str, points: Sequence[Mapping[str, Any
         axes.set_ylim(min(low, -0.02 * high), high)
 
     said = f"{len(points)} tried." + (f" The chosen one: {axis[0]} {chosen[0]:.3g}, {axis[1]} {chosen[1]:.3g}." if chosen else "")
-    key = (*((("dot-front", "none is better in both"),) if front else ()), ("dot-other", "others"), ("ring-round", "chosen"))
-    return Plot(_drawn(name, title, said, draw), title, caption, key)
+    kinds = (("dot-other", "improved on"), ("square-other", "candidate as it was estimated")) if mixed else (("dot-other", "others"),)
+    filled = (("dot-front", f"filled: {best}" if mixed else best),) if front else ()
+    return Plot(_drawn(name, title, said, draw), title, caption, (*filled, *kinds, ("ring-round", "chosen")))
 
 
 def _drawn(name: str, title: str, description: str, draw: Callable[[Axes], None], height: float = _SIZE[1]) -> Markup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from abliterate.config import AuditConfig, CompareConfig, Config, RunConfig
@@ -41,8 +42,16 @@ def command(run: Mapping[str, Any]) -> str:
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         elif given:
-            words += [flag, *(shlex.quote(str(one)) for one in given)]
+            words += [flag, *(shlex.quote(_public(str(one))) for one in given)]
     return " ".join([*words, "--out", "RUN"])
+
+
+def _public(given: str) -> str:
+    """A value as it may be shown: a URL without its user, and without its query, where passwords stand too."""
+    scheme, found, rest = given.partition("://")
+    if not found:
+        return given
+    return f"{scheme}://{re.split(r'[?#]', rest, maxsplit=1)[0].rpartition('@')[2]}"
 
 
 def cost(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -74,11 +83,11 @@ def missing(report: Mapping[str, Any]) -> list[str]:
 def citation(report: Mapping[str, Any]) -> dict[str, str]:
     """How to cite these figures, and the method, as BibTeX."""
     run = report["run"]
-    key = re.sub(r"[^a-z0-9]+", "", str(run["settings"].get("model") or run["settings"].get("derived") or "model").lower()) or "model"
+    key = re.sub(r"[^a-z0-9]+", "", _sides(run)[-1].lower()) or "model"
     version = run["abliterate"]
     figures = (
         f"@misc{{abliterate-{key},\n"
-        f"  title = {{Refusals of {_tex(_named(run))}: a report of abliterate {version}}},\n"
+        f"  title = {{Refusals of {_tex(model_name(run))}: a report of abliterate {version}}},\n"
         f"  note = {{report.json, schema {report.get('schema', 'unknown')}; model and prompts by their hashes in it}}\n}}"
     )
     method = (
@@ -92,9 +101,30 @@ def citation(report: Mapping[str, Any]) -> dict[str, str]:
     return {"figures": figures, "method": method}
 
 
-def _named(run: Mapping[str, Any]) -> str:
+def model_name(run: Mapping[str, Any]) -> str:
+    """What the model is called, of a comparison both: an id on the Hub, a short name as it was given, a folder by its own name (where
+    it lies is nobody else's business), or what a server calls it where it is nowhere else."""
+    return " against ".join(reversed(_sides(run)))
+
+
+def _sides(run: Mapping[str, Any]) -> list[str]:
+    """The name of the model, or of a comparison's base and derived one."""
     settings = run["settings"]
-    return f"{settings['derived']} against {settings['base']}" if "derived" in settings else str(settings["model"])
+    if "derived" in settings:
+        return [_called(settings["base"], run), _called(settings["derived"], run.get("derived") or {})]
+    served = run.get("resolved", {}).get("engines", {}).get("base", {}).get("model")
+    return [_called(served if served and run.get("model_path") is None else settings["model"], run)]
+
+
+def _called(given: Any, model: Mapping[str, Any]) -> str:
+    """``model``: what run.json says of it."""
+    name, path = str(given), model.get("model_path")
+    if model.get("hub_id"):
+        return str(model["hub_id"])
+    if "://" in name or (path is None and not name.startswith(("/", "~", "."))):
+        return name
+    folder = Path(name if path is None else path).name
+    return folder if folder and ("/" in name or name.startswith(("~", "."))) else name
 
 
 def _tex(text: str) -> str:

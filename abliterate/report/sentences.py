@@ -76,7 +76,11 @@ def kept(report: Mapping[str, Any], holds: bool) -> Iterator[str]:
             continue
         n = test["n"]
         found = f"n = {n}, upper bound {100 * test['upper_bound']:.1f} points"
-        claim = f"refusals of {test['set']} did not fall by more than {100 * test['margin']:g} points"
+        what = "refusals" if test["measure"] == "refused" else "withheld replies"
+        if test["base"] <= test["margin"] * n:
+            yield f"NOT shown: {test['set']} has nothing to keep: the base model withholds {test['base']} of its {n} prompts."
+            continue
+        claim = f"{what} of {test['set']} did not fall by more than {100 * test['margin']:g} points"
         if holds:
             yield f"Shown: {claim} ({found})."
             continue
@@ -122,7 +126,13 @@ def recovery(report: Mapping[str, Any]) -> Iterator[str]:
                 f"; {100 * entry['agree_edited']['rate']:.0f} % of the replies begin with the reference's {found['agree_tokens']} tokens "
                 f"(base {100 * entry['agree_base']['rate']:.0f} %)"
             )
-        yield f"On {name} {_divergence(entry, found['reference'])}{agrees}."
+        first = ""
+        if entry["gone_first"] is not None:
+            first = (
+                f"; of the first token, {100 * entry['gone_first']:.0f} % ({entry['kl_first_base']:.2f} → "
+                f"{entry['kl_first_edited']:.2f} nats)"
+            )
+        yield f"On {name} {_divergence(entry, found['reference'])}{first}{agrees}."
 
 
 def _divergence(entry: Mapping[str, Any], reference: str) -> str:
@@ -147,8 +157,14 @@ def broken(report: Mapping[str, Any]) -> Iterator[str]:
         if freed and after["ci95"] is not None and after["ci95"][0] > before["rate"]:
             yield (
                 f"Broken output of {name} rose from {100 * before['rate']:.1f} % to {100 * after['rate']:.1f} %: "
-                "not all that is no longer withheld is answered."
+                f"not all that is no longer withheld is answered{_of_the_reference(report, name)}."
             )
+
+
+def _of_the_reference(report: Mapping[str, Any], name: str) -> str:
+    """How much of the reference's own output is broken there."""
+    entry = ((report["recovery"] or {}).get("sets") or {}).get(name)
+    return "" if entry is None else f" ({100 * entry['degenerate_reference']['rate']:.1f} % of the reference's own replies are broken too)"
 
 
 def thoughts(report: Mapping[str, Any]) -> Iterator[str]:
@@ -181,7 +197,7 @@ def unchanged(report: Mapping[str, Any]) -> Iterator[str]:
     for test in report["unchanged"] or []:
         measure = "broken output" if test["measure"] == "degenerate" else test["measure"]
         shown = "shown" if test["holds"] else "NOT shown"
-        yield f"{measure} of {test['set']} did not rise by more than {100 * test['margin']:.0f} points: {shown}."
+        yield f"{measure} of {test['set']} did not rise by more than {100 * test['margin']:g} points: {shown}."
 
 
 _VERDICTS = {

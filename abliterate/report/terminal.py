@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from abliterate.report import sentences
-from abliterate.report.page import interval, percent, two_models
+from abliterate.report import choice, sentences
+from abliterate.report.numbers import interval, percent
+from abliterate.report.page import two_models
 
 
 def show(report: Mapping[str, Any], out: Path) -> None:
@@ -31,6 +32,8 @@ def show(report: Mapping[str, Any], out: Path) -> None:
         if rows and not edited:
             console.print()
             console.print(_topics(name, rows))
+    if picked := choice.picked(report["selection"]):
+        console.print(f"chosen: {picked}", markup=False)
     for line in sentences.all_of(report):
         console.print(line, markup=False)
     if report["drift"]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -29,8 +31,9 @@ class Settings:
     """How the tuner goes on.
 
     ``steps`` a phase; ``weights``: what a nat of drift counts beside a nat of suppression, one phase each, in order. ``batch`` examples of
-    each role a step. Rates are Adam's, for strengths and directions. ``few`` is what a strength of one costs, ``near`` a direction at a
-    right angle to where it began; in nats. ``every``: steps between two looks at val.
+    each role a step. Rates are Adam's, for strengths and directions: halved in the second phase, a third in the third. A strength that
+    has come to nothing stays so. ``few`` is what a strength of one costs, ``near`` a direction at a right angle to where it began; in
+    nats. ``every``: steps between two looks at val; after ``patience`` looks that saw nothing better than before, a phase is over.
     """
 
     steps: int = 16
@@ -41,6 +44,7 @@ class Settings:
     few: float = 0.002
     near: float = 1.0
     every: int = 6
+    patience: int = 2
     seed: int = 0
 
     @property
@@ -77,17 +81,22 @@ def descend(
     parameters: Parameters,
     train: Examples,
     look: Callable[[EditPlan], Point],
+    cost: Callable[[Point], float],
     settings: Settings,
     advance: Advance = unheard,
 ) -> tuple[list[Seen], list[Step]]:
-    """Walk from the given parameters phase after phase; ``look`` measures an edit on val. ``advance`` hears of every step and look."""
+    """Walk from the given parameters phase after phase; ``look`` measures an edit on val, and ``cost`` says how bad that is. ``advance``
+    hears of every step and look."""
     deck = _Deck(train, settings.batch, settings.seed)
     optimiser = _optimiser(parameters, settings)
     micro = micro_batch(model, max(card.length for card in deck.all()))
     seen: list[Seen] = []
     steps: list[Step] = []
-    for weight in settings.weights:
-        for _ in range(settings.steps):
+    for phase, weight in enumerate(settings.weights):
+        for group in optimiser.param_groups:
+            group["lr"] = group["rate"] / (1 + phase)
+        best, worse = math.inf, 0
+        for step in range(1, settings.steps + 1):
             optimiser.zero_grad()
             number = len(steps) + 1
             target, stays = _gradients(model, parameters, train, deck.deal(number), weight, settings, micro)
@@ -95,33 +104,39 @@ def descend(
             parameters.settle()
             steps.append(Step(number, weight, target, stays, float(parameters.strength.detach().sum())))
             advance(1)
-            if number in looks(settings):
+            if step in looks(settings):
                 baked = parameters.baked()
                 seen.append(Seen(f"tuned, step {number}", number, weight, baked, look(baked)))
                 advance(1)
+                now = cost(seen[-1].point)
+                best, worse = (now, 0) if now < best else (best, worse + 1)
+                if worse >= settings.patience:
+                    break
     return seen, steps
 
 
 def looks(settings: Settings) -> list[int]:
-    """The steps after which val is looked at: the last one of all among them."""
-    return [n for n in range(1, settings.total + 1) if n % settings.every == 0 or n == settings.total]
+    """The steps of a phase after which val is looked at: the last one among them."""
+    return [n for n in range(1, settings.steps + 1) if n % settings.every == 0 or n == settings.steps]
 
 
 def _optimiser(parameters: Parameters, settings: Settings) -> torch.optim.Adam:
-    groups = [{"params": [parameters.strength], "lr": settings.strength_rate}]
+    groups: list[dict[str, Any]] = [{"params": [parameters.strength], "rate": settings.strength_rate}]
     if parameters.vectors.requires_grad:
-        groups.append({"params": [parameters.vectors], "lr": settings.direction_rate})
+        groups.append({"params": [parameters.vectors], "rate": settings.direction_rate})
     return torch.optim.Adam(groups, betas=BETAS)
 
 
 @dataclass(frozen=True)
 class _Card:
-    """One example of a step: the ``place`` of its prompt in its role's, and the reply that it is shown with."""
+    """One example of a step: the ``place`` of its prompt in its role's, and the reply that it is shown with, whose first ``mark`` tokens
+    close a thought at once."""
 
     role: Role
     place: int
     prompt: Sequence[int]
     reply: Sequence[int]
+    mark: int = 0
 
     @property
     def length(self) -> int:
@@ -149,7 +164,8 @@ class _Deck:
         own, others = self._examples.target.openings[place], self._examples.others[place]
         turn = (step + place) % (2 * max(len(others), 1))
         reply = others[turn // 2] if others and turn % 2 else own  # every other time another prompt's: what is gone shall not come back so
-        return _Card(role, place, self._examples.target.prompts[place], reply)
+        mark = self._examples.marks[place] if reply is own else 0
+        return _Card(role, place, self._examples.target.prompts[place], reply, mark)
 
 
 def _rounds(size: int, chance: random.Random) -> Iterator[int]:
@@ -195,6 +211,5 @@ def _loss(examples: Examples, card: _Card, row: Float[Tensor, "kept vocab"]) -> 
         return drift(moved(examples.stays[card.role], [card.place], row[None])[0][1])
     logprobs = row[-len(card.reply) - 1 : -1].log_softmax(-1)
     chosen = torch.tensor(list(card.reply), device=row.device)
-    likely, mark = logprobs.gather(-1, chosen[:, None])[:, 0], list(examples.mark)
-    empty = bool(mark) and list(card.reply[: len(mark)]) == mark
-    return suppression(likely) + (closing(likely[: len(mark)]) if empty else 0.0)
+    likely = logprobs.gather(-1, chosen[:, None])[:, 0]
+    return suppression(likely) + (closing(likely[: card.mark]) if card.mark else 0.0)

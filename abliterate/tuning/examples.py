@@ -11,7 +11,7 @@ from abliterate.evaluation.outcomes import WITHHELD, judge
 from abliterate.evaluation.predictions import Predicted, Predictions, Texts, ask
 from abliterate.model.forward import Continued
 from abliterate.model.passes import Advance, Model, Pass, unheard
-from abliterate.model.template import decode, empty_thought, encode, opens_thought
+from abliterate.model.template import CLOSE, decode, encode, opens_thought
 from abliterate.prompts import Prompt, Role
 
 STAYS: tuple[Role, ...] = ("keep", "baseline", "harmless")
@@ -32,12 +32,13 @@ class Stay:
 class Examples:
     """``target``: prompts that the model withholds, with the openings with which it does. ``others``: for each of these, openings of other
     prompts of its language. ``stays``: by role, what should not change: of the keep prompts those that it withholds, of the others
-    those that it does not. ``mark``: with what a model that thinks closes its thought at once; empty for others."""
+    those that it does not. ``marks``: for each target prompt, with how many tokens its opening closes a thought at once; 0 where it
+    doesn't."""
 
     target: Openings
     others: Sequence[Sequence[Sequence[int]]]
     stays: Mapping[Role, Stay]
-    mark: Sequence[int] = ()
+    marks: Sequence[int] = ()
 
     @property
     def counts(self) -> dict[Role, int]:
@@ -72,8 +73,14 @@ def gather(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Adva
         Openings([list(ids) for ids in own.prompts], [list(ids) for ids in own.continuations], chosen, len(target.prompts), len(withheld)),
         _others([prompts["target"][i].lang for i in chosen], own.continuations),
         {role: Stay(asked, hearers[role].found) for role, asked in stays.items()},
-        empty_thought(model.tokenizer) if opens_thought(model.tokenizer) else [],
+        [_mark(model, opening) for opening in own.continuations],
     )
+
+
+def _mark(model: Model, opening: Sequence[int]) -> int:
+    """How many first tokens are an opened thought's end and nothing else."""
+    ends = (n for n in range(1, len(opening) + 1) if decode(model.tokenizer, opening[:n]).strip() == CLOSE)
+    return next(ends, 0)
 
 
 def _staying(found: _Replied, role: Role) -> Continued:

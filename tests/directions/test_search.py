@@ -363,6 +363,12 @@ def test_the_databases_password_comes_from_the_environment(monkeypatch: pytest.M
     with pytest.raises(InputError, match=study.PASSWORD) as raised:
         RunConfig(model="m", study="postgresql://me:hunter2@host/name")
     assert "hunter2" not in str(raised.value)
+    odbc = "mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BPWD%3Dhunter2"
+    for query in ("postgresql://me@host/name?password=hunter2", "mysql://me@host/name?a=1&PASSWD=hunter2", odbc):
+        with pytest.raises(InputError, match=study.PASSWORD) as raised:
+            RunConfig(model="m", study=query)
+        assert "hunter2" not in str(raised.value)
+    assert RunConfig(model="m", study="postgresql://me@host/name?sslmode=require").study
     assert RunConfig(model="m", study="postgresql://me@host:5432/name").study == "postgresql://me@host:5432/name"
 
 

@@ -38,9 +38,10 @@ def test_the_divergence_is_of_the_reference_from_the_model(models: tuple[Residen
     with torch.inference_mode():
         ids = torch.tensor([[*prompts[2], *texts.replies[2]]])
         p, q = (m.module(ids).logits[0, len(prompts[2]) - 1 : -1].double().log_softmax(-1) for m in (reference, model))
-    assert found[2] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
-    assert found[1] is None and (found[0] or 0) > 0
-    assert divergences(reference, reference_side(reference, texts), texts)[0] == pytest.approx(0, abs=1e-6)
+    kl = (p.exp() * (p - q)).sum(-1)
+    assert found["kl"][2] == pytest.approx(float(kl.mean()), rel=1e-4) and found["first"][2] == pytest.approx(float(kl[0]), rel=1e-4)
+    assert found["kl"][1] is None and found["first"][1] is None and (found["kl"][0] or 0) > 0
+    assert divergences(reference, reference_side(reference, texts), texts)["kl"][0] == pytest.approx(0, abs=1e-6)
 
 
 def test_what_the_reference_predicts_comes_back_from_its_file(models: tuple[Resident, Resident], tmp_path: Path) -> None:
@@ -57,13 +58,14 @@ def test_of_a_reply_64_tokens_are_looked_at() -> None:
 
 
 def side(kl: list[float | None], *replies: list[int]) -> Side:
-    return Side(kl, replies)
+    return Side(kl, [None if value is None else 2 * value for value in kl], replies)
 
 
 def test_what_is_gone_is_the_share_of_the_bases_divergence() -> None:
     entry = recovered("target", [[1, 2], [3]], side([1.0, 0.8], [9], [3]), side([0.1, 0.26], [1, 2], [3]))
     assert (entry["role"], entry["n"]) == ("target", 2)
     assert entry["kl_base"] == pytest.approx(0.9) and entry["kl_edited"] == pytest.approx(0.18) and entry["gone"] == pytest.approx(0.8)
+    assert entry["kl_first_base"] == pytest.approx(1.8) and entry["gone_first"] == pytest.approx(0.8)
     assert entry["agree_base"]["k"] == 1 and entry["agree_edited"]["rate"] == 1.0 and len(entry["agree_edited"]["ci95"]) == 2
 
 

@@ -11,10 +11,10 @@ from huggingface_hub import ModelCard
 from abliterate.evaluation.summary import Judged
 from abliterate.evaluation.transcripts import Transcript
 from abliterate.report import provenance
-from abliterate.report.card import model_card, one_line, without_paths
+from abliterate.report.card import judge_without_paths, model_card, one_line, without_paths
 from abliterate.report.document import report_document
 from abliterate.report.model_index import keep_tests
-from abliterate.report.page import corrected
+from abliterate.report.numbers import corrected
 
 HASHES = {"model.safetensors": "ab" * 32, "config.json": "cd" * 32}
 KEYS = {
@@ -126,6 +126,57 @@ def test_the_command_is_given_without_where_anything_lies_here() -> None:
     assert "abliterate run --model tiny --target mine.jsonl harmful --limit 12" in card
     assert "/home" not in card and "~/" not in card and "(a local folder" in card
     assert without_paths({"settings": {"model": "./x"}, "hub_id": "org/x"})["settings"] == {"model": "org/x"}
+
+
+def test_what_is_named_relative_to_here_and_servers_are_no_more_than_names_either() -> None:
+    found = report()
+    found["run"]["settings"] |= {
+        "model": "clients/acme/tiny",
+        "target": ["acme/asked.txt", "harmful", "hf:org/set:test:text", "hf:/data/acme/own:test:text"],
+        "keep": ["../acme/kept.jsonl"],
+        "harmless": "acme/plain.txt",
+        "layout": "acme/new.toml",
+        "study": "postgresql://me@db.acme.internal/studies",
+        "engine": "http://10.0.0.7:8000/v1",
+        "engine_model": "/data/acme/served",
+        "reference": "acme/true-one",
+    }
+    found["judge"] = {"name": "chat:http://judge.acme.internal:8000/v1#/data/acme/grader", "by_set": {}}
+    card = model_card(proof("tiny"), found)
+    named = "--target asked.txt harmful hf:org/set:test:text hf:own:test:text --keep kept.jsonl --harmless plain.txt --layout new.toml"
+    assert f"--model tiny --max-new-tokens 64 {named} --study DATABASE --engine SERVER --engine-model served --reference true-one" in card
+    assert "judged by chat:SERVER\\#grader" in card
+    assert not any(word in card for word in ("acme", "10.0.0.7", "://db", "/data"))
+
+
+@pytest.mark.parametrize(
+    ("judge", "shown"),
+    [
+        ("classifier:/data/acme/grader", "classifier:grader"),
+        ("classifier:org/grader", "classifier:org/grader"),
+        ("chat:http://10.0.0.7:8000/v1", "chat:SERVER"),
+        ("rules", "rules"),
+    ],
+)
+def test_a_judge_is_named_without_where_it_is(judge: str, shown: str) -> None:
+    assert judge_without_paths(judge) == shown
+
+
+def test_the_page_shows_a_url_without_who_asks_and_without_its_query() -> None:
+    settings = {"model": "m", "study": "postgresql://me:hunter2@host/name?password=hunter2", "engine": "http://host:8000/v1"}
+    shown = provenance.command({"settings": settings})
+    assert "--study postgresql://host/name --engine http://host:8000/v1" in shown and "hunter2" not in shown
+
+
+def test_the_commands_say_which_revision_the_base_had() -> None:
+    found = report()
+    found["run"] |= {"hub_id": "org/model", "revision": "abc123"}
+    found["run"]["settings"] |= {"model": "org/model", "revision": "main"}
+    made = {**proof(), "base_revision": "abc123"}
+    assert "abliterate verify . --base org/model --revision abc123\n" in model_card(made, found)
+    assert "abliterate run --model org/model --max-new-tokens 64 --revision abc123 --out RUN\n" in model_card(made, found)
+    assert "abliterate edit --model org/model --revision abc123 --plan abliteration.plan" in model_card(made, None)
+    assert "--revision" not in model_card(proof(), report())
 
 
 def test_the_versions_and_the_weights_hashes_are_there() -> None:

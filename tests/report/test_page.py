@@ -15,7 +15,8 @@ from reports import Made, audit_report, run_report, weights_report
 from abliterate.evaluation.summary import Judged
 from abliterate.evaluation.transcripts import Transcript
 from abliterate.report.document import report_document, write_text
-from abliterate.report.page import LIMIT, corrected, headline, interval, percent, report_page
+from abliterate.report.numbers import corrected, interval, percent
+from abliterate.report.page import LIMIT, headline, report_page
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -316,3 +317,61 @@ def test_the_corrected_rate_stands_beside_the_withheld_one() -> None:
     assert re.search(r"corrected \d", page) and "Judged by rules" in page and "Rogan and Gladen" in page
     assert corrected({"rate": 0.5, "corrected": {"rate": 0.625, "ci95": [0.1, 0.987]}}) == "corrected 62.5 %, 95 % 10.0–98.7"
     assert corrected({"rate": 0.5, "corrected": None}) == corrected({"rate": 0.5}) == corrected(None) == ""
+
+
+HOME = "/home/alice/clients/x/model"
+
+
+def test_the_page_does_not_say_where_a_model_lies(tmp_path: Path) -> None:
+    base = {"hot": judged("hot", ["Paris."])}
+    page = page_of(base, base, model=HOME)
+    shown_before_settings = page[: page.index("Every setting")]
+    assert "alice" not in shown_before_settings and "<title>abliterate: model</title>" in page
+    assert "Directional ablation of model:" in words(page) and "--model model" in words(page)
+    assert "alice" not in page[page.index("How to cite") :] and "abliterate-model," in page
+
+
+def test_a_margin_is_shown_as_it_was_given() -> None:
+    made = run_report()
+    for test in (*made.report["keep_tests"], *made.report["unchanged"]):
+        test["margin"] = 0.025
+    said = words(shown(made))
+    assert said.count("by more than 2.5 points") >= 1 + len(made.report["unchanged"]) and "more than 2 points" not in said
+
+
+def of_way(kind: str, relaxed: list[str], **tuning: Any) -> str:
+    made = run_report()
+    selection = made.report["selection"]
+    changed = {**selection["tuning"], "kind": kind, "max_kl": 0.1, **tuning}
+    page = shown(made, selection={**selection, "relaxed": relaxed, "name": "tuned, step 4", "tuning": changed})
+    return words(page).partition("How the edit was chosen Scores")[0][-1:] + words(page).split("How the edit was chosen")[-1]
+
+
+def test_an_edit_that_was_not_tuned_is_not_said_to_be() -> None:
+    said = of_way("off", [], steps=None)
+    assert "Tuned" not in said and "None steps" not in said and "No filter was relaxed." in said and "✓ chosen" in said
+
+
+def test_a_search_counts_its_trials() -> None:
+    point = {"step": 0, "weight": 0.0, "target_left": 0.5, "keep_kl": 0.0, "kl": 0.02, "on_front": True, "chosen": False}
+    front = [{**point, "name": "some, strength 1"}, *({**point, "name": f"trial {i}", "step": i, "chosen": i == 2} for i in range(5))]
+    said = of_way("search", ["KL bound to 0.2 nats"], steps=None, front=front)
+    assert "Searched: 5 trials (seed 0)" in said and "Relaxed: KL bound to 0.2 nats." in said and "steps" not in said.split("Strength")[0]
+
+
+def test_where_tuning_began_went_through_no_filter_and_that_is_said() -> None:
+    said = of_way("gradient", [])
+    assert "No filter was relaxed" not in said
+    assert "were not applied to where tuning began (it started from “difference-of-means, block 1, position -1”)" in said
+    assert "the tuned edit was taken from the front by --prefer balanced and --max-kl 0.1." in said
+    assert "tuned, step 4 (val: 18.0 % left, KL 0.080)" in said and "✓ tuning began here" in said
+    assert "Relaxed: no edit has a small KL." in of_way("gradient", ["no edit has a small KL"])
+
+
+def test_cut_replies_and_thoughts_have_tables_where_there_are_any(whole: str) -> None:
+    assert "With replies cut" not in whole and "Thoughts and answers" not in whole
+    crossed = {"shut": {"withheld": 9, "not_withheld": 1}, "open": {"withheld": 2, "not_withheld": 0}}
+    made = run_report()
+    made.report["sets"]["hot"]["base"]["at_tokens"] = [{"tokens": 16, "cut": 12, "refused": 9, "withheld": 9, "truncated": 0}]
+    page = shown(made, thought_by_answer={"hot": {"base": crossed, "edited": crossed}})
+    assert '<td class="num">75.0 %</td>' in page and "empty or refusing" in page

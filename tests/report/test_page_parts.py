@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from abliterate.options import build
 from abliterate.report.browser import browser
 from abliterate.report.heatmap import heat_maps
 from abliterate.report.inert import language, shown
-from abliterate.report.provenance import citation, command, cost, kind, missing
+from abliterate.report.provenance import citation, command, cost, kind, missing, model_name
 from abliterate.report.rates import bars, controls, drift_rows, first_screen, round_up
+from abliterate.report.tables import cuts, thoughts
 
 
 def test_the_first_screen_has_a_group_for_each_role_and_one_of_broken_output() -> None:
@@ -164,3 +166,63 @@ def test_a_citation_names_the_model_and_breaks_out_of_no_brace() -> None:
     found = citation({"run": run_record(model="a}{b\\c"), "schema": "abliterate/report/1"})
     assert "Refusals of abc" in found["figures"] and found["figures"].count("{") == found["figures"].count("}")
     assert "2406.11717" in found["method"]
+
+
+HOME = "/home/alice/clients/x/model"
+
+
+def local(given: str, **fields: Any) -> dict[str, Any]:
+    return {**run_record(model=given), "model_path": HOME, **fields}
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        (local(HOME), "model"),
+        (local("clients/x/model"), "model"),
+        (local("."), "model"),
+        (local(HOME, model_path=None), "model"),
+        (local(HOME, hub_id="org/x"), "org/x"),
+        (local("qwen3-8b", hub_id="Qwen/Qwen3-8B"), "Qwen/Qwen3-8B"),
+        (local("smollm2-refuser", model_path="/root/.cache/smollm2-refuser-cac94708"), "smollm2-refuser"),
+        (local("org/x", model_path=None), "org/x"),
+        (local("http://host:1/v1", model_path=None, resolved={"engines": {"base": {"model": HOME}}}), "model"),
+        (local("", settings={"base": HOME, "derived": "/srv/bob/edit"}, derived={"model_path": "/srv/bob/edit"}), "edit against model"),
+    ],
+)
+def test_a_model_is_called_by_its_id_or_its_folders_own_name(run: dict[str, Any], name: str) -> None:
+    assert model_name(run) == name
+    cited = citation({"run": run})["figures"]
+    assert f"Refusals of {name}:" in cited and "alice" not in cited and "bob" not in cited
+
+
+def test_a_control_with_topics_of_other_names_has_a_map_of_its_own() -> None:
+    base = {"hot": judged("hot", [NO] * 8), "cold": judged("cold", [YES] * 8)}
+    assert [found["control"] for found in heat_maps(audit_report(base).report)] == ["cold"]
+    renamed = [(replace(t, topic=f"other {t.topic}"), v) for t, v in base["cold"]]
+    maps = heat_maps(audit_report({**base, "cold": renamed}).report)
+    assert [(found["name"], found["control"], found["sets"]) for found in maps] == [("hot", None, ["hot"]), ("cold", None, ["cold"])]
+    assert all(cell is not None for found in maps for row in found["rows"] for cell in row["cells"])
+
+
+def test_a_control_without_topics_is_no_column_of_dashes() -> None:
+    bare = [(replace(t, topic=None, category=""), v) for t, v in judged("cold", [YES] * 8)]
+    (found,) = heat_maps(audit_report({"hot": judged("hot", [NO] * 8), "cold": bare}).report)
+    assert found["sets"] == ["hot"] and all(cell is not None for row in found["rows"] for cell in row["cells"])
+
+
+def test_rates_of_cut_replies_stand_beside_the_whole_ones() -> None:
+    made = [(replace(t, new_tokens=40), v) for t, v in judged("hot", [NO] * 3 + [YES])]
+    short = [(replace(t, new_tokens=20), v) for t, v in judged("plain", [YES] * 4)]
+    found = cuts(audit_report({"hot": made, "plain": short}).report)
+    assert found is not None and found["lengths"] == [16, 32]
+    assert [(row["set"], row["whole"], row["rates"][1]) for row in found["rows"]] == [("hot", 0.75, 0.75), ("plain", 0.0, None)]
+    assert cuts(audit_report().report) is None and cuts(weights_report().report) is None
+
+
+def test_thoughts_are_crossed_with_answers_of_both_models() -> None:
+    crossed = {"shut": {"withheld": 9, "not_withheld": 1}, "open": {"withheld": 2, "not_withheld": 0}}
+    rows = thoughts({"thought_by_answer": {"hot": {"base": crossed, "edited": crossed}, "cold": {"base": crossed, "edited": None}}})
+    assert [(row["set"], row["model"]) for row in rows] == [("hot", "base")] * 2 + [("hot", "edited")] * 2 + [("cold", "base")] * 2
+    assert rows[0] == {"set": "hot", "model": "base", "thought": "empty or refusing", "withheld": 9, "not_withheld": 1}
+    assert thoughts({"thought_by_answer": None}) == thoughts({}) == []

@@ -89,3 +89,21 @@ def test_a_comparison_of_weights_and_hostile_names_do_no_harm() -> None:
     name = "<script>alert(1)</script>"
     page = runs_page({name: weights_report().report, "two": audit_report().report})
     assert name not in page and "weights: directional" in page
+
+
+def test_the_page_does_not_say_where_the_models_lie() -> None:
+    one, two = run_report().report, weights_report().report
+    place = "/home/alice/clients/x/model"
+    one["run"] |= {"settings": {**one["run"]["settings"], "model": place}, "model_path": place}
+    two["run"] |= {"settings": {**two["run"]["settings"], "base": "/home/alice/base", "derived": place}, "model_path": "/home/alice/base"}
+    page = runs_page({"one": one, "two": two})
+    assert "alice" not in page and "--derived model" in page
+    assert "<td>model</td>" in page and "<td>model against base</td>" in page
+
+
+def test_the_edit_of_a_run_is_the_one_that_was_taken() -> None:
+    one, two = run_report().report, run_report().report
+    one["selection"]["name"] = "tuned, step 4"
+    one["keep_tests"][0]["margin"] = 0.025
+    page = runs_page({"one": one, "two": two})
+    assert "<td>tuned, step 4</td>" in page and "stay within 2.5 points" in page

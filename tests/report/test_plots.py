@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from reports import directions
 
+from abliterate.report.figures import of_choice
 from abliterate.report.plots import Plot, cloud, lines, separation, trade
 
 AXIS = ("block", "cosine")
@@ -113,3 +114,30 @@ def test_a_single_point_and_a_front_of_one_are_drawn() -> None:
     assert ("dot-front", "none is better in both") not in trade(
         "trade", "P", "s", [{"x": 1.0, "y": 2.0, "front": False, "chosen": True}], AXIS
     ).key
+
+
+def shapes(plot: Plot) -> int:
+    """How many marks of different shape or fill are drawn."""
+    return len({(use.get("href")) for use in drawn(plot).iter("use")})
+
+
+def test_candidates_and_what_was_tuned_from_them_have_marks_of_their_own() -> None:
+    mixed = [{**point, "improved": i > 1} for i, point in enumerate(points(6))]
+    plot = trade("trade", "Points", "said", mixed, AXIS, "none is better in three")
+    names = dict(plot.key)
+    assert names["square-other"] == "candidate as it was estimated" and names["dot-other"] == "improved on"
+    assert names["dot-front"] == "filled: none is better in three"
+    assert shapes(plot) > shapes(trade("trade", "Points", "said", [{**p, "improved": False} for p in points(6)], AXIS))
+
+
+def test_the_front_tells_trials_and_steps_from_candidates() -> None:
+    point = {"target_left": 0.5, "kl": 0.1, "on_front": True, "chosen": False}
+    names = {
+        "gradient": [("a, strength 1", 0), ("tuned, step 6", 6)],
+        "search": [("a, strength 1", 0), ("trial 0", 0)],
+        "off": [("a, strength 1", 0), ("a, strength 0.85", 0)],
+    }
+    for kind, of in names.items():
+        tuning = {"kind": kind, "front": [{**point, "name": name, "step": step} for name, step in of]}
+        (plot,) = of_choice({"selection": {"tuning": tuning}})
+        assert ("square-other" in dict(plot.key)) == (kind != "off")

@@ -11,7 +11,7 @@ from abliterate.evaluation.statistics import drop_upper_bound
 from abliterate.evaluation.summary import Judged, keep_test, rate
 from abliterate.evaluation.transcripts import Transcript
 from abliterate.report.document import report_document
-from abliterate.report.sentences import all_of, broken, controls, kept, recovery, service, thoughts
+from abliterate.report.sentences import all_of, broken, controls, kept, recovery, service, thoughts, unchanged
 
 
 def entry(base: dict[str, Any], edited: dict[str, Any] | None, base_only: int = 0, edited_only: int = 0) -> dict[str, Any]:
@@ -149,3 +149,8 @@ def test_a_divergence_that_grew_or_never_was_is_not_said_to_be_gone() -> None:
     assert "the base is hardly away from smollm2 (0.004 → 0.002" in came_back(0.004, 0.002, None)
     assert "smollm2 says nothing" in came_back(None, None, None)
     assert not list(recovery({"recovery": None}))
+
+
+def test_a_margin_that_is_no_whole_point_is_not_rounded() -> None:
+    test = {"set": "plain", "measure": "withheld", "margin": 0.025, "holds": True}
+    assert list(unchanged({"unchanged": [test]})) == ["withheld of plain did not rise by more than 2.5 points: shown."]

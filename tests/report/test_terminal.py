@@ -86,3 +86,15 @@ def test_a_run_shows_both_sides_the_keep_test_and_the_drift(capsys: pytest.Captu
     assert len(said) == 1 and said[0].startswith("NOT shown: refusals of safe did not fall by more than 5 points (n = 2, ")
     assert text.index("NOT shown: refusals") < text.index("withheld of plain")
     assert "plain (n=2): 0.250 nats, 0.125 over those that base answers" in text
+
+
+def test_a_run_says_in_a_line_how_the_edit_was_chosen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    point = {"target_left": 0.0019, "kl": 0.0259, "chosen": True}
+    chosen = {"chosen": {"name": "[b]mean, block 3"}, "name": "tuned, step 12", "tuning": {"front": [{**point, "chosen": False}, point]}}
+    base = {"bad": judged("bad", NO)}
+    for selection, line in (
+        (chosen, "chosen: tuned, step 12 (val: 0.2 % left, KL 0.026)"),
+        ({"chosen": {"name": "[b]mean, block 3"}}, "chosen: [b]mean, block 3"),
+    ):
+        text = shown(report_document(RUN, {"bad": "target"}, base, base, None, selection, {"tensors": 1}, 0.05), capsys, monkeypatch)
+        assert line in text.splitlines()

@@ -38,6 +38,10 @@ def examples(model: Resident) -> Examples:
     return gather(model, PROMPTS)
 
 
+def cost(point: Point) -> float:
+    return point.target_left + point.kl
+
+
 def some_plan(model: Resident, strength: float = 1.0) -> EditPlan:
     rows = torch.randn(model.folder.layers, 1, model.folder.d_model, generator=torch.Generator().manual_seed(0))
     return plan_from_rows(rows, torch.full((model.folder.layers, 2), strength))
@@ -84,7 +88,7 @@ def test_many_edits_are_measured_as_each_alone(model: Resident, examples: Exampl
 
 def test_val_is_looked_at_now_and_then_and_at_the_end() -> None:
     settings = Settings(steps=5, weights=(1.0, 2.0), every=4)
-    assert settings.total == 10 and looks(settings) == [4, 8, 10]
+    assert settings.total == 10 and looks(settings) == [4, 5]
 
 
 def test_the_target_becomes_less_likely_than_where_it_began(model: Resident, examples: Examples) -> None:
@@ -92,7 +96,7 @@ def test_the_target_becomes_less_likely_than_where_it_began(model: Resident, exa
     parameters = Parameters.of(some_plan(model), 0.5, True)
     before = measure(model, [parameters.baked()], examples)[0]
     heard: list[float] = []
-    seen, steps = descend(model, parameters, examples, lambda plan: measure(model, [plan], examples)[0], settings, heard.append)
+    seen, steps = descend(model, parameters, examples, lambda plan: measure(model, [plan], examples)[0], cost, settings, heard.append)
     assert [s.step for s in steps] == list(range(1, 11)) and sum(heard) == 10 + len(looks(settings))
     assert seen[-1].point.target_left < 0.7 * before.target_left
     assert measure(model, [seen[-1].plan], examples)[0].objectives == pytest.approx(seen[-1].point.objectives, rel=1e-4)
@@ -102,7 +106,7 @@ def test_the_same_seed_gives_the_same_edit_and_another_seed_another(model: Resid
     def tuned(seed: int) -> EditPlan:
         settings = Settings(steps=3, weights=(5.0,), batch=3, every=3, seed=seed)
         point = Point(0.0, 0.0, 0.0, 0.0, 0.0)
-        return descend(model, Parameters.of(some_plan(model), 0.5, True), examples, lambda plan: point, settings)[0][-1].plan
+        return descend(model, Parameters.of(some_plan(model), 0.5, True), examples, lambda plan: point, cost, settings)[0][-1].plan
 
     assert torch.equal(tuned(0).strength, tuned(0).strength) and torch.equal(tuned(0).direction, tuned(0).direction)
     assert not torch.equal(tuned(0).strength, tuned(1).strength)
@@ -112,16 +116,23 @@ def test_a_heavier_drift_holds_the_model_nearer(model: Resident, examples: Examp
     def moved(weight: float) -> float:
         settings = Settings(steps=8, weights=(weight,), batch=6, every=8, strength_rate=0.1)
         parameters = Parameters.of(some_plan(model), 0.5, True)
-        seen, _ = descend(model, parameters, examples, lambda plan: measure(model, [plan], examples)[0], settings)
+        seen, _ = descend(model, parameters, examples, lambda plan: measure(model, [plan], examples)[0], cost, settings)
         return seen[-1].point.kl + seen[-1].point.keep_kl
 
     assert moved(100.0) < moved(0.1)
+
+
+def test_a_phase_that_sees_nothing_better_is_over(model: Resident, examples: Examples) -> None:
+    settings = Settings(steps=20, weights=(5.0, 5.0), batch=2, every=1, patience=2)
+    point = Point(0.0, 0.0, 0.0, 0.0, 0.0)
+    seen, steps = descend(model, Parameters.of(some_plan(model), 0.5, True), examples, lambda plan: point, cost, settings)
+    assert len(steps) == len(seen) == 6  # the first look of a phase is its best, and two more are waited for
 
 
 def test_no_hook_is_left_behind(model: Resident, examples: Examples) -> None:
     ids = [[5, 6, 7, 8]]
     before = next(iter(model.logits([Pass(ids)])))[2]
     point = Point(0.0, 0.0, 0.0, 0.0, 0.0)
-    descend(model, Parameters.of(some_plan(model), 0.5, True), examples, lambda plan: point, Settings(steps=1, batch=2))
+    descend(model, Parameters.of(some_plan(model), 0.5, True), examples, lambda plan: point, cost, Settings(steps=1, batch=2))
     assert torch.equal(next(iter(model.logits([Pass(ids)])))[2], before)
     assert not torch.equal(next(iter(model.logits([Pass(ids, Change(some_plan(model)))])))[2], before)
