@@ -60,7 +60,7 @@ class Speaker:
 
     @torch.inference_mode()
     def reply(self, text: str, hear: Hear, stop: Event) -> Said:
-        """The reply to ``text``, told to ``hear`` as it grows; ends early once ``stop`` is set. ``remember`` makes it part of the conversation.
+        """The reply to ``text``, told to ``hear`` as it grows; ends early once ``stop`` is set. Nothing of it is remembered yet.
 
         Raises InputError where the conversation is longer than the model reads, or its chat template refuses it.
         """

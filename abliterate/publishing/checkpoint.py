@@ -70,7 +70,7 @@ def find_checkpoint(given: Path) -> Checkpoint:
         )
     if not (path / CARD).is_file():
         raise InputError(f"{path}: no {CARD}; a checkpoint isn't published without its card")
-    around = Path(os.path.abspath(path)).parent  # also of a checkpoint that is given as "."
+    around = Path(os.path.abspath(path)).parent  # noqa: PTH100  (of "." too; resolve() would follow a link away from the run)
     try:
         proof = read_json(path / PROOF)
         card = ModelCard((path / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=False)

@@ -13,7 +13,7 @@ from abliterate.publishing.checkpoint import Checkpoint
 from abliterate.report.licences import UNKNOWN, Terms, names_of, notices, refusals
 
 NOTICE = "NOTICE"
-_NONE_STATED = {"ids": [], "name": None, "link": None, "files": [], "bases": []}
+_NONE_STATED: dict[str, Any] = {"ids": [], "name": None, "link": None, "files": [], "bases": []}
 
 
 class Reasons:

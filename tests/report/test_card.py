@@ -144,7 +144,7 @@ def test_what_is_named_relative_to_here_and_servers_are_no_more_than_names_eithe
     found["judge"] = {"name": "chat:http://judge.acme.internal:8000/v1#/data/acme/grader", "by_set": {}}
     card = model_card(proof("tiny"), found)
     named = "--target asked.txt harmful hf:org/set:test:text hf:own:test:text --keep kept.jsonl --harmless plain.txt --layout new.toml"
-    assert f"--model tiny --max-new-tokens 64 {named} --study DATABASE --engine SERVER --engine-model served --reference true-one" in card
+    assert f"--model tiny {named} --study DATABASE --engine SERVER --engine-model served --reference true-one" in card
     assert "judged by chat:SERVER\\#grader" in card
     assert not any(word in card for word in ("acme", "10.0.0.7", "://db", "/data"))
 
@@ -174,7 +174,7 @@ def test_the_commands_say_which_revision_the_base_had() -> None:
     found["run"]["settings"] |= {"model": "org/model", "revision": "main"}
     made = {**proof(), "base_revision": "abc123"}
     assert "abliterate verify . --base org/model --revision abc123\n" in model_card(made, found)
-    assert "abliterate run --model org/model --max-new-tokens 64 --revision abc123 --out RUN\n" in model_card(made, found)
+    assert "abliterate run --model org/model --revision abc123 --out RUN\n" in model_card(made, found)
     assert "abliterate edit --model org/model --revision abc123 --plan abliteration.plan" in model_card(made, None)
     assert "--revision" not in model_card(proof(), report())
 
