@@ -57,15 +57,14 @@ def render_again(config: ReportConfig, path: Path) -> dict[str, Any]:
     judge = judge_of(config)
     rows = _judged(judge, before, after)
     left_out = {_key(row.transcript) for row in rows if row.verdict is None}
-    base, replies = (_by_set(rows, which, left_out, roles) for which in ("base", "edited"))
-    edited = replies if replies or not roles else None  # a comparison of weights alone has two models that were asked nothing
+    base, edited = (_by_set(rows, which, left_out, roles) for which in ("base", "edited"))
     if empty := [name for name in roles if not base.get(name)]:
         raise InputError(f"{judge.name} gave no outcome for any prompt of {empty[0]!r}; the report stays as it was")
     document = report_document(
         run=record,
         roles=roles,
         base=base,
-        edited=edited,
+        edited=edited or None,
         drift=_optional(path / "drift.json"),
         selection=_optional(path / "selection.json"),
         edit=_edit(path),
@@ -76,7 +75,7 @@ def render_again(config: ReportConfig, path: Path) -> dict[str, Any]:
     document = {**document, **_measured_besides(path, document)}
     if not isinstance(judge, Rules):
         document = _under(judge, document, rows, path)
-    return publish(folder, document, base, edited, _separation(path), config.transcripts)
+    return publish(folder, document, base, edited or None, _separation(path), config.transcripts)
 
 
 def _stored(folder: RunFolder, which: str) -> list[Transcript]:

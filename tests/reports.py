@@ -146,6 +146,9 @@ def run_report(tuned: bool = True) -> Made:
     report["benchmarks"] = {"harness": "lm-eval 0.4", "asked": ["mmlu"], "tasks": {"mmlu": {"acc": {"base": 0.5, "edited": 0.49}}}}
     report["not_measured"] = [path for path in report["not_measured"] if path != "benchmarks"]
     report["directions"] = directions()
+    report["sets"]["hot"]["base"]["at_tokens"] = [{"tokens": 16, "cut": 12, "refused": 9, "withheld": 9, "truncated": 0}]
+    crossed = {"counts": {}, "shut": {"withheld": 9, "not_withheld": 1}, "open": {"withheld": 2, "not_withheld": 0}}
+    report["thought_by_answer"] = {"hot": {"base": crossed, "edited": crossed}}
     report["cost"] = {"seconds": {"selection": 120.0, "drift": 2.0}, "peak_rss_bytes": 10**9}
     return Made(report, base, edited, {"difference-of-means": [0.5] * 6 + [0.9] * 7})
 

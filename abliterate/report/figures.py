@@ -96,5 +96,6 @@ def _front(tuning: Mapping[str, Any]) -> Plot:
     ]
     said = "Each point is an edit, measured on val prompts: left is less side effect, low is less of the target left."
     axis = ("drift: KL, first token (nats)", "target left (%)")
-    best = "none is better in these two and in the KL on what is kept"
-    return trade("front", "What was given up for what", said, points, axis, best)
+    best = "none is better in both and in the KL on what is kept"
+    made = "found by the search" if tuning.get("kind") == "search" else "tuned"
+    return trade("front", "What was given up for what", said, points, axis, best, made)

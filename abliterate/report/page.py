@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -128,7 +129,15 @@ def _content(report: Mapping[str, Any], auc: Mapping[str, Any] | None) -> dict[s
         "cuts": tables.cuts(report),
         "thoughts": tables.thoughts(report),
         "command": provenance.command(without_paths(report["run"])),
+        "record": _pathless(without_paths(report["run"])),
         "kind": provenance.kind(report["run"]),
         "cost": provenance.cost(report.get("cost")),
         "cite": provenance.citation(report),
     }
+
+
+def _pathless(record: Mapping[str, Any]) -> dict[str, Any]:
+    """run.json in which the models' folders, too, are called by their own names."""
+    found = {key: _pathless(value) if isinstance(value, Mapping) else value for key, value in record.items()}
+    path = record.get("model_path")
+    return {**found, "model_path": Path(path).name} if path else found

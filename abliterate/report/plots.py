@@ -122,10 +122,16 @@ def _scatter(axes: Axes, points: Sequence[Point], number: int) -> None:
 
 
 def trade(
-    name: str, title: str, caption: str, points: Sequence[Mapping[str, Any]], axis: tuple[str, str], best: str = "none is better in both"
+    name: str,
+    title: str,
+    caption: str,
+    points: Sequence[Mapping[str, Any]],
+    axis: tuple[str, str],
+    best: str = "none is better in both",
+    improved: str = "improved on",
 ) -> Plot:
     """Points {x, y, front, chosen, improved}: those on the front joined and filled, the chosen one ringed; where only some are improved
-    on, the others are squares. ``best``: what those on the front are."""
+    on, the others are squares. ``best`` and ``improved``: what the key calls those on the front, and those that are improved on."""
     front = sorted((p["x"], p["y"]) for p in points if p["front"])
     chosen = next(((p["x"], p["y"]) for p in points if p["chosen"]), None)
     mixed = len({bool(p.get("improved")) for p in points}) > 1
@@ -147,7 +153,7 @@ def trade(
         axes.set_ylim(min(low, -0.02 * high), high)
 
     said = f"{len(points)} tried." + (f" The chosen one: {axis[0]} {chosen[0]:.3g}, {axis[1]} {chosen[1]:.3g}." if chosen else "")
-    kinds = (("dot-other", "improved on"), ("square-other", "candidate as it was estimated")) if mixed else (("dot-other", "others"),)
+    kinds = (("dot-other", improved), ("square-other", "candidate as it was estimated")) if mixed else (("dot-other", "others"),)
     filled = (("dot-front", f"filled: {best}" if mixed else best),) if front else ()
     return Plot(_drawn(name, title, said, draw), title, caption, (*filled, *kinds, ("ring-round", "chosen")))
 

@@ -127,7 +127,7 @@ def recovery(report: Mapping[str, Any]) -> Iterator[str]:
                 f"(base {100 * entry['agree_base']['rate']:.0f} %)"
             )
         first = ""
-        if entry["gone_first"] is not None:
+        if entry.get("gone_first") is not None:  # older runs have none
             first = (
                 f"; of the first token, {100 * entry['gone_first']:.0f} % ({entry['kl_first_base']:.2f} → "
                 f"{entry['kl_first_edited']:.2f} nats)"
@@ -163,8 +163,8 @@ def broken(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _of_the_reference(report: Mapping[str, Any], name: str) -> str:
     """How much of the reference's own output is broken there."""
-    entry = ((report["recovery"] or {}).get("sets") or {}).get(name)
-    return "" if entry is None else f" ({100 * entry['degenerate_reference']['rate']:.1f} % of the reference's own replies are broken too)"
+    found = ((report.get("recovery") or {}).get("sets") or {}).get(name, {}).get("degenerate_reference")
+    return "" if found is None else f" ({100 * found['rate']:.1f} % of the reference's own replies are broken too)"
 
 
 def thoughts(report: Mapping[str, Any]) -> Iterator[str]:

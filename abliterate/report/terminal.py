@@ -33,7 +33,7 @@ def show(report: Mapping[str, Any], out: Path) -> None:
             console.print()
             console.print(_topics(name, rows))
     if picked := choice.picked(report["selection"]):
-        console.print(f"chosen: {picked}", markup=False)
+        console.print(f"chosen: {picked}", markup=False, soft_wrap=True)
     for line in sentences.all_of(report):
         console.print(line, markup=False)
     if report["drift"]:

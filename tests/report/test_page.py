@@ -322,13 +322,14 @@ def test_the_corrected_rate_stands_beside_the_withheld_one() -> None:
 HOME = "/home/alice/clients/x/model"
 
 
-def test_the_page_does_not_say_where_a_model_lies(tmp_path: Path) -> None:
+def test_the_page_does_not_say_where_a_model_lies() -> None:
     base = {"hot": judged("hot", ["Paris."])}
     page = page_of(base, base, model=HOME)
-    shown_before_settings = page[: page.index("Every setting")]
-    assert "alice" not in shown_before_settings and "<title>abliterate: model</title>" in page
+    assert "alice" not in page and "<title>abliterate: model</title>" in page and "abliterate-model," in page
     assert "Directional ablation of model:" in words(page) and "--model model" in words(page)
-    assert "alice" not in page[page.index("How to cite") :] and "abliterate-model," in page
+    made = run_report()
+    made.report["run"] |= {"model_path": HOME, "derived": {"model_path": HOME}}
+    assert "alice" not in shown(made, recovery=None)
 
 
 def test_a_margin_is_shown_as_it_was_given() -> None:
@@ -369,9 +370,6 @@ def test_where_tuning_began_went_through_no_filter_and_that_is_said() -> None:
 
 
 def test_cut_replies_and_thoughts_have_tables_where_there_are_any(whole: str) -> None:
-    assert "With replies cut" not in whole and "Thoughts and answers" not in whole
-    crossed = {"shut": {"withheld": 9, "not_withheld": 1}, "open": {"withheld": 2, "not_withheld": 0}}
-    made = run_report()
-    made.report["sets"]["hot"]["base"]["at_tokens"] = [{"tokens": 16, "cut": 12, "refused": 9, "withheld": 9, "truncated": 0}]
-    page = shown(made, thought_by_answer={"hot": {"base": crossed, "edited": crossed}})
-    assert '<td class="num">75.0 %</td>' in page and "empty or refusing" in page
+    assert '<td class="num">75.0 %</td>' in whole and "empty or refusing" in whole
+    audit = words(shown(audit_report()))
+    assert "With replies cut" not in audit and "Thoughts and answers" not in audit

@@ -205,10 +205,11 @@ def test_a_control_with_topics_of_other_names_has_a_map_of_its_own() -> None:
     assert all(cell is not None for found in maps for row in found["rows"] for cell in row["cells"])
 
 
-def test_a_control_without_topics_is_no_column_of_dashes() -> None:
-    bare = [(replace(t, topic=None, category=""), v) for t, v in judged("cold", [YES] * 8)]
-    (found,) = heat_maps(audit_report({"hot": judged("hot", [NO] * 8), "cold": bare}).report)
-    assert found["sets"] == ["hot"] and all(cell is not None for row in found["rows"] for cell in row["cells"])
+def test_a_control_with_categories_alone_has_a_map_of_its_own() -> None:
+    other = [(replace(t, topic=None, category="fire"), v) for t, v in judged("cold", [YES] * 8)]
+    maps = heat_maps(audit_report({"hot": judged("hot", [NO] * 8), "cold": other}).report)
+    assert [found["sets"] for found in maps] == [["hot"], ["cold"]]
+    assert all(cell is not None for found in maps for row in found["rows"] for cell in row["cells"])
 
 
 def test_rates_of_cut_replies_stand_beside_the_whole_ones() -> None:

@@ -123,9 +123,9 @@ def shapes(plot: Plot) -> int:
 
 def test_candidates_and_what_was_tuned_from_them_have_marks_of_their_own() -> None:
     mixed = [{**point, "improved": i > 1} for i, point in enumerate(points(6))]
-    plot = trade("trade", "Points", "said", mixed, AXIS, "none is better in three")
+    plot = trade("trade", "Points", "said", mixed, AXIS, "none is better in three", "tuned")
     names = dict(plot.key)
-    assert names["square-other"] == "candidate as it was estimated" and names["dot-other"] == "improved on"
+    assert names["square-other"] == "candidate as it was estimated" and names["dot-other"] == "tuned"
     assert names["dot-front"] == "filled: none is better in three"
     assert shapes(plot) > shapes(trade("trade", "Points", "said", [{**p, "improved": False} for p in points(6)], AXIS))
 
