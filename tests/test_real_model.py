@@ -23,8 +23,8 @@ pytestmark = pytest.mark.real
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One run on the real model with few prompts."""
     out = tmp_path_factory.mktemp("real") / "run"
-    call = ["run", "--model", "smollm2-refuser", "--target", "censorship", "--keep", "harmful", "--limit", "48", "--candidates", "2"]
-    assert main([*call, "--max-new-tokens", "24", "--out", str(out)]) == 0
+    call = ["run", "--model", "smollm2-refuser", "--target", "censorship", "--keep", "harmful", "--limit", "32", "--candidates", "2"]
+    assert main([*call, "--tune-steps", "4", "--max-new-tokens", "24", "--out", str(out)]) == 0
     return out
 
 

@@ -130,7 +130,7 @@ def test_the_checkpoints_card_says_what_the_report_says(run: Path, server: Stand
     server.answers = lambda message: completion("deflected")
     assert main(["report", str(run), "--judge", f"chat:{server.url}#tiny"]) == 0
     card = (run / "checkpoint" / "README.md").read_text(encoding="utf-8")
-    assert "100.0 %" in card and f"judged by chat:{server.url}" in card.replace("\\", "")
+    assert "100.0 %" in card and "judged by chat:SERVER#tiny" in card.replace("\\", "") and server.url not in card
     assert check_sums(run / "checkpoint") > 0  # also of the card that was just written
 
 

@@ -9,17 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abliterate.checkpoint.orthogonalise import (
-    MAX_STRETCH,
-    _blocks,
-    component_along,
-    orthogonalise,
-    panels,
-    read_component,
-    removal,
-    remove,
-)
+from abliterate.checkpoint.orthogonalise import _blocks, component_along, orthogonalise, panels, read_component, remove
 from abliterate.errors import InputError
+from abliterate.model.removal import MAX_STRETCH, removal
 
 SIZES = st.integers(2, 24)
 SEEDS = st.integers(0, 10_000)

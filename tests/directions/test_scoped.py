@@ -129,7 +129,7 @@ def test_selection_json_says_how_the_chosen_direction_was_scoped() -> None:
         found = scoped_document(directions, chosen)
         assert found is not None and found["sets"] == ["bad"]
         share = directions.scoping[chosen.estimator].share[-1 - chosen.position, 1:]
-        edited = [chosen.layer] if chosen.kind == "single" else list(range(chosen.layer, LAYERS))
+        edited = [chosen.layer] if chosen.kind != "per-layer" else list(range(chosen.layer, LAYERS))
         assert found["share_left"] == pytest.approx(float(share[edited].mean()))
         assert 0 < found["share_left"] < 1 and 0.5 < found["cosine"]["bad"] < 1
         json.dumps(found, allow_nan=False)
