@@ -23,7 +23,7 @@ pytestmark = pytest.mark.real
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One run on the real model with few prompts."""
     out = tmp_path_factory.mktemp("real") / "run"
-    call = ["run", "--model", "smollm2-refuser", "--target", "censorship", "--keep", "harmful", "--limit", "32", "--candidates", "2"]
+    call = ["run", "--model", "smollm2-refuser", "--target", "censorship", "--keep", "harmful", "--limit", "24", "--candidates", "2"]
     assert main([*call, "--tune-steps", "4", "--max-new-tokens", "24", "--out", str(out)]) == 0
     return out
 
@@ -57,7 +57,7 @@ def test_the_edited_checkpoint_equals_the_hooks_on_the_real_model(run_folder: Pa
 def test_the_proof_of_the_real_edit_is_within_rounding(run_folder: Path) -> None:
     proof = json.loads((run_folder / "checkpoint" / "abliteration.json").read_text(encoding="utf-8"))
     assert proof["worst"]["error"] < 1e-3
-    assert all(tensor["left"] < 0.05 for tensor in proof["tensors"])
+    assert all(abs(tensor["left"] - (1 - tensor["strength"])) < 0.05 for tensor in proof["tensors"])
 
 
 def test_the_transcripts_can_be_scored_again(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
