@@ -232,7 +232,7 @@ def test_a_keep_test_that_fails_is_said_to_fail() -> None:
 
 def test_the_edit_is_described_by_the_proof() -> None:
     card = model_card(proof(), None)
-    assert "7 tensors" in card and "1.50e-04" in card and "tied to the unembedding" in card
+    assert "7 tensors" in card and "1.00e-07" in card and "tied to the unembedding" in card
 
 
 @pytest.mark.parametrize(
