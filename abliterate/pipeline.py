@@ -43,7 +43,7 @@ from abliterate.report.card import model_card
 from abliterate.report.document import read_json, report_document, write_json
 from abliterate.runfolder import RunFolder, file_hashes, open_run
 from abliterate.selection import select
-from abliterate.tuning.way import way_of
+from abliterate.tuning.way import Way, way_of
 
 MIN_PER_LANGUAGE = 16  # prompts of a language in a role, for a direction of its own
 
@@ -63,8 +63,7 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
         foresee(config)
         if config.lm_eval:
             check_installed()
-    if not (out / "selection.json").exists():
-        way_of(config, base.whole)
+    how = way_of(config, base.whole) if not (out / "selection.json").exists() else "off"  # what was chosen is not tuned again
     tested, known = sets.test_sets(), sets.without_test()
     reference = open_reference(config.reference, config, [base], tested)
     record = run_record(source, sets.described(), resolved(base, config, config.positions))
@@ -76,7 +75,7 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
         "directions", "directions.safetensors", lambda: _directions(activations, config), save_directions, load_directions
     )
     folder.stage("directions", "directions.json", lambda: quality_document(activations, directions), write_json, read_json)
-    plan, selection = _selection(folder, base, known, config, activations, directions)
+    plan, selection = _selection(folder, base, known, config, activations, directions, how)
     before = judge_all(respond(folder, lambda: engine_of(config, base, wanted_of(source)), tested, "base"))
     harmless = sets.sets("harmless")[0].of("test", sets.limit)
     measured = drift_base(folder, base, harmless, before[harmless.name])
@@ -147,11 +146,9 @@ def _activations(base: Session, sets: RoleSets, config: RunConfig) -> Activation
 
 def activations_of(model: Model, sets: RoleSets, positions: int) -> Activations:
     """Statistics of every role's train prompts at the last ``positions`` tokens, and the val vectors that rank the directions."""
-    scoped: tuple[Role, ...] = ("harmless", "keep") if sets.sets("keep") else ()
-    train: tuple[Role, ...] = ("target", "baseline", "harmless", *scoped[1:])
-    val: tuple[Role, ...] = ("target", "baseline", *scoped)
-    asked = {role: sets.prompts(role, "train") for role in train}
-    return gathered(model, sets, asked, {role: sets.prompts(role, "val") for role in val}, positions)
+    val = sets.played if sets.sets("keep") else ("target", "baseline")
+    train = {role: sets.prompts(role, "train") for role in sets.played}
+    return gathered(model, sets, train, {role: sets.prompts(role, "val") for role in val}, positions)
 
 
 def gathered(
@@ -225,13 +222,13 @@ def collected(model: Model, groups: Mapping[str, Group], positions: int) -> dict
 
 
 def _selection(
-    folder: RunFolder, base: Session, sets: RoleSets, config: RunConfig, activations: Activations, directions: Directions
+    folder: RunFolder, base: Session, sets: RoleSets, config: RunConfig, activations: Activations, directions: Directions, how: Way
 ) -> tuple[EditPlan, dict[str, Any]]:
     """The chosen plan and how it was chosen; from train and val prompts only."""
     file = folder.path / "selection.json"
     if not file.exists():
         with folder.timed("selection"):
-            plan, document = select(base.model, sets, config, directions, way_of(config, base.whole), keep_axes(activations))
+            plan, document = select(base.model, sets, config, directions, how, keep_axes(activations))
         save_plan(plan, folder.path / "plan.safetensors")
         write_json(document, file)
     return load_plan(folder.path / "plan.safetensors"), json.loads(file.read_text(encoding="utf-8"))

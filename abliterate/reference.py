@@ -23,6 +23,7 @@ from abliterate.evaluation.recovery import (
     save_predicted,
 )
 from abliterate.evaluation.summary import Judged, degenerate, judge_all, rate
+from abliterate.evaluation.transcripts import Transcript
 from abliterate.finaltest import respond
 from abliterate.model.session import Session
 from abliterate.model.source import ModelSource, resolve_model
@@ -75,7 +76,7 @@ def recovery_base(folder: RunFolder, reference: Reference | None, base: Session,
     """The reference's own replies, what it predicts along them, and how far the base is from that; one model is in memory at a time."""
     if reference is None or (folder.path / RECOVERY).exists():
         return
-    texts = _replies_of(folder, reference, base, groups)
+    texts = _texts(reference, _replies_of(folder, reference, base, groups))
 
     def predict() -> Predicted:
         base.release()
@@ -101,11 +102,11 @@ def recovery_edited(
         return None
 
     def make() -> dict[str, Any]:
-        texts = _replies_of(folder, reference, edited, groups)
+        replies = _replies_of(folder, reference, edited, groups)
+        texts, own = _texts(reference, replies), judge_all(replies)
         reference.session.release()
         found = _divergence("edited", edited, load_predicted(folder.path / _REFERENCE_SIDE), texts)
         measured = (read_json(folder.path / _RECOVERY_BASE), found)
-        own = judge_all(respond(folder, _unasked, groups, "reference"))
         tokenizer, sets, start = edited.tokenizer(), dict[str, Any](), 0
         for group in groups:
             place = slice(start, start := start + len(group))
@@ -123,22 +124,21 @@ def recovery_edited(
     return found
 
 
-def _replies_of(folder: RunFolder, reference: Reference, held: Session, groups: Sequence[PromptSet]) -> Texts:
-    """All prompts with the reference's own replies; ``held`` is let go of where any must still be written."""
+def _replies_of(folder: RunFolder, reference: Reference, held: Session, groups: Sequence[PromptSet]) -> list[Transcript]:
+    """The reference's own replies to all prompts; ``held`` is let go of where any must still be written."""
 
     def engine() -> Engine:
         held.release()
         model = reference.session.model
         return Engine({"kind": "transformers"}, lambda sets, path, advance: generate(model, sets, path, TOKENS, advance, reference.settle))
 
-    replies = respond(folder, engine, groups, "reference")
+    return respond(folder, engine, groups, "reference")
+
+
+def _texts(reference: Reference, replies: Sequence[Transcript]) -> Texts:
+    """The prompts and the replies as token ids."""
     tokenizer = reference.session.tokenizer()
     return Texts(encode(tokenizer, [reply.prompt for reply in replies]), ids_of(tokenizer, [reply.response for reply in replies]), [])
-
-
-def _unasked() -> Engine:
-    """What writes replies that are all there."""
-    raise AssertionError("the reference's replies are written before they are judged")
 
 
 def _divergence(which: str, session: Session, told: Predicted, texts: Texts) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from abliterate.model.template import encode
 from abliterate.progress import say, stage
 from abliterate.prompts import Prompt, Role, RoleSets
 from abliterate.prompts.promptset import spread
-from abliterate.tuning.descent import Seen, Settings, Step, descend, looks
+from abliterate.tuning.descent import Seen, Settings, Step, descend
 from abliterate.tuning.examples import Examples, gather, gathering_work
 from abliterate.tuning.measure import measure, measuring_work
 from abliterate.tuning.parameters import Parameters
@@ -93,8 +93,7 @@ def select(
 
 
 def _prompts(sets: RoleSets, split: Literal["train", "val"]) -> Prompts:
-    roles: tuple[Role, ...] = ("target", "baseline", "harmless", *(("keep",) if sets.sets("keep") else ()))
-    return {role: sets.prompts(role, split) for role in roles}
+    return {role: sets.prompts(role, split) for role in sets.played}
 
 
 def _gathered(model: Model, prompts: Prompts, split: str) -> Examples:
@@ -144,7 +143,7 @@ def _tuned(
     learned = config.tune_directions != "off"
     parameters = Parameters.of(start.plan, min(START, config.strength), learned, config.strength, kept)
     settings, weight = Settings(steps=config.tune_steps, seed=config.seed), WEIGHTS[config.prefer]
-    with stage("tuning (steps and looks)", settings.total + len(settings.weights) * len(looks(settings))) as advance:
+    with stage("tuning (steps and looks)", settings.total + settings.looks) as advance:
         return descend(
             model,
             parameters,

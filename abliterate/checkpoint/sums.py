@@ -33,9 +33,9 @@ def to_hash(folder: Path) -> int:
 
 def write_sums(folder: Path, advance: Callable[[int], None] = lambda done: None) -> None:
     """Write ``SHA256SUMS`` over every file but itself; what it says of files that are older than it stays."""
-    known = _known(folder)
+    known, here = _known(folder), set(published_files(folder))
     changed = _changed(folder, known)
-    kept = {name: digest for name, digest in known.items() if name in published_files(folder)}
+    kept = {name: digest for name, digest in known.items() if name in here}
     sums = {**kept, **_hashed(folder, changed, advance)}
     partial = folder / f".{SUMS}.partial"
     partial.write_text("".join(_line(sums[name], name) for name in sorted(sums)), encoding="utf-8", newline="")

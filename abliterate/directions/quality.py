@@ -38,8 +38,7 @@ def sentences_on_scope(directions: Directions) -> list[str]:
     """How much is left of each scoped direction, a line each, at the place where it separates best and at the least and most."""
     said = []
     for name, scoping in directions.scoping.items():
-        score = directions.cohens_d[name][:, 1:]
-        position, layer = divmod(int(score.argmax()), score.shape[1])
+        position, layer = _farthest(directions, name)
         share = scoping.share[:, 1:]
         alike = ", ".join(f"{set_} {float(values[position, layer + 1]):.2f}" for set_, values in scoping.cosine.items())
         said.append(
@@ -82,9 +81,15 @@ def quality_document(activations: Activations, directions: Directions) -> dict[s
 def separation(directions: Directions) -> dict[str, Any]:
     """Where the competing estimates separate best by Cohen's d, which still tells places apart where the AUC is one at many."""
     name = max(directions.competing, key=lambda each: float(directions.cohens_d[each][:, 1:].max()))
+    position, layer = _farthest(directions, name)
+    return {"estimator": name, "position": -1 - position, "layer": layer}
+
+
+def _farthest(directions: Directions, name: str) -> tuple[int, int]:
+    """The position (0 is the last token) and the block where Cohen's d of an estimate is largest."""
     score = directions.cohens_d[name][:, 1:]
     position, layer = divmod(int(score.argmax()), score.shape[1])
-    return {"estimator": name, "position": -1 - position, "layer": layer}
+    return position, layer
 
 
 def pca(activations: Activations, index: int) -> dict[str, Any]:

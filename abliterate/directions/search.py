@@ -38,12 +38,9 @@ def search(
     are measured on; two runs that measure differently need two names. Raises InputError where Optuna is not installed, or the
     storage can't be opened.
     """
-    try:
-        from abliterate.directions.study import Study
-    except ModuleNotFoundError as error:
-        if error.name is not None and error.name.startswith("abliterate"):
-            raise
-        raise InputError(f"the search needs {error.name}: pip install 'abliterate[search]'") from None
+    check_installed()
+    from abliterate.directions.study import Study
+
     study = Study(storage, name, space, seed, space.starts[: max(1, trials // 2)])
     while (missing := trials - len(study.finished())) > 0:
         proposed = study.propose(min(batch, missing))
@@ -55,3 +52,13 @@ def search(
             study.give_up(proposed)
             raise
     return [Tried(f.number, f.parameters, space.plan_of(f.parameters), f.point) for f in study.finished()]
+
+
+def check_installed() -> None:
+    """Raises InputError where Optuna, or what it needs, is not installed."""
+    try:
+        import abliterate.directions.study  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("abliterate"):
+            raise
+        raise InputError(f"the search needs {error.name}: pip install 'abliterate[search]'") from None

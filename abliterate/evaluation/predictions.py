@@ -121,7 +121,7 @@ class Divergences:
         for index, rows in self._asked.along(indices, logits):
             place = self._base.place(index)
             others = rows.cpu().gather(-1, self._base.tokens[place].long())
-            kl = kl_divergence(_lumped(self._base.logprobs[place]), _lumped(others))
+            kl = kl_divergence(with_rest(self._base.logprobs[place].double()), with_rest(others.double()))
             self.kl[index], self.first[index] = kl.mean(), kl[0]
             self.nats[index] = _nats(rows, self._asked.continuations[index])
 
@@ -161,10 +161,10 @@ class ThoughtClosing:
         self.log_odds[list(indices)] = (logprobs - torch.log1p(-logprobs.exp().clamp(max=1 - _LEAST))).float()
 
 
-def _lumped(logprobs: Float[Tensor, "position kept"]) -> Float[Tensor, "position kept_and_rest"]:
-    """Log-probabilities with one more: of everything else."""
-    rest = (1 - logprobs.double().exp().sum(-1, keepdim=True)).clamp(min=_LEAST).log()
-    return torch.cat([logprobs.double(), rest], dim=-1)
+def with_rest(logprobs: Float[Tensor, "position kept"]) -> Float[Tensor, "position kept_and_rest"]:
+    """Log-probabilities with one more: of everything else; in the type that they are given in."""
+    rest = (1 - logprobs.exp().sum(-1, keepdim=True)).clamp(min=_LEAST).log()
+    return torch.cat([logprobs, rest], dim=-1)
 
 
 def _nats(rows: Float[Tensor, "position vocab"], ids: Sequence[int]) -> float:

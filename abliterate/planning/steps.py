@@ -21,8 +21,9 @@ from abliterate.pipeline import by_language
 from abliterate.prompts import Prompt, Role, RoleSets
 from abliterate.prompts.promptset import spread
 from abliterate.selection import BATCH, RANKED_BY, SHARES, SHORTLIST
-from abliterate.tuning.descent import Settings, looks
+from abliterate.tuning.descent import Settings
 from abliterate.tuning.examples import ALIKE, CONTINUED, OTHERS, STAYS
+from abliterate.tuning.way import way
 
 Stage = Literal["collection", "selection", "edit", "evaluation"]
 Encode = Callable[[Sequence[Prompt]], list[list[int]]]
@@ -108,12 +109,11 @@ def read_prompts(config: RunConfig, folder: ModelFolder) -> Prompts:
     def encoded(prompts: Sequence[Prompt]) -> Ids:
         return _guessed(prompts) if tokenizer is None else encode(tokenizer, [p.text for p in prompts])
 
-    roles: tuple[Role, ...] = ("target", "baseline", "harmless", *(("keep",) if sets.sets("keep") else ()))
-    train = {role: sets.prompts(role, "train") for role in roles}
-    shared = by_language({role: train[role] for role in roles[:2]})
+    train = {role: sets.prompts(role, "train") for role in sets.played}
+    shared = by_language({role: train[role] for role in ("target", "baseline")})
     return Prompts(
         train={role: encoded(prompts) for role, prompts in train.items()},
-        val={role: encoded(sets.prompts(role, "val")) for role in roles},
+        val={role: encoded(sets.prompts(role, "val")) for role in sets.played},
         test={group.name: encoded(group.prompts) for group in sets.test_sets()},
         harmless=encoded(sets.prompts("harmless", "test")),
         prose=encoded([Prompt(str(i), text) for i, text in enumerate(bundled_prose())]),
@@ -135,7 +135,7 @@ def _guessed(prompts: Sequence[Prompt]) -> Ids:
 def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = False) -> list[Step]:
     """Every call that a run makes, in its order, of a model that is held ``whole`` or not. Replies that end early make it less."""
     train, val = prompts.train, prompts.val
-    gradient = config.tune == "gradient" or (config.tune == "auto" and whole)
+    gradient = way(config, whole) == "gradient"
     tried = at_most(config.candidates, layers, prompts.languages, len(config.estimators), ("per-layer",) if gradient else KINDS)
     opened = {role: [[*ids, *[0] * OPENING_TOKENS] for ids in spread(val[role], RANKED_BY)] for role in ("target", "baseline")}
     judging = [ids for role, ids in val.items() if role != "harmless" or "keep" in val]
@@ -195,7 +195,7 @@ def _tuning_steps(config: RunConfig, train: Mapping[Role, Ids], val: Mapping[Rol
     rounds = {role: -(-settings.total * min(settings.batch, len(ids)) // max(len(ids), 1)) for role, ids in train.items()}
     dealt = tuple(Asked([[*ids, *[0] * CONTINUED] for ids in train[role]], rounds[role], CONTINUED + 1) for role in train)
     yield Step("selection", "tuning", dealt, gradients=True)
-    yield Step("selection", "looks at val", _measured(val, len(settings.weights) * len(looks(settings))))
+    yield Step("selection", "looks at val", _measured(val, settings.looks))
 
 
 def _recovery_steps(tested: Sequence[Asked]) -> Iterator[Step]:

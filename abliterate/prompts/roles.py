@@ -80,6 +80,11 @@ class RoleSets:
         """The sets of a role."""
         return self._by_role[role]
 
+    @property
+    def played(self) -> tuple[Role, ...]:
+        """The roles that some set plays; what must stay comes last."""
+        return tuple(role for role in ("target", "baseline", "harmless", "keep") if self._by_role[role])
+
     def prompts(self, role: Role, split: Split) -> list[Prompt]:
         """The prompts of a role in a split, all its sets together. Raises InputError where a set has none there."""
         limit = self.limit if split != "val" or self.limit is None else math.ceil(self.limit / 3)

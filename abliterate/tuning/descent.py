@@ -52,6 +52,16 @@ class Settings:
         """Steps of all phases."""
         return self.steps * len(self.weights)
 
+    @property
+    def looked(self) -> list[int]:
+        """The steps of a phase after which val is looked at: the last one among them."""
+        return [n for n in range(1, self.steps + 1) if n % self.every == 0 or n == self.steps]
+
+    @property
+    def looks(self) -> int:
+        """How often val is looked at in all phases."""
+        return len(self.looked) * len(self.weights)
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -104,7 +114,7 @@ def descend(
             parameters.settle()
             steps.append(Step(number, weight, target, stays, float(parameters.strength.detach().sum())))
             advance(1)
-            if step in looks(settings):
+            if step in settings.looked:
                 baked = parameters.baked()
                 seen.append(Seen(f"tuned, step {number}", number, weight, baked, look(baked)))
                 advance(1)
@@ -113,11 +123,6 @@ def descend(
                 if worse >= settings.patience:
                     break
     return seen, steps
-
-
-def looks(settings: Settings) -> list[int]:
-    """The steps of a phase after which val is looked at: the last one among them."""
-    return [n for n in range(1, settings.steps + 1) if n % settings.every == 0 or n == settings.steps]
 
 
 def _optimiser(parameters: Parameters, settings: Settings) -> torch.optim.Adam:

@@ -38,7 +38,7 @@ class Examples:
     target: Openings
     others: Sequence[Sequence[Sequence[int]]]
     stays: Mapping[Role, Stay]
-    marks: Sequence[int] = ()
+    marks: Sequence[int]
 
     @property
     def counts(self) -> dict[Role, int]:

@@ -6,9 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from abliterate.evaluation.predictions import with_rest
+
 FLOOR = -6.0  # nats a token: below it a token is gone, and more of it would only cost
 FADING = 0.7  # what each further token of an opening counts, of the one before
-_LEAST, _NEVER = 1e-12, 1e-3
+_NEVER = 1e-3
 
 
 def suppression(logprobs: Float[Tensor, " token"]) -> Float[Tensor, ""]:
@@ -32,12 +34,6 @@ def closing(logprobs: Float[Tensor, " token"]) -> Float[Tensor, ""]:
 def lumped(logprobs: Float[Tensor, "token vocab"], tokens: Int[Tensor, "token kept"]) -> Float[Tensor, "token kept_and_rest"]:
     """Log-probabilities of the kept tokens, and of all others as one."""
     return with_rest(logprobs.gather(-1, tokens.long()))
-
-
-def with_rest(kept: Float[Tensor, "token kept"]) -> Float[Tensor, "token kept_and_rest"]:
-    """Log-probabilities with one more: of everything else."""
-    rest = (1 - kept.exp().sum(-1, keepdim=True)).clamp(min=_LEAST).log()
-    return torch.cat([kept, rest], dim=-1)
 
 
 def divergences(base: Float[Tensor, "token kept_and_rest"], edited: Float[Tensor, "token kept_and_rest"]) -> Float[Tensor, " token"]:

@@ -10,12 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from abliterate.directions.front import Point
+from abliterate.evaluation.predictions import with_rest
 from abliterate.model.forward import Continued
 from abliterate.model.passes import Advance, Change, Model, Pass, unheard
 from abliterate.model.plan import EditPlan
 from abliterate.prompts import Role
 from abliterate.tuning.examples import ALIKE, Examples, Stay
-from abliterate.tuning.losses import divergences, lumped, with_rest
+from abliterate.tuning.losses import divergences, lumped
 
 
 def measure(model: Model, plans: Sequence[EditPlan], examples: Examples, advance: Advance = unheard) -> list[Point]:

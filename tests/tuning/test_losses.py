@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abliterate.tuning.losses import FLOOR, closing, divergences, drift, lumped, suppression, with_rest
+from abliterate.evaluation.predictions import with_rest
+from abliterate.tuning.losses import FLOOR, closing, divergences, drift, lumped, suppression
 
 logprobs = st.lists(st.floats(-20, 0), min_size=1, max_size=8)
 

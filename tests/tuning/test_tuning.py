@@ -14,7 +14,7 @@ from abliterate.model.passes import Change, Pass
 from abliterate.model.plan import EditPlan, plan_from_rows
 from abliterate.model.resident import Resident, load_model
 from abliterate.prompts import Prompt, Role
-from abliterate.tuning.descent import Settings, descend, looks
+from abliterate.tuning.descent import Settings, descend
 from abliterate.tuning.examples import ALIKE, CONTINUED, Examples, gather, gathering_work
 from abliterate.tuning.measure import measure, measuring_work
 from abliterate.tuning.parameters import Parameters
@@ -88,7 +88,7 @@ def test_many_edits_are_measured_as_each_alone(model: Resident, examples: Exampl
 
 def test_val_is_looked_at_now_and_then_and_at_the_end() -> None:
     settings = Settings(steps=5, weights=(1.0, 2.0), every=4)
-    assert settings.total == 10 and looks(settings) == [4, 5]
+    assert settings.total == 10 and settings.looked == [4, 5]
 
 
 def test_the_target_becomes_less_likely_than_where_it_began(model: Resident, examples: Examples) -> None:
@@ -97,7 +97,7 @@ def test_the_target_becomes_less_likely_than_where_it_began(model: Resident, exa
     before = measure(model, [parameters.baked()], examples)[0]
     heard: list[float] = []
     seen, steps = descend(model, parameters, examples, lambda plan: measure(model, [plan], examples)[0], cost, settings, heard.append)
-    assert [s.step for s in steps] == list(range(1, 11)) and sum(heard) == 10 + len(looks(settings))
+    assert [s.step for s in steps] == list(range(1, 11)) and sum(heard) == 10 + settings.looks
     assert seen[-1].point.target_left < 0.7 * before.target_left
     assert measure(model, [seen[-1].plan], examples)[0].objectives == pytest.approx(seen[-1].point.objectives, rel=1e-4)
 
