@@ -15,6 +15,7 @@ from abliterate.checkpoint.spectrum import KEPT, LEADING
 
 AGREE = 0.9  # |cos| of the directions of one block
 OWN = 0.5  # cosine between the difference along a direction and what the matrix wrote there
+SURE = 0.8  # the same where it is enough to tell an edit alone, without a direction that others share
 REMOVED = 0.02  # smallest share of a component that counts as taken out
 _FOLLOWS = 0.1  # share of a bias's change that may lie elsewhere, beside its rounding
 _NAMED = 3  # tensors named in a sentence
@@ -23,8 +24,9 @@ _NAMED = 3  # tensors named in a sentence
 def summary(found: Difference) -> dict[str, Any]:
     """The verdict with its reasons, the counts, and the direction of each block.
 
-    ``directional``: every changed tensor writes into the stream, each difference is of low rank, the directions of a block agree, and
-    what the matrices wrote along them is what became less. ``identical``: no value differs. ``other``: anything else.
+    ``directional``: every changed tensor writes into the stream, each difference is of low rank and is a share of what that matrix wrote
+    along the direction, which became less, and the directions of a block agree or each is clear by itself. ``identical``: no value
+    differs. ``other``: anything else.
     """
     layers = _layers(found.changes)
     objections = _objections(found, layers)
@@ -139,18 +141,19 @@ def _objections(found: Difference, layers: Sequence[dict[str, Any]]) -> list[str
     high = [change for change in matrices if change.rank is None or change.rank > LEADING]
     said += _sentence(high, f"differences have a rank above {LEADING}")
     said += _sentence([c for c in matrices if c.rank == 0], "differences don't stand out of the rounding")
-    apart = [layer for layer in layers if not layer["agreement"] > AGREE]
+    along = [change for change in changes if change.directions is not None]
+    alone = {change.layer for change in along if not _sure(change)}
+    apart = [layer for layer in layers if not layer["agreement"] > AGREE and layer["layer"] in alone]
     if apart:
         worst = min(apart, key=lambda layer: float(layer["agreement"]))
         said.append(
             f"The directions disagree in {len(apart)} of {len(layers)} blocks (smallest |cos| {worst['agreement']:.2f}, "
             f"block {worst['layer']})."
         )
-    along = [change for change in changes if change.directions is not None]
     said += _sentence([c for c in along if not (c.own or 0) > OWN], "differences are not a share of what the matrix itself wrote there")
-    said += _sentence([c for c in along if not (c.strength or 0) > REMOVED], "components along the direction did not become less")
-    common = layer_directions(changes)
-    said += _sentence([c for c in changes if c.pair is not None and not _follows(c, common)], "biases changed otherwise")
+    kept = [c for c in along if not (c.strength or 0) > (0 if _sure(c) else REMOVED)]
+    said += _sentence(kept, "components along the direction did not become less")
+    said += _sentence([c for c in changes if c.pair is not None and not _follows(c, changes)], "biases changed otherwise")
     if said and matrices and all(change.rank is not None and 4 * change.rank <= min(change.shape) for change in matrices):
         said.append(f"No difference has a rank above {max(change.rank or 0 for change in matrices)}: as of a merged adapter (LoRA).")
     return said
@@ -160,11 +163,19 @@ def _sentence(wrong: Sequence[Change], what: str) -> list[str]:
     return [f"{len(wrong)} {what} ({_listed([change.name for change in wrong])})."] if wrong else []
 
 
-def _follows(change: Change, common: dict[int, Float[Tensor, " d_model"]]) -> bool:
-    """Whether a bias is the old one, lengthened or not, but for its part along its block's direction."""
-    direction = common.get(-1 if change.layer is None else change.layer)
-    if change.pair is None or direction is None:
+def _sure(change: Change) -> bool:
+    """Whether a matrix's difference is a share of what it wrote along a direction, which another kind of change hardly is by chance."""
+    return (change.own or 0) > SURE
+
+
+def _follows(change: Change, changes: Sequence[Change]) -> bool:
+    """Whether a bias is the old one, lengthened or not, but for its part along the direction of its block's writers of the same kind, or
+    of all where there is none."""
+    block = [other for other in changes if other.layer == change.layer is not None and other.directions is not None]
+    group = [other for other in block if other.kind == change.kind] or block
+    if change.pair is None or not group:
         return True
+    direction = _common(group)[0]
     before, after = change.pair.double()
     span = torch.linalg.qr(torch.stack([before, direction], 1)).Q
     return float((after - span @ (span.T @ after)).norm()) <= _FOLLOWS * float((after - before).norm()) + (change.floor or 0.0)
@@ -177,14 +188,16 @@ def _grounds(found: Difference, layers: Sequence[dict[str, Any]], verdict: str) 
     rank = max((change.rank or 0) for change in along) if along else 0
     said = [f"All {count} changed tensors write into the stream.", f"Each difference is of rank {'1' if rank == 1 else f'{rank} or less'}."]
     if layers:
-        said.append(f"Within a block the directions agree (smallest |cos| {min(layer['agreement'] for layer in layers):.3f}).")
+        least = min(layer["agreement"] for layer in layers)
+        own = "The matrices have directions of their own, and each difference is a share of what that matrix wrote"
+        said.append(f"{'Within a block the directions agree' if least > AGREE else own} (smallest |cos| within a block {least:.3f}).")
     over = _over_layers(found.changes)
     if over:
         one = "One direction serves all blocks" if over["cos_min"] > AGREE else "The blocks have directions of their own"
         said.append(f"{one} (smallest |cos| to their mean {over['cos_min']:.3f}).")
     strengths = [change.strength for change in along if change.strength is not None]
     if strengths:
-        said.append(f"Along it {100 * min(strengths):.1f} to {100 * max(strengths):.1f} % of what the matrices wrote is gone.")
+        said.append(f"Along these {100 * min(strengths):.1f} to {100 * max(strengths):.1f} % of what the matrices wrote is gone.")
     tests: list[tuple[str, Callable[[Change], bool]]] = [
         ("columns", lambda change: change.rescaled == "columns"),
         ("rows", lambda change: change.rescaled == "rows"),

@@ -94,6 +94,17 @@ def test_a_direction_per_layer_is_told_and_each_is_found_again(tiny: Tiny) -> No
     assert min(cosines(found, rows)) > 0.99 and told["over_layers"]["cos_min"] < 0.9
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_a_direction_of_its_own_for_every_writer_is_told(tiny: Tiny, family: str) -> None:
+    base = tiny(family, d_model=64)
+    strength = torch.tensor([[1.0, 0.3], [0.02, 0.6], [0.0, 0.8], [0.4, 0.05]])
+    found, told = compared(base, edited(base, EditPlan(torch.nn.functional.normalize(draw(4, 2, 1, 64), dim=-1), strength, "skip")))
+    assert told["verdict"] == "directional", told["reasons"]
+    assert any("directions of their own" in reason for reason in told["reasons"])
+    assert min(change.own or 0 for change in found.changes if change.directions is not None) > 0.95
+    assert told["strength"]["min"] == pytest.approx(0.02, abs=0.005) and told["strength"]["max"] == pytest.approx(1, abs=0.005)
+
+
 def test_two_directions_at_once_are_told(tiny: Tiny) -> None:
     base, rows = tiny(), draw(4, 2, 32)
     _, told = compared(base, edited(base, plan_from_rows(rows, torch.ones(4, 2))))
