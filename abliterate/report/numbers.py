@@ -17,8 +17,13 @@ def interval(rate: Mapping[str, Any] | None) -> str:
     """The rate's counts and 95 % interval."""
     if rate is None or rate["rate"] is None:
         return ""
+    return f"{rate['k']}/{rate['n']}, 95 % {bounds(rate)}"
+
+
+def bounds(rate: Mapping[str, Any]) -> str:
+    """A rate's 95 % interval alone."""
     low, high = rate["ci95"]
-    return f"{rate['k']}/{rate['n']}, 95 % {100 * low:.1f}–{100 * high:.1f}"
+    return f"{100 * low:.1f}–{100 * high:.1f}"
 
 
 def corrected(rate: Mapping[str, Any] | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +11,33 @@ from rich.table import Table
 from rich.text import Text
 
 from abliterate.report import choice, sentences
-from abliterate.report.numbers import interval, percent
-from abliterate.report.page import two_models
+from abliterate.report.numbers import bounds, percent
+from abliterate.report.page import headline, two_models
 
 
 def show(report: Mapping[str, Any], out: Path) -> None:
-    """Rates before and after, the verdicts, and where the report lies; to stdout."""
+    """The tests that failed, what was done, the other tests, rates before and after, what else is to say, and where the report lies; to
+    stdout. Of an edit, how each set fares against its control is left to the report itself."""
     console = Console(highlight=False)
     edited = two_models(report)
-    table = Table("set", "role", "measure", "base", *(["edited"] if edited else []), box=None, pad_edge=False)
-    for name, entry in report["sets"].items():
-        key = "refused" if entry["role"] == "keep" else "withheld"
-        table.add_row(*_cells(name, entry["role"], key, entry, edited))
-        for lang, part in entry.get("by_lang", {}).items():
-            table.add_row(*_cells(f"  {lang}", "", key, part, edited))
-        table.add_row(*_cells("", "", "degenerate", entry, edited))
+    failed = list(sentences.kept(report, False))
+    tests = [*sentences.kept(report, True), *sentences.unchanged(report)]
+    _lines(console, failed, "bold red")
+    _lines(console, [headline(report)], "bold")
+    for line in tests:
+        _lines(console, [line], "yellow" if "NOT shown" in line else "green")
     if report["sets"]:
-        console.print(table)
+        console.print()
+        console.print(_rates(report["sets"], edited))
+        console.print()
     for name, rows in report["tables"].items():
         if rows and not edited:
             console.print()
             console.print(_topics(name, rows))
     if picked := choice.picked(report["selection"]):
         console.print(f"chosen: {picked}", markup=False, soft_wrap=True)
-    for line in sentences.all_of(report):
-        console.print(line, markup=False)
+    told = {*failed, *tests, *(sentences.against_control(report) if edited else ())}
+    _lines(console, [line for line in sentences.all_of(report) if line not in told])
     if report["drift"]:
         drift = report["drift"]
         answered = drift["kl_first_token_answered"]
@@ -53,6 +55,25 @@ def show(report: Mapping[str, Any], out: Path) -> None:
     console.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
 
 
+def _lines(console: Console, lines: Iterable[str], style: str | None = None) -> None:
+    for line in lines:
+        console.print(line, markup=False, style=style)
+
+
+def _rates(sets: Mapping[str, Mapping[str, Any]], edited: bool) -> Table:
+    """A row a set and measure, and one a language."""
+    sides = ("base", "edited")[: 1 + edited]
+    table = Table("set", "role", "n", "measure", *sides, box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.caption, table.caption_justify = "in brackets the 95 % interval", "left"
+    for name, entry in sets.items():
+        key = "refused" if entry["role"] == "keep" else "withheld"
+        table.add_row(*_cells(name, entry["role"], key, entry, edited))
+        for lang, part in entry.get("by_lang", {}).items():
+            table.add_row(*_cells(f"  {lang}", "", key, part, edited), style="dim")
+        table.add_row(*_cells("", "", "degenerate", entry, edited), style="dim")
+    return table
+
+
 def _topics(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Outcome counts, a row a topic and language; a dot for none."""
     outcomes = list(rows[0]["base"])
@@ -67,7 +88,10 @@ def _topics(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _cells(name: str, role: str, key: str, entry: Mapping[str, Any], edited: bool) -> list[Text]:
-    cells = [name, role, key, f"{percent(entry['base'][key])} ({interval(entry['base'][key])})"]
-    if edited:
-        cells.append(f"{percent(entry['edited'][key])} ({interval(entry['edited'][key])})")
-    return [Text(cell) for cell in cells]
+    measure = "broken" if key == "degenerate" else key
+    n = str(entry["base"][key]["n"]) if name else ""
+    return [Text(cell) for cell in (name, role, n, measure, *(_rate(entry[side][key]) for side in ("base", "edited")[: 1 + edited]))]
+
+
+def _rate(rate: Mapping[str, Any]) -> str:
+    return f"{percent(rate)} ({bounds(rate)})" if rate["n"] else percent(rate)

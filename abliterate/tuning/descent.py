@@ -18,6 +18,7 @@ from abliterate.model.passes import Advance, Change, unheard
 from abliterate.model.plan import EditPlan
 from abliterate.model.resident import Resident
 from abliterate.prompts import Role
+from abliterate.tuning.behind import Line
 from abliterate.tuning.examples import Examples
 from abliterate.tuning.losses import closing, drift, suppression
 from abliterate.tuning.measure import moved
@@ -31,9 +32,10 @@ class Settings:
     """How the tuner goes on.
 
     ``steps`` a phase; ``weights``: what a nat of drift counts beside a nat of suppression, one phase each, in order. ``batch`` examples of
-    each role a step. Rates are Adam's, for strengths and directions: halved in the second phase, a third in the third. A strength that
-    has come to nothing stays so. ``few`` is what a strength of one costs, ``near`` a direction at a right angle to where it began; in
-    nats. ``every``: steps between two looks at val; after ``patience`` looks that saw nothing better than before, a phase is over.
+    each role a step, and of a single one that stays twice as many. Rates are Adam's, for strengths and directions: halved in the second
+    phase, a third in the third. A strength that has come to nothing stays so. ``few`` is what a strength of one costs, ``near`` a direction
+    at a right angle to where it began; in nats. ``every``: steps between two looks at val; after ``patience`` looks that saw nothing better
+    than before, a phase is over.
     """
 
     steps: int = 16
@@ -135,7 +137,7 @@ def _optimiser(parameters: Parameters, settings: Settings) -> torch.optim.Adam:
 @dataclass(frozen=True)
 class _Card:
     """One example of a step: the ``place`` of its prompt in its role's, and the reply that it is shown with, whose first ``mark`` tokens
-    close a thought at once."""
+    close a thought at once. ``prompt``: what stands before the reply, a thought too."""
 
     role: Role
     place: int
@@ -153,7 +155,9 @@ class _Deck:
 
     def __init__(self, examples: Examples, batch: int, seed: int) -> None:
         chance = random.Random(seed)
-        self._examples, self._batch = examples, {role: min(batch, size) for role, size in examples.counts.items()}
+        each = max(batch, 2 * batch // max(1, len(examples.stays)))
+        self._examples = examples
+        self._batch = {role: min(batch if role == "target" else each, size) for role, size in examples.counts.items()}
         self._piles = {role: _rounds(size, chance) for role, size in examples.counts.items()}
 
     def all(self) -> list[_Card]:
@@ -166,11 +170,16 @@ class _Deck:
         if role != "target":
             asked = self._examples.stays[role].asked
             return _Card(role, place, asked.prompts[place], asked.continuations[place])
-        own, others = self._examples.target.openings[place], self._examples.others[place]
-        turn = (step + place) % (2 * max(len(others), 1))
-        reply = others[turn // 2] if others and turn % 2 else own  # every other time another prompt's: what is gone shall not come back so
-        mark = self._examples.marks[place] if reply is own else 0
-        return _Card(role, place, self._examples.target.prompts[place], reply, mark)
+        target = self._examples.target
+        own, prompt = target.openings[place], target.prompts[place]
+        others = [Line([], other) for other in self._examples.others[place]]
+        # In turns: its own opening, another prompt's, a line behind a thought; what is gone shall not come back so.
+        kinds = [kind for kind in ([Line([], own)], others, self._examples.behind[place]) if kind]
+        turn = step + place
+        kind = kinds[turn % len(kinds)]
+        line = kind[turn // len(kinds) % len(kind)]
+        mark = self._examples.marks[place] if line.tokens is own else 0
+        return _Card(role, place, [*prompt, *line.thought], line.tokens, mark)
 
 
 def _rounds(size: int, chance: random.Random) -> Iterator[int]:

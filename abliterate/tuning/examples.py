@@ -13,6 +13,7 @@ from abliterate.model.forward import Continued
 from abliterate.model.passes import Advance, Model, Pass, unheard
 from abliterate.model.template import CLOSE, decode, encode, opens_thought
 from abliterate.prompts import Prompt, Role
+from abliterate.tuning.behind import Line, lines_behind, parted
 
 STAYS: tuple[Role, ...] = ("keep", "baseline", "harmless")
 CONTINUED = 16  # tokens of a reply that should stay
@@ -31,12 +32,13 @@ class Stay:
 @dataclass(frozen=True)
 class Examples:
     """``target``: prompts that the model withholds, with the openings with which it does. ``others``: for each of these, openings of other
-    prompts of its language. ``stays``: by role, what should not change: of the keep prompts those that it withholds, of the others
-    those that it does not. ``marks``: for each target prompt, with how many tokens its opening closes a thought at once; 0 where it
-    doesn't."""
+    prompts of its language. ``behind``: for each, lines with which it may be withheld behind a thought; none where the model begins with
+    no thought. ``stays``: by role, what should not change: of the keep prompts those that it withholds, of the others those that it does
+    not. ``marks``: for each target prompt, with how many tokens its opening closes a thought at once; 0 where it doesn't."""
 
     target: Openings
     others: Sequence[Sequence[Sequence[int]]]
+    behind: Sequence[Sequence[Line]]
     stays: Mapping[Role, Stay]
     marks: Sequence[int]
 
@@ -61,20 +63,49 @@ def gather(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Adva
 
     ``advance`` hears of every reply and of every reply that is read again, ``gathering_work`` in all.
     """
-    found = _replied(model, prompts, advance)
+    found = _replied(model, _distinct(prompts), advance)
     target = found["target"]
     withheld = [i for i, held in enumerate(target.withheld) if held]
     chosen = withheld or list(range(len(target.prompts)))
-    own = target.chosen(chosen, OPENING_TOKENS)
     stays = {role: _staying(found[role], role) for role in STAYS if role in found}
     hearers = {role: Predictions(model, Texts(asked.prompts, asked.continuations, [])) for role, asked in stays.items()}
     ask(model, list(hearers.values()), advance)
+    ways = [_way(model, target.replies[i]) for i in chosen]
+    led = [[*target.prompts[i], *way.thought] for i, way in zip(chosen, ways, strict=True)]
+    openings = [list(way.tokens[:OPENING_TOKENS]) for way in ways]
+    at_once = [not way.thought for way in ways]
     return Examples(
-        Openings([list(ids) for ids in own.prompts], [list(ids) for ids in own.continuations], chosen, len(target.prompts), len(withheld)),
-        _others([prompts["target"][i].lang for i in chosen], own.continuations),
+        Openings(led, openings, chosen, len(target.prompts), len(withheld)),
+        _others([prompts["target"][i].lang for i in chosen], openings, at_once),
+        _behind(model, prompts, found, chosen, at_once),
         {role: Stay(asked, hearers[role].found) for role, asked in stays.items()},
-        [_mark(model, opening) for opening in own.continuations],
+        [_mark(model, opening) for opening in openings],
     )
+
+
+def _distinct(prompts: Mapping[Role, Sequence[Prompt]]) -> dict[Role, Sequence[Prompt]]:
+    """A baseline of harmless prompts is these once more, and left out."""
+    return {role: asked for role, asked in prompts.items() if role != "baseline" or asked != prompts["harmless"]}
+
+
+def _way(model: Model, reply: Sequence[int]) -> Line:
+    """How a reply withholds: at once, and be it by a thought that is closed at once; or with a line behind a thought."""
+    thought, line = parted(model.tokenizer, reply)
+    thinks = line and decode(model.tokenizer, thought).replace(CLOSE, "").strip()
+    return Line(thought, line) if thinks and opens_thought(model.tokenizer) else Line([], reply)
+
+
+def _behind(
+    model: Model, prompts: Mapping[Role, Sequence[Prompt]], found: Mapping[Role, _Replied], chosen: Sequence[int], at_once: Sequence[bool]
+) -> list[list[Line]]:
+    """Lines behind a thought, of prompts that are withheld ``at_once``; the others' own lines are such already."""
+    if not opens_thought(model.tokenizer):
+        return [[] for _ in chosen]
+    role: Role = "baseline" if "baseline" in found else "harmless"
+    withheld = [(prompts["target"][i], found["target"].replies[i]) for i in chosen]
+    answered = [(p, reply) for p, reply, held in zip(prompts[role], found[role].replies, found[role].withheld, strict=True) if not held]
+    lines = lines_behind(model.tokenizer, withheld, answered)
+    return [each if once else [] for each, once in zip(lines, at_once, strict=True)]
 
 
 def _mark(model: Model, opening: Sequence[int]) -> int:
@@ -91,7 +122,8 @@ def _staying(found: _Replied, role: Role) -> Continued:
 
 def gathering_work(prompts: Mapping[Role, Sequence[Prompt]]) -> int:
     """Rows that ``gather`` tells ``advance`` of, at most."""
-    return sum(map(len, prompts.values())) + sum(len(asked) for role, asked in prompts.items() if role in STAYS)
+    distinct = _distinct(prompts)
+    return sum(map(len, distinct.values())) + sum(len(asked) for role, asked in distinct.items() if role in STAYS)
 
 
 def _replied(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Advance) -> dict[Role, _Replied]:
@@ -112,16 +144,17 @@ def _replied(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Ad
     return {role: _Replied(encoded[role], replies[role], [held(role, i) for i in range(len(encoded[role]))]) for role in roles}
 
 
-def _others(langs: Sequence[str], openings: Sequence[Sequence[int]]) -> list[list[list[int]]]:
-    """For each prompt the most frequent openings of its language that begin otherwise than its own."""
+def _others(langs: Sequence[str], openings: Sequence[Sequence[int]], at_once: Sequence[bool]) -> list[list[list[int]]]:
+    """For each prompt that is withheld ``at_once`` the most frequent such openings of its language that begin otherwise than its own."""
     counts: dict[str, Counter[tuple[int, ...]]] = {lang: Counter() for lang in langs}
     whole: dict[tuple[int, ...], list[int]] = {}
-    for lang, opening in zip(langs, openings, strict=True):
+    for lang, opening, once in zip(langs, openings, at_once, strict=True):
         key = tuple(opening[:ALIKE])
-        counts[lang][key] += 1
-        whole.setdefault(key, list(opening))
+        if once:
+            counts[lang][key] += 1
+            whole.setdefault(key, list(opening))
     frequent = {lang: [key for key, _ in sorted(found.items(), key=lambda item: (-item[1], item[0]))] for lang, found in counts.items()}
     return [
-        [whole[key] for key in frequent[lang] if key != tuple(opening[:ALIKE])][:OTHERS]
-        for lang, opening in zip(langs, openings, strict=True)
+        [whole[key] for key in frequent[lang] if key != tuple(opening[:ALIKE])][:OTHERS] if once else []
+        for lang, opening, once in zip(langs, openings, at_once, strict=True)
     ]

@@ -15,6 +15,7 @@ from abliterate.model.forward import Continued
 from abliterate.model.passes import Advance, Change, Model, Pass, unheard
 from abliterate.model.plan import EditPlan
 from abliterate.prompts import Role
+from abliterate.tuning.behind import Line
 from abliterate.tuning.examples import ALIKE, Examples, Stay
 from abliterate.tuning.losses import divergences, lumped
 
@@ -23,7 +24,7 @@ def measure(model: Model, plans: Sequence[EditPlan], examples: Examples, advance
     """What each edit leaves of the target, and how far it moves what should stay.
 
     ``target_left`` is the mean probability that a target prompt's reply begins as one that withholds: with the first tokens of its own
-    opening or of another prompt's.
+    opening or of another prompt's, or else, of a model that thinks, with a line that withholds behind a thought.
     """
     openings = _openings(examples)
     changes = [Change(plan) for plan in plans]
@@ -37,7 +38,8 @@ def measure(model: Model, plans: Sequence[EditPlan], examples: Examples, advance
         which, role = readers[number]
         if role == "target":
             for index, logprob in zip(indices, openings.asked.logprobs(indices, logits), strict=True):
-                found[which].likely[openings.prompts[index]] += logprob.exp()
+                likely = found[which].behind if openings.behind[index] else found[which].likely
+                likely[openings.prompts[index]] += logprob.exp()
         else:
             for index, kl in moved(examples.stays[role], indices, logits):
                 found[which].first[role][index], found[which].along[role][index] = kl[0].cpu(), kl.mean().cpu()
@@ -61,23 +63,29 @@ def moved(stay: Stay, indices: Sequence[int], logits: Float[Tensor, "row kept vo
 
 @dataclass(frozen=True)
 class _Openings:
-    """Openings with which a prompt could be withheld, and whose they are."""
+    """Openings with which a prompt could be withheld, whose they are, and whether each stands behind a thought."""
 
     asked: Continued
     prompts: list[int]
+    behind: list[bool]
 
 
 def _openings(examples: Examples) -> _Openings:
     own = examples.target
-    pairs = [(i, list(o[:ALIKE])) for i, first in enumerate(own.openings) for o in (first, *examples.others[i])]
-    return _Openings(Continued([own.prompts[i] for i, _ in pairs], [o for _, o in pairs]), [i for i, _ in pairs])
+    found = [(i, Line([], tokens), False) for i, first in enumerate(own.openings) for tokens in (first, *examples.others[i])]
+    found += [(i, line, True) for i, lines in enumerate(examples.behind) for line in lines]
+    prompts = [[*own.prompts[i], *line.thought] for i, line, _ in found]
+    asked = Continued(prompts, [list(line.tokens[:ALIKE]) for _, line, _ in found])
+    return _Openings(asked, [i for i, _, _ in found], [behind for _, _, behind in found])
 
 
 @dataclass
 class _Measured:
-    """Of one edit: how likely each target prompt is withheld, and by role the divergence of each prompt's first token and of all."""
+    """Of one edit: how likely each target prompt is withheld at once, and ``behind`` a thought, and by role the divergence of each prompt's
+    first token and of all."""
 
     likely: Float[Tensor, " target"]
+    behind: Float[Tensor, " target"]
     first: dict[Role, Tensor]
     along: dict[Role, Tensor]
 
@@ -85,12 +93,13 @@ class _Measured:
     def of(cls, examples: Examples) -> _Measured:
         sizes = {role: len(stay.asked.prompts) for role, stay in examples.stays.items()}
         empty = [{role: torch.zeros(size) for role, size in sizes.items()} for _ in range(2)]
-        return cls(torch.zeros(len(examples.target.prompts)), *empty)
+        return cls(*torch.zeros(2, len(examples.target.prompts)), *empty)
 
     def point(self, plan: EditPlan) -> Point:
         kept = [along.mean() for role, along in self.along.items() if role != "harmless"]
+        at_once, behind = self.likely.clamp(max=1), self.behind.clamp(max=1)
         return Point(
-            target_left=float(self.likely.clamp(max=1).mean()),
+            target_left=float((at_once + (1 - at_once) * behind).mean()),
             keep_kl=float(torch.stack(kept).mean()) if kept else 0.0,
             kl=float(self.first["harmless"].mean()),
             kl_sequence=float(self.along["harmless"].mean()),

@@ -30,7 +30,7 @@ def shown(report: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatc
 def test_an_audit_shows_rates_and_where_the_report_lies(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     report = report_document(RUN, {"[bold]a[/bold]": "audited"}, {"[bold]a[/bold]": judged("a", NO, YES)}, None, None, None, None, 0.05)
     text = shown(report, capsys, monkeypatch)
-    assert "[bold]a[/bold]" in text and "50.0 % (1/2, 95 % 9.5–90.5)" in text
+    assert "[bold]a[/bold]" in text and "50.0 % (9.5–90.5)" in text
     assert f"report: {Path('out') / 'report.html'}" in text and "edited" not in text
 
 
@@ -80,7 +80,7 @@ def test_a_run_shows_both_sides_the_keep_test_and_the_drift(capsys: pytest.Captu
     roles = {"bad": "target", "safe": "keep", "plain": "harmless"}
     text = shown(report_document(RUN, roles, base, edited, drift, None, {"tensors": 1}, 0.05), capsys, monkeypatch)
     rows = {line.split()[0]: line for line in text.splitlines() if line.strip()}
-    assert "withheld" in rows["bad"] and "100.0 % (2/2" in rows["bad"] and "0.0 % (0/2" in rows["bad"]
+    assert "withheld" in rows["bad"] and "100.0 % (34.2–100.0)" in rows["bad"] and "0.0 % (0.0–65.8)" in rows["bad"]
     assert "refused" in rows["safe"]
     said = [line for line in text.splitlines() if "refusals of safe" in line]
     assert len(said) == 1 and said[0].startswith("NOT shown: refusals of safe did not fall by more than 5 points (n = 2, ")

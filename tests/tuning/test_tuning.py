@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from abliterate.model.passes import Change, Pass
 from abliterate.model.plan import EditPlan, plan_from_rows
 from abliterate.model.resident import Resident, load_model
 from abliterate.prompts import Prompt, Role
-from abliterate.tuning.descent import Settings, descend
+from abliterate.tuning.descent import Settings, _Deck, descend
 from abliterate.tuning.examples import ALIKE, CONTINUED, Examples, gather, gathering_work
 from abliterate.tuning.measure import measure, measuring_work
 from abliterate.tuning.parameters import Parameters
@@ -59,6 +61,20 @@ def test_examples_are_the_models_own_short_replies(model: Resident, examples: Ex
 def test_the_openings_of_others_begin_otherwise_and_are_somebodys(examples: Examples) -> None:
     for own, others in zip(examples.target.openings, examples.others, strict=True):
         assert all(other[:ALIKE] != own[:ALIKE] and other in examples.target.openings for other in others)
+
+
+def test_a_baseline_of_harmless_prompts_is_asked_once(model: Resident) -> None:
+    prompts = {role: PROMPTS["harmless"] if role == "baseline" else asked for role, asked in PROMPTS.items()}
+    heard: list[float] = []
+    found = gather(model, prompts, heard.append)
+    assert set(found.stays) == {"keep", "harmless"}
+    assert sum(heard) <= gathering_work(prompts) == gathering_work(PROMPTS) - 2 * len(WORDS)
+
+
+def test_a_step_has_twice_as_many_examples_of_a_single_role_that_stays(examples: Examples) -> None:
+    alone = replace(examples, stays={"harmless": examples.stays["harmless"]})
+    assert Counter(card.role for card in _Deck(alone, 1, 0).deal(1)) == {"target": 1, "harmless": 2}
+    assert Counter(card.role for card in _Deck(examples, 1, 0).deal(1)) == {"target": 1, "keep": 1, "baseline": 1, "harmless": 1}
 
 
 def test_gathering_and_measuring_say_how_much_they_do(model: Resident, examples: Examples) -> None:
