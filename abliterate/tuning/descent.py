@@ -39,7 +39,7 @@ class Settings:
     """
 
     steps: int = 16
-    weights: tuple[float, ...] = (5.0, 12.0)
+    weights: tuple[float, ...] = (5.0, 12.0, 30.0)
     batch: int = 12
     strength_rate: float = 0.05
     direction_rate: float = 0.01
