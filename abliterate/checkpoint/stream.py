@@ -60,7 +60,7 @@ def write_shards(
     with ExitStack() as stack:
         files = _Files(index, output, out, stack)
         with ThreadPoolExecutor(WORKERS) as pool:
-            futures = [pool.submit(job) for job in _jobs(index, output, tasks, files, before, advance)]
+            futures = [pool.submit(job) for job in _jobs(index, output, tasks, files, before.__setitem__, advance)]
             try:
                 for future in futures:
                     future.result()
@@ -92,10 +92,11 @@ def _jobs(
     output: Output,
     tasks: Mapping[str, EditTask],
     files: _Files,
-    before: dict[str, Before],
+    note: Callable[[str, Before], None],
     advance: Callable[[int], None],
 ) -> list[Callable[[], None]]:
-    """Edits and copies, in the order of the bytes so that both files are read and written forward."""
+    """Edits and copies; each edited tensor is noted as it was. They come in the order of the bytes, so that both files are
+    read and written forward."""
     new, jobs = output.tensors, []
     followers = {name + SCALES for name, task in tasks.items() if task.form == "fp8"}
     for shard in output.shards:
@@ -104,7 +105,7 @@ def _jobs(
         for info in shard.tensors:
             if info.name in tasks or leaves_mxfp4(info, index):
                 jobs += runs.flush()
-                jobs.append(partial(_edit, index, info, new, tasks.get(info.name), files, before, advance))
+                jobs.append(partial(_edit, index, info, new, tasks.get(info.name), files, note, advance))
             elif info.name not in followers:
                 source = index.tensors[output.untied[0] if output.untied and info.name == output.untied[1] else info.name]
                 runs.add(files.read[source.shard], source.start, info.start, info.nbytes)
@@ -174,7 +175,7 @@ def _edit(
     new: Mapping[str, TensorInfo],
     task: EditTask | None,
     files: _Files,
-    before: dict[str, Before],
+    note: Callable[[str, Before], None],
     advance: Callable[[int], None],
 ) -> None:
     """One tensor: read, edit in its own buffer, write."""
@@ -184,7 +185,7 @@ def _edit(
         _write_at(files.write[place.shard], bytes_of(tensor), place.start)
         advance(place.nbytes)
     if found is not None:
-        before[info.name] = found
+        note(info.name, found)
 
 
 def edited(index: ShardIndex, name: str, task: EditTask | None) -> tuple[Before | None, dict[str, Tensor]]:

@@ -41,9 +41,15 @@ def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float, enough: in
     if not finite:
         raise InputError("no candidate direction leaves the model's outputs finite; try --dtype float32")
     filters: list[tuple[str, Callable[[Scores], bool]]] = [
-        (f"no candidate keeps openings from {MAX_SPILL:.0%} more of the baseline prompts", lambda s: s.spill <= MAX_SPILL),
-        (f"no candidate makes openings unlikely on {1 - MAX_STAYS:.0%} of target prompts", lambda s: s.stays <= MAX_STAYS),
-        ("no candidate induces withholding when added", lambda s: s.induce > 0),
+        (
+            f"every candidate makes the model withhold more than {100 * MAX_SPILL:g} % more of the baseline prompts",
+            lambda s: s.spill <= MAX_SPILL,
+        ),
+        (
+            f"with every candidate more than {100 * MAX_STAYS:g} % of the target prompts are still begun as they are withheld",
+            lambda s: s.stays <= MAX_STAYS,
+        ),
+        ("no candidate makes the model withhold when it is added", lambda s: s.induce > 0),
     ]
     # Fewest and least serious first: (), spill, stays, spill + stays, induce, ...
     for dropped in range(2 ** len(filters)):
@@ -52,18 +58,17 @@ def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float, enough: in
         if passing:
             bound, steps = _relaxed_kl([scored[i][1].kl for i in passing], max_kl, enough)
             within = sorted((i for i in passing if scored[i][1].kl < bound), key=lambda i: (scored[i][1].bypass, i))
-            notes = [f"{note}: filter dropped" for bit, (note, _) in enumerate(filters) if dropped >> bit & 1]
+            notes = [f"{note}, so this isn't asked" for bit, (note, _) in enumerate(filters) if dropped >> bit & 1]
             return Choice(within[0], bound, (*notes, *steps), tuple(within))
     raise AssertionError("the last round drops every filter but KL, which doubles until something passes")
 
 
 def _relaxed_kl(kls: Sequence[float], max_kl: float, enough: int) -> tuple[float, tuple[str, ...]]:
-    """The bound doubled until a KL is below it, and on to four times ``max_kl`` until ``enough`` are; each step in words."""
-    bound, steps = max_kl, []
+    """The bound doubled until a KL is below it, and on to four times ``max_kl`` until ``enough`` are, and in words where it was."""
+    bound = max_kl
     while (below := sum(kl < bound for kl in kls)) == 0 or (below < min(enough, len(kls)) and bound < 4 * max_kl):
         bound *= 2
-        steps.append(f"KL bound to {bound:g} nats")
-    return bound, tuple(steps)
+    return bound, () if bound == max_kl else (f"candidates may have a first-token KL of up to {bound:g} nats, not {max_kl:g}",)
 
 
 def selection_document(scored: Sequence[tuple[Candidate, Scores]], choice: Choice, max_kl: float, max_layer: float) -> dict[str, Any]:

@@ -106,7 +106,8 @@ def from_pretrained(folder: ModelFolder, dtype: torch.dtype, gpus: Sequence[int]
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder.path}: transformers can't load it ({first_line(error)})") from None
     module, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-    if folder.quantisation == "fp8":  # what was not FP8 keeps its stored type, which the rest can't be computed with
+    # What was not FP8 keeps its stored type, and before transformers 5.23 what was MXFP4: the rest can't be computed with it.
+    if folder.quantisation is not None:
         for parameter in module.parameters():
             if parameter.dtype in (torch.bfloat16, torch.float16):
                 parameter.data = parameter.data.to(dtype)

@@ -12,9 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from abliterate.model.passes import Ids
+
+try:
+    from transformers.cache_utils import DummyLayer as DummyLayer
+except ImportError:  # before transformers 5.23 a block that keeps nothing has no layer of its own
+
+    class DummyLayer:  # type: ignore[no-redef]
+        """A kind that no block is of."""
+
 
 MIN_SHARED = 4  # tokens that are worth a pass of their own
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig
-from transformers.cache_utils import CacheLayerMixin, DummyLayer
+from transformers.cache_utils import CacheLayerMixin
 
-from abliterate.model.prefix import Following, Prefix, before
+from abliterate.model.prefix import DummyLayer, Following, Prefix, before
 
 
 @dataclass

@@ -274,7 +274,7 @@ def test_the_unpacked_checkpoint_computes_what_the_packed_one_would_without_r(mx
     base, edited, _ = mxfp4_pair
     model, info = AutoModelForCausalLM.from_pretrained(edited, dtype=torch.float32, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    expected = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, quantization_config=Mxfp4Config(dequantize=True))
+    expected = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, quantization_config=Mxfp4Config(dequantize=True)).float()
     whole, r = _logits(expected), _unit(64)
     with torch.no_grad():
         expected.model.embed_tokens.weight -= expected.model.embed_tokens.weight @ r[:, None] * r
