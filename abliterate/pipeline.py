@@ -43,6 +43,7 @@ from abliterate.report.card import model_card
 from abliterate.report.document import read_json, report_document, write_json
 from abliterate.runfolder import RunFolder, file_hashes, open_run
 from abliterate.selection import select
+from abliterate.tuning.kept import Kept
 from abliterate.tuning.way import Way, way_of
 
 MIN_PER_LANGUAGE = 16  # prompts of a language in a role, for a direction of its own
@@ -224,13 +225,15 @@ def collected(model: Model, groups: Mapping[str, Group], positions: int) -> dict
 def _selection(
     folder: RunFolder, base: Session, sets: RoleSets, config: RunConfig, activations: Activations, directions: Directions, how: Way
 ) -> tuple[EditPlan, dict[str, Any]]:
-    """The chosen plan and how it was chosen; from train and val prompts only."""
+    """The chosen plan and how it was chosen; from train and val prompts only. What is done of it is kept until all of it is."""
     file = folder.path / "selection.json"
+    kept = Kept(folder.path / ".selection").of([folder.identity(), str(base.device), str(base.fit.dtype)])
     if not file.exists():
         with folder.timed("selection"):
-            plan, document = select(base.model, sets, config, directions, how, keep_axes(activations))
+            plan, document = select(base.model, sets, config, directions, how, keep_axes(activations), kept)
         save_plan(plan, folder.path / "plan.safetensors")
         write_json(document, file)
+    kept.forget()
     return load_plan(folder.path / "plan.safetensors"), json.loads(file.read_text(encoding="utf-8"))
 
 

@@ -19,6 +19,7 @@ from blake3 import blake3
 from abliterate import __version__
 from abliterate.config import is_url
 from abliterate.errors import InputError
+from abliterate.place import check_place
 from abliterate.report.document import write_json
 
 T = TypeVar("T")
@@ -64,6 +65,11 @@ class RunFolder:
         """The content of run.json."""
         content: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         return content
+
+    def identity(self) -> dict[str, Any]:
+        """What its results come from: what is compared when it is opened again, and the versions that work on it now."""
+        content = self.record()
+        return {part: content[part] for part in _COMPARED} | {"abliterate": __version__, "versions": versions()}
 
     def note_engine(self, which: str, engine: Mapping[str, Any], begun: bool) -> None:
         """Say in run.json what writes the replies of the ``base`` or ``edited`` model.
@@ -114,8 +120,7 @@ def open_run(path: Path, settings: Mapping[str, Any], record: Mapping[str, Any])
     if file.is_file():
         _check_same(path, _recorded(file), json.loads(json.dumps(described)))
         return RunFolder(path)
-    if path.exists() and (not path.is_dir() or any(p.name != ".run.json.partial" for p in path.iterdir())):
-        raise InputError(f"{path}: not empty and not a run folder; give another --out")
+    check_place(path)
     path.mkdir(parents=True, exist_ok=True)
     write_json(described, file)
     return RunFolder(path)

@@ -19,7 +19,7 @@ from abliterate.config import RunConfig
 from abliterate.directions.candidates import KINDS, Candidate, Kind, candidates, scoped_document
 from abliterate.directions.causal import Scores, Yardstick, score_all, scoring_work
 from abliterate.directions.estimate import Directions
-from abliterate.directions.front import WEIGHTS, Preference, pareto, prefer
+from abliterate.directions.front import WEIGHTS, Point, Preference, pareto, prefer
 from abliterate.directions.search import search
 from abliterate.directions.select import Choice, choose, selection_document
 from abliterate.directions.space import Space
@@ -32,10 +32,12 @@ from abliterate.model.template import encode
 from abliterate.progress import say, stage
 from abliterate.prompts import Prompt, Role, RoleSets
 from abliterate.prompts.promptset import spread
-from abliterate.tuning.descent import Seen, Settings, Step, descend
-from abliterate.tuning.examples import Examples, gather, gathering_work
+from abliterate.tuning.descent import Settings, descend
+from abliterate.tuning.examples import Examples, gather, gathering_work, short_replies
+from abliterate.tuning.kept import NOWHERE, Kept
 from abliterate.tuning.measure import measure, measuring_work
 from abliterate.tuning.parameters import Parameters
+from abliterate.tuning.state import Seen, Step
 from abliterate.tuning.way import Way
 
 Prompts = Mapping[Role, Sequence[Prompt]]
@@ -47,31 +49,39 @@ START = 0.5  # the strength at which the tuner begins
 
 
 def select(
-    model: Model, sets: RoleSets, config: RunConfig, directions: Directions, how: Way, away: Tensor | None = None
+    model: Model,
+    sets: RoleSets,
+    config: RunConfig,
+    directions: Directions,
+    how: Way,
+    away: Tensor | None = None,
+    kept: Kept = NOWHERE,
 ) -> tuple[EditPlan, dict[str, Any]]:
     """The chosen plan, strengths included, and the content of ``selection.json``; train and val prompts only.
 
-    ``away`` [position, layer, d_model, n]: the keep sets' axes, which tuned directions may have to stay orthogonal to.
+    ``away`` [position, layer, d_model, n]: the keep sets' axes, which tuned directions may have to stay orthogonal to. What is done of the
+    work is ``kept``, of this model with these sets and this config, so that the same call goes on where it was stopped.
     """
     prompts, notes = _prompts(sets, "val"), []
-    val = _gathered(model, prompts, "val")
-    learned = _gathered(model, _prompts(sets, "train"), "train") if how == "gradient" else val
+    val = _gathered(model, prompts, "val", kept)
+    learned = _gathered(model, _prompts(sets, "train"), "train", kept) if how == "gradient" else val
     if not val.target.withheld:
         notes.append("the model withholds none of the val prompts: its replies to all of them are the yardstick")
     if how == "gradient" and not (val.target.withheld and learned.target.withheld):
         how = "off"  # there is nothing to make unlikely but answers
         notes.append("no edit was tuned: the model withholds none of the train or of the val prompts")
+    kept = kept.of(_replies_of(val))
     kinds: tuple[Kind, ...] = ("per-layer",) if how == "gradient" else KINDS
     tried = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied, kinds)
-    scored, base_logprob = _scored(model, tried, val, prompts)
+    scored, base_logprob = _scored(model, tried, val, prompts, kept)
     choice = choose(scored, config.max_kl, SHORTLIST)
     ranked = starts(scored, config.prefer) if how == "gradient" else [scored[i][0] for i in choice.passing]
     shortlist, shares = ranked[:SHORTLIST], SHARES if how == "off" else SHARES[:1]
-    seen = _measured(model, shortlist, shares, val, config)
+    seen = _measured(model, shortlist, shares, val, config, kept)
     start = shortlist[_best(seen, config)[0] // len(shares)]
     steps: list[Step] = []
     if how == "gradient":
-        more, steps = _tuned(model, learned, val, start, config, away)
+        more, steps = _tuned(model, learned, val, start, config, away, kept)
         seen += more
     elif how == "search":
         seen += _searched(model, shortlist, val, config)
@@ -96,30 +106,54 @@ def _prompts(sets: RoleSets, split: Literal["train", "val"]) -> Prompts:
     return {role: sets.prompts(role, split) for role in sets.played}
 
 
-def _gathered(model: Model, prompts: Prompts, split: str) -> Examples:
-    with stage(f"the model's own short replies ({split})", gathering_work(prompts)) as advance:
-        return gather(model, prompts, advance)
+def _gathered(model: Model, prompts: Prompts, split: str, kept: Kept) -> Examples:
+    name = f"replies-{split}"
+    replies = kept.value(name)
+    what = "the model's own short replies" if replies is None else "predictions along the replies that were kept"
+    with stage(f"{what} ({split})", gathering_work(prompts, replies is not None)) as advance:
+        if replies is None:
+            replies = short_replies(model, prompts, advance)
+            kept.keep_value(name, replies)
+        return gather(model, prompts, advance, replies)
 
 
-def _scored(model: Model, tried: Sequence[Candidate], val: Examples, prompts: Prompts) -> tuple[list[tuple[Candidate, Scores]], float]:
+def _replies_of(examples: Examples) -> list[Sequence[Sequence[int]]]:
+    """Everything that examples were made of: prompts, openings, what should stay."""
+    return [examples.target.prompts, examples.target.openings, *(stay.asked.continuations for stay in examples.stays.values())]
+
+
+def _scored(
+    model: Model, tried: Sequence[Candidate], val: Examples, prompts: Prompts, kept: Kept
+) -> tuple[list[tuple[Candidate, Scores]], float]:
     """Each candidate with its scores by cause, and the unedited model's mean log-probability of its own openings."""
     baseline, harmless = (encode(model.tokenizer, [p.text for p in prompts[role]]) for role in ("baseline", "harmless"))
     induced = dealt(val.target, prompts["target"], prompts["baseline"])
     asked = (val.target.prompts, val.target.openings), (baseline, induced)
     withheld, answered = (Continued(spread(ids, RANKED_BY), spread(replies, RANKED_BY)) for ids, replies in asked)
     by = Yardstick(withheld, answered, spread(harmless, RANKED_BY))
-    with stage("candidates scored by cause (prompts)", scoring_work(len(tried), by)) as advance:
-        scores, base_logprob = score_all(model, tried, by, advance)
-    return list(zip(tried, scores, strict=True)), base_logprob
+    kept = kept.of([[c.name, c.shift_layer] for c in tried], [t for c in tried for t in (c.plan.direction, c.plan.strength, c.shift)])
+    found = kept.value("scores")
+    if found is None:
+        with stage("candidates scored by cause (prompts)", scoring_work(len(tried), by)) as advance:
+            scores, base_logprob = score_all(model, tried, by, advance)
+        found = [[asdict(each) for each in scores], base_logprob]
+        kept.keep_value("scores", found)
+    return [(candidate, Scores(**each)) for candidate, each in zip(tried, found[0], strict=True)], found[1]
 
 
-def _measured(model: Model, shortlist: Sequence[Candidate], shares: Sequence[float], val: Examples, config: RunConfig) -> list[Seen]:
+def _measured(
+    model: Model, shortlist: Sequence[Candidate], shares: Sequence[float], val: Examples, config: RunConfig, kept: Kept
+) -> list[Seen]:
     """The best candidates at shares of the strength, candidate after candidate."""
     tried = [(c, config.strength * share) for c in shortlist for share in shares]
     plans = [candidate.plan.scaled(strength) for candidate, strength in tried]
-    with stage("the best candidates measured (prompts)", len(plans) * measuring_work(val)) as advance:
-        points = measure(model, plans, val, advance)
-    return [Seen(f"{c.name}, strength {s:g}", 0, 0.0, plan, p) for (c, s), plan, p in zip(tried, plans, points, strict=True)]
+    kept = kept.of(None, [t for plan in plans for t in (plan.direction, plan.strength)])
+    found = kept.value("points")
+    if found is None:
+        with stage("the best candidates measured (prompts)", len(plans) * measuring_work(val)) as advance:
+            found = [asdict(point) for point in measure(model, plans, val, advance)]
+        kept.keep_value("points", found)
+    return [Seen(f"{c.name}, strength {s:g}", 0, 0.0, plan, Point(**p)) for (c, s), plan, p in zip(tried, plans, found, strict=True)]
 
 
 def starts(scored: Sequence[tuple[Candidate, Scores]], how: Preference) -> list[Candidate]:
@@ -135,13 +169,13 @@ def _best(seen: Sequence[Seen], config: RunConfig) -> tuple[int, list[str]]:
 
 
 def _tuned(
-    model: Model, train: Examples, val: Examples, start: Candidate, config: RunConfig, away: Tensor | None
+    model: Model, train: Examples, val: Examples, start: Candidate, config: RunConfig, away: Tensor | None, kept: Kept
 ) -> tuple[list[Seen], list[Step]]:
     """The way that gradients take from a candidate."""
     assert isinstance(model, Resident)
-    kept = away[-1 - start.position].transpose(-1, -2) if away is not None and config.tune_directions == "scoped" else None
+    off = away[-1 - start.position].transpose(-1, -2) if away is not None and config.tune_directions == "scoped" else None
     learned = config.tune_directions != "off"
-    parameters = Parameters.of(start.plan, min(START, config.strength), learned, config.strength, kept)
+    parameters = Parameters.of(start.plan, min(START, config.strength), learned, config.strength, off)
     settings, weight = Settings(steps=config.tune_steps, seed=config.seed), WEIGHTS[config.prefer]
     with stage("tuning (steps and looks)", settings.total + settings.looks) as advance:
         return descend(
@@ -152,6 +186,7 @@ def _tuned(
             lambda point: float(point.cost(weight)),
             settings,
             advance,
+            kept.of([_replies_of(train), weight]),
         )
 
 
@@ -173,9 +208,14 @@ def _searched(model: Model, shortlist: Sequence[Candidate], val: Examples, confi
 
 def _measured_on(model: Model, val: Examples, shortlist: Sequence[Candidate], config: RunConfig) -> str:
     """What makes points comparable: two machines share a study where they measure the same edits of the same model on the same replies."""
-    asked = [val.target.prompts, val.target.openings, *(stay.asked.continuations for stay in val.stays.values())]
     rows = [[round(x, 2) for x in c.plan.direction.flatten()[:: max(1, c.plan.direction.numel() // 64)].tolist()] for c in shortlist]
-    facts = [model.folder.config.to_dict(), [[list(ids) for ids in each] for each in asked], rows, config.strength, config.embedding]
+    facts = [
+        model.folder.config.to_dict(),
+        [[list(ids) for ids in each] for each in _replies_of(val)],
+        rows,
+        config.strength,
+        config.embedding,
+    ]
     return str(blake3(json.dumps([*facts, config.dtype], sort_keys=True, default=str).encode()).hexdigest(8))
 
 

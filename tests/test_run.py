@@ -9,14 +9,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from abliterate import selection
 from abliterate.checkpoint.sums import check_sums
 from abliterate.cli import main
+from abliterate.evaluation.outcomes import OUTCOMES
 from abliterate.model.memory import Fit
 
 Tiny = Callable[..., Path]
@@ -146,6 +150,33 @@ def test_an_interrupt_exits_130_and_says_how_to_go_on(tiny: Tiny, sets: dict[str
     assert done.returncode == 130
     assert "the same command goes on" in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
     assert main(call) == 0
+
+
+def test_a_run_that_is_interrupted_in_tuning_goes_on_from_its_last_look(
+    tiny: Tiny, sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("abliterate.tuning.examples.WITHHELD", frozenset(OUTCOMES))  # whatever the random model says
+    model, out = tiny(), tmp_path / "run"
+    assert main([*arguments(model, sets, tmp_path / "whole"), "--tune-steps", "2"]) == 0
+    call = [*arguments(model, sets, out), "--tune-steps", "2"]
+    real, measured = selection.measure, []
+
+    def measure(*given: Any) -> Any:
+        measured.append(given)
+        if len(measured) == 3:  # the shortlist, a look, and the next look
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(selection, "measure", measure)
+    assert main(call) == 130
+    assert {p.name for p in (out / ".selection").iterdir()} == {"replies-val", "replies-train", "scores", "points", "descent"}
+    (out / ".selection" / "points").write_bytes(b"broken")
+    assert main(call) == 0
+    assert len(measured) == 3 + 1 + 2  # the shortlist once more, and the looks that were left
+    assert not (out / ".selection").exists() and not (tmp_path / "whole" / ".selection").exists()
+    plan, whole = (load_file(folder / "plan.safetensors") for folder in (out, tmp_path / "whole"))
+    assert torch.equal(plan["direction"], whole["direction"]) and torch.equal(plan["strength"], whole["strength"])
+    assert without_cost(out / "report.json") == without_cost(tmp_path / "whole" / "report.json")
 
 
 def test_a_second_call_changes_nothing(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> None:

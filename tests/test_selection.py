@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from abliterate import pipeline
+from abliterate import pipeline, selection
 from abliterate.config import RunConfig
 from abliterate.directions.estimate import Directions, estimate, keep_axes
 from abliterate.errors import InputError
@@ -21,6 +23,7 @@ from abliterate.model.template import decode
 from abliterate.pipeline import activations_of
 from abliterate.prompts import RoleSets
 from abliterate.selection import SHARES, SHORTLIST, select
+from abliterate.tuning.kept import Kept
 from abliterate.tuning.way import way_of
 
 Tiny = Callable[..., Path]
@@ -54,11 +57,62 @@ def test_what_is_chosen_is_on_the_front_and_in_the_document(given: Any) -> None:
     tuning = document["tuning"]
     (chosen,) = [row for row in tuning["front"] if row["chosen"]]
     assert chosen["on_front"] and chosen["name"] == document["name"]
-    assert tuning["kind"] == "gradient" and tuning["steps"] == 4 == len(tuning["history"])
+    assert tuning["kind"] == "gradient" and tuning["steps"] == 6 == len(tuning["history"])
     assert {"keep", "baseline", "harmless", "target"} <= tuning["history"][0].keys() and tuning["examples"]["target"] >= 1
-    assert tuning["front"][0]["step"] == 0 and tuning["front"][-1]["step"] == 4 and len(tuning["front"]) <= SHORTLIST + 2
+    assert tuning["front"][0]["step"] == 0 and tuning["front"][-1]["step"] == 6 and len(tuning["front"]) <= SHORTLIST + 3
     assert tuning["strength"] == plan.strength.tolist() and document["strength"] == float(plan.strength.max())
     assert document["scoped"]["sets"] == ["keep"] and 0 < document["scoped"]["share_left"] <= 1
+
+
+class Counted:
+    """Which parts of the selection were done; the one after ``until`` is interrupted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, until: int = 99) -> None:
+        self.done: list[str] = []
+        for name in ("short_replies", "score_all", "measure"):
+            monkeypatch.setattr(selection, name, self.counted(name, getattr(selection, name), until))
+
+    def counted(self, name: str, real: Callable[..., Any], until: int) -> Callable[..., Any]:
+        def counting(*arguments: Any) -> Any:
+            if len(self.done) == until:
+                raise KeyboardInterrupt
+            self.done.append(name)
+            return real(*arguments)
+
+        return counting
+
+
+PARTS = ["short_replies", "short_replies", "score_all", "measure", "measure", "measure", "measure"]  # the last three are looks
+
+
+@pytest.mark.usefixtures("withholding")
+@pytest.mark.parametrize("until", [1, 3, 5])
+def test_a_selection_that_was_stopped_goes_on_with_the_part_it_was_in(
+    given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: int
+) -> None:
+    model, sets, made, directions, away = given
+    chosen = select(model, sets, RunConfig(**made), directions, "gradient", away)
+    kept = Kept(tmp_path / "kept")
+    for stop, wanted in ((until, PARTS[:until]), (99, PARTS[until:])):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) if stop < 99 else nullcontext():
+            counted = Counted(patch, stop)
+            found = select(model, sets, RunConfig(**made), directions, "gradient", away, kept)
+        assert counted.done == wanted
+    assert torch.equal(found[0].direction, chosen[0].direction) and torch.equal(found[0].strength, chosen[0].strength)
+    assert found[1] == chosen[1]
+
+
+@pytest.mark.usefixtures("withholding")
+def test_what_was_kept_of_other_directions_is_not_used(given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sets, made, directions, away = given
+    kept, config = Kept(tmp_path / "kept"), RunConfig(**made)
+    select(model, sets, config, directions, "gradient", away, kept)
+    counted = Counted(monkeypatch)
+    select(model, sets, config, directions, "gradient", away, kept)
+    assert counted.done == []
+    turned = replace(directions, direction={name: t.flip(-1) for name, t in directions.direction.items()})
+    select(model, sets, config, turned, "gradient", away, kept)
+    assert counted.done == PARTS[2:]  # the replies are the model's own
 
 
 def test_without_tuning_a_candidate_is_chosen(given: Any) -> None:

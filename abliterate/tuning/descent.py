@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -20,9 +19,11 @@ from abliterate.model.resident import Resident
 from abliterate.prompts import Role
 from abliterate.tuning.behind import Line
 from abliterate.tuning.examples import Examples
+from abliterate.tuning.kept import NOWHERE, Kept
 from abliterate.tuning.losses import closing, drift, suppression
 from abliterate.tuning.measure import moved
 from abliterate.tuning.parameters import Parameters
+from abliterate.tuning.state import STATE, Seen, Step, packed, restored
 
 BETAS = (0.8, 0.95)  # of Adam: there are few steps, so its means are short
 
@@ -65,29 +66,6 @@ class Settings:
         return len(self.looked) * len(self.weights)
 
 
-@dataclass(frozen=True)
-class Seen:
-    """An edit that was measured on val: the tuner's after which ``step``, at which ``weight`` of drift; of others these are zero, or a
-    trial's number."""
-
-    name: str
-    step: int
-    weight: float
-    plan: EditPlan
-    point: Point
-
-
-@dataclass(frozen=True)
-class Step:
-    """Train losses of one step: suppression (nats a token), drift by role (nats), and the sum of the strengths after it."""
-
-    step: int
-    weight: float
-    target: float
-    stays: Mapping[Role, float]
-    edits: float
-
-
 def descend(
     model: Resident,
     parameters: Parameters,
@@ -96,35 +74,38 @@ def descend(
     cost: Callable[[Point], float],
     settings: Settings,
     advance: Advance = unheard,
+    kept: Kept = NOWHERE,
 ) -> tuple[list[Seen], list[Step]]:
     """Walk from the given parameters phase after phase; ``look`` measures an edit on val, and ``cost`` says how bad that is. ``advance``
-    hears of every step and look."""
+    hears of every step and look. Goes on from the last look that was ``kept``, for which model, examples and cost are taken to be the same.
+    """
+    assert settings.steps > 0
     deck = _Deck(train, settings.batch, settings.seed)
     optimiser = _optimiser(parameters, settings)
+    kept = kept.of([asdict(settings), parameters.most], parameters.tensors())
+    state = restored(kept.state(STATE), parameters, optimiser)
+    advance(len(state.steps) + len(state.seen))
+    for number in range(1, len(state.steps) + 1):
+        deck.deal(number)
     micro = micro_batch(model, max(card.length for card in deck.all()))
-    seen: list[Seen] = []
-    steps: list[Step] = []
-    for phase, weight in enumerate(settings.weights):
+    while state.phase < len(settings.weights):
+        weight, number = settings.weights[state.phase], len(state.steps) + 1
         for group in optimiser.param_groups:
-            group["lr"] = group["rate"] / (1 + phase)
-        best, worse = math.inf, 0
-        for step in range(1, settings.steps + 1):
-            optimiser.zero_grad()
-            number = len(steps) + 1
-            target, stays = _gradients(model, parameters, train, deck.deal(number), weight, settings, micro)
-            optimiser.step()
-            parameters.settle()
-            steps.append(Step(number, weight, target, stays, float(parameters.strength.detach().sum())))
+            group["lr"] = group["rate"] / (1 + state.phase)
+        optimiser.zero_grad()
+        target, stays = _gradients(model, parameters, train, deck.deal(number), weight, settings, micro)
+        optimiser.step()
+        parameters.settle()
+        state.steps.append(Step(number, weight, target, stays, float(parameters.strength.detach().sum())))
+        state.step += 1
+        advance(1)
+        if state.step in settings.looked:
+            baked = parameters.baked()
+            state.seen.append(Seen(f"tuned, step {number}", number, weight, baked, look(baked)))
             advance(1)
-            if step in settings.looked:
-                baked = parameters.baked()
-                seen.append(Seen(f"tuned, step {number}", number, weight, baked, look(baked)))
-                advance(1)
-                now = cost(seen[-1].point)
-                best, worse = (now, 0) if now < best else (best, worse + 1)
-                if worse >= settings.patience:
-                    break
-    return seen, steps
+            state.judge(cost(state.seen[-1].point), settings.steps, settings.patience)
+            kept.keep_state(STATE, *packed(state, parameters, optimiser))
+    return state.seen, state.steps
 
 
 def _optimiser(parameters: Parameters, settings: Settings) -> torch.optim.Adam:

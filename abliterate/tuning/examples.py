@@ -10,7 +10,7 @@ from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS, THOUGHT
 from abliterate.evaluation.outcomes import WITHHELD, judge
 from abliterate.evaluation.predictions import Predicted, Predictions, Texts, ask
 from abliterate.model.forward import Continued
-from abliterate.model.passes import Advance, Model, Pass, unheard
+from abliterate.model.passes import Advance, Ids, Model, Pass, unheard
 from abliterate.model.template import CLOSE, decode, encode, opens_thought
 from abliterate.prompts import Prompt, Role
 from abliterate.tuning.behind import Line, lines_behind, parted
@@ -58,12 +58,15 @@ class _Replied:
         return Continued([self.prompts[i] for i in indices], [self.replies[i][:length] for i in indices])
 
 
-def gather(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Advance = unheard) -> Examples:
+def gather(
+    model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Advance = unheard, replies: Mapping[Role, Ids] | None = None
+) -> Examples:
     """Let the unedited model reply briefly to the prompts of each role, and note what it predicts along its replies.
 
-    ``advance`` hears of every reply and of every reply that is read again, ``gathering_work`` in all.
+    ``replies``: its short replies, where they are there already. ``advance`` hears of every reply that is made and of every one that is
+    read again, ``gathering_work`` in all.
     """
-    found = _replied(model, _distinct(prompts), advance)
+    found = _judged(model, _distinct(prompts), short_replies(model, prompts, advance) if replies is None else replies)
     target = found["target"]
     withheld = [i for i, held in enumerate(target.withheld) if held]
     chosen = withheld or list(range(len(target.prompts)))
@@ -120,28 +123,42 @@ def _staying(found: _Replied, role: Role) -> Continued:
     return found.chosen(wanted or range(len(found.prompts)), CONTINUED)
 
 
-def gathering_work(prompts: Mapping[Role, Sequence[Prompt]]) -> int:
-    """Rows that ``gather`` tells ``advance`` of, at most."""
+def gathering_work(prompts: Mapping[Role, Sequence[Prompt]], replied: bool = False) -> int:
+    """Rows that ``gather`` tells ``advance`` of, at most; without the replies themselves where the model has ``replied`` already."""
     distinct = _distinct(prompts)
-    return sum(map(len, distinct.values())) + sum(len(asked) for role, asked in distinct.items() if role in STAYS)
+    again = sum(len(asked) for role, asked in distinct.items() if role in STAYS)
+    return again if replied else again + sum(map(len, distinct.values()))
 
 
-def _replied(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Advance) -> dict[Role, _Replied]:
-    """Short replies to all prompts, in one call; an empty one is the end token."""
-    roles = list(prompts)
-    encoded = {role: encode(model.tokenizer, [p.text for p in prompts[role]]) for role in roles}
-    opened = opens_thought(model.tokenizer)
+def short_replies(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Advance = unheard) -> dict[Role, list[list[int]]]:
+    """Short replies (token ids) to all prompts, in one call; an empty one is the end token."""
+    asked = _distinct(prompts)
+    roles = list(asked)
+    encoded = {role: encode(model.tokenizer, [p.text for p in asked[role]]) for role in roles}
     replies: dict[Role, list[list[int]]] = {role: [[] for _ in encoded[role]] for role in roles}
-    longest = PROBE_TOKENS + (THOUGHT_TOKENS if opened else 0)
+    longest = PROBE_TOKENS + (THOUGHT_TOKENS if opens_thought(model.tokenizer) else 0)
     for number, indices, found in model.replies([Pass(encoded[role]) for role in roles], longest, advance):
         for index, reply in zip(indices, found, strict=True):
-            replies[roles[number]][index] = reply or [int(model.tokenizer.eos_token_id)]
+            replies[roles[number]][index] = list(reply) or [int(model.tokenizer.eos_token_id)]
+    return replies
+
+
+def _judged(model: Model, prompts: Mapping[Role, Sequence[Prompt]], replies: Mapping[Role, Ids]) -> dict[Role, _Replied]:
+    """Prompts with their replies, and whether each of these withholds."""
+    opened = opens_thought(model.tokenizer)
 
     def held(role: Role, i: int) -> bool:
         text = decode(model.tokenizer, replies[role][i])
         return judge(text, begins_in_thought=opened, prompt=prompts[role][i].text).outcome in WITHHELD
 
-    return {role: _Replied(encoded[role], replies[role], [held(role, i) for i in range(len(encoded[role]))]) for role in roles}
+    return {
+        role: _Replied(
+            encode(model.tokenizer, [p.text for p in asked]),
+            [list(ids) for ids in replies[role]],
+            [held(role, i) for i in range(len(asked))],
+        )
+        for role, asked in prompts.items()
+    }
 
 
 def _others(langs: Sequence[str], openings: Sequence[Sequence[int]], at_once: Sequence[bool]) -> list[list[list[int]]]:

@@ -43,6 +43,10 @@ class Parameters:
         """The edit as it stands, for good."""
         return EditPlan(orthonormal(self.vectors).clone(), self.strength.clone(), "skip")
 
+    def tensors(self) -> list[Tensor]:
+        """Everything that says where they are and where they may go."""
+        return [self.strength, self.vectors, self.start, *([] if self.away is None else [self.away])]
+
     def edits(self) -> Float[Tensor, ""]:
         """The sum of all strengths."""
         return self.strength.sum()

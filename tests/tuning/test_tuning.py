@@ -17,9 +17,11 @@ from abliterate.model.plan import EditPlan, plan_from_rows
 from abliterate.model.resident import Resident, load_model
 from abliterate.prompts import Prompt, Role
 from abliterate.tuning.descent import Settings, _Deck, descend
-from abliterate.tuning.examples import ALIKE, CONTINUED, Examples, gather, gathering_work
+from abliterate.tuning.examples import ALIKE, CONTINUED, Examples, gather, gathering_work, short_replies
+from abliterate.tuning.kept import NOWHERE, Kept
 from abliterate.tuning.measure import measure, measuring_work
 from abliterate.tuning.parameters import Parameters
+from abliterate.tuning.state import Seen, Step
 
 WORDS = ["stone", "river", "cloud", "paper", "candle", "window"]
 PROMPTS: dict[Role, list[Prompt]] = {
@@ -143,6 +145,93 @@ def test_a_phase_that_sees_nothing_better_is_over(model: Resident, examples: Exa
     point = Point(0.0, 0.0, 0.0, 0.0, 0.0)
     seen, steps = descend(model, Parameters.of(some_plan(model), 0.5, True), examples, lambda plan: point, cost, settings)
     assert len(steps) == len(seen) == 6  # the first look of a phase is its best, and two more are waited for
+
+
+SETTINGS = Settings(steps=5, weights=(5.0, 12.0), batch=3, every=2, patience=2, seed=3)
+
+
+def descended(
+    model: Resident,
+    examples: Examples,
+    kept: Kept = NOWHERE,
+    looks: int = 99,
+    settings: Settings = SETTINGS,
+    heard: list[float] | None = None,
+) -> tuple[list[Seen], list[Step], int]:
+    """What a descent gives, and how often it looked. Raises KeyboardInterrupt where it would look more often than ``looks``."""
+    looked = 0
+
+    def look(plan: EditPlan) -> Point:
+        nonlocal looked
+        if looked == looks:
+            raise KeyboardInterrupt
+        looked += 1
+        return measure(model, [plan], examples)[0]
+
+    hear = heard.append if heard is not None else lambda done: None
+    seen, steps = descend(model, Parameters.of(some_plan(model), 0.5, True), examples, look, cost, settings, hear, kept)
+    return seen, steps, looked
+
+
+@pytest.mark.parametrize("looks", [1, 3])
+def test_a_descent_that_was_stopped_goes_on_to_the_very_same_edits(model: Resident, examples: Examples, tmp_path: Path, looks: int) -> None:
+    whole, all_steps, in_all = descended(model, examples)
+    kept = Kept(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        descended(model, examples, kept, looks)
+    heard: list[float] = []
+    seen, steps, looked = descended(model, examples, kept, heard=heard)
+    assert looked == in_all - looks and steps == all_steps and sum(heard) == len(steps) + len(seen)
+    for own, wanted in zip(seen, whole, strict=True):
+        assert torch.equal(own.plan.strength, wanted.plan.strength) and torch.equal(own.plan.direction, wanted.plan.direction)
+        assert own.point == wanted.point and (own.name, own.step, own.weight) == (wanted.name, wanted.step, wanted.weight)
+
+
+def test_a_descent_that_is_done_is_not_walked_again(model: Resident, examples: Examples, tmp_path: Path) -> None:
+    whole, _, _ = descended(model, examples, Kept(tmp_path))
+    seen, _, looked = descended(model, examples, Kept(tmp_path))
+    assert looked == 0 and torch.equal(seen[-1].plan.direction, whole[-1].plan.direction)
+
+
+def test_a_descent_of_other_settings_or_from_a_broken_file_begins_anew(model: Resident, examples: Examples, tmp_path: Path) -> None:
+    _, _, in_all = descended(model, examples, Kept(tmp_path))
+    other = replace(SETTINGS, seed=4)
+    assert descended(model, examples, Kept(tmp_path), settings=other)[2] == in_all
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-5])
+    assert descended(model, examples, Kept(tmp_path), settings=other)[2] == in_all
+
+
+def test_a_phase_that_was_over_early_is_over_after_a_stop_too(model: Resident, examples: Examples, tmp_path: Path) -> None:
+    settings = Settings(steps=20, weights=(5.0, 5.0), batch=2, every=1, patience=2)
+
+    def walked(kept: Kept, looks: int = 99) -> list[int]:
+        left = looks
+
+        def look(plan: EditPlan) -> Point:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return Point(0.0, 0.0, 0.0, 0.0, 0.0)
+
+        return [s.step for s in descend(model, Parameters.of(some_plan(model), 0.5, True), examples, look, cost, settings, kept=kept)[0]]
+
+    for looks in (2, 4):
+        kept = Kept(tmp_path / str(looks))
+        with pytest.raises(KeyboardInterrupt):
+            walked(kept, looks)
+        assert walked(kept) == [1, 2, 3, 4, 5, 6]
+
+
+def test_examples_of_replies_that_were_kept_are_the_same(model: Resident, examples: Examples) -> None:
+    heard: list[float] = []
+    replies = short_replies(model, PROMPTS)
+    again = gather(model, PROMPTS, heard.append, replies)
+    assert sum(heard) <= gathering_work(PROMPTS, replied=True) < gathering_work(PROMPTS)
+    assert again.target == examples.target and again.others == examples.others and again.marks == examples.marks
+    for role, stay in examples.stays.items():
+        assert again.stays[role].asked == stay.asked and torch.equal(again.stays[role].predicted.logprobs, stay.predicted.logprobs)
 
 
 def test_no_hook_is_left_behind(model: Resident, examples: Examples) -> None:
