@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from abliterate import __version__
-from abliterate.report import provenance, sentences
+from abliterate.report import choice, provenance, sentences
 from abliterate.report.licences import UNKNOWN, displayed, names_of, notices, terms_of
 from abliterate.report.model_index import eval_results
 from abliterate.report.numbers import corrected, interval, percent
@@ -33,6 +33,12 @@ def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> st
         .get_template("card.md.jinja2")
         .render(
             proof=proof,
+            name=_called(base, report),
+            made_from=_made_from(base, licence),
+            share=_share(proof),
+            alpha=_alpha(proof),
+            picked=choice.picked(report["selection"]) if report else None,
+            target=list(sentences.target(report)) if report else [],
             report=report,
             version=proof.get("abliterate", __version__),
             hub_id=_hub_id(base),
@@ -61,7 +67,8 @@ def _data(proof: Mapping[str, Any], report: Mapping[str, Any] | None, licence: M
     results = eval_results(report) if report else []
     named: dict[str, Any] = {"eval_results": results, "model_name": f"{_flat(base).split('/')[-1]}-abliterated"} if results else {}
     hub_id = _hub_id(base)
-    related: dict[str, Any] = {"base_model": hub_id, "base_model_relation": "finetune"} if hub_id else {}
+    bases = [hub_id] if hub_id else _made_from(base, licence)
+    related: dict[str, Any] = {"base_model": bases[0] if len(bases) == 1 else bases, "base_model_relation": "finetune"} if bases else {}
     return ModelCardData(
         license=(ids[0] if len(ids) == 1 else ids) or UNKNOWN,  # type: ignore[arg-type]  # the Hub takes several
         license_name=licence["name"] if licence else None,
@@ -72,6 +79,38 @@ def _data(proof: Mapping[str, Any], report: Mapping[str, Any] | None, licence: M
         **related,
         **named,
     )
+
+
+def _called(base: str, report: Mapping[str, Any] | None) -> str:
+    """The base's name; that of a folder as the page and the terminal say it, once there is a run that says where it lies."""
+    return provenance.model_name(report["run"]) if report and not _hub_id(base) and report["run"].get("model_path") else base
+
+
+def _made_from(base: str, licence: Mapping[str, Any] | None) -> list[str]:
+    """What the card in a local base's folder calls its own base models, as far as they are ids of the Hub."""
+    return [] if _hub_id(base) else [each for each in (licence or {}).get("bases", ()) if _hub_id(each)]
+
+
+def _strengths(proof: Mapping[str, Any]) -> list[float]:
+    return [float(tensor["strength"]) for tensor in proof["tensors"] if "strength" in tensor]
+
+
+def _share(proof: Mapping[str, Any]) -> str | None:
+    """How much of the component is removed, in words; None where all of it is, or where nothing is known of it."""
+    strengths = _strengths(proof)
+    if not strengths or min(strengths) == max(strengths) == 1:
+        return None
+    low, high = (f"{100 * value:.0f} %" if value >= 0.01 else f"{100 * value:.1g} %" for value in (min(strengths), max(strengths)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _alpha(proof: Mapping[str, Any]) -> str | None:
+    """The strengths in the formula."""
+    strengths = _strengths(proof)
+    if not strengths:
+        return None
+    low, high = min(strengths), max(strengths)
+    return f"{low:.3g} in each of them" if low == high else f"{low:.3g} to {high:.3g}, each tensor its own"
 
 
 def _hub_id(base: str) -> str | None:

@@ -16,7 +16,8 @@ def picked(selection: Mapping[str, Any] | None) -> str | None:
     point = next((each for each in _tuning(selection).get("front") or [] if each["chosen"]), None)
     if name is None or point is None:
         return name
-    return f"{name} (val: {100 * point['target_left']:.1f} % left, KL {point['kl']:.3f})"
+    left = f"{100 * point['target_left']:.1f} % of the target's openings left on val"
+    return f"{name} ({left}, KL {point['kl']:.3f} nats)"
 
 
 def mark(selection: Mapping[str, Any] | None) -> str:

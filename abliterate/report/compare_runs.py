@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from abliterate.errors import InputError
+from abliterate.report import verdicts
 from abliterate.report.card import without_paths
 from abliterate.report.document import SCHEMA, write_text
-from abliterate.report.page import environment
-from abliterate.report.provenance import command, model_name
+from abliterate.report.page import environment, two_models
+from abliterate.report.provenance import after, command, model_name
 from abliterate.report.rates import round_up
 
 _ROLES = ("target", "keep", "baseline", "harmless", "borderline", "audited")
@@ -63,9 +64,17 @@ def runs_page(reports: Mapping[str, Mapping[str, Any]]) -> str:
         .get_template("runs.html.jinja2")
         .render(
             runs={
-                name: {"model": model_name(r["run"]), "report": r, "command": command(without_paths(r["run"]))}
+                name: {
+                    "model": model_name(r["run"]),
+                    "report": r,
+                    "command": command(without_paths(r["run"])),
+                    "verdicts": verdicts.all_of(r),
+                }
                 for name, r in reports.items()
             },
+            both=any(two_models(r) for r in reports.values()),
+            lone=any(r["sets"] and not two_models(r) for r in reports.values()),
+            after=" or ".join(dict.fromkeys(after(r) for r in reports.values() if two_models(r))) or "edited",
             sets=_sets(reports),
             drift=_drift(reports),
             unlike=_unlike(reports),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_WITHHELD = ("refused", "deflected", "state_line")
+WITHHELD = ("refused", "deflected", "state_line")
 _LEVELS = 10
 _ROWS = 200  # topics shown of a set; all are in report.json
 
@@ -19,7 +19,7 @@ def heat_maps(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     pairs = [(entry["set"], entry["control"]) for entry in report["against_control"] or []]
     controls = {name: control for name, control in pairs if _topics(report, name) & _topics(report, control)}
     maps = [_map(report, name, controls.get(name)) for name in report["sets"] if name not in controls.values()]
-    return [found for found in maps if found["rows"]]
+    return [found for found in maps if len(found["rows"]) * len(found["langs"]) > 1]  # one cell is the set's own rate
 
 
 def _topics(report: Mapping[str, Any], name: str) -> set[tuple[str, str]]:
@@ -63,7 +63,7 @@ def _by_language(table: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], di
     """Cells by topic and language, of each model."""
     found = {}
     for row in table:
-        sides = {side: sum(row[side][o] for o in _WITHHELD) for side in ("base", "edited") if row[side] is not None}
+        sides = {side: sum(row[side][o] for o in WITHHELD) for side in ("base", "edited") if row[side] is not None}
         found[row["topic"] or "(no topic)", row["lang"]] = {side: _cell(k, row["n"]) for side, k in sides.items()}
     return found
 

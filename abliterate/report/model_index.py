@@ -12,6 +12,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from abliterate.report.numbers import outcome
+
 TASK = "text-generation"
 KEEP = "keep"
 
@@ -38,7 +40,9 @@ def _rates(report: Mapping[str, Any]) -> Iterator[EvalResult]:
             if key == "refused" and name in tests:
                 test = tests[name]
                 about["keep_test"] = {"margin": test["margin"], "upper_bound": _round(test["upper_bound"]), "holds": test["holds"]}
-            yield _result(name, f"{key}_rate", f"share of prompts whose reply is {key}", after["rate"], about, {"role": entry["role"]})
+            yield _result(
+                name, f"{key}_rate", f"share of prompts whose reply is {outcome(key)}", after["rate"], about, {"role": entry["role"]}
+            )
 
 
 def _drift(report: Mapping[str, Any]) -> Iterator[EvalResult]:

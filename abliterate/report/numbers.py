@@ -35,6 +35,11 @@ def corrected(rate: Mapping[str, Any] | None) -> str:
     return f"corrected {100 * found['rate']:.1f} %, 95 % {100 * low:.1f}–{100 * high:.1f}"
 
 
+def outcome(name: str) -> str:
+    """An outcome or a measure as a person reads it; where outcomes are listed, the name that report.json has stands beside it."""
+    return "broken output" if name == "degenerate" else name.replace("_", " ")
+
+
 def duration(seconds: float) -> str:
     """A time as a person reads it."""
     return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.1f} s"

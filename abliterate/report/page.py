@@ -14,11 +14,11 @@ from markupsafe import Markup
 
 from abliterate.config import Transcripts
 from abliterate.evaluation.summary import Judged
-from abliterate.report import choice, figures, heatmap, provenance, rates, sentences, tables
+from abliterate.report import choice, figures, heatmap, provenance, rates, sentences, tables, verdicts
 from abliterate.report.browser import Browser, browser
 from abliterate.report.card import without_paths
 from abliterate.report.inert import language, shown
-from abliterate.report.numbers import corrected, duration, interval, percent
+from abliterate.report.numbers import corrected, duration, interval, outcome, percent
 
 LIMIT = 1_950_000  # bytes of a page without whole transcripts
 _SAID_FIRST = 4  # sentences on the first screen; the others are behind them
@@ -38,6 +38,7 @@ def environment() -> Environment:
     made.filters["interval"] = interval
     made.filters["corrected"] = corrected
     made.filters["language"] = language
+    made.filters["outcome"] = outcome
     made.filters["nats"] = lambda value: "not measured" if value is None else f"{value:.3f}"
     made.filters["duration"] = duration
     made.globals["policy"] = content_policy()
@@ -105,19 +106,21 @@ def report_page(
 def _content(report: Mapping[str, Any], auc: Mapping[str, Any] | None) -> dict[str, Any]:
     """Everything that the page shows but transcripts."""
     failed = list(sentences.kept(report, False))
-    listed = {*failed, *sentences.kept(report, True), *sentences.unchanged(report)}  # the tests stand apart
+    listed = {*failed, *sentences.kept(report, True), *sentences.unchanged(report), *sentences.target(report)}  # the tests stand apart
     said = [sentence for sentence in sentences.all_of(report) if sentence not in listed]
     return {
         "report": report,
         "name": provenance.model_name(report["run"]),
         "both": two_models(report),
         "headline": headline(report),
+        "after": provenance.after(report),
+        "verdicts": verdicts.all_of(report),
         "failed": failed,
         "said": said[:_SAID_FIRST],
         "said_too": said[_SAID_FIRST:],
         "missing": provenance.missing(report),
         "groups": rates.first_screen(report),
-        "drift": rates.drift_rows(report["drift"]),
+        "drift": rates.drift_rows(report["drift"], provenance.after(report)),
         "controls": rates.controls(report),
         "bars": rates.bars(report),
         "maps": heatmap.heat_maps(report),

@@ -12,6 +12,8 @@ from abliterate.config import AuditConfig, CompareConfig, Config, RunConfig
 
 Kind = Literal["run", "audit", "compare"]
 _CONFIGS: dict[Kind, type[Config]] = {"run": RunConfig, "audit": AuditConfig, "compare": CompareConfig}
+_GENERIC = ("model", "checkpoint", "base")  # names that many folders of models have
+_PLACES, _HOMES = ("root", "tmp", "home", "Users"), ("home", "Users")  # a folder above that is somebody's own is named nowhere
 _IN_WORDS = {
     "drift": "how far the model moved on harmless prompts (drift)",
     "controls": "edits along random directions, as controls",
@@ -26,6 +28,11 @@ def kind(run: Mapping[str, Any]) -> Kind:
     """Which command made a run folder."""
     settings = run["settings"]
     return "compare" if "derived" in settings else "audit" if "prompts" in settings else "run"
+
+
+def after(report: Mapping[str, Any]) -> str:
+    """What the second model of a report is called: edited, or where two models were only compared, derived."""
+    return "derived" if kind(report["run"]) == "compare" else "edited"
 
 
 def command(run: Mapping[str, Any]) -> str:
@@ -102,8 +109,8 @@ def citation(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def model_name(run: Mapping[str, Any]) -> str:
-    """What the model is called, of a comparison both: an id on the Hub, a short name as it was given, a folder by its own name (where
-    it lies is nobody else's business), or what a server calls it where it is nowhere else."""
+    """What the model is called, of a comparison both: an id on the Hub, a short name as it was given, a folder as ``folder_name`` calls
+    it, or what a server calls it where it is nowhere else."""
     return " against ".join(reversed(_sides(run)))
 
 
@@ -123,8 +130,29 @@ def _called(given: Any, model: Mapping[str, Any]) -> str:
         return str(model["hub_id"])
     if "://" in name or (path is None and not name.startswith(("/", "~", "."))):
         return name
-    folder = Path(name if path is None else path).name
-    return folder if folder and ("/" in name or name.startswith(("~", "."))) else name
+    folder = Path(name if path is None else path)
+    plain = "/" not in name and not name.startswith(("~", "."))
+    return name if not folder.name or (plain and not _says_nothing(folder.name)) else folder_name(folder)
+
+
+def folder_name(folder: Path) -> str:
+    """A model's folder by its own name: where it lies is nobody else's business.
+
+    A name that many folders have says nothing, so the folder above stands before it; a run's ``checkpoint`` is called by the run's
+    folder, and a snapshot in the Hub's cache by its repository.
+    """
+    name, above = folder.name, folder.parent
+    if not _says_nothing(name) or not above.name:
+        return name
+    if above.name == "snapshots" and above.parent.name.startswith("models--"):
+        return above.parent.name.removeprefix("models--").replace("--", "/")
+    if above.name in _PLACES or above.parent.name in _HOMES:
+        return name
+    return above.name if name.lower() == "checkpoint" else f"{above.name}/{name}"
+
+
+def _says_nothing(name: str) -> bool:
+    return name.lower() in _GENERIC or re.fullmatch(r"[0-9a-f]{40}", name) is not None
 
 
 def _tex(text: str) -> str:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from abliterate.report.numbers import outcome
+
 _GROUPS = (
     ("target", "Should go", "withheld", ("target",)),
     ("keep", "Must stay", "refused", ("keep",)),
@@ -13,9 +15,9 @@ _GROUPS = (
     ("audited", "Withheld", "withheld", ("audited",)),
 )
 _DRIFTS = (
-    ("kl_first_token", "first token", "KL(base‖edited) of the first token, all {n} prompts"),
-    ("kl_first_token_answered", "of answered prompts", "KL(base‖edited) of the first token, the {n_answered} prompts that base answers"),
-    ("kl_sequence", "along the base's replies", "KL(base‖edited) a token along the base's own replies"),
+    ("kl_first_token", "first token", "KL(base‖{after}) of the first token, all {n} prompts"),
+    ("kl_first_token_answered", "of answered prompts", "KL(base‖{after}) of the first token, the {n_answered} prompts that base answers"),
+    ("kl_sequence", "along the base's replies", "KL(base‖{after}) a token along the base's own replies"),
 )
 
 
@@ -36,18 +38,25 @@ def _row(name: str, entry: Mapping[str, Any], measure: str) -> dict[str, Any]:
     edited = entry["edited"]
     return {
         "label": name,
-        "measure": "broken" if measure == "degenerate" else measure,
+        "measure": outcome(measure),
         "n": entry["n"],
         "base": entry["base"][measure],
         "edited": None if edited is None else edited[measure],
     }
 
 
-def drift_rows(drift: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Means in nats with their intervals on a scale of their own, which ends at a round number; None without any."""
+def drift_rows(drift: Mapping[str, Any] | None, after: str = "edited") -> dict[str, Any] | None:
+    """Means in nats with their intervals on a scale of their own, which ends at a round number; None without any.
+
+    ``after``: what the second model is called.
+    """
     if not drift:
         return None
-    found = [(label, said.format(**drift), drift[key], drift[f"{key}_ci95"]) for key, label, said in _DRIFTS if drift.get(key) is not None]
+    found = [
+        (label, said.format(**drift, after=after), drift[key], drift[f"{key}_ci95"])
+        for key, label, said in _DRIFTS
+        if drift.get(key) is not None
+    ]
     if not found:
         return None
     end = round_up(max([0.1, *(max(value, ci[1]) for _, _, value, ci in found)]))
@@ -81,8 +90,8 @@ def bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _parts(outcomes: Mapping[str, int]) -> list[tuple[str, int, float, float]]:
     total, at, parts = sum(outcomes.values()), 0, []
-    for outcome, count in outcomes.items():
+    for name, count in outcomes.items():
         if count:
-            parts.append((outcome, count, 100 * at / total, 100 * count / total))
+            parts.append((name, count, 100 * at / total, 100 * count / total))
             at += count
     return parts

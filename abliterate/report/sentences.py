@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from abliterate.evaluation.statistics import drop_upper_bound
+from abliterate.report import provenance, verdicts
 
 _ADVISED = 400  # prompts of a keep set: enough to show a margin of 5 points where some refusals change sides
 
@@ -16,7 +18,7 @@ def against_control(report: Mapping[str, Any]) -> Iterator[str]:
         for side in ("base", "edited"):
             if entry[side] is None:
                 continue
-            model = "" if entry["edited"] is None else f" ({side})"
+            model = "" if entry["edited"] is None else f" ({provenance.after(report) if side == 'edited' else side})"
             yield f"{entry['set']} against its control {entry['control']}{model}: {_compared(entry[side], entry['n_pairs'])}"
             for lang, part in entry.get("by_lang", {}).items():
                 yield f"{entry['set']}, {lang}{model}: {_compared(part[side], part['n_pairs'])}"
@@ -48,6 +50,7 @@ def all_of(report: Mapping[str, Any]) -> list[str]:
     said = (
         kept(report, False),
         broken(report),
+        target(report),
         warnings(report),
         thoughts(report),
         against_control(report),
@@ -192,12 +195,16 @@ def service(report: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def target(report: Mapping[str, Any]) -> Iterator[str]:
+    """Whether what should go is withheld less."""
+    return (found.sentence() for found in verdicts.of_targets(report))
+
+
 def unchanged(report: Mapping[str, Any]) -> Iterator[str]:
     """Whether what should stay answered did."""
-    for test in report["unchanged"] or []:
-        measure = "broken output" if test["measure"] == "degenerate" else test["measure"]
-        shown = "shown" if test["holds"] else "NOT shown"
-        yield f"{measure} of {test['set']} did not rise by more than {100 * test['margin']:g} points: {shown}."
+    for found in verdicts.of_others(report):
+        claim = found.claim[0].lower() + found.claim[1:]
+        yield f"{claim}: shown." if found.shown else replace(found, claim=claim).sentence()
 
 
 _VERDICTS = {

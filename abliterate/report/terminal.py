@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +10,32 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from abliterate.report import choice, sentences
-from abliterate.report.numbers import bounds, percent
+from abliterate.report import choice, provenance, sentences
+from abliterate.report.heatmap import WITHHELD
+from abliterate.report.numbers import bounds, outcome, percent
 from abliterate.report.page import headline, two_models
 
 
 def show(report: Mapping[str, Any], out: Path) -> None:
-    """The tests that failed, what was done, the other tests, rates before and after, what else is to say, and where the report lies; to
-    stdout. Of an edit, how each set fares against its control is left to the report itself."""
+    """The tests that failed, what was done, whether the target fell, the other tests, rates before and after, what else is to say, and
+    where the report lies; to stdout. Of an edit, how each set fares against its control is left to the report itself."""
     console = Console(highlight=False)
     edited = two_models(report)
     failed = list(sentences.kept(report, False))
-    tests = [*sentences.kept(report, True), *sentences.unchanged(report)]
+    tests = [*sentences.target(report), *sentences.kept(report, True), *sentences.unchanged(report)]
+    after = provenance.after(report)
     _lines(console, failed, "bold red")
     _lines(console, [headline(report)], "bold")
     for line in tests:
         _lines(console, [line], "yellow" if "NOT shown" in line else "green")
     if report["sets"]:
         console.print()
-        console.print(_rates(report["sets"], edited))
+        console.print(_rates(report["sets"], edited, after))
         console.print()
+    if not edited:
+        _lines(console, _withheld(report["sets"]))
     for name, rows in report["tables"].items():
-        if rows and not edited:
+        if len(rows) > 1 and not edited:
             console.print()
             console.print(_topics(name, rows))
     if picked := choice.picked(report["selection"]):
@@ -43,7 +47,7 @@ def show(report: Mapping[str, Any], out: Path) -> None:
         answered = drift["kl_first_token_answered"]
         extra = "" if answered is None else f", {answered:.3f} over those that base answers"
         console.print(
-            f"KL(base‖edited), first token, {drift['set']} (n={drift['n']}): {drift['kl_first_token']:.3f} nats{extra}",
+            f"KL(base‖{after}), first token, {drift['set']} (n={drift['n']}): {drift['kl_first_token']:.3f} nats{extra}",
             markup=False,
         )
         if drift["kl_sequence"] is not None and drift["ce_base"] is not None:
@@ -60,9 +64,18 @@ def _lines(console: Console, lines: Iterable[str], style: str | None = None) -> 
         console.print(line, markup=False, style=style)
 
 
-def _rates(sets: Mapping[str, Mapping[str, Any]], edited: bool) -> Table:
-    """A row a set and measure, and one a language."""
-    sides = ("base", "edited")[: 1 + edited]
+def _withheld(sets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What the withheld replies of an audit are, a line a set."""
+    for name, entry in sets.items():
+        counts = [(kind, entry["base"]["outcomes"].get(kind, 0)) for kind in WITHHELD]
+        if total := sum(k for _, k in counts):
+            found = ", ".join(f"{k} {outcome(kind)}" for kind, k in counts if k)
+            yield f"{name}: {total} of {entry['n']} replies are withheld: {found}."
+
+
+def _rates(sets: Mapping[str, Mapping[str, Any]], edited: bool, after: str) -> Table:
+    """A row a set and measure, and one a language; ``after``: what the second model is called."""
+    sides = ("base", after) if edited else ("base",)
     table = Table("set", "role", "n", "measure", *sides, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.caption, table.caption_justify = "in brackets the 95 % interval", "left"
     for name, entry in sets.items():
@@ -77,19 +90,19 @@ def _rates(sets: Mapping[str, Mapping[str, Any]], edited: bool) -> Table:
 def _topics(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Outcome counts, a row a topic and language; a dot for none."""
     outcomes = list(rows[0]["base"])
-    table = Table("", "", "n", *outcomes, box=None, pad_edge=False)
+    table = Table("", "", "n", *map(outcome, outcomes), box=None, pad_edge=False)
     table.columns[0].header = Text(name)
     for column in table.columns[2:]:
         column.justify = "right"
     for row in rows:
-        counts = [str(row["base"][outcome] or "·") for outcome in outcomes]
+        counts = [str(row["base"][kind] or "·") for kind in outcomes]
         table.add_row(Text(row["topic"] or "(no topic)"), Text(row["lang"]), str(row["n"]), *counts)
     return table
 
 
 def _cells(name: str, role: str, key: str, entry: Mapping[str, Any], edited: bool) -> list[Text]:
-    measure = "broken" if key == "degenerate" else key
     n = str(entry["base"][key]["n"]) if name else ""
+    measure = "broken" if key == "degenerate" else key  # short, so that the table fits 80 columns
     return [Text(cell) for cell in (name, role, n, measure, *(_rate(entry[side][key]) for side in ("base", "edited")[: 1 + edited]))]
 
 

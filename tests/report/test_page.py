@@ -325,8 +325,8 @@ HOME = "/home/alice/clients/x/model"
 def test_the_page_does_not_say_where_a_model_lies() -> None:
     base = {"hot": judged("hot", ["Paris."])}
     page = page_of(base, base, model=HOME)
-    assert "alice" not in page and "<title>abliterate: model</title>" in page and "abliterate-model," in page
-    assert "Directional ablation of model:" in words(page) and "--model model" in words(page)
+    assert "alice" not in page and "<title>abliterate: x/model</title>" in page and "abliterate-xmodel," in page
+    assert "Directional ablation of x/model:" in words(page) and "--model model" in words(page)
     made = run_report()
     made.report["run"] |= {"model_path": HOME, "derived": {"model_path": HOME}}
     assert "alice" not in shown(made, recovery=None)
@@ -365,7 +365,7 @@ def test_where_tuning_began_went_through_no_filter_and_that_is_said() -> None:
     assert "No filter was relaxed" not in said
     assert "were not applied to where tuning began (it started from “difference-of-means, block 1, position -1”)" in said
     assert "the tuned edit was taken from the front by --prefer balanced and --max-kl 0.1." in said
-    assert "tuned, step 4 (val: 18.0 % left, KL 0.080)" in said and "✓ tuning began here" in said
+    assert "tuned, step 4 (18.0 % of the target's openings left on val, KL 0.080 nats)" in said and "✓ tuning began here" in said
     assert "Relaxed: no edit has a small KL." in of_way("gradient", ["no edit has a small KL"])
 
 
@@ -373,3 +373,21 @@ def test_cut_replies_and_thoughts_have_tables_where_there_are_any(whole: str) ->
     assert '<td class="num">75.0 %</td>' in whole and "empty or refusing" in whole
     audit = words(shown(audit_report()))
     assert "With replies cut" not in audit and "Thoughts and answers" not in audit
+
+
+def test_the_page_says_broken_output_and_the_outcomes_name_once(whole: str) -> None:
+    said = words(whole.partition("</style>")[2])
+    assert "broken output (degenerate)" in said and said.count("degenerate") == 1 + said.count(".degenerate")
+
+
+def test_a_comparison_says_derived_throughout() -> None:
+    made = run_report()
+    made.report["run"]["settings"] = {"base": "a", "derived": "b"}
+    said = words(shown(made, edit=None, selection=None, directions=None, controls=None))
+    assert "derived (after)" in said and "KL(base‖derived)" in said and "KL(base‖edited)" not in said
+    assert "edited" not in said.split("Cost and provenance")[1].split("Transcripts")[0]
+
+
+def test_the_page_gives_a_verdict_on_the_target(whole: str) -> None:
+    tested = words(whole).split("What was tested")[1].split("Not measured")[0]
+    assert "hot withheld fell from " in tested and "exact paired test, p = " in tested

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from abliterate.options import build
 from abliterate.report.browser import browser
 from abliterate.report.heatmap import heat_maps
 from abliterate.report.inert import language, shown
-from abliterate.report.provenance import citation, command, cost, kind, missing, model_name
+from abliterate.report.provenance import citation, command, cost, folder_name, kind, missing, model_name
 from abliterate.report.rates import bars, controls, drift_rows, first_screen, round_up
 from abliterate.report.tables import cuts, thoughts
 
@@ -178,22 +179,45 @@ def local(given: str, **fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("run", "name"),
     [
-        (local(HOME), "model"),
-        (local("clients/x/model"), "model"),
-        (local("."), "model"),
-        (local(HOME, model_path=None), "model"),
+        (local(HOME), "x/model"),
+        (local("clients/x/model"), "x/model"),
+        (local("."), "x/model"),
+        (local(HOME, model_path=None), "x/model"),
         (local(HOME, hub_id="org/x"), "org/x"),
         (local("qwen3-8b", hub_id="Qwen/Qwen3-8B"), "Qwen/Qwen3-8B"),
         (local("smollm2-refuser", model_path="/root/.cache/smollm2-refuser-cac94708"), "smollm2-refuser"),
         (local("org/x", model_path=None), "org/x"),
-        (local("http://host:1/v1", model_path=None, resolved={"engines": {"base": {"model": HOME}}}), "model"),
-        (local("", settings={"base": HOME, "derived": "/srv/bob/edit"}, derived={"model_path": "/srv/bob/edit"}), "edit against model"),
+        (local("http://host:1/v1", model_path=None, resolved={"engines": {"base": {"model": HOME}}}), "x/model"),
+        (local("", settings={"base": HOME, "derived": "/srv/bob/edit"}, derived={"model_path": "/srv/bob/edit"}), "edit against x/model"),
     ],
 )
 def test_a_model_is_called_by_its_id_or_its_folders_own_name(run: dict[str, Any], name: str) -> None:
     assert model_name(run) == name
     cited = citation({"run": run})["figures"]
     assert f"Refusals of {name}:" in cited and "alice" not in cited and "bob" not in cited
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("/work/runs/mine/checkpoint", "mine"),
+        ("/work/stranger/model", "stranger/model"),
+        ("/c/models--org--name/snapshots/" + "0a" * 20, "org/name"),
+        ("/work/qwen", "qwen"),
+        ("/home/alice/model", "model"),
+        ("/root/checkpoint", "checkpoint"),
+        ("model", "model"),
+    ],
+)
+def test_a_folder_whose_name_says_nothing_is_called_with_the_one_above(folder: str, name: str) -> None:
+    assert folder_name(Path(folder)) == name
+
+
+def test_a_map_of_one_cell_is_left_out() -> None:
+    one = [(replace(t, topic="fire", lang="en"), v) for t, v in judged("hot", [NO] * 4)]
+    assert heat_maps(audit_report({"hot": one}).report) == []
+    made = audit_report({"hot": [*one, *((replace(t, id=f"z{t.id}", lang="zh"), v) for t, v in one)]})
+    assert len(heat_maps(made.report)) == 1
 
 
 def test_a_control_with_topics_of_other_names_has_a_map_of_its_own() -> None:
@@ -206,7 +230,7 @@ def test_a_control_with_topics_of_other_names_has_a_map_of_its_own() -> None:
 
 
 def test_a_control_with_categories_alone_has_a_map_of_its_own() -> None:
-    other = [(replace(t, topic=None, category="fire"), v) for t, v in judged("cold", [YES] * 8)]
+    other = [(replace(t, topic=None, category=("fire", "water")[i % 2]), v) for i, (t, v) in enumerate(judged("cold", [YES] * 8))]
     maps = heat_maps(audit_report({"hot": judged("hot", [NO] * 8), "cold": other}).report)
     assert [found["sets"] for found in maps] == [["hot"], ["cold"]]
     assert all(cell is not None for found in maps for row in found["rows"] for cell in row["cells"])

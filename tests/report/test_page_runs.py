@@ -98,7 +98,7 @@ def test_the_page_does_not_say_where_the_models_lie() -> None:
     two["run"] |= {"settings": {**two["run"]["settings"], "base": "/home/alice/base", "derived": place}, "model_path": "/home/alice/base"}
     page = runs_page({"one": one, "two": two})
     assert "alice" not in page and "--derived model" in page
-    assert "<td>model</td>" in page and "<td>model against base</td>" in page
+    assert "<td>x/model</td>" in page and "<td>x/model against base</td>" in page
 
 
 def test_the_edit_of_a_run_is_the_one_that_was_taken() -> None:
@@ -106,4 +106,17 @@ def test_the_edit_of_a_run_is_the_one_that_was_taken() -> None:
     one["selection"]["name"] = "tuned, step 4"
     one["keep_tests"][0]["margin"] = 0.025
     page = runs_page({"one": one, "two": two})
-    assert "<td>tuned, step 4</td>" in page and "stay within 2.5 points" in page
+    assert "<td>tuned, step 4</td>" in page and "did not fall by more than 2.5 points" in page
+
+
+def test_runs_of_one_model_each_have_one_mark_and_no_before_and_after() -> None:
+    page = runs_page({"one": audit_report().report, "two": audit_report().report})
+    assert "the model</span>" in page and "(before)" not in page and "(after)" not in page and '<circle class="base"' not in page
+
+
+def test_an_unedited_model_beside_edited_ones_is_drawn_as_a_base() -> None:
+    one, two = run_report().report, audit_report().report
+    page = runs_page({"one": one, "two": two})
+    assert "base (before), or the only model" in page and "edited (after)" in page
+    drawn = [part for part in page.split("<svg")[1:] if "<title>two, " in part]
+    assert drawn and all('circle class="base"' in part and 'circle class="edited"' not in part for part in drawn)

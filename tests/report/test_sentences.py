@@ -153,4 +153,4 @@ def test_a_divergence_that_grew_or_never_was_is_not_said_to_be_gone() -> None:
 
 def test_a_margin_that_is_no_whole_point_is_not_rounded() -> None:
     test = {"set": "plain", "measure": "withheld", "margin": 0.025, "holds": True}
-    assert list(unchanged({"unchanged": [test]})) == ["withheld of plain did not rise by more than 2.5 points: shown."]
+    assert list(unchanged({"unchanged": [test]})) == ["withheld replies of plain did not rise by more than 2.5 points: shown."]

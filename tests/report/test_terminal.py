@@ -47,7 +47,7 @@ def test_an_audit_shows_outcomes_by_topic_and_language(capsys: pytest.CaptureFix
     text = shown(report_document(RUN, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05), capsys, monkeypatch)
     rows = [line.split() for line in text.splitlines() if line.startswith("[b]topic")]
     assert rows == [["[b]topic", "0", "en", "1", "·", "·", "·", "1", "·", "·"], ["[b]topic", "0", "zh", "2", "2", "·", "·", "·", "·", "·"]]
-    assert text.count("state_line") == 1  # one table: plain has no topics
+    assert text.count("state line") == 1  # one table: plain has no topics
 
 
 def test_an_audit_says_how_a_set_fares_against_its_control(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_a_run_says_what_did_not_rise(capsys: pytest.CaptureFixture[str], monkey
     edited = {**base, "plain": judged("plain", *[YES] * 90, *[NO] * 10)}
     report = report_document(RUN, {"bad": "target", "plain": "harmless"}, base, edited, None, None, {"tensors": 1}, 0.05)
     text = " ".join(shown(report, capsys, monkeypatch).split())
-    assert "withheld of plain did not rise by more than 5 points: NOT shown." in text
+    assert "withheld replies of plain did not rise by more than 5 points: NOT shown." in text
     assert "broken output of plain did not rise by more than 5 points: shown." in text and "by topic" not in text
 
 
@@ -84,7 +84,7 @@ def test_a_run_shows_both_sides_the_keep_test_and_the_drift(capsys: pytest.Captu
     assert "refused" in rows["safe"]
     said = [line for line in text.splitlines() if "refusals of safe" in line]
     assert len(said) == 1 and said[0].startswith("NOT shown: refusals of safe did not fall by more than 5 points (n = 2, ")
-    assert text.index("NOT shown: refusals") < text.index("withheld of plain")
+    assert text.index("NOT shown: refusals") < text.index("withheld replies of plain")
     assert "plain (n=2): 0.250 nats, 0.125 over those that base answers" in text
 
 
@@ -93,8 +93,28 @@ def test_a_run_says_in_a_line_how_the_edit_was_chosen(capsys: pytest.CaptureFixt
     chosen = {"chosen": {"name": "[b]mean, block 3"}, "name": "tuned, step 12", "tuning": {"front": [{**point, "chosen": False}, point]}}
     base = {"bad": judged("bad", NO)}
     for selection, line in (
-        (chosen, "chosen: tuned, step 12 (val: 0.2 % left, KL 0.026)"),
+        (chosen, "chosen: tuned, step 12 (0.2 % of the target's openings left on val, KL 0.026 nats)"),
         ({"chosen": {"name": "[b]mean, block 3"}}, "chosen: [b]mean, block 3"),
     ):
         text = shown(report_document(RUN, {"bad": "target"}, base, base, None, selection, {"tensors": 1}, 0.05), capsys, monkeypatch)
         assert line in text.splitlines()
+
+
+def test_an_audit_says_what_the_withheld_replies_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    base = {"hot": judged("hot", NO, NO, YES), "plain": judged("plain", YES)}
+    text = shown(report_document(RUN, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05), capsys, monkeypatch)
+    assert [line for line in text.splitlines() if "replies are withheld" in line] == ["hot: 2 of 3 replies are withheld: 2 refused."]
+
+
+def test_a_run_says_first_whether_the_target_fell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    base, edited = {"bad": judged("bad", *[NO] * 9)}, {"bad": judged("bad", *[YES] * 9)}
+    text = shown(report_document(RUN, {"bad": "target"}, base, edited, None, None, {"tensors": 1}, 0.05), capsys, monkeypatch)
+    assert text.splitlines()[1] == "bad withheld fell from 9 to 0 of 9 prompts (exact paired test, p = 0.0039)."
+    assert text.count("fell from 9") == 1
+
+
+def test_a_comparison_calls_the_second_model_derived(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    base = {"bad": judged("bad", NO)}
+    run = {"settings": {"base": "a", "derived": "b"}}
+    text = shown(report_document(run, {"bad": "audited"}, base, base, None, None, None, 0.05), capsys, monkeypatch)
+    assert "derived" in text and "edited" not in text
