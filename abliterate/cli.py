@@ -34,6 +34,7 @@ from abliterate.config import (
 )
 from abliterate.errors import CheckError, InputError
 from abliterate.options import command, spread
+from abliterate.place import check_new, check_place
 
 app = typer.Typer(
     name="abliterate",
@@ -44,8 +45,7 @@ app = typer.Typer(
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder for the results.", show_default=False)]
 NewFolder = Annotated[Path, typer.Option("--out", help="The new checkpoint's folder.", show_default=False)]
 OutFile = Annotated[Path, typer.Option("--out", help="The activations file (.safetensors).", show_default=False)]
-Checkpoint = Annotated[Path, typer.Argument(metavar="DIR", help="The edited checkpoint.", show_default=False)]
-Published = Annotated[Path, typer.Argument(metavar="DIR", help="The edited checkpoint, or the run's folder.", show_default=False)]
+Checkpoint = Annotated[Path, typer.Argument(metavar="DIR", help="The edited checkpoint, or the run's folder.", show_default=False)]
 Repository = Annotated[str, typer.Argument(metavar="REPO", help="Where on the Hub: owner/name.", show_default=False)]
 Figures = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write all figures here too.", show_default=False)]
 Scorable = Annotated[
@@ -82,6 +82,7 @@ def _root(
 
 
 def _run(config: RunConfig, out: Path) -> None:
+    check_place(out)
     with _loading():
         from abliterate.pipeline import run
         from abliterate.report.terminal import show
@@ -90,6 +91,7 @@ def _run(config: RunConfig, out: Path) -> None:
 
 
 def _audit(config: AuditConfig, out: Path) -> None:
+    check_place(out)
     with _loading():
         from abliterate.commands import audit
         from abliterate.report.terminal import show
@@ -98,6 +100,7 @@ def _audit(config: AuditConfig, out: Path) -> None:
 
 
 def _compare(config: CompareConfig, out: Path) -> None:
+    check_place(out)
     with _loading():
         from abliterate.comparison import compare, side
         from abliterate.report.terminal import show
@@ -112,6 +115,7 @@ def _compare(config: CompareConfig, out: Path) -> None:
 
 
 def _collect(config: CollectConfig, out: Path) -> None:
+    check_new(out)
     with _loading():
         from abliterate.commands import collect
 
@@ -208,7 +212,7 @@ command(
     PushConfig,
     _push,
     "Publish an edited checkpoint to the Hub, private unless --public; what is checked first must hold.",
-    checkpoint=Published,
+    checkpoint=Checkpoint,
     repo=Repository,
 )
 command(
@@ -284,13 +288,13 @@ def _report(config: ReportConfig, folder: Path | None, compare: list[Path] | Non
 
 
 def _score(config: JudgeConfig, file: Path, out: Path | None) -> None:
+    if out is not None and file.exists() and out.exists() and out.samefile(file):
+        raise InputError(f"{out}: is the input itself; give another --out")
+    if out is not None:
+        check_new(out)
     with _loading():
         from abliterate.commands import score as scored
 
-    if out is not None and file.exists() and out.exists() and out.samefile(file):
-        raise InputError(f"{out}: is the input itself; give another --out")
-    if out is not None and out.exists():
-        raise InputError(f"{out}: already there; give another --out (nothing is overwritten)")
     text = "".join(line + "\n" for line in scored(file, config))
     if out is None:
         try:

@@ -29,12 +29,13 @@ from abliterate.finaltest import benchmarked, publish, respond
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.index import open_index
 from abliterate.model.plan import EditPlan, load_direction, load_plan, plan_from_direction, resolve_embedding
-from abliterate.model.source import resolve_model
+from abliterate.model.source import edited_folder, resolve_model
 from abliterate.pipeline import gathered, open_model, positions_of, resolved, run_record
+from abliterate.place import check_new
 from abliterate.planning.plan import as_json, plan_run
 from abliterate.planning.text import lines
 from abliterate.progress import stage
-from abliterate.prompts import PromptSet, Role, RoleSets, load_set
+from abliterate.prompts import PromptSet, Role, RoleSets, load_asked
 from abliterate.prompts.roles import ROLES
 from abliterate.report.card import model_card
 from abliterate.report.document import report_document, write_json
@@ -61,7 +62,7 @@ def audit(config: AuditConfig, out: Path) -> dict[str, Any]:
 
 def asked_sets(config: AuditConfig) -> list[PromptSet]:
     """The prompts to ask, set by set. Raises InputError where two sets have one name, or one has no prompts to ask."""
-    groups = [_asked(load_set(name), config) for name in config.prompts]
+    groups = [_asked(load_asked(name), config) for name in config.prompts]
     if len({g.name for g in groups}) != len(groups):
         raise InputError("a prompt set is given twice; give each once, under its own file name")
     return groups
@@ -82,8 +83,7 @@ def collect(config: CollectConfig, out: Path) -> str:
 
     Train splits where the sets name splits; where all of them do, the val vectors too, by which directions are judged.
     """
-    if out.exists():
-        raise InputError(f"{out}: already there; give another --out (nothing is overwritten)")
+    check_new(out)
     _, session = open_model(config, out.parent)
     harmless = config.harmless if config.keep or "harmless" in config.model_fields_set else None
     sets = RoleSets(config.target, config.baseline, config.keep, harmless, config.limit)
@@ -103,8 +103,8 @@ def directions(config: DirectionsConfig, given: Path, out: Path | None = None) -
 
     ``given`` is an activations file or a run folder.
     """
-    if out is not None and out.exists():
-        raise InputError(f"{out}: already there; give another --out (nothing is overwritten)")
+    if out is not None:
+        check_new(out)
     if (out is None) != (config.estimator is None):
         raise InputError("--out DIR_FILE and --estimator NAME go together: the file, and whose direction is written into it")
     activations = load_activations(given / "activations.safetensors" if given.is_dir() else given)
@@ -118,8 +118,6 @@ def directions(config: DirectionsConfig, given: Path, out: Path | None = None) -
 
 def edit(config: EditCommandConfig, out: Path) -> str:
     """Edit a checkpoint with a direction or plan file into the new folder ``out``."""
-    if (config.direction is None) == (config.plan is None):
-        raise InputError("give either --direction FILE or --plan FILE")
     source = resolve_model(config.model, config.revision)
     folder = open_folder(source.path, config.trust_remote_code, config.layout_file)
     plan = _plan_of(config, folder)
@@ -145,7 +143,8 @@ def _plan_of(config: EditCommandConfig, folder: ModelFolder) -> EditPlan:
 
 
 def verify(config: VerifyConfig, checkpoint: Path) -> str:
-    """Derive an edited checkpoint's proof again. Raises CheckError with the first difference."""
+    """Derive the proof of an edited checkpoint, or of the one in a run's folder, again. Raises CheckError with the first difference."""
+    checkpoint = edited_folder(checkpoint)
     folder = open_folder(checkpoint, config.trust_remote_code, config.layout_file)
     base = None
     if config.base is not None:
@@ -166,8 +165,8 @@ def score(file: Path, config: JudgeConfig) -> Iterator[str]:
 
 def plan(config: PlanConfig, figures: Path | None = None) -> list[str]:
     """The plan of a run, a figure or a few a line; with ``figures`` all of them in that file too, as JSON."""
-    if figures is not None and figures.exists():
-        raise InputError(f"{figures}: already there; give another --json (nothing is overwritten)")
+    if figures is not None:
+        check_new(figures, "--json")
     made = plan_run(config, resolve_model(config.model, config.revision, weights=False).path)
     if figures is not None:
         write_json(as_json(made), figures)

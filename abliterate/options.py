@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import inspect
+import os
 import tomllib
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
+from annotated_types import Ge
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
 
-from abliterate.config import Config
+from abliterate.config import Config, is_url
+from abliterate.config.panels import panel_of, place_of
+from abliterate.config.wrong import flag_of, in_plain_words
 from abliterate.errors import InputError
+from abliterate.model.source import check_given
+from abliterate.prompts.read import check_named
 
 C = TypeVar("C", bound=Config)
+_FEW = 12  # options that need no panels
+_MODELS, _SETS = ("model", "base", "derived", "reference", "beside"), ("target", "baseline", "keep", "prompts")
 
 
 def command(app: typer.Typer, name: str, config: type[C], body: Callable[..., None], help_text: str, **extra: Any) -> None:
@@ -29,7 +38,9 @@ def command(app: typer.Typer, name: str, config: type[C], body: Callable[..., No
     def call(**values: Any) -> None:
         others = {key: values.pop(key) for key in extra}
         file = values.pop("config")
-        body(build(config, file, {k: v for k, v in values.items() if v not in (None, [])}), **others)
+        made = build(config, file, {k: v for k, v in values.items() if v not in (None, [])})
+        check_there(made)
+        body(made, **others)
 
     parameters = [_parameter(field, info) for field, info in config.model_fields.items()]
     toml = Annotated[Path | None, typer.Option("--config", help="TOML file with the same keys; flags win over it.")]
@@ -39,7 +50,26 @@ def command(app: typer.Typer, name: str, config: type[C], body: Callable[..., No
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     call.__doc__ = help_text
-    app.command(name, help=help_text)(call)
+    app.command(name, cls=Grouped, help=help_text)(call)
+
+
+class Grouped(TyperCommand):
+    """A command whose --help shows its options panel by panel, or in one list where they are few."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments and the options."""
+        found = {str(param.name): param for param in self.get_params(ctx)}
+        panels: dict[str, list[Any]] = {"Arguments": []}
+        few = len(found) <= _FEW
+        for name in sorted(found, key=place_of):
+            is_argument = found[name].param_type_name == "argument"
+            panel = "Arguments" if is_argument else "Options" if few else panel_of(name)
+            if (record := found[name].get_help_record(ctx)) is not None:
+                panels.setdefault(panel, []).append(record)
+        for panel, records in panels.items():
+            if records:
+                with formatter.section(panel):
+                    formatter.write_dl(records)
 
 
 def _may_lack(annotation: Any) -> bool:
@@ -52,16 +82,29 @@ def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _parameter(name: str, info: FieldInfo) -> inspect.Parameter:
-    flag = "--" + name.replace("_", "-")
-    shown = "" if info.is_required() else f" [default: {_default(info.default)}]" if info.default not in (None, ()) else ""
-    text = (info.description or "") + shown
+    flag, text = flag_of(name), (info.description or "") + _limits(info)
     kind, many = _kind(info.annotation)
     if kind is bool:
-        option = typer.Option(f"{flag}/--no-{name.replace('_', '-')}", help=text, show_default=False)
-    else:
-        option = typer.Option(flag, help=text, show_default=False, metavar="SET..." if many else None)
-    annotation = list[str] | None if many else kind | None
-    return _keyword(name, Annotated[annotation, option], None)
+        option = typer.Option(f"{flag}/--no-{flag.removeprefix('--')}", help=text, show_default=False)
+        return _keyword(name, Annotated[bool | None, option], None)
+    choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
+    metavar = "SET..." if many else f"<{'|'.join(choices) or kind.__name__}>"
+    option = typer.Option(flag, help=text, show_default=False, metavar=metavar, autocompletion=_completing(choices) if choices else None)
+    # The text is taken as it is: the config reads it, so that all that may be wrong with it is said in one way.
+    return _keyword(name, Annotated[list[str] | None if many else str | None, option], None)
+
+
+def _completing(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]  # typer knows it by this name
+
+
+def _limits(info: FieldInfo) -> str:
+    """What --help says behind a field's description: whether it is needed, its default, and the least that a number may be."""
+    if info.is_required():
+        return " [required]"
+    least = next((bound.ge for bound in info.metadata if isinstance(bound, Ge)), 0)
+    default = f" [default: {_default(info.default)}]" if info.default not in (None, ()) else ""
+    return default + (f" [at least {least}]" if isinstance(least, int) and least > 1 else "")
 
 
 def _default(value: Any) -> str:
@@ -97,13 +140,26 @@ def build(config: type[C], file: Path | None, given: dict[str, Any]) -> C:
         return config(**{**values, **given})
     except ValidationError as error:
         first = error.errors()[0]
-        key = str(first["loc"][0]) if first["loc"] else "config"
-        where = f"{file}: " if file is not None and key not in given else ""
-        if first["type"] == "missing":
-            raise InputError(f"{where}--{key.replace('_', '-')} is needed") from None
-        if first["type"] == "extra_forbidden":
-            raise InputError(f"{where}no setting {key!r}; known: {', '.join(config.model_fields)}") from None
-        raise InputError(f"{where}--{key.replace('_', '-')} {first['input']!r}: {first['msg']}") from None
+        where = f"{file}: " if file is not None and (not first["loc"] or first["loc"][0] not in given) else ""
+        raise InputError(where + in_plain_words(first, config.model_fields)) from None
+
+
+def check_there(config: Config) -> None:
+    """Raise InputError for a prompt set, a file or a model's folder that isn't there: known before torch is imported, which takes seconds.
+
+    Nothing is fetched. Under torchrun only the first process has the prompts.
+    """
+    given = dict(config)
+    if os.environ.get("RANK", "0") != "0" or given.get("dry_run"):  # a dry run tells all that stands against it itself
+        return
+    for name in (str(given[key]) for key in _MODELS if given.get(key) is not None):
+        if not is_url(name):
+            check_given(name)
+    for key in _SETS:
+        for name in given.get(key) or ():
+            check_named(name)
+    if "harmless" in given:
+        check_named(given["harmless"])
 
 
 def spread(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:

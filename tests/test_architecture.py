@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "abliterate"
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("progress", "config"),
+    ("progress", "config", "place"),
     ("prompts",),
     ("formats",),
     ("model",),

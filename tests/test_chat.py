@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from abliterate.chat.conversation import converse, labels, opened, replies
-from abliterate.chat.screen import Plain, chip, harmless
+from abliterate.chat.screen import Plain, chip, harmless, written
 from abliterate.chat.speaker import Manner, Said, Speaker, _Drawn
 from abliterate.cli import main
 from abliterate.config import ChatConfig
@@ -168,8 +169,9 @@ def test_what_a_terminal_would_obey_is_shown_as_a_mark() -> None:
 
 
 def test_models_of_one_name_get_names_of_their_own() -> None:
-    assert labels(["runs/a/checkpoint", "smollm2-refuser"]) == ["checkpoint", "smollm2-refuser"]
-    assert labels(["runs/a/checkpoint", "runs/b/checkpoint"]) == ["runs/a/checkpoint", "runs/b/checkpoint"]
+    assert labels(["runs/a/checkpoint", "smollm2-refuser"]) == ["a", "smollm2-refuser"]
+    assert labels(["runs/a/checkpoint", "runs/b/checkpoint/"]) == ["a", "b"]
+    assert labels(["x/a/checkpoint", "y/a/checkpoint"]) == ["x/a/checkpoint", "y/a/checkpoint"]
     assert labels(["m", "m"]) == ["m (1)", "m (2)"]
 
 
@@ -178,7 +180,7 @@ def test_models_of_one_name_get_names_of_their_own() -> None:
     [
         (["--beside", "http://host:8000/v1"], "--beside is a server's URL"),
         (["--thinking", "budget:8"], "knows on and off"),
-        (["--temperature", "-1"], "--temperature -1.0"),
+        (["--temperature", "-1"], "--temperature -1: must be at least 0"),
         (["--beside", "nowhere/at/all"], "nowhere/at/all"),
     ],
 )
@@ -186,6 +188,23 @@ def test_what_chat_can_not_do_is_one_line(tiny: Tiny, flags: list[str], said: st
     assert main(["chat", "--model", str(tiny()), *flags]) == 2
     captured = capsys.readouterr()
     assert said in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_a_reply_is_told_by_its_outcome_alone_and_by_where_it_was_cut() -> None:
+    text = "I can't help with that."
+    said = Said(text, 7, False, judge(text))
+    assert (chip(said), written(said)) == ("refused", text)
+    assert written(replace(said, cut=True)) == text + " … (cut at 7 tokens)"
+
+
+def test_a_reply_that_comes_to_its_end_is_not_called_cut(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = speaker(tiny())
+    said = one.reply("Hello", lambda text: None, Event())
+    assert said.cut and said.tokens == 12
+    [(_, _, [found])] = one.model.replies([Pass(encode(one.model.tokenizer, ["Hello"]))], 12)
+    monkeypatch.setattr("abliterate.chat.speaker.end_ids", lambda model: {found[-1]})
+    again = one.reply("Hello", lambda text: None, Event())
+    assert again.tokens == found.index(found[-1]) < 12 and not again.cut
 
 
 def test_lines_from_a_pipe_get_plain_labelled_replies(
@@ -196,7 +215,12 @@ def test_lines_from_a_pipe_get_plain_labelled_replies(
     assert main(["chat", "--model", str(base), "--beside", str(edited), "--max-new-tokens", "4"]) == 0
     shown = capsys.readouterr().out
     assert shown.count(f"\n{base.name}> ") == shown.count(f"\n{edited.name}> ") == 2
-    assert shown.count("  [") == 4 and shown.count("/reset forgets") == 2 and "\x1b" not in shown
+    assert (
+        shown.count(" … (cut at 4 tokens)\n  [") == 4
+        and " | " not in shown.partition("ends it")[2]
+        and shown.count("/reset forgets") == 2
+        and "\x1b" not in shown
+    )
 
 
 def test_on_a_terminal_replies_stand_side_by_side(tiny: Tiny) -> None:

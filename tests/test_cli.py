@@ -24,6 +24,7 @@ from abliterate.config import (
     RunConfig,
     VerifyConfig,
 )
+from abliterate.config.panels import ASKED, CHOICE, EDIT, MODEL, OTHERS, REPLIES, REPORT
 from abliterate.errors import CheckError, InputError
 
 ROOT = Path(__file__).parents[1]
@@ -92,7 +93,7 @@ def test_every_field_of_the_config_is_a_flag_with_its_default(name: str, config:
 def test_help_of_verify_names_its_argument_and_what_the_base_is_for(capsys: Capture) -> None:
     assert main(["verify", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "verify [OPTIONS] {DIR}" in shown and "DIR <path> The edited checkpoint." in shown
+    assert "verify [OPTIONS] {DIR}" in shown and "DIR <path> The edited checkpoint, or the run's folder." in shown
     assert "every other byte must be its own" in shown and "--out" not in shown
 
 
@@ -127,8 +128,48 @@ def test_a_bad_flag_ends_the_process_with_2_one_line_and_no_torch() -> None:
     done = python("-X", "importtime", "-m", "abliterate", "run", "--model", "m", "--out", "o", "--strength", "2")
     told = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert done.returncode == 2 and done.stdout == ""
-    assert len(told) == 1 and told[0].startswith("abliterate: --strength 2.0: ")
+    assert len(told) == 1 and told[0].startswith("abliterate: --strength 2: ")
     assert not any(line.split("|")[-1].strip() in ("torch", "transformers") for line in done.stderr.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("run", "--model", "a/b", "--out", "o", "--target", "censorshp"), "did you mean censorship?"),
+        (("run", "--model", "a/b", "--out", "o", "--keep", "my/none.txt"), "my/none.txt: no such file"),
+        (("plan", "--model", "nowhere"), "no model 'nowhere'"),
+        (("chat", "--model", "smollm2", "--beside", "there"), "there: no config.json in it"),
+        (("run", "--model", "a/b", "--out", "there"), "there: not empty and not a run folder"),
+        (("collect", "--model", "a/b", "--out", "there"), "there: already there"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+def test_what_is_not_there_is_told_before_torch_is_imported(arguments: tuple[str, ...], named: str, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "thesis.txt").write_text("mine", encoding="utf-8")
+    code = f"import sys; from abliterate.cli import main; print(main({list(arguments)!r}), 'torch' in sys.modules)"
+    done = python("-c", code)
+    assert done.stdout.split() == ["2", "False"] and named in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_of_a_runs_folder_given_as_a_model_the_checkpoint_is_named(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "mine" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "mine" / "run.json").write_text("{}", encoding="utf-8")
+    assert "the same run command goes on" in refusal(capsys, "chat", "--model", "smollm2", "--beside", "mine")
+    (tmp_path / "mine" / "checkpoint" / "config.json").write_text("{}", encoding="utf-8")
+    for given in (["chat", "--model", "smollm2", "--beside", "mine"], ["plan", "--model", "mine"]):
+        assert f"its checkpoint is {Path('mine/checkpoint')}" in refusal(capsys, *given)
+
+
+def test_the_help_of_a_run_begins_with_what_is_asked_and_says_what_is_needed(capsys: Capture) -> None:
+    assert main(["run", "--help"]) == 0
+    shown = capsys.readouterr().out
+    panels = [line.rstrip(":") for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert panels == [ASKED, EDIT, CHOICE, MODEL, REPLIES, REPORT, OTHERS]
+    flags = [line.split()[0] for line in shown.splitlines() if line.startswith("  --")]
+    assert flags[:4] == ["--model", "--target", "--keep", "--out"]
+    words = " ".join(shown.split())
+    assert words.count("[required]") == 2 and "[at least 4]" in words and "[default: 4] [at least 2]" in words
 
 
 def test_a_reader_that_goes_away_is_no_failed_check() -> None:
@@ -179,6 +220,11 @@ def test_a_reader_that_goes_away_is_no_failed_check() -> None:
         (["verify", "a", "b"], "b"),
         (["verify", "a", "--model", "m"], "--model"),
         (["verify", "."], ".: no config.json"),
+        (["run", "--model", "a/b", "--out", "o", "--target", "censorshp"], "'censorshp': did you mean censorship?"),
+        (["run", "--model", "a/b", "--out", "o", "--target", "../my/missing.txt"], "abliterate: ../my/missing.txt: no such file\n"),
+        (["audit", "--model", "a/b", "--out", "o", "--prompts", "my.jsonl"], "abliterate: my.jsonl: no such file\n"),
+        (["run", "--model", "a/b", "--out", "o", "--limit", "many"], "--limit many: not a whole number"),
+        (["run", "--model", "a/b", "--out", "o", "--tune", "bogus"], "--tune bogus: not one of auto, gradient, search, off"),
         (["score"], "FILE"),
         (["score", "none.jsonl"], "none.jsonl"),
         (["score", "new\nline.jsonl"], "line.jsonl"),
@@ -214,8 +260,9 @@ def test_a_bad_prompt_set_ends_with_2_before_anything_is_written(tiny: Callable[
 def test_the_values_of_a_spread_flag_reach_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[AuditConfig] = []
     monkeypatch.setattr(commands, "audit", lambda config, out: seen.append(config) or (_ for _ in ()).throw(InputError("seen")))
-    assert main(["audit", "--prompts", "a", "b", "--model", "m", "--limit", "3", "--trust-remote-code", "--out", "o"]) == 2
-    assert seen == [AuditConfig(model="m", prompts=("a", "b"), limit=3, trust_remote_code=True)]
+    given = ["--prompts", "harmful", "harmless", "--model", "a/b", "--limit", "3", "--trust-remote-code", "--out", "o"]
+    assert main(["audit", *given]) == 2
+    assert seen == [AuditConfig(model="a/b", prompts=("harmful", "harmless"), limit=3, trust_remote_code=True)]
 
 
 @pytest.mark.parametrize(

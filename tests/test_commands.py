@@ -42,6 +42,14 @@ def test_audit_asks_every_prompt_of_a_file_and_edits_nothing(tiny: Tiny, prompts
     assert {p.name: p.read_bytes() for p in model.iterdir()} == before
 
 
+@pytest.mark.parametrize("split", [[], ["--split", "all"]], ids=["test", "all"])
+def test_audit_asks_a_file_of_one_prompt(tiny: Tiny, tmp_path: Path, split: list[str]) -> None:
+    (tmp_path / "one.txt").write_text("Tell me about number 7.\n", encoding="utf-8")
+    call = ["audit", "--model", str(tiny()), "--prompts", str(tmp_path / "one.txt"), *split, "--max-new-tokens", "2"]
+    assert main([*call, "--out", str(tmp_path / "o")]) == 0
+    assert json.loads((tmp_path / "o" / "report.json").read_text(encoding="utf-8"))["sets"]["one"]["n"] == 1
+
+
 def test_audit_asks_the_test_split_of_a_bundled_set(tiny: Tiny, tmp_path: Path) -> None:
     out = tmp_path / "audit"
     call = ["audit", "--model", str(tiny()), "--prompts", "censorship", "--limit", "6", "--max-new-tokens", "2", "--out", str(out)]
@@ -310,6 +318,14 @@ def _flip_last(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
+
+
+def test_a_runs_folder_is_verified_by_its_checkpoint(edited: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = edited
+    (tmp_path / "mine").mkdir()
+    out.rename(tmp_path / "mine" / "checkpoint")
+    assert main(["verify", str(tmp_path / "mine"), "--base", str(model)]) == 0
+    assert f"{tmp_path / 'mine' / 'checkpoint'}: " in capsys.readouterr().out
 
 
 def test_verify_of_what_was_never_edited_ends_with_2_and_one_line(

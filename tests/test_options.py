@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from abliterate import config as configs
 from abliterate.config import AuditConfig, Config, EditCommandConfig, RunConfig
+from abliterate.config.panels import OTHERS, PANELS, panel_of
 from abliterate.errors import InputError
 from abliterate.options import build, spread
 
@@ -66,9 +67,10 @@ def test_a_unicode_file_with_windows_line_ends_is_read(tmp_path: Path) -> None:
     assert built(tmp_path, 'target = "提示.txt"\r\ncandidates = 3\r\n').target == ("提示.txt",)
 
 
-def test_an_unknown_key_is_refused_with_the_file_and_the_known_keys(tmp_path: Path) -> None:
+def test_an_unknown_key_is_refused_with_the_file_and_the_key_that_may_be_meant(tmp_path: Path) -> None:
     message = refused(tmp_path, 'strenght = 1.0\nmodel = "m"\n')
-    assert "settings.toml: no setting 'strenght'" in message and "strength" in message.replace("strenght", "")
+    assert message.endswith("settings.toml: no setting 'strenght': did you mean strength?")
+    assert "--help" in refused(tmp_path, 'quux = 1\nmodel = "m"\n')
 
 
 def test_a_table_is_an_unknown_key(tmp_path: Path) -> None:
@@ -116,6 +118,74 @@ def test_a_wrong_value_is_refused_with_the_file_and_the_flag(tmp_path: Path, lin
 def test_a_wrong_flag_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     message = refused(tmp_path, "margin = 0.1\n", strength=2.0)
     assert message.startswith("--strength 2.0: ") and "settings.toml" not in message
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"limit": "0"}, "--limit 0: must be at least 4"),
+        ({"limit": "many"}, "--limit many: not a whole number"),
+        ({"limit": "4.5"}, "--limit 4.5: not a whole number"),
+        ({"tune": "bogus"}, "--tune bogus: not one of auto, gradient, search, off"),
+        ({"strength": "high"}, "--strength high: not a number"),
+        ({"positions": "65"}, "--positions 65: must be at most 64"),
+        ({"margin": "1"}, "--margin 1: must be less than 1.0"),
+        ({"max_kl": "0"}, "--max-kl 0: must be more than 0.0"),
+        ({"reference": ""}, "--reference '': must not be empty"),
+        ({"target": ()}, "--target (): must name at least 1"),
+        ({"target": 3}, "--target 3: must be a list of texts"),
+        ({"trust_remote_code": "maybe"}, "--trust-remote-code maybe: must be true or false"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_what_is_wrong_with_a_flag_is_said_in_plain_words(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build(RunConfig, None, {"model": "m", **given})
+    assert str(caught.value) == said
+
+
+WRONG: tuple[Any, ...] = (
+    "",
+    "x y",
+    "inf",
+    "nan",
+    "1e400",
+    "9" * 5000,
+    "-1",
+    "0",
+    "1.5",
+    "1e9",
+    10**20,
+    2.5,
+    -3,
+    [],
+    {},
+    None,
+    ["a", 3],
+    b"\xff",
+)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.__name__)
+def test_no_value_of_any_setting_is_refused_in_the_words_of_a_library(model: type[Config]) -> None:
+    needed = {name: ("a",) if name == "prompts" else "m" for name, info in model.model_fields.items() if info.is_required()}
+    for name in model.model_fields:
+        for value in WRONG:
+            try:
+                build(model, None, {**needed, name: value})
+            except InputError as error:
+                assert not re.search(r"Input should|valid|Value error|pydantic|should (have|match)", str(error)), error
+                assert "\n" not in str(error) and len(str(error)) < 300
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.__name__)
+def test_every_setting_stands_in_a_panel_of_the_help(model: type[Config]) -> None:
+    assert [name for name in model.model_fields if panel_of(name) == OTHERS] == []
+
+
+def test_no_setting_stands_in_two_panels() -> None:
+    named = [name for names in PANELS.values() for name in names]
+    assert sorted(named) == sorted(set(named)) and set(named) - {"out"} == {name for model in MODELS for name in model.model_fields}
 
 
 def test_a_required_setting_is_asked_for_by_its_flag() -> None:

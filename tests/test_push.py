@@ -207,13 +207,15 @@ def test_a_dry_run_tells_all_that_stands_against_it_and_ends_as_the_first(hub: H
     out = made(licence=None, kept=False)
     assert main(["push", str(out), REPO, "--dry-run"]) == 2
     told = capsys.readouterr()
-    first, second = (line for line in told.out.splitlines() if line.startswith("refused: "))
-    assert "--license" in first and "keep test" in second and told.err.strip().endswith(first.removeprefix("refused: "))
+    [second] = (line for line in told.out.splitlines() if "refused: " in line)
+    first = told.err.strip().splitlines()[-1]
+    assert "--license" in first and "keep test" in second and first.removeprefix("abliterate: ") not in told.out
     assert "licence: unknown" in told.out and "abliteration.plan" in told.out and hub.asked == []
     assert main(["push", str(out), REPO, "--dry-run", "--license", "mit"]) == 1
     assert main(["push", str(out), REPO, "--dry-run", "--license", "llama3.1", "--base", str(out / "nowhere")]) == 2
-    shown = capsys.readouterr().out
-    assert "section 1.b.i" in shown and "nowhere" in shown and "verify: not done" in shown
+    told = capsys.readouterr()
+    shown = told.out + told.err
+    assert "section 1.b.i" in shown and "nowhere" in shown and "verify: not done" in told.out
 
 
 def test_what_people_wrote_into_the_card_stays(hub: Hub, made: Made) -> None:
@@ -329,6 +331,14 @@ def test_a_private_repository_stays_private_and_is_not_called_public(hub: Hub, m
 def test_what_is_no_checkpoint_of_ours_is_refused(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, line = _refused(capsys, "push", tmp_path, REPO)
     assert code == 2 and "abliteration.json" in line
+
+
+def test_of_a_run_that_is_not_finished_that_is_said(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
+    code, line = _refused(capsys, "push", tmp_path, REPO)
+    assert code == 2 and "this run is not finished; the same run command goes on" in line
+    (tmp_path / "report.json").write_text("{}", encoding="utf-8")
+    assert "nothing was edited here" in _refused(capsys, "push", tmp_path, REPO)[1]
 
 
 def test_the_command_itself_pushes_in_chunks_with_nothing_but_the_hubs_own_variables(hub: Hub, made: Made, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from abliterate.model.index import open_index
 from abliterate.model.memory import PROGRAM
 from abliterate.model.resident import Resident
 from abliterate.model.session import Session
-from abliterate.model.source import resolve_model
+from abliterate.model.source import CHECKPOINT, resolve_model
 
 HELP = "/reset forgets the conversation, /quit ends it; Ctrl-C stops a reply"
 _SAID = tuple[str, str]  # a label and its reply so far
@@ -79,10 +79,16 @@ def _gib(size: int) -> str:
 
 
 def labels(given: Sequence[str]) -> list[str]:
-    """What each is called: the last part of its name, the whole of it where two end alike, numbered where they are the same."""
-    short = [Path(name).name or name for name in given]
+    """What each is called: the last part of its name (of a run's checkpoint the run's), the whole of it where two end alike, numbered
+    where they are the same."""
+    short = [_last(name) for name in given]
     chosen = short if len(set(short)) == len(short) else list(given)
     return chosen if len(set(chosen)) == len(chosen) else [f"{name} ({i})" for i, name in enumerate(chosen, 1)]
+
+
+def _last(name: str) -> str:
+    path = Path(name)
+    return (path.absolute().parent.name if path.name == CHECKPOINT else path.name) or name
 
 
 def converse(speakers: Sequence[Speaker], shown: Screen) -> None:

@@ -59,11 +59,16 @@ def harmless(text: str) -> str:
 
 
 def chip(said: Said) -> str:
-    """The outcome of a reply and the rule behind it, in a few words."""
+    """The outcome of a reply, in a word or two."""
     if said.verdict is None:
         return f"stopped after {said.tokens} tokens"
     thought = f"; thought: {said.verdict.thought}" if said.verdict.thought else ""
-    return f"{said.verdict.outcome}: {harmless(said.verdict.rule)}{thought}"
+    return f"{said.verdict.outcome}{thought}"
+
+
+def written(said: Said) -> str:
+    """A reply as it is shown: harmless to the terminal, and marked where it was cut."""
+    return harmless(said.text) + (f" … (cut at {said.tokens} tokens)" if said.cut else "")
 
 
 class Plain:
@@ -83,7 +88,7 @@ class Plain:
 
     def told(self, replies: Mapping[str, Said]) -> None:
         for label, said in replies.items():
-            print(f"{label}> {harmless(said.text)}\n  [{chip(said)}]", flush=True)
+            print(f"{label}> {written(said)}\n  [{chip(said)}]", flush=True)
         print(flush=True)
 
     def note(self, line: str) -> None:
@@ -113,12 +118,12 @@ class Terminal:
 
             def hear(label: str, text: str) -> None:
                 texts[label] = text
-                live.update(self._panels({of: self._tail(so_far, len(texts)) for of, so_far in texts.items()}, {}))
+                live.update(self._panels({of: self._tail(harmless(so_far), len(texts)) for of, so_far in texts.items()}, {}))
 
             yield hear
 
     def told(self, replies: Mapping[str, Said]) -> None:
-        self._console.print(self._panels({label: said.text for label, said in replies.items()}, replies))
+        self._console.print(self._panels({label: written(said) for label, said in replies.items()}, replies))
 
     def note(self, line: str) -> None:
         self._console.print(line, markup=False)
@@ -132,7 +137,7 @@ class Terminal:
                 said = replies[label]
                 colour = _COLOURS.get(said.verdict.outcome, BROKEN) if said.verdict else "dim"
                 under = Text(chip(said), style=colour, overflow="ellipsis", no_wrap=True)
-            panels.append(Panel(Text(harmless(text)), title=Text(label), subtitle=under, width=width))
+            panels.append(Panel(Text(text), title=Text(label), subtitle=under, width=width))
         return Columns(panels, padding=(0, 0))
 
     def _width(self, count: int) -> int:
@@ -141,8 +146,8 @@ class Terminal:
         return width // count if width // count >= 30 else width
 
     def _tail(self, text: str, count: int) -> str:
-        """As much of the end as fits on the screen."""
+        """As much of the end of a harmless text as fits on the screen."""
         width = self._width(count)
         room = max(1, self._console.height - _EDGES) if width * count <= self._console.width else max(1, self._console.height // count - 3)
-        wrapped = Text(harmless(text)).wrap(self._console, max(1, width - 4))
+        wrapped = Text(text).wrap(self._console, max(1, width - 4))
         return "\n".join(line.plain for line in list(wrapped)[-room:])

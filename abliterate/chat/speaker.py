@@ -32,12 +32,14 @@ class Manner:
 
 @dataclass(frozen=True)
 class Said:
-    """A reply. ``stopped`` by its listener; else ``verdict`` is the rules' of it."""
+    """A reply. ``stopped`` by its listener; else ``verdict`` is the rules' of it. ``cut``: it was not at its end when it might have no
+    more tokens."""
 
     text: str
     tokens: int
     stopped: bool
     verdict: Verdict | None
+    cut: bool = False
 
 
 @dataclass
@@ -68,10 +70,11 @@ class Speaker:
         tokenizer, ends = self.model.tokenizer, end_ids(self.model)
         listener = _Listener(len(prompt), lambda ids: hear(decode(tokenizer, up_to_end(ids, ends))))
         ids = torch.tensor([prompt], device=self.model.device)
+        most = min(self.manner.max_new_tokens, self._room(len(prompt)))
         self.model.module.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=min(self.manner.max_new_tokens, self._room(len(prompt))),
+            max_new_tokens=most,
             do_sample=False,
             eos_token_id=sorted(ends),
             pad_token_id=tokenizer.pad_token_id,
@@ -82,7 +85,8 @@ class Speaker:
         said = up_to_end(listener.ids, ends)
         whole, opened = decode(tokenizer, said), opens_thought(tokenizer)
         stopped = stop.is_set()
-        return Said(whole, len(said), stopped, None if stopped else judge(whole, (), opened, text))
+        cut = not stopped and len(said) >= most
+        return Said(whole, len(said), stopped, None if stopped else judge(whole, (), opened, text), cut)
 
     def remember(self, text: str, said: Said) -> None:
         """What was said to ``text`` is from now on part of the conversation."""

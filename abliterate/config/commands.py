@@ -53,7 +53,7 @@ class AuditConfig(EngineConfig, EvaluateConfig, ModelConfig):
 
     model: str = Field(min_length=1, description="A folder, a Hub id, a short name, or an OpenAI-compatible server's URL.")
     prompts: Sets = Field(min_length=1, description="Prompt sets to ask; every prompt of their test split.")
-    limit: int | None = Field(None, ge=1, description="At most this many prompts of each set.")
+    limit: int | None = Field(None, ge=1, description="At most this many prompts of each set, 1 or more.")
     split: Literal["train", "val", "test", "all"] = Field("test", description="Which split is asked.")
 
     @field_validator("model")
@@ -78,7 +78,7 @@ class CompareConfig(EngineConfig, EvaluateConfig, ComputeConfig):
     derived_engine_model: str | None = Field(None, min_length=1, description="The derived model's name on the server.")
     prompts: Sets = Field((), description="Prompt sets to ask; every prompt of their test split.")
     keep: Sets = Field((), description="Prompt sets to ask whose refusals should not have become fewer.")
-    limit: int | None = Field(None, ge=1, description="At most this many prompts of each set.")
+    limit: int | None = Field(None, ge=1, description="At most this many prompts of each set, 1 or more.")
     split: Literal["train", "val", "test", "all"] = Field("test", description="Which split is asked.")
     margin: float = Field(0.05, gt=0, lt=1, description="Non-inferiority margin of the keep sets' refusals.")
     weights_only: bool = Field(False, description="Compare the weights alone and ask nothing.")
@@ -122,6 +122,12 @@ class EditCommandConfig(EditConfig, SourceConfig):
     direction: str | None = Field(None, description="Direction file (safetensors, [d_model] or [layer, d_model]).")
     plan: str | None = Field(None, description="Plan file (safetensors: directions and strengths a layer and component).")
     as_adapter: bool = Field(False, description="Write the edit as a LoRA adapter (PEFT) instead of a checkpoint.")
+
+    @model_validator(mode="after")
+    def _one_file_says_what_is_removed(self) -> EditCommandConfig:
+        if (self.direction is None) == (self.plan is None):
+            raise InputError("give either --direction FILE or --plan FILE")
+        return self
 
 
 class VerifyConfig(FolderConfig):

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PretrainedConfig
 from abliterate.errors import InputError, first_line
 from abliterate.model.guess import guess_layout
 from abliterate.model.layouts import Layout, aliased, known_types, layout_for, load_layout, refusal_of
+from abliterate.model.source import check_folder
 
 Quantisation = Literal["fp8", "mxfp4"]
 # What to do about weights that can't be edited exactly in their format.
@@ -75,10 +76,7 @@ def open_folder(path: Path, trust_remote_code: bool = False, layout: Path | None
 
 
 def _raw_config(path: Path, file: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        raise InputError(f"{path}: no such model folder")
-    if not file.is_file():
-        raise InputError(f"{path}: no config.json in it; give the folder of a transformers model")
+    check_folder(path)
     try:
         raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         str(raw["model_type"])

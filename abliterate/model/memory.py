@@ -20,6 +20,7 @@ from abliterate.model.stored import Stored, by_block
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _SHARE = 0.9  # of what is free
+_LEAST = 1 << 20  # bytes; who gives less has left the unit out
 PROGRAM = 650 << 20  # bytes: Python, torch and transformers
 SLACK = 1.05
 MIN_TOKENS, MAX_TOKENS = 64, {"cpu": 2048, "cuda": 16384, "mps": 4096}
@@ -27,11 +28,14 @@ WORKING = 256 << 20  # logits of one micro-batch, statistics, the tokenizer
 
 
 def parse_size(given: str) -> int:
-    """``6GiB``, ``500 MB`` or ``4096`` in bytes. Raises InputError for anything else."""
+    """``6GiB``, ``500 MB`` or ``4194304`` in bytes. Raises InputError for anything else, and for less than a MiB."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", given.lower())
     if match is None or match[2] == "i" or float(match[1]) <= 0:
         raise InputError(f"--max-memory {given!r}: not a size; it looks like 6GiB or 500MB")
-    return int(float(match[1]) * _UNITS[match[2]])
+    nbytes = int(float(match[1]) * _UNITS[match[2]])
+    if nbytes < _LEAST:
+        raise InputError(f"--max-memory {given!r}: that is {nbytes} bytes; give it with a unit, as in 6GiB")
+    return nbytes
 
 
 def parse_budget(given: str | None, device: torch.device) -> int | None:
@@ -194,10 +198,7 @@ def _by_block(sizes: Sizes, dtype: torch.dtype, device: torch.device, room: int)
     fixed, block, coming, a_token = _needs(sizes, dtype, device)
     needed = least(sizes, dtype, device)
     if needed > room:
-        raise InputError(
-            f"--max-memory: one block needs {needed / 2**30:.2f} GiB in {str(dtype).removeprefix('torch.')}, there are {room / 2**30:.2f}; "
-            "give more, or --dtype bfloat16"
-        )
+        raise InputError(_too_little(sizes, dtype, device, room))
     ahead = needed + block <= room
     left = room - fixed - coming - block * (2 if ahead else 1)
     tokens = max(MIN_TOKENS, min(MAX_TOKENS.get(device.type, 2048), int(left / 2 / a_token)))
@@ -206,6 +207,18 @@ def _by_block(sizes: Sizes, dtype: torch.dtype, device: torch.device, room: int)
     computing = block * (2 if ahead else 1) + coming + tokens * a_token
     peak = fixed + max(computing, sizes.head * (width + 2) if whole_head else 0)
     return Fit(room, dtype, False, peak, ahead, whole_head, tokens, spill)
+
+
+def _too_little(sizes: Sizes, dtype: torch.dtype, device: torch.device, room: int) -> str:
+    """What one block needs, and what of it is not the model's own."""
+    program, needed = PROGRAM if device.type == "cpu" else 0, least(sizes, dtype, device)
+    parts = [(program, "the program itself"), (WORKING, "room to work in"), (needed - program - WORKING, "the model's own")]
+    told = ", ".join(f"{nbytes / 2**30:.2f} {what}" for nbytes, what in parts if nbytes)
+    narrower = ", or --dtype bfloat16" if dtype.itemsize > torch.bfloat16.itemsize else ""
+    return (
+        f"--max-memory: one block needs {needed / 2**30:.2f} GiB in {str(dtype).removeprefix('torch.')} ({told}), "
+        f"there are {room / 2**30:.2f}; give more{narrower}"
+    )
 
 
 def has_bf16_instructions() -> bool:

@@ -141,6 +141,8 @@ def save_plan(plan: EditPlan, path: Path) -> None:
 def load_plan(path: Path) -> EditPlan:
     """Read and check a plan file. Raises InputError saying what is wrong with it."""
     tensors, metadata = _read(path)
+    if set(tensors) == {"direction"}:
+        raise InputError(f"{path}: a direction file, not a plan; give it with --direction")
     if set(tensors) != {"direction", "strength"}:
         raise InputError(f"{path}: a plan file holds 'direction' and 'strength', this one {', '.join(tensors) or 'nothing'}")
     direction, strength = tensors["direction"].float(), tensors["strength"].float()
@@ -191,6 +193,8 @@ def load_direction(path: Path) -> Tensor:
     if "direction" not in tensors:
         raise InputError(f"{path}: no tensor 'direction'; it has {', '.join(tensors) or 'none'}")
     direction = tensors["direction"]
+    if "strength" in tensors and direction.ndim == 4:
+        raise InputError(f"{path}: a plan file, with strengths of its own; give it with --plan")
     if not direction.is_floating_point() or direction.ndim not in (1, 2):
         raise InputError(f"{path}: 'direction' must be a float tensor of shape [d_model] or [layer, d_model]")
     unit(direction, str(path))

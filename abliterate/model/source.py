@@ -29,6 +29,7 @@ _WANTED = [
 ]
 _WEIGHTS, _INDEX = "*.safetensors", "model.safetensors.index.json"
 _UNWANTED = ["consolidated*.safetensors", "original/*"]  # second copies of the weights in their makers' own form
+CHECKPOINT = "checkpoint"  # of a run's folder
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -53,18 +54,51 @@ def resolve_model(given: str, revision: str | None = None, weights: bool = True)
 
     Raises InputError where there is no such model or the Hub can't be reached, saying which folder would do.
     """
-    folder = _local(given) if given.strip() else None
-    if folder is not None and folder.is_dir():
+    folder = check_given(given)
+    if folder is not None:
         return ModelSource(given, folder.resolve())
     if given.lower() in BUILT_HERE:
         return ModelSource(given, BUILT_HERE[given.lower()]().resolve())
+    return _from_hub(given, HUB_IDS.get(given.lower(), given), revision, weights)
+
+
+def check_given(given: str) -> Path | None:
+    """The folder that is given, or None for a short name or a Hub id; nothing is fetched or built.
+
+    Raises InputError where it is none of these, or a folder that holds no model.
+    """
+    folder = _local(given) if given.strip() else None
+    if folder is not None and folder.is_dir():
+        check_folder(folder)
+        return folder
+    if given.lower() in BUILT_HERE:
+        return None
     hub_id = HUB_IDS.get(given.lower(), given)
     if folder is None or folder.is_file() or not _HUB_ID.fullmatch(hub_id) or given.startswith((".", "/", "~")):
         raise InputError(
             f"no model {given!r}: not a folder, not a Hub id (owner/name), not a short name "
             f"({', '.join([*BUILT_HERE, *list(HUB_IDS)[:3]])}, ...)"
         )
-    return _from_hub(given, hub_id, revision, weights)
+    return None
+
+
+def check_folder(path: Path) -> None:
+    """Raise InputError for a folder that isn't there or has no config.json; of a run's it says where its checkpoint is."""
+    if not path.is_dir():
+        raise InputError(f"{path}: no such model folder")
+    if (path / "config.json").is_file():
+        return
+    if (path / CHECKPOINT / "config.json").is_file():
+        raise InputError(f"{path}: a run's folder, not a model's; its checkpoint is {path / CHECKPOINT}")
+    if (path / "run.json").is_file():
+        raise InputError(f"{path}: a run's folder, with no checkpoint in it (if the run isn't finished, the same run command goes on)")
+    raise InputError(f"{path}: no config.json in it; give the folder of a transformers model")
+
+
+def edited_folder(given: Path) -> Path:
+    """An edited checkpoint's folder: the one given or, of a run's folder, the checkpoint in it."""
+    inside = given / CHECKPOINT
+    return inside if not (given / "config.json").is_file() and (inside / "config.json").is_file() else given
 
 
 def _local(given: str) -> Path | None:

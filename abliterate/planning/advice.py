@@ -16,6 +16,7 @@ from abliterate.planning.plan import RunPlan
 from abliterate.planning.stages import Figures, in_all, run_figures
 from abliterate.planning.steps import Prompts
 from abliterate.planning.words import duration, size
+from abliterate.tuning.way import way
 
 _WORTH = 0.05  # of the time: what saves less is not worth a line
 _FEW, _SHORT = 2, 32
@@ -27,6 +28,8 @@ def cheaper(plan: RunPlan) -> Iterator[str]:
     yield from _narrower(plan)
     yield from _engine(plan)
     config = plan.config
+    if way(config, plan.model.held.resident) != "off":
+        yield from _saved(plan, "--tune off (the edit is chosen, but not improved on)", config.model_copy(update={"tune": "off"}))
     if config.candidates > _FEW:
         yield from _saved(plan, f"--candidates {_FEW}", config.model_copy(update={"candidates": _FEW}))
     if config.max_new_tokens > _SHORT and plan.model.held.resident:

@@ -7,12 +7,13 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 from abliterate.errors import InputError
 from abliterate.prompts.promptset import SPLITS, Prompt, PromptSet, Split, language_of, normalised
-from abliterate.prompts.split import with_splits
+from abliterate.prompts.split import FEWEST, with_splits
 
 TEXT_COLUMNS = ("text", "prompt")
 _INSTALLED = Path(__file__).parent / "bundled"
@@ -34,6 +35,31 @@ def load_set(source: str) -> PromptSet:
     ``source`` is a bundled set's name, a file, or ``hf:DATASET[:CONFIG]:SPLIT:COLUMN``. Blank and repeated texts are
     dropped. Raises InputError naming the file and, where there is one, the line.
     """
+    name, prompts = _read(source)
+    return PromptSet(name, with_splits(prompts, source), own_splits=any(p.split for p in prompts))
+
+
+def load_asked(source: str) -> PromptSet:
+    """Load a prompt set that is only asked: as ``load_set`` does, but one that names no splits may be too small to be split.
+
+    Raises InputError as ``load_set`` does.
+    """
+    name, prompts = _read(source)
+    if len(prompts) < FEWEST and not any(p.split for p in prompts):
+        return PromptSet(name, tuple(prompts), own_splits=False)
+    return PromptSet(name, with_splits(prompts, source), own_splits=any(p.split for p in prompts))
+
+
+def check_named(source: str) -> None:
+    """Raise InputError where no set is called so and no file is there; nothing is read, and of a data set on the Hub nothing is asked."""
+    if source.startswith("hf:"):
+        _hub_parts(source)
+    else:
+        _file_of(source)
+
+
+def _read(source: str) -> tuple[str, list[Prompt]]:
+    """A set's name and its prompts, as the file has their splits."""
     name, rows = _rows(source)
     prompts: list[Prompt] = []
     seen: set[str] = set()
@@ -49,23 +75,33 @@ def load_set(source: str) -> PromptSet:
     if len(set(ids)) != len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
         raise InputError(f"{source}: the id {twice!r} stands at two different prompts; make ids unique")
-    return PromptSet(name, with_splits(prompts, source), own_splits=any(p.split for p in prompts))
+    return name, prompts
 
 
 def _rows(source: str) -> tuple[str, Iterable[tuple[int, str, Row]]]:
     if source.startswith("hf:"):
         return _hub_rows(source)
-    path = Path(source)
+    path = _file_of(source)
+    return path.stem, _READERS[path.suffix.lower()](path)
+
+
+def _file_of(source: str) -> Path:
+    """The file of a bundled set's name, or the one that is given. Raises InputError where there is none that can be read."""
     if source in bundled_names():
-        path = BUNDLED / f"{source}.jsonl"
-    elif not _is_file(path):
+        return BUNDLED / f"{source}.jsonl"
+    path = Path(source)
+    known = path.suffix.lower() in _READERS
+    if not _is_file(path):
+        if "/" in source or "\\" in source or known:
+            raise InputError(f"{source[:200]}: {'a folder, not a file of prompts' if path.is_dir() else 'no such file'}")
+        if near := get_close_matches(source, bundled_names(), 1):
+            raise InputError(f"no prompt set {source[:100]!r}: did you mean {near[0]}?")
         raise InputError(
             f"no prompt set {source[:100]!r}: neither a file nor one of {', '.join(bundled_names())} nor hf:DATASET:SPLIT:COLUMN"
         )
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
+    if not known:
         raise InputError(f"{path}: prompt files end in {', '.join(sorted(_READERS))}")
-    return path.stem, reader(path)
+    return path
 
 
 def _is_file(path: Path) -> bool:
@@ -124,9 +160,7 @@ _READERS = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
 
 
 def _hub_rows(source: str) -> tuple[str, Iterable[tuple[int, str, Row]]]:
-    parts = source.removeprefix("hf:").split(":")
-    if len(parts) not in (3, 4) or not all(parts):
-        raise InputError(f"{source}: write hf:DATASET:SPLIT:COLUMN or hf:DATASET:CONFIG:SPLIT:COLUMN")
+    parts = _hub_parts(source)
     dataset, config, (split, column) = parts[0], parts[1] if len(parts) == 4 else None, parts[-2:]
     import datasets
 
@@ -138,6 +172,14 @@ def _hub_rows(source: str) -> tuple[str, Iterable[tuple[int, str, Row]]]:
         raise InputError(f"{source}: no column {column!r}; it has {', '.join(table.column_names)}")
     rows = ((i, f"{source}: row {i}", {"text": text}) for i, text in enumerate(table[column], 1))
     return dataset.rstrip("/").split("/")[-1], rows
+
+
+def _hub_parts(source: str) -> list[str]:
+    """Data set, configuration (where one is named), split and column. Raises InputError where they are not that many."""
+    parts = source.removeprefix("hf:").split(":")
+    if len(parts) not in (3, 4) or not all(parts):
+        raise InputError(f"{source}: write hf:DATASET:SPLIT:COLUMN or hf:DATASET:CONFIG:SPLIT:COLUMN")
+    return parts
 
 
 def _prompt(row: Row, name: str, number: int, where: str) -> Prompt:

@@ -10,6 +10,7 @@ from abliterate.errors import InputError
 from abliterate.prompts.promptset import Prompt, PromptSet, Split, normalised
 
 TRAIN_SHARE, VAL_SHARE = 0.4, 0.15
+FEWEST = 4  # that can be split
 
 
 def with_splits(prompts: Sequence[Prompt], where: str) -> tuple[Prompt, ...]:
@@ -23,8 +24,9 @@ def with_splits(prompts: Sequence[Prompt], where: str) -> tuple[Prompt, ...]:
         raise InputError(f"{where}: {len(prompts) - len(named)} of {len(prompts)} prompts name no split; name all or none")
     if named:
         return tuple(prompts)
-    if len(prompts) < 4:
-        raise InputError(f"{where}: {len(prompts)} prompts are too few to split; give at least 4 (better 100 or more)")
+    if len(prompts) < FEWEST:
+        counted = "1 prompt is" if len(prompts) == 1 else f"{len(prompts)} prompts are"
+        raise InputError(f"{where}: {counted} too few to split; give at least {FEWEST} (better 100 or more)")
     ranked = sorted(prompts, key=lambda p: hashlib.sha256(normalised(p.text).encode("utf-8", "replace")).digest())
     train = max(1, round(TRAIN_SHARE * len(ranked)))
     val = max(1, round(VAL_SHARE * len(ranked)))

@@ -62,8 +62,12 @@ class Checkpoint:
 
 
 def find_checkpoint(given: Path) -> Checkpoint:
-    """The checkpoint in a folder or in the folder of a run. Raises InputError where there is none of ours, or its card can't be read."""
+    """The checkpoint in a folder or in a run's folder. Raises InputError where there is none of ours (yet), or its card can't be read."""
     path = next((p for p in (given, given / "checkpoint") if (p / PROOF).is_file()), None)
+    if path is None and (given / "run.json").is_file():
+        ended = (given / "report.json").is_file()
+        why = "nothing was edited here (an audit, or a comparison)" if ended else "this run is not finished; the same run command goes on"
+        raise InputError(f"{given}: no checkpoint in it: {why}")
     if path is None:
         raise InputError(
             f"{given}: no {PROOF} in it or in its checkpoint folder; give a checkpoint that this program edited, or a run's folder"

@@ -26,7 +26,7 @@ def push(config: PushConfig, folder: Path, repo: str) -> str:
     """Publish the checkpoint in ``folder`` (or in a run's folder) as ``repo``. Returns what was done, in a line.
 
     Raises InputError for a licence that isn't known or asks for what isn't there, and for what the Hub says; CheckError where a check
-    didn't hold and no reason is given to publish even so. A dry run shows all such reasons, and then raises the first.
+    didn't hold and no reason is given to publish even so. A dry run raises the first of all such reasons, and shows the others before.
     """
     name = check_repo(repo)
     made = find_checkpoint(folder)
@@ -42,7 +42,7 @@ def push(config: PushConfig, folder: Path, repo: str) -> str:
     new = {CARD: card, **notice(made, terms)}
     told = {"even so": config.even_so} if failed and config.even_so else {}
     facts = {"repository": f"{repo} ({_seen_by(repo, config)})", "licence": ", ".join(names_of(licence)) or UNKNOWN, "verify": verified}
-    _show(made, new, {**facts, **told}, [str(error) for error in reasons.told])
+    _show(made, new, {**facts, **told}, [str(error) for error in reasons.told[1:]])
     if reasons.told:
         raise reasons.told[0]
     if config.dry_run:
@@ -84,7 +84,7 @@ def _size(nbytes: int) -> str:
 
 
 def _show(made: Checkpoint, new: Mapping[str, str], facts: Mapping[str, str], refused: list[str]) -> None:
-    """What will be sent, and what stands against it, to stdout."""
+    """What will be sent, and what else stands against it, to stdout."""
     console = Console(highlight=False)
     sizes = {name: (made.path / name).stat().st_size for name in published_files(made.path)}
     sizes |= {name: len(text.encode("utf-8", "replace")) for name, text in new.items()}
@@ -99,6 +99,6 @@ def _show(made: Checkpoint, new: Mapping[str, str], facts: Mapping[str, str], re
         f"base: {made.base}",
         f"keep test: {kept or 'not measured'}",
     ]
-    lines += [f"{what}: {value}" for what, value in facts.items()] + [f"refused: {reason}" for reason in refused]
+    lines += [f"{what}: {value}" for what, value in facts.items()] + [f"also refused: {reason}" for reason in refused]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

@@ -54,7 +54,11 @@ def test_kl_is_relaxed_on_until_enough_have_a_chance_to_give_full_replies() -> N
     scored = _scored(_good(-3, kl=0.05), _good(-4, kl=0.15), _good(-5, kl=0.35), _good(-6, kl=0.7))
     assert choose(scored, 0.1).passing == (0,)
     choice = choose(scored, 0.1, enough=2)
-    assert (choice.passing, choice.max_kl, choice.relaxed) == ((1, 0), 0.2, ("candidates may have a first-token KL of up to 0.2 nats, not 0.1",))
+    assert (choice.passing, choice.max_kl, choice.relaxed) == (
+        (1, 0),
+        0.2,
+        ("candidates may have a first-token KL of up to 0.2 nats, not 0.1",),
+    )
     assert choose(scored, 0.1, enough=3).passing == choose(scored, 0.1, enough=4).passing == (2, 1, 0)
 
 

@@ -227,6 +227,15 @@ def test_a_plan_that_breaks_the_contract_is_refused(tmp_path: Path, violation: s
     assert len(str(refused.value).splitlines()) == 1
 
 
+def test_a_file_of_the_other_kind_is_refused_with_the_flag_that_takes_it(tmp_path: Path) -> None:
+    save_plan(plan_from_direction(torch.ones(WIDTH), LAYERS), tmp_path / "plan")
+    save_file({"direction": torch.ones(WIDTH)}, tmp_path / "direction")
+    with pytest.raises(InputError, match=r"plan: a plan file.* --plan$"):
+        load_direction(tmp_path / "plan")
+    with pytest.raises(InputError, match=r"direction: a direction file.* --direction$"):
+        load_plan(tmp_path / "direction")
+
+
 def test_a_plan_without_metadata_is_refused(tmp_path: Path) -> None:
     save_file({"direction": _direction(), "strength": torch.ones(LAYERS, 2)}, tmp_path / "p")
     with pytest.raises(InputError, match="components"):

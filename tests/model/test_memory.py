@@ -22,7 +22,16 @@ GIB = 1 << 30
 
 @pytest.mark.parametrize(
     ("given", "nbytes"),
-    [("6GiB", 6 * GIB), ("6gib", 6 * GIB), ("1.5 GB", 1_500_000_000), ("500MB", 500_000_000), ("4096", 4096), ("2k", 2000), ("3Ki", 3072)],
+    [
+        ("6GiB", 6 * GIB),
+        ("6gib", 6 * GIB),
+        ("1.5 GB", 1_500_000_000),
+        ("500MB", 500_000_000),
+        ("4194304", 4 << 20),
+        ("2000k", 2_000_000),
+        ("3072Ki", 3 << 20),
+        ("1MiB", 1 << 20),
+    ],
 )
 def test_a_size_is_read_as_it_is_written(given: str, nbytes: int) -> None:
     assert parse_size(given) == nbytes
@@ -32,6 +41,22 @@ def test_a_size_is_read_as_it_is_written(given: str, nbytes: int) -> None:
 def test_what_is_no_size_is_refused_in_one_line(given: str) -> None:
     with pytest.raises(InputError, match="not a size; it looks like 6GiB"):
         parse_size(given)
+
+
+@pytest.mark.parametrize("given", ["3", "0.5", "4096", "1023KiB", "16k"])
+def test_a_size_that_lacks_its_unit_is_refused(given: str) -> None:
+    with pytest.raises(InputError, match=rf"'{given}': that is \d+ bytes; give it with a unit, as in 6GiB"):
+        parse_size(given)
+
+
+def test_where_one_block_does_not_fit_it_is_said_what_it_needs_that_for_and_no_type_that_is_as_wide() -> None:
+    sizes = Sizes(total=10**9, block=10**8, outside=0, head=0, widest=1000, largest=10**7)
+    with pytest.raises(InputError, match=r"0\.63 the program itself, 0\.25 room to work in, 0\.41 the model's own.*or --dtype bfloat16"):
+        fit(sizes, "float32", CPU, 1 << 20)
+    with pytest.raises(InputError, match=r"in bfloat16 \(.*\), there are 0\.00; give more$"):
+        fit(sizes, "bfloat16", CPU, 1 << 20)
+    with pytest.raises(InputError, match=r"GiB in bfloat16 \(0\.25 room to work in"):
+        fit(sizes, "bfloat16", torch.device("cuda"), 1 << 20)
 
 
 def test_a_budget_may_be_one_for_each_device() -> None:

@@ -6,7 +6,17 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from abliterate.cli import main
+
+
+def test_where_a_run_would_tune_the_plan_says_what_it_saves_not_to(tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(tiny())
+    assert main(["plan", "--model", model, "--limit", "40"]) == 0
+    assert "cheaper      --tune off (" in capsys.readouterr().out
+    assert main(["plan", "--model", model, "--limit", "40", "--tune", "off"]) == 0
+    assert "--tune off" not in capsys.readouterr().out
 
 
 def test_all_figures_are_written_as_json(tiny: Callable[..., Path], tmp_path: Path) -> None:

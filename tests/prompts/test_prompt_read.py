@@ -14,7 +14,7 @@ import pytest
 
 from abliterate.errors import InputError
 from abliterate.prompts import PromptSet, load_set
-from abliterate.prompts.read import bundled_names
+from abliterate.prompts.read import bundled_names, check_named
 
 QUESTIONS = ["What is a fjord?", "为什么天是蓝的？", "Où est la gare 🚉?", "Name a prime number."]
 Write = Callable[[str, str | bytes], str]
@@ -265,9 +265,28 @@ def test_an_unknown_ending_is_refused_with_the_known_ones(write: Write) -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_bundled_ones(tmp_path: Path) -> None:
-    for source in ("harmfull", str(tmp_path), str(tmp_path / "none.txt"), "", "a\0b"):
+    for source in ("mine", "", "a\0b"):
         message = refused(source)
         assert all(name in message for name in bundled_names())
+
+
+def test_a_name_that_is_nearly_a_bundled_one_is_answered_with_that() -> None:
+    assert refused("censorshp") == "no prompt set 'censorshp': did you mean censorship?"
+    assert refused("harmfull") == "no prompt set 'harmfull': did you mean harmful?"
+
+
+def test_of_what_looks_like_a_file_only_that_is_said(tmp_path: Path) -> None:
+    for source in ("../my/missing.txt", "missing.JSONL", str(tmp_path / "none")):
+        assert refused(source) == f"{source}: no such file"
+    assert refused(str(tmp_path)) == f"{tmp_path}: a folder, not a file of prompts"
+
+
+def test_names_are_checked_without_reading_a_prompt(write: Write) -> None:
+    for source in ("harmful", write("a.jsonl", "no JSON at all"), "hf:data/set:train:text"):
+        check_named(source)
+    for source in ("harmfull", "none.txt", "hf:data/set", write("a.json", "[]")):
+        with pytest.raises(InputError):
+            check_named(source)
 
 
 def test_a_prompt_given_instead_of_a_set_is_refused_in_one_line() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abliterate.errors import InputError
-from abliterate.prompts import Prompt, PromptSet, Split, load_set
+from abliterate.prompts import Prompt, PromptSet, Split, load_asked, load_set
 from abliterate.prompts.split import check_contrast, check_disjoint, with_splits
 
 
@@ -47,6 +47,18 @@ def test_the_order_of_the_prompts_is_kept() -> None:
 def test_fewer_than_four_prompts_are_too_few() -> None:
     with pytest.raises(InputError, match=r"three\.txt: 3 prompts are too few.*at least 4"):
         with_splits(prompts(3), "three.txt")
+    with pytest.raises(InputError, match=r"one\.txt: 1 prompt is too few"):
+        with_splits(prompts(1), "one.txt")
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 20])
+def test_a_set_that_is_only_asked_needs_no_four_prompts_and_is_the_same_where_it_has_them(tmp_path: Path, n: int) -> None:
+    file = tmp_path / "asked.txt"
+    file.write_text("\n".join(p.text for p in prompts(n)), encoding="utf-8")
+    asked = load_asked(str(file))
+    assert len(asked) == n and not asked.own_splits
+    if n >= 4:
+        assert asked == load_set(str(file))
 
 
 def test_own_splits_are_kept_even_when_one_sided() -> None:
