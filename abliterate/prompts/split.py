@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from abliterate.errors import InputError
-from abliterate.prompts.promptset import Prompt, PromptSet, Split, normalised
+from abliterate.prompts.promptset import SPLITS, Prompt, PromptSet, Split, normalised
 
 TRAIN_SHARE, VAL_SHARE = 0.4, 0.15
 FEWEST = 4  # that can be split
 
 
 def with_splits(prompts: Sequence[Prompt], where: str) -> tuple[Prompt, ...]:
-    """Give every prompt a split: its own where the file has them, else by rank of a hash of its text.
+    """Give every prompt a split: its own where the file has them, else by rank of a hash.
 
-    The same text always has the same hash, so the split does not depend on the order of the file.
-    Raises InputError where only some prompts name a split, or where there are too few prompts to split.
+    The hash is that of its topic where it has one, so that a topic is in one split only; else of its id and its twin's, so that both
+    are dealt alike; else of its text. It does not depend on the order of the file. Where there are too few topics to split, each prompt
+    is dealt by its text. Raises InputError where only some prompts name a split, or where there are too few prompts to split.
     """
     named = [p for p in prompts if p.split is not None]
     if named and len(named) != len(prompts):
@@ -27,11 +29,31 @@ def with_splits(prompts: Sequence[Prompt], where: str) -> tuple[Prompt, ...]:
     if len(prompts) < FEWEST:
         counted = "1 prompt is" if len(prompts) == 1 else f"{len(prompts)} prompts are"
         raise InputError(f"{where}: {counted} too few to split; give at least {FEWEST} (better 100 or more)")
-    ranked = sorted(prompts, key=lambda p: hashlib.sha256(normalised(p.text).encode("utf-8", "replace")).digest())
-    train = max(1, round(TRAIN_SHARE * len(ranked)))
-    val = max(1, round(VAL_SHARE * len(ranked)))
-    split_of: dict[str, Split] = {p.id: ("train" if i < train else "val" if i < train + val else "test") for i, p in enumerate(ranked)}
-    return tuple(replace(p, split=split_of[p.id]) for p in prompts)
+    dealt = _dealt(prompts, _together) or _dealt(prompts, _alone)
+    assert dealt is not None, "each prompt alone is a group of its own, and there are enough of them"
+    return tuple(replace(p, split=split) for p, split in zip(prompts, dealt, strict=True))
+
+
+def _together(prompt: Prompt) -> str:
+    """What must not be parted: a topic, or a prompt and its twin."""
+    return prompt.topic or ("\n".join(sorted((prompt.id, prompt.pair))) if prompt.pair else _alone(prompt))
+
+
+def _alone(prompt: Prompt) -> str:
+    return normalised(prompt.text)
+
+
+def _dealt(prompts: Sequence[Prompt], group: Callable[[Prompt], str]) -> list[Split] | None:
+    """A split for each prompt, group by group in the order of their hashes; None where a split would stay empty."""
+    sizes = Counter(map(group, prompts))
+    train = max(1, round(TRAIN_SHARE * len(prompts)))
+    val = max(1, round(VAL_SHARE * len(prompts)))
+    split_of: dict[str, Split] = {}
+    done = 0
+    for key in sorted(sizes, key=lambda key: hashlib.sha256(key.encode("utf-8", "replace")).digest()):
+        split_of[key] = "train" if done < train else "val" if done < train + val else "test"
+        done += sizes[key]
+    return [split_of[group(p)] for p in prompts] if len(set(split_of.values())) == len(SPLITS) else None
 
 
 def check_disjoint(sets: Sequence[PromptSet]) -> None:

@@ -40,6 +40,33 @@ def test_a_texts_split_does_not_depend_on_the_order_or_the_ids(n: int, seed: int
     assert {p.text: p.split for p in with_splits(shuffled, "x")} == given_order
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 12), min_size=30, max_size=120), st.integers(0, 1000))
+def test_a_topic_is_in_one_split_only_and_every_split_is_filled(topics: list[int], seed: int) -> None:
+    made = [replace(p, topic=f"topic {seed} {t}") for p, t in zip(prompts(len(topics)), topics, strict=True)]
+    dealt = with_splits(made, "x")
+    assert {p.split for p in dealt} == {"train", "val", "test"}
+    splits = {topic: {p.split for p in dealt if p.topic == topic} for topic in {p.topic for p in dealt}}
+    parted = [topic for topic, found in splits.items() if len(found) > 1]
+    assert not parted or dealt == with_splits_by_text(made)  # one topic so large that a split would have stayed empty
+
+
+def with_splits_by_text(made: list[Prompt]) -> tuple[Prompt, ...]:
+    bare = with_splits([replace(p, topic=None) for p in made], "x")
+    return tuple(replace(p, split=b.split) for p, b in zip(made, bare, strict=True))
+
+
+def test_two_topics_can_not_fill_three_splits_and_are_dealt_by_text() -> None:
+    made = [replace(p, topic=str(i % 2)) for i, p in enumerate(prompts(20))]
+    assert with_splits(made, "x") == with_splits_by_text(made)
+
+
+def test_twins_are_dealt_alike() -> None:
+    hot = [Prompt(f"hot-{i}", f"why {i}", pair=f"cold-{i}") for i in range(40)]
+    cold = [Prompt(f"cold-{i}", f"how {i}", pair=f"hot-{i}") for i in range(40)]
+    assert [p.split for p in with_splits(hot, "x")] == [p.split for p in with_splits(cold[::-1], "x")][::-1]
+
+
 def test_the_order_of_the_prompts_is_kept() -> None:
     assert [p.id for p in with_splits(prompts(20), "x")] == [p.id for p in prompts(20)]
 
