@@ -299,7 +299,7 @@ def figures(report: Mapping[str, Any]) -> dict[str, Any]:
     """What the table shows of a report, and a little more."""
 
     def rates(entry: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: {k: entry[key][k] for k in ("k", "n", "rate", "ci95")} for key in ("withheld", "degenerate")}
+        return {key: {k: entry[key][k] for k in ("k", "n", "rate", "ci95")} for key in ("withheld", "refused", "degenerate")}
 
     sets = {name: {side: rates(entry[side]) for side in ("base", "edited")} for name, entry in report["sets"].items()}
     tests = [{key: test[key] for key in ("set", "margin", "upper_bound", "holds")} for test in report["keep_tests"]]

@@ -13,18 +13,22 @@ def table(target: Sequence[str], keep: Sequence[str], rows: Sequence[Mapping[str
     tested = [row for row in rows if "sets" in row]
     names = list(dict.fromkeys([*target, *keep, *(name for row in tested for name in row["sets"])]))
     withheld = [f"{name} withheld" + (" (target)" if name in target else " (keep)" if name in keep else "") for name in names]
-    head = ["way", *withheld, "kept at the margin", "degenerate", "KL first token: answered / all", "KL a token along replies"]
+    refused = [f"{name} refused (target)" for name in target]  # withheld holds vague replies too, which a small model gives of itself
+    head = ["way", *refused, *withheld, "kept at the margin", "degenerate", "KL first token: answered / all", "KL a token along replies"]
     lines = [[*head, "seconds", "peak MB"]]
     if tested:
         base = tested[0]["sets"]
-        lines.append(["base", *(share(base[name]["base"]["withheld"]) for name in names), "", broken(base, "base"), "", "", "", ""])
+        cells = [share(base[name]["base"]["refused"]) for name in target]
+        lines.append(["base", *cells, *(share(base[name]["base"]["withheld"]) for name in names), "", broken(base, "base"), "", "", "", ""])
     for row in rows:
         cost = [f"{row['cost']['seconds']:.0f}", f"{row['cost']['peak_rss_bytes'] / 1e6:.0f}"] if "cost" in row else ["", ""]
         if "sets" in row:
             drift = row["drift"]
             kept = "; ".join(f"{'yes' if t['holds'] else 'NOT shown'} (≤ {100 * t['upper_bound']:.1f})" for t in row["keep_tests"])
             kl = f"{nats(drift.get('kl_first_token_answered'))} / {nats(drift.get('kl_first_token'))}"
-            middle = [*(share(row["sets"][name]["edited"]["withheld"]) for name in names), kept, broken(row["sets"], "edited"), kl]
+            sides = {name: row["sets"][name]["edited"] for name in names}
+            rates = [*(sides[name]["refused"] for name in target), *(sides[name]["withheld"] for name in names)]
+            middle = [*map(share, rates), kept, broken(row["sets"], "edited"), kl]
             lines.append([row["name"], *middle, nats(drift.get("kl_sequence")), *cost])
         else:
             lines.append([row["name"], f"failed: {row['failed']}", *[""] * (len(head) - 2), *cost])

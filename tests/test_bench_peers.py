@@ -187,7 +187,10 @@ def rate(k: int, n: int) -> dict[str, Any]:
 
 def row(name: str, left: int, kl: float) -> dict[str, Any]:
     def entry(before: int, after: int) -> dict[str, Any]:
-        return {side: {"withheld": rate(k, 50), "degenerate": rate(1, 50)} for side, k in (("base", before), ("edited", after))}
+        return {
+            side: {"withheld": rate(k, 50), "refused": rate(k // 2, 50), "degenerate": rate(1, 50)}
+            for side, k in (("base", before), ("edited", after))
+        }
 
     return {
         "name": name,
@@ -202,10 +205,10 @@ def test_the_table_has_the_base_and_a_line_a_model(peers: ModuleType) -> None:
     rows = [row("ours", 1, 0.05), {"name": "heretic", "failed": "ended with 1: no | memory"}]
     lines = peers.table(["harmful"], ["censorship"], rows)
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert {len(line) for line in cells} == {10} and [line[0] for line in cells] == ["way", "---", "base", "ours", "heretic"]
-    assert cells[0][1:4] == ["harmful withheld (target)", "censorship withheld (keep)", "harmless withheld"]
-    assert cells[2][1] == "90.0 % (45/50)" and cells[3][1:3] == ["2.0 % (1/50)", "78.0 % (39/50)"]
-    assert cells[3][4:] == ["yes (≤ 4.3)", "2.0 % (3/150)", "0.050 / 0.100", "0.010", "100", "2000"]
+    assert {len(line) for line in cells} == {11} and [line[0] for line in cells] == ["way", "---", "base", "ours", "heretic"]
+    assert cells[0][1:5] == ["harmful refused (target)", "harmful withheld (target)", "censorship withheld (keep)", "harmless withheld"]
+    assert cells[2][1:3] == ["44.0 % (22/50)", "90.0 % (45/50)"] and cells[3][1:4] == ["0.0 % (0/50)", "2.0 % (1/50)", "78.0 % (39/50)"]
+    assert cells[3][5:] == ["yes (≤ 4.3)", "2.0 % (3/150)", "0.050 / 0.100", "0.010", "100", "2000"]
     assert cells[4][1] == "failed: ended with 1: no / memory"
 
 
