@@ -145,12 +145,13 @@ def build(config: type[C], file: Path | None, given: dict[str, Any]) -> C:
 
 
 def check_there(config: Config) -> None:
-    """Raise InputError for a prompt set, a file or a model's folder that isn't there: known before torch is imported, which takes seconds.
+    """Raise InputError for a prompt set or a model's folder that isn't there: known before torch is imported, which takes seconds.
 
     Nothing is fetched. Under torchrun only the first process has the prompts.
     """
     given = dict(config)
-    if os.environ.get("RANK", "0") != "0" or given.get("dry_run"):  # a dry run tells all that stands against it itself
+    another = int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+    if another or given.get("dry_run"):  # a dry run tells all that stands against it itself
         return
     for name in (str(given[key]) for key in _MODELS if given.get(key) is not None):
         if not is_url(name):

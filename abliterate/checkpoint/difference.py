@@ -38,10 +38,10 @@ class Change:
     """One matrix (of fused experts one expert's) or vector that differs.
 
     ``relative``: norm of the difference over the base's; ``rank`` None: higher than was looked for, or not a matrix. Of a writer's matrix:
-    ``directions`` are what it writes differently along, as they enter the stream, the leading one first; along that one ``left``
-    is ‖r W'‖ / ‖r W‖, ``strength`` the share of r W that is gone (negative: added), ``own`` the |cos| between the component of the
-    difference and r W itself, which is 1 where the edit scales what the matrix wrote there. ``pair``: a writer's
-    bias before and after, as it enters the stream.
+    ``directions`` are what it writes differently along, as they enter the stream, the leading one first; along that one ``left`` is
+    ‖r W'‖ / ‖r W‖, ``strength`` the share of r W that is gone (negative: added). ``own``, over all directions by their energy, is the |cos|
+    between the component of the difference and r W itself: 1 where the edit scales what the matrix wrote there. ``pair``: a writer's bias
+    before and after, as it enters the stream.
     """
 
     name: str
@@ -234,14 +234,21 @@ def _along(change: Change, x: Tensor, y: Tensor, left: Float[Tensor, "d_model le
     for scale in (None, gamma.float()) if gamma is not None else (None,):
         u = left[:, : min(LEADING, change.rank or 1)]
         rows = torch.linalg.qr(u if scale is None else scale[:, None] * u).Q.T
-        q = rows[0] if scale is None else rows[0] * scale
-        before, after = _product(q, x), _product(q, y)
-        size, gone = float(before.norm()), before - after
-        own = float(gone @ before) / (size * float(gone.norm()) or 1.0)
-        strength = float(gone @ before) / size**2 if size else 0.0
-        fields = {"left": float(after.norm()) / size if size else None, "strength": strength, "own": abs(own)}
+        pairs = [(_product(q, x), _product(q, y)) for q in (rows if scale is None else rows * scale)]
+        before, after = pairs[0]
+        size = float(before.norm())
+        strength = float((before - after) @ before) / size**2 if size else 0.0
+        weights = torch.tensor(change.values[: len(pairs)]).square()
+        own = float((weights * torch.tensor([_own(*pair) for pair in pairs]).square()).sum() / weights.sum()) ** 0.5
+        fields = {"left": float(after.norm()) / size if size else None, "strength": strength, "own": own}
         readings.append({**fields, "directions": rows, "through_norm": scale is not None if gamma is not None else None})
     return replace(change, **max(readings, key=lambda reading: reading["own"]))
+
+
+def _own(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> float:
+    """|cos| between what a matrix wrote along a direction and how that differs."""
+    gone = before - after
+    return abs(float(gone @ before)) / (float(before.norm()) * float(gone.norm()) or 1.0)
 
 
 def _product(row: Float[Tensor, " m"], matrix: Float[Tensor, "m n"]) -> Float[Tensor, " n"]:

@@ -170,11 +170,11 @@ def _sure(change: Change) -> bool:
 
 def _follows(change: Change, changes: Sequence[Change]) -> bool:
     """Whether a bias is the old one, lengthened or not, but for its part along the direction of its block's writers of the same kind, or
-    of all where there is none."""
-    block = [other for other in changes if other.layer == change.layer is not None and other.directions is not None]
+    of all where there is none. Where no matrix of its block changed it follows none."""
+    block = [other for other in changes if other.layer == change.layer and other.directions is not None]
     group = [other for other in block if other.kind == change.kind] or block
     if change.pair is None or not group:
-        return True
+        return change.pair is None
     direction = _common(group)[0]
     before, after = change.pair.double()
     span = torch.linalg.qr(torch.stack([before, direction], 1)).Q

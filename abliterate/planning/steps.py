@@ -21,8 +21,8 @@ from abliterate.pipeline import by_language
 from abliterate.prompts import Prompt, Role, RoleSets
 from abliterate.prompts.promptset import spread
 from abliterate.selection import BATCH, RANKED_BY, SHARES, SHORTLIST
-from abliterate.tuning.descent import Settings
-from abliterate.tuning.examples import ALIKE, CONTINUED, OTHERS, STAYS
+from abliterate.tuning.descent import Settings, dealt
+from abliterate.tuning.examples import ALIKE, CONTINUED, OTHERS, STAYS, distinct
 from abliterate.tuning.way import way
 
 Stage = Literal["collection", "selection", "edit", "evaluation"]
@@ -174,7 +174,8 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
 
 def _own_replies(asked: Mapping[Role, Ids], split: str) -> Iterator[Step]:
     """The short replies that the choice rests on, and what is predicted along those that should stay."""
-    yield Step("selection", f"own short replies ({split})", tuple(Asked(ids) for ids in asked.values()), PROBE_TOKENS + THOUGHT_TOKENS)
+    asked = distinct(asked)
+    yield Step("selection", f"own short replies ({split})", tuple(map(Asked, asked.values())), PROBE_TOKENS + THOUGHT_TOKENS)
     yield Step("selection", f"own predictions ({split})", _staying(asked, 1))
 
 
@@ -185,16 +186,18 @@ def _measured(val: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
 
 
 def _staying(asked: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
-    return tuple(Asked([[*ids, *[0] * CONTINUED] for ids in asked[role]], times, CONTINUED + 1) for role in STAYS if role in asked)
+    roles = [role for role in STAYS if role in distinct(asked)]
+    return tuple(Asked([[*ids, *[0] * CONTINUED] for ids in asked[role]], times, CONTINUED + 1) for role in roles)
 
 
 def _tuning_steps(config: RunConfig, train: Mapping[Role, Ids], val: Mapping[Role, Ids]) -> Iterator[Step]:
     """The tuner's: each step some examples of each role, and looks at val."""
     yield from _own_replies(train, "train")
     settings = Settings(steps=config.tune_steps)
-    rounds = {role: -(-settings.total * min(settings.batch, len(ids)) // max(len(ids), 1)) for role, ids in train.items()}
-    dealt = tuple(Asked([[*ids, *[0] * CONTINUED] for ids in train[role]], rounds[role], CONTINUED + 1) for role in train)
-    yield Step("selection", "tuning", dealt, gradients=True)
+    counts = {role: len(ids) for role, ids in distinct(train).items()}
+    rounds = {role: -(-settings.total * each // max(counts[role], 1)) for role, each in dealt(counts, settings.batch).items()}
+    asked = tuple(Asked([[*ids, *[0] * CONTINUED] for ids in train[role]], rounds[role], CONTINUED + 1) for role in counts)
+    yield Step("selection", "tuning", asked, gradients=True)
     yield Step("selection", "looks at val", _measured(val, settings.looks))
 
 

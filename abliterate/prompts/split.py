@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from abliterate.errors import InputError
 from abliterate.prompts.promptset import SPLITS, Prompt, PromptSet, Split, normalised
@@ -17,9 +19,10 @@ FEWEST = 4  # that can be split
 def with_splits(prompts: Sequence[Prompt], where: str) -> tuple[Prompt, ...]:
     """Give every prompt a split: its own where the file has them, else by rank of a hash.
 
-    The hash is that of its topic where it has one, so that a topic is in one split only; else of its id and its twin's, so that both
-    are dealt alike; else of its text. It does not depend on the order of the file. Where there are too few topics to split, each prompt
-    is dealt by its text. Raises InputError where only some prompts name a split, or where there are too few prompts to split.
+    The hash is that of its topic where it has one, so that a topic is in one split only; else of its id and its twin's, so that twins of
+    files that name each other, prompt by prompt, are dealt alike; else of its text. It does not depend on the order of the file. Where
+    there are fewer than three topics, each prompt is dealt by its text. Raises InputError where only some prompts name a split, or where
+    there are too few prompts to split.
     """
     named = [p for p in prompts if p.split is not None]
     if named and len(named) != len(prompts):
@@ -44,16 +47,19 @@ def _alone(prompt: Prompt) -> str:
 
 
 def _dealt(prompts: Sequence[Prompt], group: Callable[[Prompt], str]) -> list[Split] | None:
-    """A split for each prompt, group by group in the order of their hashes; None where a split would stay empty."""
+    """A split for each prompt, group by group in the order of their hashes, as near to the shares as whole groups come; None where there
+    are fewer groups than splits."""
     sizes = Counter(map(group, prompts))
+    ranked = sorted(sizes, key=lambda key: hashlib.sha256(key.encode("utf-8", "replace")).digest())
+    if len(ranked) < len(SPLITS):
+        return None
     train = max(1, round(TRAIN_SHARE * len(prompts)))
     val = max(1, round(VAL_SHARE * len(prompts)))
-    split_of: dict[str, Split] = {}
-    done = 0
-    for key in sorted(sizes, key=lambda key: hashlib.sha256(key.encode("utf-8", "replace")).digest()):
-        split_of[key] = "train" if done < train else "val" if done < train + val else "test"
-        done += sizes[key]
-    return [split_of[group(p)] for p in prompts] if len(set(split_of.values())) == len(SPLITS) else None
+    before = [0, *accumulate(sizes[key] for key in ranked)]
+    first_val = min(bisect_left(before, train), len(ranked) - 2)
+    first_test = min(max(bisect_left(before, train + val), first_val + 1), len(ranked) - 1)
+    split_of: dict[str, Split] = {key: "train" if i < first_val else "val" if i < first_test else "test" for i, key in enumerate(ranked)}
+    return [split_of[group(p)] for p in prompts]
 
 
 def check_disjoint(sets: Sequence[PromptSet]) -> None:

@@ -28,12 +28,13 @@ def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> st
     base = str(proof["base_model"])
     licence = proof.get("licence")
     terms = terms_of(licence, base)
+    name = _called(base, report)
     body = (
         _environment()
         .get_template("card.md.jinja2")
         .render(
             proof=proof,
-            name=_called(base, report),
+            name=name,
             made_from=_made_from(base, licence),
             share=_share(proof),
             alpha=_alpha(proof),
@@ -41,7 +42,7 @@ def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> st
             target=list(sentences.target(report)) if report else [],
             report=report,
             version=proof.get("abliterate", __version__),
-            hub_id=_hub_id(base),
+            hub_id=_hub_id(base) or _hub_id(name),
             revision=proof.get("base_revision"),
             licences=names_of(licence) or [UNKNOWN],
             licence=licence or {"name": None, "link": None, "files": []},
@@ -67,8 +68,7 @@ def _data(proof: Mapping[str, Any], report: Mapping[str, Any] | None, licence: M
     results = eval_results(report) if report else []
     named: dict[str, Any] = {"eval_results": results, "model_name": f"{_flat(base).split('/')[-1]}-abliterated"} if results else {}
     hub_id = _hub_id(base)
-    bases = [hub_id] if hub_id else _made_from(base, licence)
-    related: dict[str, Any] = {"base_model": bases[0] if len(bases) == 1 else bases, "base_model_relation": "finetune"} if bases else {}
+    related: dict[str, Any] = {"base_model": hub_id, "base_model_relation": "finetune"} if hub_id else {}
     return ModelCardData(
         license=(ids[0] if len(ids) == 1 else ids) or UNKNOWN,  # type: ignore[arg-type]  # the Hub takes several
         license_name=licence["name"] if licence else None,
@@ -100,8 +100,13 @@ def _share(proof: Mapping[str, Any]) -> str | None:
     strengths = _strengths(proof)
     if not strengths or min(strengths) == max(strengths) == 1:
         return None
-    low, high = (f"{100 * value:.0f} %" if value >= 0.01 else f"{100 * value:.1g} %" for value in (min(strengths), max(strengths)))
+    low, high = (_percent(value) for value in (min(strengths), max(strengths)))
     return low if low == high else f"{low} to {high}"
+
+
+def _percent(share: float) -> str:
+    """Such that nothing reads as all of it that isn't, and nothing as none."""
+    return f"{100 * share:.0f} %" if 0.01 <= share < 0.99 or share == 1 else f"{100 * share:.3g} %"
 
 
 def _alpha(proof: Mapping[str, Any]) -> str | None:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from abliterate.config import AuditConfig, CompareConfig, Config, RunConfig
+from abliterate.model.source import CHECKPOINT
 
 Kind = Literal["run", "audit", "compare"]
 _CONFIGS: dict[Kind, type[Config]] = {"run": RunConfig, "audit": AuditConfig, "compare": CompareConfig}
-_GENERIC = ("model", "checkpoint", "base")  # names that many folders of models have
-_PLACES, _HOMES = ("root", "tmp", "home", "Users"), ("home", "Users")  # a folder above that is somebody's own is named nowhere
 _IN_WORDS = {
     "drift": "how far the model moved on harmless prompts (drift)",
     "controls": "edits along random directions, as controls",
@@ -132,27 +131,19 @@ def _called(given: Any, model: Mapping[str, Any]) -> str:
         return name
     folder = Path(name if path is None else path)
     plain = "/" not in name and not name.startswith(("~", "."))
-    return name if not folder.name or (plain and not _says_nothing(folder.name)) else folder_name(folder)
+    found = folder_name(folder)
+    return name if not found or (plain and found == folder.name) else found
 
 
 def folder_name(folder: Path) -> str:
     """A model's folder by its own name: where it lies is nobody else's business.
 
-    A name that many folders have says nothing, so the folder above stands before it; a run's ``checkpoint`` is called by the run's
-    folder, and a snapshot in the Hub's cache by its repository.
+    A run's ``checkpoint`` is called by the run's folder, and a snapshot in the Hub's cache by its repository.
     """
     name, above = folder.name, folder.parent
-    if not _says_nothing(name) or not above.name:
-        return name
     if above.name == "snapshots" and above.parent.name.startswith("models--"):
         return above.parent.name.removeprefix("models--").replace("--", "/")
-    if above.name in _PLACES or above.parent.name in _HOMES:
-        return name
-    return above.name if name.lower() == "checkpoint" else f"{above.name}/{name}"
-
-
-def _says_nothing(name: str) -> bool:
-    return name.lower() in _GENERIC or re.fullmatch(r"[0-9a-f]{40}", name) is not None
+    return above.name if name == CHECKPOINT and (above / "run.json").is_file() else name
 
 
 def _tex(text: str) -> str:

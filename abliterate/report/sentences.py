@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from abliterate.evaluation.statistics import drop_upper_bound
 from abliterate.report import provenance, verdicts
-
-_ADVISED = 400  # prompts of a keep set: enough to show a margin of 5 points where some refusals change sides
 
 
 def against_control(report: Mapping[str, Any]) -> Iterator[str]:
@@ -74,22 +70,7 @@ def chosen(report: Mapping[str, Any]) -> Iterator[str]:
 
 def kept(report: Mapping[str, Any], holds: bool) -> Iterator[str]:
     """The keep tests that hold, or those that don't, with what so many prompts could have shown."""
-    for test in report["keep_tests"]:
-        if test["holds"] is not holds:
-            continue
-        n = test["n"]
-        found = f"n = {n}, upper bound {100 * test['upper_bound']:.1f} points"
-        what = "refusals" if test["measure"] == "refused" else "withheld replies"
-        if test["base"] <= test["margin"] * n:
-            yield f"NOT shown: {test['set']} has nothing to keep: the base model withholds {test['base']} of its {n} prompts."
-            continue
-        claim = f"{what} of {test['set']} did not fall by more than {100 * test['margin']:g} points"
-        if holds:
-            yield f"Shown: {claim} ({found})."
-            continue
-        best = f"with n = {n} and no change at all it could show {100 * drop_upper_bound(0, 0, n):.1f} points"
-        advice = f"; n ≥ {_ADVISED} is advised" if n < _ADVISED else ""
-        yield f"NOT shown: {claim} ({found}); {best}{advice}."
+    return (found.sentence() for found in verdicts.of_keeps(report) if found.shown is holds)
 
 
 def controls(report: Mapping[str, Any]) -> Iterator[str]:
@@ -202,9 +183,7 @@ def target(report: Mapping[str, Any]) -> Iterator[str]:
 
 def unchanged(report: Mapping[str, Any]) -> Iterator[str]:
     """Whether what should stay answered did."""
-    for found in verdicts.of_others(report):
-        claim = found.claim[0].lower() + found.claim[1:]
-        yield f"{claim}: shown." if found.shown else replace(found, claim=claim).sentence()
+    return (found.sentence() for found in verdicts.of_others(report))
 
 
 _VERDICTS = {

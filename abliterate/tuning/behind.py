@@ -37,6 +37,11 @@ def parted(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int]) -> tuple[li
     return list(reply), []
 
 
+def thinks(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int]) -> bool:
+    """Whether there is something in a reply's thought."""
+    return bool(decode(tokenizer, parted(tokenizer, reply)[0]).replace(CLOSE, "").strip())
+
+
 def lines_behind(
     tokenizer: PreTrainedTokenizerBase,
     target: Sequence[tuple[Prompt, Sequence[int]]],
@@ -44,13 +49,14 @@ def lines_behind(
 ) -> list[list[Line]]:
     """For each withheld prompt, with its reply, lines behind the thought of its twin, or of another answered prompt of its language.
 
-    A thought that isn't closed within what was generated is cut short. Empty where nobody's reply holds a line behind a thought.
+    Thoughts that are closed at once are none. One that isn't closed within what was generated is cut short. Empty where nobody's reply
+    holds a line behind a thought.
     """
     own = [tuple(parted(tokenizer, reply)[1][:OPENING_TOKENS]) for _, reply in target]
     frequent: dict[str, Counter[tuple[int, ...]]] = {}
     for (prompt, _), line in zip(target, own, strict=True):
         frequent.setdefault(prompt.lang, Counter()).update([line] if line else [])
-    thoughts = [(prompt, _closed(tokenizer, reply)) for prompt, reply in answered]
+    thoughts = [(prompt, _closed(tokenizer, reply)) for prompt, reply in answered if thinks(tokenizer, reply)]
     found = []
     for number, ((prompt, _), line) in enumerate(zip(target, own, strict=True)):
         counts = frequent[prompt.lang]

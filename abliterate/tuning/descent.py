@@ -87,7 +87,7 @@ def descend(
     advance(len(state.steps) + len(state.seen))
     for number in range(1, len(state.steps) + 1):
         deck.deal(number)
-    micro = micro_batch(model, max(card.length for card in deck.all()))
+    micro = micro_batch(model, deck.longest())
     while state.phase < len(settings.weights):
         weight, number = settings.weights[state.phase], len(state.steps) + 1
         for group in optimiser.param_groups:
@@ -136,13 +136,15 @@ class _Deck:
 
     def __init__(self, examples: Examples, batch: int, seed: int) -> None:
         chance = random.Random(seed)
-        each = max(batch, 2 * batch // max(1, len(examples.stays)))
-        self._examples = examples
-        self._batch = {role: min(batch if role == "target" else each, size) for role, size in examples.counts.items()}
+        self._examples, self._batch = examples, dealt(examples.counts, batch)
         self._piles = {role: _rounds(size, chance) for role, size in examples.counts.items()}
 
-    def all(self) -> list[_Card]:
-        return [self._card(role, place, 0) for role, size in self._examples.counts.items() for place in range(size)]
+    def longest(self) -> int:
+        """The most tokens that a card can have."""
+        stays = (self._card(role, place, 0).length for role in self._examples.stays for place in range(self._examples.counts[role]))
+        prompts = enumerate(self._examples.target.prompts)
+        target = (len(prompt) + len(line.thought) + len(line.tokens) for i, prompt in prompts for kind in self._kinds(i) for line in kind)
+        return max(0, *stays, *target)
 
     def deal(self, step: int) -> list[_Card]:
         return [self._card(role, next(pile), step) for role, pile in self._piles.items() for _ in range(self._batch[role])]
@@ -151,16 +153,24 @@ class _Deck:
         if role != "target":
             asked = self._examples.stays[role].asked
             return _Card(role, place, asked.prompts[place], asked.continuations[place])
-        target = self._examples.target
-        own, prompt = target.openings[place], target.prompts[place]
-        others = [Line([], other) for other in self._examples.others[place]]
-        # In turns: its own opening, another prompt's, a line behind a thought; what is gone shall not come back so.
-        kinds = [kind for kind in ([Line([], own)], others, self._examples.behind[place]) if kind]
-        turn = step + place
+        kinds, turn = self._kinds(place), step + place
         kind = kinds[turn % len(kinds)]
         line = kind[turn // len(kinds) % len(kind)]
-        mark = self._examples.marks[place] if line.tokens is own else 0
-        return _Card(role, place, [*prompt, *line.thought], line.tokens, mark)
+        mark = self._examples.marks[place] if kind is kinds[0] else 0
+        return _Card(role, place, [*self._examples.target.prompts[place], *line.thought], line.tokens, mark)
+
+    def _kinds(self, place: int) -> list[Sequence[Line]]:
+        """How a prompt may be withheld, dealt in turns: its own opening, another prompt's, a line behind a thought; what is gone shall not
+        come back so."""
+        others = [Line([], other) for other in self._examples.others[place]]
+        kinds: list[Sequence[Line]] = [[Line([], self._examples.target.openings[place])], others, self._examples.behind[place]]
+        return [kind for kind in kinds if kind]
+
+
+def dealt(counts: Mapping[Role, int], batch: int) -> dict[Role, int]:
+    """How many examples of each role a step has, of so many: of a single role that stays twice as many."""
+    each = max(batch, 2 * batch // max(1, len(counts) - 1))
+    return {role: min(batch if role == "target" else each, size) for role, size in counts.items()}
 
 
 def _rounds(size: int, chance: random.Random) -> Iterator[int]:

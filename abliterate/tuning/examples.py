@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS, THOUGHT_TOKENS, Openings
 from abliterate.evaluation.outcomes import WITHHELD, judge
@@ -13,8 +14,9 @@ from abliterate.model.forward import Continued
 from abliterate.model.passes import Advance, Ids, Model, Pass, unheard
 from abliterate.model.template import CLOSE, decode, encode, opens_thought
 from abliterate.prompts import Prompt, Role
-from abliterate.tuning.behind import Line, lines_behind, parted
+from abliterate.tuning.behind import Line, lines_behind, parted, thinks
 
+A = TypeVar("A")
 STAYS: tuple[Role, ...] = ("keep", "baseline", "harmless")
 CONTINUED = 16  # tokens of a reply that should stay
 OTHERS = 4  # openings of other prompts that are tried on a prompt beside its own
@@ -66,7 +68,7 @@ def gather(
     ``replies``: its short replies, where they are there already. ``advance`` hears of every reply that is made and of every one that is
     read again, ``gathering_work`` in all.
     """
-    found = _judged(model, _distinct(prompts), short_replies(model, prompts, advance) if replies is None else replies)
+    found = _judged(model, distinct(prompts), short_replies(model, prompts, advance) if replies is None else replies)
     target = found["target"]
     withheld = [i for i, held in enumerate(target.withheld) if held]
     chosen = withheld or list(range(len(target.prompts)))
@@ -86,16 +88,15 @@ def gather(
     )
 
 
-def _distinct(prompts: Mapping[Role, Sequence[Prompt]]) -> dict[Role, Sequence[Prompt]]:
+def distinct(prompts: Mapping[Role, A]) -> dict[Role, A]:
     """A baseline of harmless prompts is these once more, and left out."""
-    return {role: asked for role, asked in prompts.items() if role != "baseline" or asked != prompts["harmless"]}
+    return {role: asked for role, asked in prompts.items() if role != "baseline" or asked != prompts.get("harmless")}
 
 
 def _way(model: Model, reply: Sequence[int]) -> Line:
     """How a reply withholds: at once, and be it by a thought that is closed at once; or with a line behind a thought."""
     thought, line = parted(model.tokenizer, reply)
-    thinks = line and decode(model.tokenizer, thought).replace(CLOSE, "").strip()
-    return Line(thought, line) if thinks and opens_thought(model.tokenizer) else Line([], reply)
+    return Line(thought, line) if line and thinks(model.tokenizer, reply) and opens_thought(model.tokenizer) else Line([], reply)
 
 
 def _behind(
@@ -125,14 +126,14 @@ def _staying(found: _Replied, role: Role) -> Continued:
 
 def gathering_work(prompts: Mapping[Role, Sequence[Prompt]], replied: bool = False) -> int:
     """Rows that ``gather`` tells ``advance`` of, at most; without the replies themselves where the model has ``replied`` already."""
-    distinct = _distinct(prompts)
-    again = sum(len(asked) for role, asked in distinct.items() if role in STAYS)
-    return again if replied else again + sum(map(len, distinct.values()))
+    asked = distinct(prompts)
+    again = sum(len(each) for role, each in asked.items() if role in STAYS)
+    return again if replied else again + sum(map(len, asked.values()))
 
 
 def short_replies(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Advance = unheard) -> dict[Role, list[list[int]]]:
     """Short replies (token ids) to all prompts, in one call; an empty one is the end token."""
-    asked = _distinct(prompts)
+    asked = distinct(prompts)
     roles = list(asked)
     encoded = {role: encode(model.tokenizer, [p.text for p in asked[role]]) for role in roles}
     replies: dict[Role, list[list[int]]] = {role: [[] for _ in encoded[role]] for role in roles}

@@ -179,6 +179,22 @@ def test_an_adapter_on_the_writers_alone_is_something_else(tiny: Tiny, rank: int
     assert any("what the matrix itself wrote" in reason for reason in told["reasons"])
 
 
+def test_training_below_an_edit_is_something_else(tiny: Tiny) -> None:
+    base = tiny(d_model=64)
+    derived = edited(base, plan_from_direction(draw(64), 4))
+    _, told = compared(base, adapted(derived, ["o_proj", "down_proj"], 2))
+    assert told["rank"]["max"] == 3
+    assert told["verdict"] == "other" and any("what the matrix itself wrote" in reason for reason in told["reasons"])
+
+
+def test_training_of_biases_alone_is_something_else(tiny: Tiny) -> None:
+    base = tiny("gpt2", d_model=64)
+    biases = ("attn.c_proj.bias", "mlp.c_proj.bias")
+    derived = changed(base, lambda tensors: {n: t + draw(*t.shape) if n.endswith(biases) else t for n, t in tensors.items()})
+    found, told = compared(base, derived)
+    assert len(found.changes) == 8 and told["verdict"] == "other" and any("biases" in reason for reason in told["reasons"])
+
+
 def test_a_component_that_grew_is_something_else(tiny: Tiny) -> None:
     direction = torch.nn.functional.normalize(draw(32), dim=0)
     base = tiny()

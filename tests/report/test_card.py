@@ -279,22 +279,22 @@ def test_only_where_all_is_taken_out_the_model_is_said_to_write_no_more_along_it
 
 
 def test_the_card_says_whether_the_target_fell() -> None:
-    assert "bad withheld fell from 2 to 0 of 3 prompts: NOT shown (exact paired test, p = 0.5; " in model_card(proof(), report())
+    assert "bad is withheld less than before: NOT shown (2 → 0 of 3; exact paired test, p = 0.5; " in model_card(proof(), report())
 
 
 def test_a_local_base_has_its_own_base_named() -> None:
     made = proof("model")
     made["licence"]["bases"] = ["org/first", "../elsewhere"]
     card = model_card(made, None)
-    matter = front_matter(card)
-    assert matter["base_model"] == "org/first" and matter["base_model_relation"] == "finetune"
+    assert "base_model" not in front_matter(card)  # which is the Hub's word for the parent itself
     assert "| base model | model (its card names org/first as its own base) |" in card and "its revision" not in card
     assert front_matter(model_card(licensed(bases=["org/first"]), None))["base_model"] == "org/model"
 
 
-def test_a_base_in_a_folder_of_no_name_is_called_by_the_one_above() -> None:
+def test_a_snapshot_in_the_hubs_cache_is_called_by_its_repository() -> None:
     found = report()
-    found["run"] |= {"model_path": "/srv/stranger/model"}
-    found["run"]["settings"]["model"] = "/srv/stranger/model"
-    card = model_card(proof("model"), found)
-    assert "# stranger/model, edited" in card and "base_model" not in front_matter(card)
+    place = f"/srv/hub/models--org--name/snapshots/{'0a' * 20}"
+    found["run"] |= {"model_path": place}
+    found["run"]["settings"]["model"] = place
+    card = model_card(proof("0a" * 20), found)
+    assert "# org/name, edited" in card and "no repository of the Hub" not in card and "base_model" not in front_matter(card)

@@ -255,7 +255,7 @@ def test_the_headline_of_an_audit_counts_the_prompts() -> None:
 
 def test_a_keep_test_that_failed_stands_above_everything(whole: str) -> None:
     said = words(whole)
-    assert said.index("NOT shown: refusals of danger") < said.index("What was tested") < said.index("Not measured")
+    assert said.index("Refusals of danger did not fall") < said.index("What was tested") < said.index("Not measured")
 
 
 PARTS = {
@@ -325,8 +325,8 @@ HOME = "/home/alice/clients/x/model"
 def test_the_page_does_not_say_where_a_model_lies() -> None:
     base = {"hot": judged("hot", ["Paris."])}
     page = page_of(base, base, model=HOME)
-    assert "alice" not in page and "<title>abliterate: x/model</title>" in page and "abliterate-xmodel," in page
-    assert "Directional ablation of x/model:" in words(page) and "--model model" in words(page)
+    assert "alice" not in page and "<title>abliterate: model</title>" in page and "abliterate-model," in page
+    assert "Directional ablation of model:" in words(page) and "--model model" in words(page)
     made = run_report()
     made.report["run"] |= {"model_path": HOME, "derived": {"model_path": HOME}}
     assert "alice" not in shown(made, recovery=None)
@@ -390,4 +390,4 @@ def test_a_comparison_says_derived_throughout() -> None:
 
 def test_the_page_gives_a_verdict_on_the_target(whole: str) -> None:
     tested = words(whole).split("What was tested")[1].split("Not measured")[0]
-    assert "hot withheld fell from " in tested and "exact paired test, p = " in tested
+    assert "hot is withheld less than before: shown" in tested and "exact paired test, p = " in tested

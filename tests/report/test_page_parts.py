@@ -179,16 +179,16 @@ def local(given: str, **fields: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("run", "name"),
     [
-        (local(HOME), "x/model"),
-        (local("clients/x/model"), "x/model"),
-        (local("."), "x/model"),
-        (local(HOME, model_path=None), "x/model"),
+        (local(HOME), "model"),
+        (local("clients/x/model"), "model"),
+        (local("."), "model"),
+        (local(HOME, model_path=None), "model"),
         (local(HOME, hub_id="org/x"), "org/x"),
         (local("qwen3-8b", hub_id="Qwen/Qwen3-8B"), "Qwen/Qwen3-8B"),
         (local("smollm2-refuser", model_path="/root/.cache/smollm2-refuser-cac94708"), "smollm2-refuser"),
         (local("org/x", model_path=None), "org/x"),
-        (local("http://host:1/v1", model_path=None, resolved={"engines": {"base": {"model": HOME}}}), "x/model"),
-        (local("", settings={"base": HOME, "derived": "/srv/bob/edit"}, derived={"model_path": "/srv/bob/edit"}), "edit against x/model"),
+        (local("http://host:1/v1", model_path=None, resolved={"engines": {"base": {"model": HOME}}}), "model"),
+        (local("", settings={"base": HOME, "derived": "/srv/bob/edit"}, derived={"model_path": "/srv/bob/edit"}), "edit against model"),
     ],
 )
 def test_a_model_is_called_by_its_id_or_its_folders_own_name(run: dict[str, Any], name: str) -> None:
@@ -200,17 +200,18 @@ def test_a_model_is_called_by_its_id_or_its_folders_own_name(run: dict[str, Any]
 @pytest.mark.parametrize(
     ("folder", "name"),
     [
-        ("/work/runs/mine/checkpoint", "mine"),
-        ("/work/stranger/model", "stranger/model"),
-        ("/c/models--org--name/snapshots/" + "0a" * 20, "org/name"),
-        ("/work/qwen", "qwen"),
-        ("/home/alice/model", "model"),
-        ("/root/checkpoint", "checkpoint"),
-        ("model", "model"),
+        ("runs/mine/checkpoint", "mine"),
+        ("alice/checkpoint", "checkpoint"),
+        ("alice/model", "model"),
+        ("c/models--org--name/snapshots/" + "0a" * 20, "org/name"),
     ],
 )
-def test_a_folder_whose_name_says_nothing_is_called_with_the_one_above(folder: str, name: str) -> None:
-    assert folder_name(Path(folder)) == name
+def test_the_folder_above_names_a_runs_checkpoint_and_a_snapshot_and_nothing_else(folder: str, name: str, tmp_path: Path) -> None:
+    place = tmp_path / folder
+    place.mkdir(parents=True)
+    if "runs" in folder:
+        (place.parent / "run.json").write_text("{}")
+    assert folder_name(place) == name
 
 
 def test_a_map_of_one_cell_is_left_out() -> None:

@@ -69,8 +69,8 @@ def test_a_run_says_what_did_not_rise(capsys: pytest.CaptureFixture[str], monkey
     edited = {**base, "plain": judged("plain", *[YES] * 90, *[NO] * 10)}
     report = report_document(RUN, {"bad": "target", "plain": "harmless"}, base, edited, None, None, {"tensors": 1}, 0.05)
     text = " ".join(shown(report, capsys, monkeypatch).split())
-    assert "withheld replies of plain did not rise by more than 5 points: NOT shown." in text
-    assert "broken output of plain did not rise by more than 5 points: shown." in text and "by topic" not in text
+    assert "Withheld replies of plain did not rise by more than 5 points: NOT shown (n = 100, upper bound" in text
+    assert "Broken output of plain did not rise by more than 5 points: shown (n = 100, " in text and "by topic" not in text
 
 
 def test_a_run_shows_both_sides_the_keep_test_and_the_drift(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,9 +82,9 @@ def test_a_run_shows_both_sides_the_keep_test_and_the_drift(capsys: pytest.Captu
     rows = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert "withheld" in rows["bad"] and "100.0 % (34.2–100.0)" in rows["bad"] and "0.0 % (0.0–65.8)" in rows["bad"]
     assert "refused" in rows["safe"]
-    said = [line for line in text.splitlines() if "refusals of safe" in line]
-    assert len(said) == 1 and said[0].startswith("NOT shown: refusals of safe did not fall by more than 5 points (n = 2, ")
-    assert text.index("NOT shown: refusals") < text.index("withheld replies of plain")
+    said = [line for line in text.splitlines() if "Refusals of safe" in line]
+    assert len(said) == 1 and said[0].startswith("Refusals of safe did not fall by more than 5 points: NOT shown (n = 2, ")
+    assert text.index("Refusals of safe") < text.index("Withheld replies of plain")
     assert "plain (n=2): 0.250 nats, 0.125 over those that base answers" in text
 
 
@@ -109,8 +109,8 @@ def test_an_audit_says_what_the_withheld_replies_are(capsys: pytest.CaptureFixtu
 def test_a_run_says_first_whether_the_target_fell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     base, edited = {"bad": judged("bad", *[NO] * 9)}, {"bad": judged("bad", *[YES] * 9)}
     text = shown(report_document(RUN, {"bad": "target"}, base, edited, None, None, {"tensors": 1}, 0.05), capsys, monkeypatch)
-    assert text.splitlines()[1] == "bad withheld fell from 9 to 0 of 9 prompts (exact paired test, p = 0.0039)."
-    assert text.count("fell from 9") == 1
+    assert text.splitlines()[1] == "bad is withheld less than before: shown (9 → 0 of 9; exact paired test, p = 0.0039)."
+    assert text.count("is withheld less") == 1
 
 
 def test_a_comparison_calls_the_second_model_derived(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from abliterate.evaluation.summary import Judged
 from abliterate.evaluation.transcripts import Transcript
 from abliterate.report.document import report_document
 from abliterate.report.sentences import target, unchanged
-from abliterate.report.verdicts import Verdict, all_of, of_keeps, of_others, of_targets
+from abliterate.report.verdicts import all_of, of_keeps, of_others, of_targets
 
 NO, YES = "I can't help with that.", "Paris."
 
@@ -28,18 +28,19 @@ def report_of(before: int, after: int, n: int, role: str = "target") -> dict[str
 
 def test_a_target_that_fell_is_said_with_its_counts_and_its_p() -> None:
     assert list(target(report_of(101, 1, 120))) == [
-        f"bad withheld fell from 101 to 1 of 120 prompts (exact paired test, p = {mcnemar(100, 0):.2g})."
+        f"bad is withheld less than before: shown (101 → 1 of 120; exact paired test, p = {mcnemar(100, 0):.2g})."
     ]
 
 
 def test_a_fall_that_may_be_chance_is_not_called_shown() -> None:
-    assert list(target(report_of(8, 6, 8))) == ["bad withheld fell from 8 to 6 of 8 prompts: NOT shown (exact paired test, p = 0.5)."]
+    assert list(target(report_of(8, 6, 8))) == ["bad is withheld less than before: NOT shown (8 → 6 of 8; exact paired test, p = 0.5)."]
 
 
-@pytest.mark.parametrize(("after", "said"), [(20, "rose from 10 to 20"), (10, "stayed at 10")])
-def test_what_did_not_fall_is_never_shown_however_sure_it_is(after: int, said: str) -> None:
+@pytest.mark.parametrize("after", [20, 10])
+def test_what_did_not_fall_is_never_shown_however_sure_it_is(after: int) -> None:
     (found,) = of_targets(report_of(10, after, 30))
-    assert not found.shown and found.reachable and said in found.claim
+    assert not found.shown and found.reachable and found.claim == "bad is withheld less than before"
+    assert found.note.startswith(f"10 → {after} of 30; ")
 
 
 def test_a_target_of_which_too_few_were_withheld_could_not_have_fallen() -> None:
@@ -47,7 +48,7 @@ def test_a_target_of_which_too_few_were_withheld_could_not_have_fallen() -> None
     assert not found.shown and not found.reachable
     assert found.note.endswith("with 5 withheld before, no fall could be shown")
     (enough,) = of_targets(report_of(6, 0, 8))
-    assert enough.shown and enough.note == "exact paired test, p = 0.031"
+    assert enough.shown and enough.note == "6 → 0 of 8; exact paired test, p = 0.031"
 
 
 def test_only_targets_have_a_verdict_of_theirs_and_an_audit_has_none() -> None:
@@ -56,17 +57,25 @@ def test_only_targets_have_a_verdict_of_theirs_and_an_audit_has_none() -> None:
     assert all_of(audit) == []
 
 
-def test_a_test_that_so_few_prompts_cannot_pass_says_so() -> None:
-    best = f"n = 8 can show {100 * drop_upper_bound(0, 0, 8):.0f} points at best, even with no change at all"
+def test_a_test_that_so_few_prompts_hardly_pass_says_so() -> None:
+    unmoved = f"{100 * drop_upper_bound(0, 0, 8):.1f}"
+    note = f"n = 8, upper bound {unmoved} points; with no change at all it would be {unmoved}; n ≥ 400 is advised"
     kept, *others = (*of_keeps(report_of(8, 8, 8, "keep")), *of_others(report_of(0, 0, 8, "harmless")))
-    assert [(each.shown, each.reachable, each.note) for each in (kept, *others)] == [(False, False, best)] * 3
+    assert [(each.shown, each.reachable, each.note) for each in (kept, *others)] == [(False, False, note)] * 3
     withheld, broken = unchanged(report_of(0, 0, 8, "harmless"))
-    assert withheld == f"withheld replies of bad did not rise by more than 5 points: NOT shown ({best})."
-    assert broken == f"broken output of bad did not rise by more than 5 points: NOT shown ({best})."
+    assert withheld == f"Withheld replies of bad did not rise by more than 5 points: NOT shown ({note})."
+    assert broken == f"Broken output of bad did not rise by more than 5 points: NOT shown ({note})."
 
 
 def test_a_test_that_could_be_passed_and_was_not_has_no_excuse() -> None:
-    withheld, _ = of_others(report_of(0, 30, 100, "harmless"))
-    assert withheld == Verdict("Withheld replies of bad did not rise by more than 5 points", False)
+    withheld, _ = of_others(report_of(0, 30, 400, "harmless"))
+    assert withheld.claim == "Withheld replies of bad did not rise by more than 5 points"
+    assert not withheld.shown and withheld.reachable and "advised" not in withheld.note
     (kept,) = of_keeps(report_of(100, 50, 100, "keep"))
-    assert not kept.shown and kept.reachable and not kept.note
+    assert not kept.shown and kept.reachable and kept.note.endswith("; n ≥ 400 is advised")
+
+
+def test_a_set_with_nothing_to_keep_is_said_to_be_one() -> None:
+    (found,) = of_keeps(report_of(2, 2, 100, "keep"))
+    assert not found.shown and not found.reachable
+    assert found.note == "nothing to keep: the base model withholds 2 of its 100 prompts"
