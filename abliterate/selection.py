@@ -97,7 +97,7 @@ def select(
         document["scoped"]["along_keep"] = _along_keep(seen[best].plan, away[-1 - start.position])
     document["tuning"] |= {"examples": dict(learned.counts), **_shape(seen[best].plan, start.plan)}
     point = seen[best].point
-    said = f"chosen: {seen[best].name}: {point.target_left:.1%} left, KL {point.kl:.3f} nats (val)"
+    said = f"chosen: {seen[best].name}: {100 * point.target_left:.1f} % left, KL {point.kl:.3f} nats (val)"
     say("; relaxed: ".join([said, *document["relaxed"]]))
     return replace(seen[best].plan, keep_norms=config.norms == "keep"), document
 
