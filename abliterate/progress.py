@@ -71,10 +71,13 @@ class _Spoken:
         """How long the rest takes at the pace so far."""
         if self.done == before:  # nothing since
             since = before = 0.0
-        if not before < self.done < self.total:
+        if not before < self.done < self.total or self.done < _TELLING * self.total:
             return ""
         seconds = (passed - since) / (self.done - before) * (self.total - self.done)
         return f", about {_duration(seconds)} left"
+
+
+_TELLING = 0.02  # of the work: before that, the pace says nothing
 
 
 def _duration(seconds: float) -> str:

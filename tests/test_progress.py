@@ -54,7 +54,11 @@ def test_a_stage_that_does_more_than_it_said_gives_no_time_left(capsys: pytest.C
 
 
 def test_hours_are_told_as_hours(capsys: pytest.CaptureFixture[str]) -> None:
-    assert heard(capsys, 201, 60.0, 1)[0] == "work (parts): 1 of 201, about 3.3 h left"
+    assert heard(capsys, 201, 60.0, 8)[3] == "work (parts): 8 of 201, about 3.2 h left"
+
+
+def test_a_pace_is_not_told_from_the_first_few_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert heard(capsys, 201, 60.0, 4)[:3] == [f"work (parts): {done} of 201" for done in (1, 2, 4)]
 
 
 def test_a_terminal_gets_a_bar_and_no_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
