@@ -133,7 +133,7 @@ def test_what_can_not_be_run_again_is_one_line(audit: Path, tmp_path: Path, caps
     out = ["--out", str(tmp_path / "again")]
     assert "is the run itself" in refusal(capsys, "reproduce", str(audit), "--out", str(audit))
     assert "no such file" in refusal(capsys, "reproduce", str(tmp_path / "none"), *out)
-    assert "has no such model" in refusal(capsys, "reproduce", str(audit), "--derived", "m", *out)
+    assert "has no such model" in refusal(capsys, "reproduce", str(audit), "--derived", "smollm2", *out)
     (tmp_path / "other.json").write_text("[1]")
     assert "neither a run's" in refusal(capsys, "reproduce", str(tmp_path / "other.json"), *out)
     record = json.loads((audit / "run.json").read_text(encoding="utf-8"))

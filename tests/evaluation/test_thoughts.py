@@ -112,7 +112,7 @@ def test_a_template_without_thoughts_has_none_to_leave_out(tmp_path: Path, capsy
     assert main([*call, "--thinking", "off"]) == 2
     assert "knows no thinking block" in capsys.readouterr().err
     assert main([*call, "--thinking", "budget:0"]) == 2
-    assert "--thinking 'budget:0': it must be on, off, or budget:N" in capsys.readouterr().err
+    assert "--thinking budget:0: it must be on, off, or budget:N" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_a_regression_is_refused(bert: Save) -> None:
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "can't load" in refusal(tmp_path / "empty")
+    assert "no config.json in it" in refusal(tmp_path / "empty")
 
 
 # --- label maps ---
