@@ -132,7 +132,8 @@ def _directions(config: DirectionsConfig, given: Path, out: Path | None) -> None
 
 def _by_the_first(config: ModelConfig, act: Callable[[], None]) -> None:
     """Under torchrun the first process acts, and the others compute what it asks them for."""
-    from abliterate.model.ranks import dismiss, own_rank
+    from abliterate.model.launch import own_rank
+    from abliterate.model.ranks import dismiss
     from abliterate.model.session import serve_models
 
     if own_rank():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import tomllib
 import types
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from abliterate.config import Config, is_url
 from abliterate.config.panels import panel_of, place_of
 from abliterate.config.wrong import flag_of, in_plain_words
 from abliterate.errors import InputError
+from abliterate.model.launch import own_rank
 from abliterate.model.source import check_given
 from abliterate.prompts.read import check_named
 
@@ -150,8 +150,7 @@ def check_there(config: Config) -> None:
     Nothing is fetched. Under torchrun only the first process has the prompts.
     """
     given = dict(config)
-    another = int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
-    if another or given.get("dry_run"):  # a dry run tells all that stands against it itself
+    if own_rank() or given.get("dry_run"):  # a dry run tells all that stands against it itself
         return
     for name in (str(given[key]) for key in _MODELS if given.get(key) is not None):
         if not is_url(name):

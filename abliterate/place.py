@@ -1,7 +1,8 @@
-"""Where results may go: nothing that is there is overwritten."""
+"""Where results may go, and how: nothing that is there is overwritten, and a file is whole or absent."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from abliterate.errors import InputError
@@ -19,3 +20,13 @@ def check_place(path: Path) -> None:
         return
     if not path.is_dir() or any(p.name != ".run.json.partial" for p in path.iterdir()):
         raise InputError(f"{path}: not empty and not a run folder; give another --out")
+
+
+def write_whole(content: bytes, path: Path) -> None:
+    """Write a file that is whole or absent, and stays so when the machine goes down."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

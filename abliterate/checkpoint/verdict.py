@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -153,7 +153,9 @@ def _objections(found: Difference, layers: Sequence[dict[str, Any]]) -> list[str
     said += _sentence([c for c in along if not (c.own or 0) > OWN], "differences are not a share of what the matrix itself wrote there")
     kept = [c for c in along if not (c.strength or 0) > (0 if _sure(c) else REMOVED)]
     said += _sentence(kept, "components along the direction did not become less")
-    said += _sentence([c for c in changes if c.pair is not None and not _follows(c, changes)], "biases changed otherwise")
+    biases = [change for change in changes if change.pair is not None]
+    directions = _bias_directions(changes) if biases else {}
+    said += _sentence([bias for bias in biases if not _follows(bias, directions)], "biases changed otherwise")
     if said and matrices and all(change.rank is not None and 4 * change.rank <= min(change.shape) for change in matrices):
         said.append(f"No difference has a rank above {max(change.rank or 0 for change in matrices)}: as of a merged adapter (LoRA).")
     return said
@@ -168,14 +170,22 @@ def _sure(change: Change) -> bool:
     return (change.own or 0) > SURE
 
 
-def _follows(change: Change, changes: Sequence[Change]) -> bool:
+def _bias_directions(changes: Sequence[Change]) -> dict[tuple[int | None, str | None], Float[Tensor, " d_model"]]:
+    """The common direction of each block's writers of a kind, and under None of them all."""
+    groups: dict[tuple[int | None, str | None], list[Change]] = {}
+    for change in changes:
+        if change.directions is not None:
+            for kind in (change.kind, None):
+                groups.setdefault((change.layer, kind), []).append(change)
+    return {place: _common(group)[0] for place, group in groups.items()}
+
+
+def _follows(change: Change, directions: Mapping[tuple[int | None, str | None], Float[Tensor, " d_model"]]) -> bool:
     """Whether a bias is the old one, lengthened or not, but for its part along the direction of its block's writers of the same kind, or
     of all where there is none. Where no matrix of its block changed it follows none."""
-    block = [other for other in changes if other.layer == change.layer and other.directions is not None]
-    group = [other for other in block if other.kind == change.kind] or block
-    if change.pair is None or not group:
+    direction = directions.get((change.layer, change.kind), directions.get((change.layer, None)))
+    if change.pair is None or direction is None:
         return change.pair is None
-    direction = _common(group)[0]
     before, after = change.pair.double()
     span = torch.linalg.qr(torch.stack([before, direction], 1)).Q
     return float((after - span @ (span.T @ after)).norm()) <= _FOLLOWS * float((after - before).norm()) + (change.floor or 0.0)

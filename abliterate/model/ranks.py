@@ -7,7 +7,6 @@ to be asked after the edit, the run folder.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -23,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from abliterate.errors import CheckError, InputError
 from abliterate.model.folder import ModelFolder
+from abliterate.model.launch import started_as_several
 from abliterate.model.passes import Advance, Model, Pass, Seen, unheard
 
 T = TypeVar("T")
@@ -49,19 +49,10 @@ class Ranks:
         return boxes or []
 
 
-def own_rank() -> int:
-    """This process's number under torchrun; 0 without it."""
-    return int(os.environ.get("RANK", "0")) if _started_as_several() else 0
-
-
-def _started_as_several() -> bool:
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ
-
-
 @cache
 def joined() -> Ranks | None:
     """Meet the other processes, once; None where there are none. Objects travel over gloo: they live on the CPU."""
-    if not _started_as_several():
+    if not started_as_several():
         return None
     dist.init_process_group("gloo", timeout=PATIENCE)
     return Ranks(dist.get_rank(), dist.get_world_size())

@@ -35,8 +35,7 @@ def load_set(source: str) -> PromptSet:
     ``source`` is a bundled set's name, a file, or ``hf:DATASET[:CONFIG]:SPLIT:COLUMN``. Blank and repeated texts are
     dropped. Raises InputError naming the file and, where there is one, the line.
     """
-    name, prompts = _read(source)
-    return PromptSet(name, with_splits(prompts, source), own_splits=any(p.split for p in prompts))
+    return _dealt(*_read(source), source)
 
 
 def load_asked(source: str) -> PromptSet:
@@ -47,6 +46,10 @@ def load_asked(source: str) -> PromptSet:
     name, prompts = _read(source)
     if len(prompts) < FEWEST and not any(p.split for p in prompts):
         return PromptSet(name, tuple(prompts), own_splits=False)
+    return _dealt(name, prompts, source)
+
+
+def _dealt(name: str, prompts: list[Prompt], source: str) -> PromptSet:
     return PromptSet(name, with_splits(prompts, source), own_splits=any(p.split for p in prompts))
 
 

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from abliterate.checkpoint.licence import CARD, licence_files
 from abliterate.checkpoint.proof import NAME as PROOF
 from abliterate.errors import InputError, first_line
+from abliterate.model.source import CHECKPOINT
 from abliterate.report.document import read_json
 from abliterate.report.model_index import keep_tests, name_on_hub
 
@@ -63,7 +64,7 @@ class Checkpoint:
 
 def find_checkpoint(given: Path) -> Checkpoint:
     """The checkpoint in a folder or in a run's folder. Raises InputError where there is none of ours (yet), or its card can't be read."""
-    path = next((p for p in (given, given / "checkpoint") if (p / PROOF).is_file()), None)
+    path = next((p for p in (given, given / CHECKPOINT) if (p / PROOF).is_file()), None)
     if path is None and (given / "run.json").is_file():
         ended = (given / "report.json").is_file()
         why = "nothing was edited here (an audit, or a comparison)" if ended else "this run is not finished; the same run command goes on"

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from abliterate import __version__
-from abliterate.report import choice, provenance, sentences
+from abliterate.report import choice, provenance, sentences, verdicts
 from abliterate.report.licences import UNKNOWN, displayed, names_of, notices, terms_of
 from abliterate.report.model_index import eval_results
 from abliterate.report.numbers import corrected, interval, percent
@@ -41,6 +41,7 @@ def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> st
             picked=choice.picked(report["selection"]) if report else None,
             target=list(sentences.target(report)) if report else [],
             report=report,
+            kept=list(zip(report["keep_tests"], verdicts.of_keeps(report), strict=True)) if report else [],
             version=proof.get("abliterate", __version__),
             hub_id=_hub_id(base) or _hub_id(name),
             revision=proof.get("base_revision"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from abliterate.errors import InputError
+from abliterate.place import check_new
 from abliterate.report import verdicts
 from abliterate.report.card import without_paths
 from abliterate.report.document import SCHEMA, write_text
@@ -26,8 +27,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> str:
     """
     if len(folders) < 2:
         raise InputError("--compare needs two runs or more")
-    if out.exists():
-        raise InputError(f"{out}: already there; give another --out (nothing is overwritten)")
+    check_new(out)
     reports = dict(zip(_names(folders), [_report(folder) for folder in folders], strict=True))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(runs_page(reports), out)

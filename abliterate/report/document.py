@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from abliterate.evaluation.contrast import against_control
 from abliterate.evaluation.deliberation import thought_by_answer
 from abliterate.evaluation.statistics import bootstrap_mean
 from abliterate.evaluation.summary import Judged, answered_ids, by_topic, keep_test, set_entry, table, unchanged
+from abliterate.place import write_whole
 
 SCHEMA = "abliterate/report/1"
 _ROWS = ("tables.", "against_control[")  # paths of lists in which each row says again that nothing was edited
@@ -119,12 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_text(text: str, path: Path) -> None:
     """Write a text file that is whole or absent."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", errors="replace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_whole(text.encode("utf-8", "replace"), path)
 
 
 def excerpt(text: str, length: int = 280) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-WITHHELD = ("refused", "deflected", "state_line")
+from abliterate.evaluation.outcomes import WITHHELD
+
 _LEVELS = 10
 _ROWS = 200  # topics shown of a set; all are in report.json
 

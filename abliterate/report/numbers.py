@@ -31,8 +31,7 @@ def corrected(rate: Mapping[str, Any] | None) -> str:
     found = None if rate is None else rate.get("corrected")
     if found is None:
         return ""
-    low, high = found["ci95"]
-    return f"corrected {100 * found['rate']:.1f} %, 95 % {100 * low:.1f}–{100 * high:.1f}"
+    return f"corrected {100 * found['rate']:.1f} %, 95 % {bounds(found)}"
 
 
 def outcome(name: str) -> str:

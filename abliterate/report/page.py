@@ -105,8 +105,8 @@ def report_page(
 
 def _content(report: Mapping[str, Any], auc: Mapping[str, Any] | None) -> dict[str, Any]:
     """Everything that the page shows but transcripts."""
-    failed = list(sentences.kept(report, False))
-    listed = {*failed, *sentences.kept(report, True), *sentences.unchanged(report), *sentences.target(report)}  # the tests stand apart
+    tests = verdicts.all_of(report)
+    listed = {found.sentence() for found in tests}  # the tests stand apart
     said = [sentence for sentence in sentences.all_of(report) if sentence not in listed]
     return {
         "report": report,
@@ -114,8 +114,8 @@ def _content(report: Mapping[str, Any], auc: Mapping[str, Any] | None) -> dict[s
         "both": two_models(report),
         "headline": headline(report),
         "after": provenance.after(report),
-        "verdicts": verdicts.all_of(report),
-        "failed": failed,
+        "verdicts": tests,
+        "failed": list(sentences.kept(report, False)),
         "said": said[:_SAID_FIRST],
         "said_too": said[_SAID_FIRST:],
         "missing": provenance.missing(report),

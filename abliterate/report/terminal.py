@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from abliterate.report import choice, provenance, sentences
-from abliterate.report.heatmap import WITHHELD
+from abliterate.evaluation.outcomes import WITHHELD
+from abliterate.report import choice, provenance, sentences, verdicts
 from abliterate.report.numbers import bounds, outcome, percent
 from abliterate.report.page import headline, two_models
 
@@ -21,13 +21,14 @@ def show(report: Mapping[str, Any], out: Path) -> None:
     where the report lies; to stdout. Of an edit, how each set fares against its control is left to the report itself."""
     console = Console(highlight=False)
     edited = two_models(report)
-    failed = list(sentences.kept(report, False))
-    tests = [*sentences.target(report), *sentences.kept(report, True), *sentences.unchanged(report)]
+    tests = verdicts.all_of(report)
+    failed = [found for found in verdicts.of_keeps(report) if not found.shown]
     after = provenance.after(report)
-    _lines(console, failed, "bold red")
+    _lines(console, [found.sentence() for found in failed], "bold red")
     _lines(console, [headline(report)], "bold")
-    for line in tests:
-        _lines(console, [line], "yellow" if "NOT shown" in line else "green")
+    for found in tests:
+        if found not in failed:
+            _lines(console, [found.sentence()], "green" if found.shown else "yellow")
     if report["sets"]:
         console.print()
         console.print(_rates(report["sets"], edited, after))
@@ -40,7 +41,7 @@ def show(report: Mapping[str, Any], out: Path) -> None:
             console.print(_topics(name, rows))
     if picked := choice.picked(report["selection"]):
         console.print(f"chosen: {picked}", markup=False, soft_wrap=True)
-    told = {*failed, *tests, *(sentences.against_control(report) if edited else ())}
+    told = {*(found.sentence() for found in tests), *(sentences.against_control(report) if edited else ())}
     _lines(console, [line for line in sentences.all_of(report) if line not in told])
     if report["drift"]:
         drift = report["drift"]

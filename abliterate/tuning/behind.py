@@ -37,9 +37,9 @@ def parted(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int]) -> tuple[li
     return list(reply), []
 
 
-def thinks(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int]) -> bool:
-    """Whether there is something in a reply's thought."""
-    return bool(decode(tokenizer, parted(tokenizer, reply)[0]).replace(CLOSE, "").strip())
+def is_empty(tokenizer: PreTrainedTokenizerBase, thought: Sequence[int]) -> bool:
+    """Whether there is nothing in a thought but its end."""
+    return not decode(tokenizer, thought).replace(CLOSE, "").strip()
 
 
 def lines_behind(
@@ -56,7 +56,8 @@ def lines_behind(
     frequent: dict[str, Counter[tuple[int, ...]]] = {}
     for (prompt, _), line in zip(target, own, strict=True):
         frequent.setdefault(prompt.lang, Counter()).update([line] if line else [])
-    thoughts = [(prompt, _closed(tokenizer, reply)) for prompt, reply in answered if thinks(tokenizer, reply)]
+    theirs = [(prompt, parted(tokenizer, reply)[0]) for prompt, reply in answered]
+    thoughts = [(prompt, _closed(tokenizer, thought)) for prompt, thought in theirs if not is_empty(tokenizer, thought)]
     found = []
     for number, ((prompt, _), line) in enumerate(zip(target, own, strict=True)):
         counts = frequent[prompt.lang]
@@ -74,6 +75,5 @@ def _thought_for(prompt: Prompt, number: int, thoughts: Sequence[tuple[Prompt, l
     return twin or (same[number % len(same)] if same else [])
 
 
-def _closed(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int]) -> list[int]:
-    thought, _ = parted(tokenizer, reply)
+def _closed(tokenizer: PreTrainedTokenizerBase, thought: list[int]) -> list[int]:
     return thought if CLOSE in decode(tokenizer, thought) else [*thought[:THOUGHT_TOKENS], *closing(tokenizer)]

@@ -14,7 +14,7 @@ from abliterate.model.forward import Continued
 from abliterate.model.passes import Advance, Ids, Model, Pass, unheard
 from abliterate.model.template import CLOSE, decode, encode, opens_thought
 from abliterate.prompts import Prompt, Role
-from abliterate.tuning.behind import Line, lines_behind, parted, thinks
+from abliterate.tuning.behind import Line, is_empty, lines_behind, parted
 
 A = TypeVar("A")
 STAYS: tuple[Role, ...] = ("keep", "baseline", "harmless")
@@ -75,14 +75,15 @@ def gather(
     stays = {role: _staying(found[role], role) for role in STAYS if role in found}
     hearers = {role: Predictions(model, Texts(asked.prompts, asked.continuations, [])) for role, asked in stays.items()}
     ask(model, list(hearers.values()), advance)
-    ways = [_way(model, target.replies[i]) for i in chosen]
+    opened = opens_thought(model.tokenizer)
+    ways = [_way(model, target.replies[i]) if opened else Line([], target.replies[i]) for i in chosen]
     led = [[*target.prompts[i], *way.thought] for i, way in zip(chosen, ways, strict=True)]
     openings = [list(way.tokens[:OPENING_TOKENS]) for way in ways]
     at_once = [not way.thought for way in ways]
     return Examples(
         Openings(led, openings, chosen, len(target.prompts), len(withheld)),
         _others([prompts["target"][i].lang for i in chosen], openings, at_once),
-        _behind(model, prompts, found, chosen, at_once),
+        _behind(model, prompts, found, chosen, at_once) if opened else [[] for _ in chosen],
         {role: Stay(asked, hearers[role].found) for role, asked in stays.items()},
         [_mark(model, opening) for opening in openings],
     )
@@ -94,17 +95,15 @@ def distinct(prompts: Mapping[Role, A]) -> dict[Role, A]:
 
 
 def _way(model: Model, reply: Sequence[int]) -> Line:
-    """How a reply withholds: at once, and be it by a thought that is closed at once; or with a line behind a thought."""
+    """How a reply of a model that thinks withholds: at once, and be it by closing its thought; or with a line behind a thought."""
     thought, line = parted(model.tokenizer, reply)
-    return Line(thought, line) if line and thinks(model.tokenizer, reply) and opens_thought(model.tokenizer) else Line([], reply)
+    return Line(thought, line) if line and not is_empty(model.tokenizer, thought) else Line([], reply)
 
 
 def _behind(
     model: Model, prompts: Mapping[Role, Sequence[Prompt]], found: Mapping[Role, _Replied], chosen: Sequence[int], at_once: Sequence[bool]
 ) -> list[list[Line]]:
     """Lines behind a thought, of prompts that are withheld ``at_once``; the others' own lines are such already."""
-    if not opens_thought(model.tokenizer):
-        return [[] for _ in chosen]
     role: Role = "baseline" if "baseline" in found else "harmless"
     withheld = [(prompts["target"][i], found["target"].replies[i]) for i in chosen]
     answered = [(p, reply) for p, reply, held in zip(prompts[role], found[role].replies, found[role].withheld, strict=True) if not held]

@@ -7,7 +7,6 @@ it came from, and of its content. Any other file is as good as none.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,8 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load, save
 from torch import Tensor
+
+from abliterate.place import write_whole
 
 _FACTS = "facts"  # beside tensors: a JSON value, as bytes
 
@@ -78,12 +79,7 @@ class Kept:
             return
         with suppress(OSError):  # what can't be kept is made again, should it come to that
             self.folder.mkdir(exist_ok=True)
-            partial = self.folder / f".{name}.partial"
-            with partial.open("wb") as file:
-                file.write(self._seal(name, content) + b"\n" + content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.folder / name)
+            write_whole(self._seal(name, content) + b"\n" + content, self.folder / name)
 
     def _seal(self, name: str, content: bytes) -> bytes:
         return _hash([self.source.encode(), name.encode(), content]).encode()
