@@ -33,6 +33,7 @@ from abliterate.config import (
     VerifyConfig,
 )
 from abliterate.errors import CheckError, InputError
+from abliterate.harmless import echo
 from abliterate.options import command, spread
 from abliterate.place import check_new, check_place
 
@@ -119,7 +120,7 @@ def _collect(config: CollectConfig, out: Path) -> None:
     with _loading():
         from abliterate.commands import collect
 
-    _by_the_first(config, lambda: typer.echo(collect(config, out)))
+    _by_the_first(config, lambda: echo(collect(config, out)))
 
 
 def _directions(config: DirectionsConfig, given: Path, out: Path | None) -> None:
@@ -147,28 +148,28 @@ def _edit(config: EditCommandConfig, out: Path) -> None:
     with _loading():
         from abliterate.commands import edit
 
-    typer.echo(edit(config, out))
+    echo(edit(config, out))
 
 
 def _verify(config: VerifyConfig, checkpoint: Path) -> None:
     with _loading():
         from abliterate.commands import verify
 
-    typer.echo(verify(config, checkpoint))
+    echo(verify(config, checkpoint))
 
 
 def _push(config: PushConfig, checkpoint: Path, repo: str) -> None:
     with _loading():
         from abliterate.publishing.push import push
 
-    typer.echo(push(config, checkpoint, repo))
+    echo(push(config, checkpoint, repo))
 
 
 def _plan(config: PlanConfig, figures: Path | None) -> None:
     with _loading():
         from abliterate.commands import plan
 
-    typer.echo("\n".join(plan(config, figures)))
+    echo("\n".join(plan(config, figures)))
 
 
 command(
@@ -277,7 +278,7 @@ def _report(config: ReportConfig, folder: Path | None, compare: list[Path] | Non
             raise InputError("--compare writes one page: give --out FILE.html")
         from abliterate.report.compare_runs import compare_runs
 
-        typer.echo(compare_runs([*([folder] if folder else []), *compare], out))
+        echo(compare_runs([*([folder] if folder else []), *compare], out))
         return
     if folder is None or out is not None:
         raise InputError("give the folder of a run" if folder is None else "--out goes with --compare; a run's report lies in its folder")
@@ -382,5 +383,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(line: str, code: int) -> int:
-    typer.echo(f"abliterate: {' '.join(line.split())}", err=True)
+    echo(f"abliterate: {' '.join(line.split())}", err=True)
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -25,8 +26,19 @@ def check_place(path: Path) -> None:
 def write_whole(content: bytes, path: Path) -> None:
     """Write a file that is whole or absent, and stays so when the machine goes down."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    partial.unlink(missing_ok=True)  # what a killed process left, or a link that a stranger's folder came with
+    with partial.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def no_link(path: str, flags: int) -> int:
+    """An opener (see ``open``) for a file that is written to where it stands. Raises InputError for a link, which would lead elsewhere."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            raise InputError(f"{path}: is a link, and what is written there would land in another file; remove it") from None
+        raise

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False)
+from abliterate.console import HarmlessConsole
+
+console = HarmlessConsole(stderr=True, highlight=False)
 FIRST = 60.0  # seconds after which a stage says how far it is; then after twice as many, and so on
 
 
@@ -32,7 +33,7 @@ def stage(what: str, total: int, clock: Callable[[], float] = time.monotonic) ->
         say(f"{what}: {total} in {clock() - started:.1f} s")
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -44,6 +44,7 @@ class RunFolder:
         with self.timed(name):
             made = make()
         partial = final.with_name(f".partial-{final.name}")
+        partial.unlink(missing_ok=True)  # also a link that a stranger's folder came with
         save(made, partial)
         partial.chmod(0o644)  # safetensors makes files that only their owner can read
         partial.replace(final)

@@ -11,8 +11,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "abliterate"
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("errors",),
-    ("progress", "config", "place"),
+    ("errors", "harmless"),
+    ("console",),
+    ("progress", "config", "place", "cache"),
     ("prompts",),
     ("formats",),
     ("model",),

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from abliterate.chat.conversation import converse, labels, opened, replies
-from abliterate.chat.screen import Plain, chip, harmless, written
+from abliterate.chat.screen import Plain, chip, written
 from abliterate.chat.speaker import Manner, Said, Speaker, _Drawn
 from abliterate.cli import main
 from abliterate.config import ChatConfig
@@ -161,11 +161,6 @@ def test_two_models_that_do_not_fit_together_are_refused_before_any_is_loaded(ti
         opened(pair.model_copy(update={"max_memory": "1000MiB"}))
     with pytest.raises(InputError, match="whole in memory"):
         opened(ChatConfig(model=str(tiny(layers=8, d_model=512)), max_memory="930MiB"))
-
-
-def test_what_a_terminal_would_obey_is_shown_as_a_mark() -> None:
-    assert harmless("a\x1b[2Jb\u202ec\x9b1m\ud800") == "a\ufffd[2Jb\ufffdc\ufffd1m\ufffd"
-    assert harmless("天\tدو\u200cست\n🙂") == "天\tدو\u200cست\n🙂"
 
 
 def test_models_of_one_name_get_names_of_their_own() -> None:

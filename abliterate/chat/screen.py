@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from io import TextIOWrapper
@@ -16,6 +15,8 @@ from rich.panel import Panel
 from rich.text import Text
 
 from abliterate.chat.speaker import Said
+from abliterate.console import HarmlessConsole
+from abliterate.harmless import harmless
 
 WITHHELD, SAID, BROKEN = "yellow", "green", "red"
 _COLOURS = {"refused": WITHHELD, "deflected": WITHHELD, "state_line": WITHHELD, "answered": SAID}
@@ -48,14 +49,9 @@ class Screen(Protocol):
 
 def screen() -> Screen:
     """A terminal's, where both ends are one and it can be written over; else plain text."""
-    console = Console(highlight=False)
+    console = HarmlessConsole(highlight=False)
     lively = sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal
     return Terminal(console) if lively else Plain()
-
-
-def harmless(text: str) -> str:
-    """A model's text without what a terminal would obey: control characters, and marks that turn the direction of writing."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") or c in "\u200c\u200d" else "\ufffd" for c in text)
 
 
 def chip(said: Said) -> str:
@@ -88,11 +84,11 @@ class Plain:
 
     def told(self, replies: Mapping[str, Said]) -> None:
         for label, said in replies.items():
-            print(f"{label}> {written(said)}\n  [{chip(said)}]", flush=True)
+            print(f"{harmless(label)}> {written(said)}\n  [{chip(said)}]", flush=True)
         print(flush=True)
 
     def note(self, line: str) -> None:
-        print(line, flush=True)
+        print(harmless(line), flush=True)
 
 
 class Terminal:

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from abliterate import __version__
+from abliterate.cache import OWN_FILE, OWN_FOLDER, cache_folder
 from abliterate.checkpoint.output import plan_output
 from abliterate.checkpoint.stream import write_shards
 from abliterate.checkpoint.tasks import edit_tasks, missing_expert, placed_writers, unplaced, writer_kinds
@@ -34,7 +35,6 @@ from abliterate.model.index import ShardIndex, open_index
 from abliterate.model.layouts import guess_table, in_memory, template, text_name
 from abliterate.model.load import InMemory
 from abliterate.model.plan import EditPlan, plan_from_direction
-from abliterate.model.refuser import cache_folder
 from abliterate.model.tiny import probe, tiny_config, tiny_model
 
 LEFT, LOGITS = 1e-5, 1e-4
@@ -66,8 +66,8 @@ def self_check(folder: ModelFolder, index: ShardIndex) -> SelfCheck:
         raise InputError(f"{folder.path}: the checkpoint lacks {lost}, which its neighbours have; download it again")
     kinds = writer_kinds(index.tensors, folder)
     blocks = _enough(kinds, folder)
-    kept = cache_folder() / "selfchecks" / f"{_key(folder, index, blocks)}.json"
-    if (known := _read(kept)) is not None:
+    kept = _place(f"{_key(folder, index, blocks)}.json")
+    if kept is not None and (known := _read(kept)) is not None:
         return known
     with tempfile.TemporaryDirectory(prefix="abliterate-selfcheck-") as place:
         try:
@@ -76,12 +76,22 @@ def self_check(folder: ModelFolder, index: ShardIndex) -> SelfCheck:
             raise InputError(re.sub(re.escape(place) + r"/[\w-]+", f"{folder.path} (a small copy)", str(error))) from None
         except (OSError, SafetensorError) as error:
             raise InputError(f"{place}: the small copy of the self-check can't be written there ({first_line(error)})") from None
-    with suppress(OSError):  # a cache that can't be written is only slower
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = kept.with_suffix(f".{blake3(str(place).encode()).hexdigest(8)}")
-        unfinished.write_text(json.dumps(asdict(made)), encoding="utf-8")
-        unfinished.replace(kept)
+    if kept is not None:
+        with suppress(OSError):  # a cache that can't be written is only slower
+            kept.parent.mkdir(OWN_FOLDER, exist_ok=True)
+            unfinished = kept.with_suffix(f".{blake3(str(place).encode()).hexdigest(8)}")
+            unfinished.touch(OWN_FILE)
+            unfinished.write_text(json.dumps(asdict(made)), encoding="utf-8")
+            unfinished.replace(kept)
     return made
+
+
+def _place(name: str) -> Path | None:
+    """Where the figures of that name are kept. None where the cache can't be used: what others may have written there proves nothing."""
+    try:
+        return cache_folder() / "selfchecks" / name
+    except (OSError, InputError):
+        return None
 
 
 def _read(kept: Path) -> SelfCheck | None:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from abliterate.errors import CheckError
+from abliterate.place import write_whole
 
 SUMS = "SHA256SUMS"
 _WORKERS = 2
@@ -37,9 +38,7 @@ def write_sums(folder: Path, advance: Callable[[int], None] = lambda done: None)
     changed = _changed(folder, known)
     kept = {name: digest for name, digest in known.items() if name in here}
     sums = {**kept, **_hashed(folder, changed, advance)}
-    partial = folder / f".{SUMS}.partial"
-    partial.write_text("".join(_line(sums[name], name) for name in sorted(sums)), encoding="utf-8", newline="")
-    partial.replace(folder / SUMS)
+    write_whole("".join(_line(sums[name], name) for name in sorted(sums)).encode(), folder / SUMS)
 
 
 def check_sums(folder: Path, but: Iterable[str] = (), advance: Callable[[int], None] = lambda done: None) -> int:

@@ -34,6 +34,7 @@ def save_directions(directions: Directions, path: Path) -> None:
 def save_direction(direction: Tensor, path: Path) -> None:
     """Write a direction file: ``direction`` of shape [d_model] or [layer, d_model]; whole or absent."""
     partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
     save_file({"direction": direction.float().contiguous()}, partial)
     partial.chmod(0o644)  # safetensors makes files that only their owner can read
     partial.replace(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 
 from abliterate.errors import InputError, first_line
 from abliterate.evaluation.outcomes import Verdict, judge
+from abliterate.place import no_link
 from abliterate.prompts import Prompt
+
+_OBEYED = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # control characters that JSON lets stand, marks of direction
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def transcript_of(set_name: str, prompt: Prompt, response: str, new_tokens: int,
 
 def append(path: Path, transcripts: Sequence[Transcript]) -> None:
     """Add lines, after cutting off a half-written one, and make sure that they are on disk before returning."""
-    with path.open("ab+") as file:
+    with open(path, "ab+", opener=no_link) as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
@@ -82,8 +86,8 @@ def in_order(transcripts: Sequence[Transcript], wanted: Sequence[tuple[str, Prom
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """A row as one line of JSON, readable where UTF-8 can hold it and escaped where it can't (lone surrogates)."""
-    text = json.dumps(row, ensure_ascii=False)
+    """A row as one line of JSON, readable but for what UTF-8 can not hold (half a surrogate pair) and what a terminal would obey."""
+    text = _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(row, ensure_ascii=False))
     try:
         text.encode()
     except UnicodeEncodeError:

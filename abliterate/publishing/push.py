@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from abliterate.checkpoint.licence import CARD
 from abliterate.checkpoint.sums import SUMS, published_files, to_hash, write_sums
 from abliterate.config import PushConfig
+from abliterate.console import HarmlessConsole
 from abliterate.errors import CheckError, InputError
 from abliterate.planning.words import size
 from abliterate.progress import stage
@@ -85,7 +85,7 @@ def _size(nbytes: int) -> str:
 
 def _show(made: Checkpoint, new: Mapping[str, str], facts: Mapping[str, str], refused: list[str]) -> None:
     """What will be sent, and what else stands against it, to stdout."""
-    console = Console(highlight=False)
+    console = HarmlessConsole(highlight=False)
     sizes = {name: (made.path / name).stat().st_size for name in published_files(made.path)}
     sizes |= {name: len(text.encode("utf-8", "replace")) for name, text in new.items()}
     table = Table("file", "size", box=None, pad_edge=False)

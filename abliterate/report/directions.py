@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from abliterate.console import HarmlessConsole
 
 _WIDE = 200
 
 
 def show_directions(document: Mapping[str, Any], written: Path | None = None) -> None:
     """Each estimate where it separates best, from the content of directions.json; to stdout."""
-    console = Console(highlight=False)
+    console = HarmlessConsole(highlight=False)
     if not console.is_terminal:
         console.width = _WIDE  # in a file no column is cut
 

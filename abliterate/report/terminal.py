@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from abliterate.console import HarmlessConsole
 from abliterate.evaluation.outcomes import WITHHELD
 from abliterate.report import choice, provenance, sentences, verdicts
 from abliterate.report.numbers import bounds, outcome, percent
@@ -19,7 +19,7 @@ from abliterate.report.page import headline, two_models
 def show(report: Mapping[str, Any], out: Path) -> None:
     """The tests that failed, what was done, whether the target fell, the other tests, rates before and after, what else is to say, and
     where the report lies; to stdout. Of an edit, how each set fares against its control is left to the report itself."""
-    console = Console(highlight=False)
+    console = HarmlessConsole(highlight=False)
     edited = two_models(report)
     tests = verdicts.all_of(report)
     failed = [found for found in verdicts.of_keeps(report) if not found.shown]
@@ -60,7 +60,7 @@ def show(report: Mapping[str, Any], out: Path) -> None:
     console.print(f"report: {out / 'report.html'}", markup=False, soft_wrap=True)
 
 
-def _lines(console: Console, lines: Iterable[str], style: str | None = None) -> None:
+def _lines(console: HarmlessConsole, lines: Iterable[str], style: str | None = None) -> None:
     for line in lines:
         console.print(line, markup=False, style=style)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from abliterate.console import HarmlessConsole
 from abliterate.reproducing.likeness import VERDICTS
 
 LISTED = 20
@@ -16,7 +16,7 @@ LISTED = 20
 
 def show(document: Mapping[str, Any]) -> None:
     """The figures by set and measure, what differs, and the total; to stdout."""
-    console = Console(highlight=False)
+    console = HarmlessConsole(highlight=False)
     table = Table("set", "measure", *VERDICTS, box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"

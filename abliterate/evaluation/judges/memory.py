@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from abliterate.cache import OWN_FILE, OWN_FOLDER
 from abliterate.errors import InputError
 
 _COLUMNS = "key TEXT PRIMARY KEY, model TEXT NOT NULL, rubric TEXT NOT NULL, reply TEXT NOT NULL"
@@ -42,9 +44,11 @@ class Memory:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(OWN_FOLDER, parents=True, exist_ok=True)
+            if not self.path.exists():  # SQLite itself would make it readable for others
+                os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, OWN_FILE))
             with closing(sqlite3.connect(self.path, timeout=_WAIT)) as base:
                 base.execute(f"CREATE TABLE IF NOT EXISTS replies ({_COLUMNS})")
                 yield base
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise InputError(f"{self.path}: judges' replies can't be kept there ({error}); move it away, or set ABLITERATE_CACHE") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from abliterate.cache import cache_folder
 from abliterate.config import JudgeConfig, server_url
 from abliterate.errors import InputError
 from abliterate.evaluation.detector import RULES
@@ -12,7 +13,6 @@ from abliterate.evaluation.judges.judge import Judge, Rules
 from abliterate.evaluation.judges.labels import Labels, read_labels
 from abliterate.evaluation.judges.memory import Memory
 from abliterate.evaluation.server import Server
-from abliterate.model.refuser import cache_folder
 
 FORMS = "rules, classifier:ID[@LABELS], chat:URL[#MODEL]"
 
