@@ -15,9 +15,9 @@ from abliterate import pipeline
 from abliterate.cli import main
 from abliterate.config import AuditConfig, RunConfig, server_url
 from abliterate.errors import InputError
+from abliterate.evaluation.api_key import OWN
 from abliterate.evaluation.engine import engine_of, foresee, wanted_of
 from abliterate.evaluation.served import Wanted
-from abliterate.evaluation.server import KEYS
 from abliterate.model.source import ModelSource
 from abliterate.report.page import headline
 from abliterate.runfolder import RunFolder
@@ -28,7 +28,7 @@ KEY = "sk-very-secret-0123456789"
 
 @pytest.fixture(autouse=True)
 def _a_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEYS[0], KEY)
+    monkeypatch.setenv(OWN, KEY)
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -19,14 +18,16 @@ from urllib.parse import urlsplit
 import httpx2
 
 from abliterate.errors import InputError, first_line
+from abliterate.evaluation.api_key import HIDDEN, how_to_give, key_for, without_key
 from abliterate.progress import say
 
 T = TypeVar("T")
-KEYS = ("ABLITERATE_API_KEY", "OPENAI_API_KEY")
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two tries, doubled from one to the next
 _CONNECT = 30.0  # seconds for a connection to be made
 _SHAPELESS = 5  # tries of a request that is answered with something else than was asked for
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LONGEST = 16 * 2**20  # bytes of a reply: no text that a model writes is longer
+_LONGEST_MESSAGE = 2**16  # and of what a server says of an error
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,12 @@ class Server:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Line]:
-        """A line to the server. Redirects are not followed: the key goes to nobody but the server."""
-        key = api_key()
+        """A line to the server. Redirects are not followed: the key goes to nobody but the server. Nothing is to come packed: how long
+        a reply is shows while it comes."""
+        key = key_for(self.url)
+        asked = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         async with httpx2.AsyncClient(
-            headers={"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})},
+            headers={**asked, **({"Authorization": f"Bearer {key}"} if key else {})},
             timeout=httpx2.Timeout(None, connect=min(_CONNECT, self.request_timeout)),
             limits=httpx2.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency),
             trust_env=urlsplit(self.url).hostname not in _LOOPBACK,  # a proxy can't reach what is only here
@@ -75,17 +78,6 @@ class _PassingError(Exception):
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
         self.wait = wait
-
-
-def api_key() -> str | None:
-    """The key from the environment. Raises InputError where it can't be sent."""
-    name = next((name for name in KEYS if os.environ.get(name, "").strip()), None)
-    if name is None:
-        return None
-    key = os.environ[name].strip()
-    if not (key.isascii() and key.isprintable()):
-        raise InputError(f"{name} holds characters that no request can carry")
-    return key
 
 
 def passes(status: int) -> bool:
@@ -129,8 +121,8 @@ class Line:
         limit = self._server.request_timeout
         method, content = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
         try:
-            async with asyncio.timeout(limit):
-                response = await self._http.request(method, self._server.url + path, content=content)
+            async with asyncio.timeout(limit), self._http.stream(method, self._server.url + path, content=content) as response:
+                answer = without_key(await self._read(path, response), self._key)
         except TimeoutError:
             raise _PassingError(f"no whole reply within {limit:g} s; see --request-timeout and --concurrency") from None
         except httpx2.InvalidURL as error:
@@ -140,10 +132,29 @@ class Line:
                 raise RefusedError(0, f"{self._server.url}: its certificate is not trusted ({self._clean(error)})") from None
             raise _PassingError(_kind_of(error)) from None
         if response.is_success:
-            return response.content
+            return answer
+        said = self._message(answer) or response.reason_phrase
         if again(response.status_code):
-            raise _PassingError(f"HTTP {response.status_code}: {self._message(response)}", self._asked_wait(response))
-        raise RefusedError(response.status_code, self._refusal(path, response))
+            raise _PassingError(f"HTTP {response.status_code}: {said}", self._asked_wait(response))
+        raise RefusedError(response.status_code, self._refusal(path, response, said))
+
+    async def _read(self, path: str, response: httpx2.Response) -> bytes:
+        """The body of a good answer, or the beginning of what is said of an error. Raises RefusedError where it is too long, or packed."""
+        good, where = response.is_success, f"{self._server.url}{path}"
+        packed = response.headers.get("content-encoding", "identity").strip().lower()
+        if packed not in ("", "identity"):
+            if good:
+                raise RefusedError(response.status_code, f"{where}: its reply is packed ({self._clean(packed)}), which was not asked for")
+            return b""
+        longest, body = LONGEST if good else _LONGEST_MESSAGE, bytearray()
+        async with aclosing(response.aiter_raw()) as parts:
+            async for part in parts:
+                body += part
+                if len(body) > longest:
+                    break
+        if good and len(body) > longest:
+            raise RefusedError(response.status_code, f"{where}: its reply is longer than {longest // 2**20} MiB, and was not read on")
+        return bytes(body[:longest])
 
     async def _wait(self, fault: _PassingError, tries: int) -> None:
         """Until the next try: longer each time, by chance, or as long as the server asks for."""
@@ -171,34 +182,34 @@ class Line:
             return float(given[:9])
         try:
             return max(0.0, (parsedate_to_datetime(given) - datetime.now(UTC)).total_seconds())
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return None
 
-    def _refusal(self, path: str, response: httpx2.Response) -> str:
-        status, said = response.status_code, self._message(response)
+    def _refusal(self, path: str, response: httpx2.Response, said: str) -> str:
+        status = response.status_code
         where = f"{self._server.url}{path}"
         if status in (401, 403):
-            return f"{where}: HTTP {status}: {said}; set {KEYS[0]} to the server's key"
+            return f"{where}: HTTP {status}: {said}; {how_to_give(self._server.url)}"
         if response.is_redirect:
             host = urlsplit(response.headers.get("location", "")).hostname
             return f"{where}: it redirects{f' to {host}' if host else ''}, which is not followed; give the address it leads to"
         hint = "; does the URL lack its /v1?" if status == 404 and not urlsplit(self._server.url).path else ""
         return f"{where}: HTTP {status}: {said}{hint}"
 
-    def _message(self, response: httpx2.Response) -> str:
+    def _message(self, body: bytes) -> str:
         """What the server says of an error, in one short line."""
-        said: Any = response.text
+        said: Any = body.decode("utf-8", "replace")
         try:
-            said = json.loads(response.content)
+            said = json.loads(body)
             for key in ("error", "message", "detail"):  # {"error": {"message": ...}}, {"error": ...}, {"message": ...}, {"detail": ...}
                 said = said.get(key, said) if isinstance(said, dict) else said
         except (ValueError, RecursionError):
             pass
-        return self._clean(said if isinstance(said, str) else json.dumps(said)) or response.reason_phrase
+        return self._clean(said if isinstance(said, str) else json.dumps(said))
 
     def _clean(self, said: object) -> str:
         """Words of somebody else as a short line without control characters, and without our key."""
-        text = str(said).replace(self._key, "***") if self._key else str(said)
+        text = str(said).replace(self._key, HIDDEN) if self._key else str(said)
         return " ".join("".join(c if c.isprintable() else " " for c in text[:2000]).split())[:200]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import signal
@@ -20,10 +21,11 @@ import pytest
 from serving import PATIENT, Action, Handler, StandIn, Time, body, completion, cut, dribble, running, silent, status
 
 from abliterate.errors import InputError
+from abliterate.evaluation.api_key import OPENAI, OWN, key_for
 from abliterate.evaluation.asking import Asking
 from abliterate.evaluation.completion import Reply, reply_of
 from abliterate.evaluation.served import Served
-from abliterate.evaluation.server import KEYS, AwayError, RefusedError, Server
+from abliterate.evaluation.server import LONGEST, AwayError, RefusedError, Server
 from abliterate.evaluation.transcripts import Transcript, append, read
 from abliterate.prompts import Prompt, PromptSet
 
@@ -38,7 +40,7 @@ KEY = "sk-very-secret-0123456789"
 
 @pytest.fixture(autouse=True)
 def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in KEYS:
+    for name in (OWN, OPENAI):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -137,7 +139,7 @@ def test_the_server_is_given_the_time_that_it_asks_for(form: str, server: StandI
     assert len(time.waits) == 1 and 35 < time.waits[0] <= 50
 
 
-@pytest.mark.parametrize("asked", ["0", "-5", "soon", "", "Wed, 21 Oct 2015 07:28:00 GMT"])
+@pytest.mark.parametrize("asked", ["0", "-5", "soon", "", "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 99999999999999999999 07:28:00 GMT"])
 def test_a_wait_that_is_none_leaves_ours(asked: str, server: StandIn, tmp_path: Path) -> None:
     server.script = {TEXTS[0]: [status(503, Retry_After=asked)] * 3}
     time = Time()
@@ -240,7 +242,7 @@ def test_answers_that_never_have_the_shape_end_after_a_few_tries(server: StandIn
 
 
 def test_a_redirect_is_not_followed(server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEYS[0], KEY)
+    monkeypatch.setenv(OWN, KEY)
     with running(StandIn()) as other:
         server.script = {TEXTS[0]: [lambda r: r.send(307, b"", Location=other.url + "/chat/completions")]}
         with pytest.raises(InputError, match=r"redirects to 127\.0\.0\.1, which is not followed"):
@@ -252,9 +254,9 @@ def test_a_redirect_is_not_followed(server: StandIn, tmp_path: Path, monkeypatch
 def test_the_key_comes_from_the_environment_and_goes_to_the_server_alone(
     both: bool, server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(KEYS[1], "other" if both else f" {KEY}\n")
+    monkeypatch.setenv(OWN, f" {KEY}\n")
     if both:
-        monkeypatch.setenv(KEYS[0], KEY)
+        monkeypatch.setenv(OPENAI, "other")
     assert whole(ask(server, tmp_path / "t.jsonl"), tmp_path / "t.jsonl")
     assert {headers["authorization"] for _, _, headers in lowered(server)} == {f"Bearer {KEY}"}
 
@@ -263,13 +265,111 @@ def lowered(server: StandIn) -> list[tuple[str, dict[str, Any], dict[str, str]]]
     return [(path, asked, {name.lower(): value for name, value in headers.items()}) for path, asked, headers in server.asked]
 
 
+def test_openais_key_goes_to_no_other_server(server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OPENAI, KEY)
+    server.script = {TEXTS[0]: [status(401, "who are you?")]}
+    with pytest.raises(InputError, match=r"set ABLITERATE_API_KEY to the server's key \(OPENAI_API_KEY goes to api\.openai\.com alone\)"):
+        ask(server, tmp_path / "t.jsonl")
+    assert server.asked and not any("authorization" in headers for _, _, headers in lowered(server))
+
+
+@pytest.mark.parametrize(
+    ("url", "is_openais"),
+    [
+        ("https://api.openai.com/v1", True),
+        ("https://api.openai.com:443/v1", True),
+        ("https://API.OpenAI.com/v1", True),
+        ("http://api.openai.com/v1", False),
+        ("https://api.openai.com:8443/v1", False),
+        ("https://api.openai.com.evil.example/v1", False),
+        ("https://evil.example/api.openai.com/v1", False),
+        ("https://api-openai.com/v1", False),
+        ("https://openai.com/v1", False),
+        ("http://localhost:8000/v1", False),
+    ],
+)
+def test_openais_own_host_is_that_one_alone_and_over_tls(url: str, is_openais: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OPENAI, KEY)
+    assert key_for(url) == (KEY if is_openais else None)
+    monkeypatch.setenv(OWN, "the user's own")
+    assert key_for(url) == "the user's own"
+
+
+def test_a_key_that_the_server_repeats_stays_out_of_the_replies(server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OWN, KEY)
+    server.answers = lambda prompt: completion(f"You sent Bearer {KEY}.")
+    assert {t.response for t in ask(server, tmp_path / "t.jsonl")} == {"You sent Bearer ***."}
+    assert KEY not in (tmp_path / "t.jsonl").read_text()
+
+
+def test_a_key_that_is_a_word_spoils_no_reply(server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OWN, "EMPTY")
+    server.answers = lambda prompt: completion("The set is EMPTY.")
+    assert {t.response for t in ask(server, tmp_path / "t.jsonl")} == {"The set is EMPTY."}
+
+
+def endless(request: Handler) -> None:
+    """A reply that says of no length and has no end."""
+    request.send_response(200)
+    request.send_header("Transfer-Encoding", "chunked")
+    request.end_headers()
+    while not request.server.closing.is_set():
+        request.wfile.write(b"10000\r\n" + b" " * 2**16 + b"\r\n")
+
+
+def claims_more(request: Handler) -> None:
+    """Ten times as long as any reply, and begun."""
+    request.send_response(200)
+    request.send_header("Content-Length", str(10 * LONGEST))
+    request.end_headers()
+    for _ in range(2 * LONGEST // 2**16):
+        request.wfile.write(b" " * 2**16)
+    request.server.closing.wait(PATIENT)
+
+
+@pytest.mark.parametrize("answer", [endless, claims_more])
+def test_a_reply_without_end_is_not_read_on(answer: Action, server: StandIn, tmp_path: Path) -> None:
+    server.script = {TEXTS[0]: [answer]}
+    with pytest.raises(InputError, match="longer than 16 MiB"):
+        ask(server, tmp_path / "t.jsonl")
+
+
+def test_a_list_of_models_without_end_is_not_read_on(server: StandIn) -> None:
+    server.models = endless
+    with pytest.raises(RefusedError, match=r"/models: its reply is longer than 16 MiB"):
+        asyncio.run(listed(Server(server.url)))
+
+
+def test_of_an_endless_error_only_the_beginning_is_read(server: StandIn, tmp_path: Path) -> None:
+    def fail(request: Handler) -> None:
+        request.send_response(400)
+        request.send_header("Content-Length", str(10 * LONGEST))
+        request.end_headers()
+        request.wfile.write(b"no! " * 2**18)
+        request.server.closing.wait(PATIENT)
+
+    server.script = {TEXTS[0]: [fail]}
+    with pytest.raises(InputError, match="HTTP 400: no! no!"):
+        ask(server, tmp_path / "t.jsonl")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd", "br"])
+def test_nothing_is_unpacked(encoding: str, server: StandIn, tmp_path: Path) -> None:
+    """Sixteen megabytes of zeros are sixteen kilobytes in gzip."""
+    bomb = gzip.compress(bytes(2**24))
+    server.script = {TEXTS[0]: [lambda request: request.send(200, bomb, Content_Encoding=encoding)]}
+    with pytest.raises(InputError, match=f"packed \\({encoding}\\), which was not asked for"):
+        ask(server, tmp_path / "t.jsonl")
+    assert {headers["accept-encoding"] for _, _, headers in lowered(server)} == {"identity"}
+
+
 def test_without_a_key_none_is_sent(server: StandIn, tmp_path: Path) -> None:
     ask(server, tmp_path / "t.jsonl")
     assert not any("authorization" in headers for _, _, headers in lowered(server))
 
 
 def test_a_key_that_the_server_repeats_stays_out_of_the_message(server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEYS[0], KEY)
+    monkeypatch.setenv(OWN, KEY)
     server.script = {TEXTS[0]: [status(401, f"Incorrect API key provided: {KEY}.")]}
     with pytest.raises(InputError) as raised:
         ask(server, tmp_path / "t.jsonl")
@@ -280,7 +380,7 @@ def test_a_key_that_the_server_repeats_stays_out_of_the_message(server: StandIn,
 def test_a_key_that_can_not_be_sent_is_refused_without_being_shown(
     key: str, server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(KEYS[0], key)
+    monkeypatch.setenv(OWN, key)
     with pytest.raises(InputError, match="ABLITERATE_API_KEY") as raised:
         ask(server, tmp_path / "t.jsonl")
     assert key not in str(raised.value) and server.asked == []
@@ -294,7 +394,7 @@ def test_a_certificate_that_is_not_trusted_is_not_tried_again(monkeypatch: pytes
     async def fail(*args: object, **options: object) -> None:
         raise httpx2.ConnectError("[SSL] failed") from ssl.SSLCertVerificationError("self-signed certificate")
 
-    monkeypatch.setattr(httpx2.AsyncClient, "request", fail)
+    monkeypatch.setattr(httpx2.AsyncClient, "send", fail)
     with pytest.raises(RefusedError, match="certificate is not trusted"):
         asyncio.run(listed(Server("https://127.0.0.1:1/v1")))
 
