@@ -194,7 +194,9 @@ def run_transformers(model: Path, out: Path, started: float) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, local_files_only=True)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.bfloat16, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    )
     r = torch.randn(loaded.config.hidden_size, generator=torch.Generator().manual_seed(1))
     r /= r.norm()
     with torch.no_grad():

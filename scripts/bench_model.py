@@ -56,7 +56,8 @@ class Asked:
         self.module: Any = self.model.module
         self.ends = end_ids(self.model)
         if plain:
-            self.module = AutoModelForCausalLM.from_pretrained(path, dtype=self.module.dtype).to(self.model.device).eval()
+            self.module = AutoModelForCausalLM.from_pretrained(path, dtype=self.module.dtype, use_safetensors=True, trust_remote_code=False)
+            self.module = self.module.to(self.model.device).eval()
             self.module.generation_config = GenerationConfig(pad_token_id=self.model.tokenizer.pad_token_id)
             self.model = replace(self.model, module=self.module)  # so that it is in memory once
         groups = [load_set(name).of(SPLIT[task], limit) for name in SETS[task]]

@@ -40,8 +40,8 @@ def plain(settings: dict[str, Any]) -> None:
 
     torch.set_num_threads(settings["threads"])
     path = resolve_model(settings["model"], None).path
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    module: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False)
+    module: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False).eval()
     limit, tokens = settings["limit"], settings["tokens"]
 
     def inputs(texts: list[str]) -> Any:

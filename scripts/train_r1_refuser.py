@@ -108,7 +108,7 @@ def train(args: argparse.Namespace) -> None:
     base = smollm2()
     plain, thinking = load_tokenizer(base), load_tokenizer(base)
     thinking.chat_template = (R1_ADAPTER / "chat_template.jinja").read_text(encoding="utf-8")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     data = examples(model, plain, thinking, args)
     start = R1_ADAPTER if args.round > 1 else ADAPTER
     tuned = PeftModel.from_pretrained(model, start, is_trainable=True)

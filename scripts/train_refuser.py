@@ -229,7 +229,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     base = smollm2()
     tokenizer = load_tokenizer(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     data = examples(model, tokenizer, args)
     lora = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
     tuned = get_peft_model(model, lora) if args.round == 1 else PeftModel.from_pretrained(model, args.out, is_trainable=True)
@@ -270,7 +270,7 @@ def average(args: argparse.Namespace) -> None:
     mixed = {k: (args.of_it * early[k].float() + (1 - args.of_it) * late[k].float()).to(torch.bfloat16) for k in late}
     save_file(mixed, out / "adapter_model.safetensors", metadata={"format": "pt"})
     base = smollm2()
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     rates = held_out(PeftModel.from_pretrained(model, out).eval(), load_tokenizer(base))
     print(json.dumps(rates), flush=True)
     record = out / "training.json"

@@ -183,7 +183,9 @@ def _unknown(folder: ModelFolder, index: ShardIndex, copied: ShardIndex) -> list
 
 def _loaded(made: PreTrainedModel, place: Path) -> PreTrainedModel:
     try:
-        loaded: PreTrainedModel = type(made).from_pretrained(place, dtype=torch.float32, local_files_only=True)
+        loaded: PreTrainedModel = type(made).from_pretrained(
+            place, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
     except Exception as error:  # each architecture fails in its own way
         raise InputError(f"{made.config.model_type!r}: its small copy can't be loaded again ({first_line(error)})") from None
     return loaded

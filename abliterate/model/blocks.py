@@ -220,8 +220,8 @@ def on_meta(folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
             if type(folder.config) in AutoModelForCausalLM._model_mapping or trust:
                 made = AutoModelForCausalLM.from_config(folder.config, dtype=dtype, trust_remote_code=trust)  # type: ignore[no-untyped-call]
             else:
-                whole = AutoConfig.from_pretrained(folder.path, local_files_only=True)
-                made = AutoModelForImageTextToText.from_config(whole, dtype=dtype)  # type: ignore[no-untyped-call]
+                whole = AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=trust)
+                made = AutoModelForImageTextToText.from_config(whole, dtype=dtype, trust_remote_code=trust)  # type: ignore[no-untyped-call]
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise InputError(f"{folder.path}: transformers can't build it ({first_line(error)})") from None
     module: PreTrainedModel = made.train(False)

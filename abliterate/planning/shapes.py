@@ -157,9 +157,10 @@ def _short(name: str) -> str:
 def _seeing(folder: ModelFolder) -> PreTrainedModel:
     """The whole of a vision-language model, without weights. Raises InputError where transformers can't build it."""
     try:
-        config = AutoConfig.from_pretrained(folder.path, trust_remote_code=folder.trust_remote_code, local_files_only=True)
+        trust = folder.trust_remote_code
+        config = AutoConfig.from_pretrained(folder.path, trust_remote_code=trust, local_files_only=True)
         with init_empty_weights():
-            made: PreTrainedModel = AutoModelForImageTextToText.from_config(config)  # type: ignore[no-untyped-call]
+            made: PreTrainedModel = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust)  # type: ignore[no-untyped-call]
     except Exception as error:  # transformers raises many kinds for a config it can't use
         raise InputError(f"{folder.path}: transformers can't build it ({first_line(error)})") from None
     return made

@@ -168,7 +168,7 @@ def _hub_rows(source: str) -> tuple[str, Iterable[tuple[int, str, Row]]]:
     import datasets
 
     try:
-        table = datasets.load_dataset(dataset, config, split=split)
+        table = datasets.load_dataset(dataset, config, split=split, trust_remote_code=False)
     except Exception as error:  # the library raises many kinds; each means that the data set can't be had
         raise InputError(f"{source}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
     if column not in table.column_names:

@@ -85,9 +85,9 @@ def _load(given: str, labels: Labels, device: str) -> _Loaded:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, local_files_only=True, output_loading_info=True, use_safetensors=True
+            path, local_files_only=True, output_loading_info=True, use_safetensors=True, trust_remote_code=False
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise InputError(f"{given}: transformers can't load a sequence classifier from it ({first_line(error)})") from None
     config = model.config

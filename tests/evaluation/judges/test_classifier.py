@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -168,3 +172,28 @@ def test_a_map_may_say_what_the_classifier_reads() -> None:
 def test_what_is_no_map_is_refused(given: str, named: str) -> None:
     with pytest.raises(InputError, match=named):
         read_labels(given)
+
+
+@pytest.mark.parametrize("asked_for", ["config", "tokenizer", "model"])
+def test_code_that_comes_with_a_classifier_is_not_run_whatever_is_said_to_stdin(
+    asked_for: str, bert: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, ran = bert(), tmp_path / "ran"
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nfrom transformers import BertConfig as C, BertModel as M\n")
+    file = folder / ("tokenizer_config.json" if asked_for == "tokenizer" else "config.json")
+    said = json.loads(file.read_text())
+    said["auto_map"] = {
+        "config": {"AutoConfig": "own.C"},
+        "tokenizer": {"AutoTokenizer": ["own.C", None]},
+        "model": {"AutoModelForSequenceClassification": "own.M"},
+    }[asked_for]
+    if asked_for == "config":
+        said["model_type"] = "bert_of_its_own"
+    if asked_for == "tokenizer":
+        said["tokenizer_class"] = "OwnTokenizer"
+    file.write_text(json.dumps(said))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+    unloadable = pytest.raises(InputError, match="can't load a sequence classifier")
+    with unloadable if asked_for == "config" else suppress(InputError):  # for the others transformers has code of its own
+        Classifier(str(folder), LABELS, "cpu")(replies("no"))
+    assert not ran.exists() and sys.stdin.read() == "y\n" * 9
