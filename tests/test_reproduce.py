@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import StandIn, running
 
 from abliterate.cli import main
-from abliterate.config import ReproduceConfig
+from abliterate.config import AuditConfig, CompareConfig, Config, ReproduceConfig, RunConfig
+from abliterate.config.recorded import ONLY_TOLD, TAKEN, why_not_taken
 from abliterate.evaluation.statistics import wilson
 from abliterate.evaluation.summary import rate
 from abliterate.reproducing.likeness import Figure, by_measure, compare, figures, totals, verdict
-from abliterate.reproducing.record import read_record, settings_of
+from abliterate.reproducing.record import not_taken, read_record, settings_of
 
 Tiny = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]
@@ -154,6 +156,97 @@ def test_a_model_from_the_hub_is_taken_at_the_commit_it_had(audit: Path) -> None
     (audit / "run.json").write_text(json.dumps(record))
     settings = settings_of(read_record(audit), ReproduceConfig())
     assert (settings.model, settings.revision) == ("owner/name", "abc123")  # type: ignore[union-attr]
+
+
+def told(audit: Path, **settings: Any) -> None:
+    """Let the record say so, as a stranger may."""
+    record = json.loads((audit / "run.json").read_text(encoding="utf-8"))
+    record["settings"] |= settings
+    (audit / "run.json").write_text(json.dumps(record))
+
+
+def test_every_setting_that_a_record_can_hold_is_taken_from_it_or_told_on_the_command_line() -> None:
+    """A new field must be put into one of the tables: what could run code, reach a server or write to a place is not for a stranger."""
+    fields = {name for config in (RunConfig, AuditConfig, CompareConfig) for name in config.model_fields}
+    assert TAKEN | ONLY_TOLD.keys() == fields and not TAKEN & ONLY_TOLD.keys()
+    assert ONLY_TOLD.keys() <= ReproduceConfig.model_fields.keys()
+    assert {"trust_remote_code", "engine", "edited_engine", "study", "layout", "lm_eval"} <= ONLY_TOLD.keys()
+
+
+@pytest.mark.parametrize("kind", [RunConfig, AuditConfig, CompareConfig])
+def test_no_setting_of_a_record_names_a_server(kind: type[Config]) -> None:
+    for name in kind.model_fields:
+        assert why_not_taken(name, "http://evil.example/v1") and why_not_taken(name, ["harmful", "https://evil.example/v1"])
+
+
+def test_a_setting_that_nobody_knows_is_not_taken() -> None:
+    assert why_not_taken("brand_new", 1) == "it isn't known what it could do"
+
+
+def test_a_strangers_record_reaches_no_server_and_runs_no_code(audit: Path, tmp_path: Path, capsys: Capture) -> None:
+    """With the reader's keys in the environment."""
+    with running(StandIn()) as server:
+        told(audit, engine=server.url, trust_remote_code=True, layout="/etc/hostname", lm_eval=["/tmp/evil.yaml"])
+        capsys.readouterr()
+        main(["reproduce", str(audit), "--out", str(tmp_path / "again")])
+        assert server.asked == []
+    said = capsys.readouterr().err
+    for flag in ("--engine", "--trust-remote-code", "--layout", "--lm-eval"):
+        [line] = [line for line in said.splitlines() if f"run.json: {flag} " in line]
+        assert "is not taken from a record" in line and line.endswith(f"it is where you give {flag} yourself")
+    again = json.loads((tmp_path / "again" / "run.json").read_text(encoding="utf-8"))["settings"]
+    assert (again["engine"], again["trust_remote_code"], again["layout"], again["lm_eval"]) == ("transformers", False, None, [])
+
+
+def test_what_is_not_taken_is_taken_from_the_flag(audit: Path) -> None:
+    record = read_record(audit)
+    given = ReproduceConfig(engine="vllm", trust_remote_code=True, layout="own.toml", lm_eval=("mmlu",))
+    settings = settings_of(record, given)
+    assert isinstance(settings, AuditConfig)
+    assert (settings.engine, settings.trust_remote_code, settings.layout, settings.lm_eval) == ("vllm", True, "own.toml", ("mmlu",))
+    assert not_taken(record, given) == {}
+
+
+def test_a_model_that_a_record_has_on_a_server_must_be_given(audit: Path, tmp_path: Path, capsys: Capture) -> None:
+    with running(StandIn()) as server:
+        told(audit, model=server.url)
+        line = refusal(capsys, "reproduce", str(audit), "--out", str(tmp_path / "again"))
+        assert "is not taken from a record" in line and "give --model yourself" in line
+        assert server.asked == []
+    assert settings_of(read_record(audit), ReproduceConfig(model="http://localhost:1/v1")).model == "http://localhost:1/v1"  # type: ignore[union-attr]
+
+
+def test_a_setting_that_the_kind_of_run_has_not_is_refused(audit: Path, tmp_path: Path, capsys: Capture) -> None:
+    line = refusal(capsys, "reproduce", str(audit), "--study", "s.log", "--out", str(tmp_path / "again"))
+    assert "--study" in line and "is of the command audit, which has no such setting" in line
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"derived": "x"},
+        {"reference": [1]},
+        {"versions": [1]},
+        {"model_hashes": "x"},
+        {"resolved": 1},
+        {"model_path": 5},
+        {"prompts": {"target": None}},
+        {"prompts": {"target": {"sha256": 5}}},
+    ],
+    ids=json.dumps,
+)
+def test_a_record_of_another_shape_is_one_line(damage: dict[str, Any], audit: Path, tmp_path: Path, capsys: Capture) -> None:
+    record = json.loads((audit / "run.json").read_text(encoding="utf-8")) | damage
+    (audit / "run.json").write_text(json.dumps(record))
+    assert "neither a run's" in refusal(capsys, "reproduce", str(audit), "--out", str(tmp_path / "again"))
+
+
+def test_a_report_whose_figures_can_not_be_read_is_known_before_anything_is_run(audit: Path, tmp_path: Path, capsys: Capture) -> None:
+    report = json.loads((audit / "report.json").read_text(encoding="utf-8"))
+    report["sets"]["target"]["base"]["refused"]["ci95"] = ["low", "high"]
+    (audit / "report.json").write_text(json.dumps(report))
+    line = refusal(capsys, "reproduce", str(audit), "--out", str(tmp_path / "again"))
+    assert "its figures can't be read" in line and not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from abliterate.config.stages import (
 )
 from abliterate.errors import InputError
 
+_NOT_FROM_A_RECORD = "never taken from the record."
 _REFERENCE = "A model whose behaviour without the censorship is known: how much of it comes back is measured."
 
 
@@ -208,12 +209,18 @@ class ChatConfig(HeldConfig, SourceConfig):
 
 
 class ReproduceConfig(Config):
-    """A run again, with the settings that it had; only where the models lie may be told anew."""
+    """A run again, with the settings that it had; where the models lie may be told anew, and what a record may not say is told here."""
 
     model: str | None = Field(None, min_length=1, description="Where the model of a run or an audit lies now.")
     base: str | None = Field(None, min_length=1, description="Where the base of a comparison lies now.")
     derived: str | None = Field(None, min_length=1, description="Where the derived model of a comparison lies now.")
     reference: str | None = Field(None, min_length=1, description="Where the reference lies now, if there was one.")
+    engine: str | None = Field(None, description=f"What writes the replies (transformers, vllm, a server's URL); {_NOT_FROM_A_RECORD}")
+    edited_engine: str | None = Field(None, description=f"URL of the server of the edited checkpoint; {_NOT_FROM_A_RECORD}")
+    layout: str | None = Field(None, description=f"TOML file of an unknown architecture's layout; {_NOT_FROM_A_RECORD}")
+    study: str | None = Field(None, description=f"Where the search keeps its study; {_NOT_FROM_A_RECORD}")
+    lm_eval: Sets = Field((), description=f"Tasks of lm-evaluation-harness; {_NOT_FROM_A_RECORD}")
+    trust_remote_code: bool = Field(False, description=f"Run Python code that comes with the models; {_NOT_FROM_A_RECORD}")
 
 
 class PlanConfig(RunConfig):

@@ -12,10 +12,11 @@ from abliterate.comparison import side
 from abliterate.config import AuditConfig, CompareConfig, ModelConfig, ReproduceConfig, RunConfig
 from abliterate.errors import InputError
 from abliterate.pipeline import run
+from abliterate.progress import say
 from abliterate.prompts import PromptSet, RoleSets
 from abliterate.report.document import write_json
 from abliterate.reproducing.likeness import Compared, by_measure, compare, totals
-from abliterate.reproducing.record import Recorded, Settings, differences, read_record, settings_of
+from abliterate.reproducing.record import Recorded, Settings, differences, not_taken, read_record, settings_of
 
 SCHEMA = "abliterate/reproduction/1"
 FILE = "reproduction.json"
@@ -32,6 +33,8 @@ def reproduce(config: ReproduceConfig, path: Path, out: Path) -> dict[str, Any]:
     if out.resolve() == recorded.path.parent.resolve():
         raise InputError(f"{out}: is the run itself; give another --out")
     settings = settings_of(recorded, config)
+    for words in not_taken(recorded, config).values():
+        say(f"{recorded.path}: {words}")
     check_prompts(recorded, settings)
     report = _run_again(settings, out)
     document = document_of(recorded, report, compare(recorded.report, report))

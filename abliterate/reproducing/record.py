@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from abliterate import __version__
 from abliterate.config import AuditConfig, CompareConfig, Config, ReproduceConfig, RunConfig
-from abliterate.errors import InputError
+from abliterate.config.recorded import why_not_taken
+from abliterate.config.wrong import flag_of
+from abliterate.errors import InputError, first_line
 from abliterate.report.document import SCHEMA as REPORT
+from abliterate.reproducing.likeness import figures
 from abliterate.runfolder import SCHEMA as RUN
 from abliterate.runfolder import versions
 
 Kind = Literal["run", "audit", "compare"]
 Settings = RunConfig | AuditConfig | CompareConfig
+_PLACES = ("model", "base", "derived", "reference")
 _CONFIGS: dict[Kind, type[Config]] = {"run": RunConfig, "audit": AuditConfig, "compare": CompareConfig}
 
 
@@ -51,12 +56,26 @@ def read_record(path: Path) -> Recorded:
         run, report = found, _json(beside)
     else:
         run, report = found.get("run") or {}, found
-    parts_are_there = isinstance(run.get("settings"), dict) and isinstance(run.get("prompts"), dict)
-    if report.get("schema") != REPORT or run.get("schema") != RUN or not parts_are_there:
+    if report.get("schema") != REPORT or not isinstance(run, dict) or run.get("schema") != RUN or not _is_whole(run):
         raise InputError(f"{file}: neither a run's run.json nor its report.json")
     if report.get("judge"):
         raise InputError(f"{file}: its report is by {report['judge']['name']}; write it again by the rules first (abliterate report)")
+    try:
+        figures(report)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # known before hours of work, not after them
+        raise InputError(f"{file}: its figures can't be read ({first_line(error)}); it isn't as a run writes it") from None
     return Recorded(file, run, report)
+
+
+def _is_whole(run: Mapping[str, Any]) -> bool:
+    """Whether the parts of a record that are read here are what a run writes."""
+    models = [run, run.get("derived") or {}, run.get("reference") or {}]
+    tables = [run.get("settings"), run.get("prompts"), *models, *(run.get(part) or {} for part in ("versions", "resolved", "model_hashes"))]
+    return (
+        all(isinstance(table, dict) for table in tables)
+        and all(isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in run["prompts"].values())
+        and all(isinstance(model.get(key), str | None) for model in models for key in ("model_path", "hub_id", "revision"))
+    )
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -74,14 +93,14 @@ def _json(file: Path) -> dict[str, Any]:
 def settings_of(recorded: Recorded, config: ReproduceConfig) -> Settings:
     """The settings of the run, with its models where they lie now, and those from the Hub at the commit that it had.
 
-    Raises InputError where this version knows no such setting, or a place is given for a model that the run hasn't.
+    What a record's word doesn't count for (see ``not_taken``) is as ``config`` says, else the default. Raises InputError where there is
+    none, this version knows no such setting, or a place is given for a model that the run hasn't.
     """
-    settings = dict(recorded.run["settings"])
-    told = {name: place for name, place in config.model_dump().items() if place is not None}
-    for name, place in told.items():
-        if settings.get(name) is None:
-            raise InputError(f"--{name}: {recorded.path} is of a {recorded.kind}, which has no such model")
-        settings[name] = place
+    left_out, told = not_taken(recorded, config), _told(recorded, config)
+    settings = {name: value for name, value in recorded.run["settings"].items() if name not in left_out} | told
+    needed = [name for name, field in _known(recorded).items() if field.is_required()]
+    if missing := [name for name in needed if name in left_out]:
+        raise InputError(f"{recorded.path}: {left_out[missing[0]]}")
     for name, revision, record in _models(recorded):
         if name in told or settings.get(name) is None:
             continue
@@ -97,6 +116,41 @@ def settings_of(recorded: Recorded, config: ReproduceConfig) -> Settings:
             f"{recorded.path}: the setting {'.'.join(map(str, first['loc']))!r} won't do here ({first['msg']}); "
             f"it was run by version {recorded.run.get('abliterate')}, this is {__version__}"
         ) from None
+
+
+def not_taken(recorded: Recorded, config: ReproduceConfig) -> dict[str, str]:
+    """The settings of the record that are not as it says, and why, in words: a stranger may have written it.
+
+    Those that ``config`` tells, or that are the default anyway, are not among them.
+    """
+    told, known, found = _told(recorded, config), _known(recorded), {}
+    for name, value in recorded.run["settings"].items():
+        if name in told or name not in known or (tuple(value) if isinstance(value, list) else value) == known[name].default:
+            continue
+        if (why := why_not_taken(name, value)) is not None:
+            flag = flag_of(name)
+            found[name] = f"{flag} {_short(value)} is not taken from a record ({why}); it is where you give {flag} yourself"
+    return found
+
+
+def _known(recorded: Recorded) -> dict[str, FieldInfo]:
+    return _CONFIGS[recorded.kind].model_fields
+
+
+def _told(recorded: Recorded, config: ReproduceConfig) -> dict[str, Any]:
+    """What the command line says. Raises InputError for what the run has not."""
+    told = {name: value for name, value in config.model_dump().items() if value not in (None, (), False)}
+    for name in told:
+        lacks = recorded.run["settings"].get(name) is None if name in _PLACES else name not in _known(recorded)
+        if lacks:
+            what = "model" if name in _PLACES else "setting"
+            raise InputError(f"{flag_of(name)}: {recorded.path} is of the command {recorded.kind}, which has no such {what}")
+    return told
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _models(recorded: Recorded) -> list[tuple[str, str, Mapping[str, Any]]]:
