@@ -64,3 +64,10 @@ def test_a_pace_is_not_told_from_the_first_few_parts(capsys: pytest.CaptureFixtu
 def test_a_terminal_gets_a_bar_and_no_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert not [line for line in heard(capsys, 100, 10.0, 100) if "left" in line]
+
+
+def test_what_a_stage_is_called_is_no_markup_of_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with stage("judged by classifier:[/model]", 1) as advance:
+        advance(1)
+    assert "classifier:[/model]" in capsys.readouterr().err
