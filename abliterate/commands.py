@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,13 @@ from abliterate.prompts import PromptSet, Role, RoleSets, load_asked
 from abliterate.prompts.roles import ROLES
 from abliterate.report.card import model_card
 from abliterate.report.document import report_document, write_json
-from abliterate.runfolder import open_run
+from abliterate.runfolder import open_run, recorded_clock
 
 
-def audit(config: AuditConfig, out: Path) -> dict[str, Any]:
-    """Ask one model every prompt and report the outcomes in the run folder ``out``. Returns the report."""
+def audit(config: AuditConfig, out: Path, clock: datetime | None = None) -> dict[str, Any]:
+    """Ask one model every prompt and report the outcomes in the run folder ``out``. Returns the report. ``clock`` as for ``run``."""
     on_server = is_url(config.model)
-    source, session = (None, None) if on_server else open_model(config, out)
+    source, session = (None, None) if on_server else open_model(config, out, recorded_clock(out) or clock)
     wanted = Wanted() if source is None else wanted_of(source)
     groups = asked_sets(config)
     described = {g.name: {"role": "audited", "sha256": g.sha256, "n": len(g)} for g in groups}

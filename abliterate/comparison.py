@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from abliterate.evaluation.engine import engine_of, foresee, wanted_of
 from abliterate.evaluation.served import Wanted
 from abliterate.evaluation.summary import Judged, judge_all
 from abliterate.finaltest import WEIGHTS, benchmarked, drift_base, drift_edited, publish, respond
+from abliterate.model.clock import now
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.index import open_index
 from abliterate.model.session import Session
@@ -29,7 +31,7 @@ from abliterate.progress import say, stage
 from abliterate.prompts import PromptSet, load_set
 from abliterate.reference import Reference, open_reference, recovery_base, recovery_edited
 from abliterate.report.document import read_json, report_document, write_json
-from abliterate.runfolder import RunFolder, open_run
+from abliterate.runfolder import RunFolder, open_run, recorded_clock
 
 Which = Literal["base", "derived"]
 _DRIFT_SET = "harmless"
@@ -45,12 +47,13 @@ class Side:
     session: Session | None = None
 
 
-def compare(config: CompareConfig, out: Path) -> dict[str, Any]:
+def compare(config: CompareConfig, out: Path, clock: datetime | None = None) -> dict[str, Any]:
     """Compare two models into the run folder ``out``; the same call again goes on where it stopped. Returns the report.
 
-    Raises InputError for a model, a prompt set or a folder that won't do.
+    ``clock`` as for ``run``: both models are shown the same time. Raises InputError for a model, a prompt set or a folder that won't do.
     """
-    base, derived = _opened(config, "base", out), _opened(config, "derived", out)
+    clock = recorded_clock(out) or clock or now()
+    base, derived = _opened(config, "base", out, clock), _opened(config, "derived", out, clock)
     groups = [] if base.config is None else asked_sets(base.config)
     roles = {group.name: "audited" if i < len(config.prompts) else "keep" for i, group in enumerate(groups)}
     reference = _reference(config, base, derived, groups)
@@ -92,7 +95,7 @@ def _reference(config: CompareConfig, base: Side, derived: Side, groups: Sequenc
     return open_reference(config.reference, base.config, [base.session, derived.session], groups)
 
 
-def _opened(config: CompareConfig, which: Which, out: Path) -> Side:
+def _opened(config: CompareConfig, which: Which, out: Path, clock: datetime) -> Side:
     model = config.base if which == "base" else config.derived
     if config.weights_only:
         source = resolve_model(model, config.base_revision if which == "base" else config.derived_revision)
@@ -102,7 +105,7 @@ def _opened(config: CompareConfig, which: Which, out: Path) -> Side:
     asked = side(config, which)
     if is_url(model):
         return Side(None, None, asked)
-    source, session = open_model(asked, out)
+    source, session = open_model(asked, out, clock)
     return Side(source, session.folder, asked, session)
 
 

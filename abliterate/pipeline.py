@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from abliterate.activations.file import Activations, load_activations, save_acti
 from abliterate.checkpoint.edit import check_editable, edit_checkpoint, work_of
 from abliterate.checkpoint.proof import NAME as PROOF
 from abliterate.checkpoint.write import check_destination
-from abliterate.config import AuditConfig, CollectConfig, ModelConfig, RunConfig
+from abliterate.config import AuditConfig, CollectConfig, ModelConfig, RunConfig, is_url
 from abliterate.directions.estimate import Directions, check_separable, estimate, keep_axes
 from abliterate.directions.file import load_directions, save_directions
 from abliterate.directions.keep import KEEP
@@ -29,6 +30,7 @@ from abliterate.evaluation.benchmarks import check_installed
 from abliterate.evaluation.engine import edited_engine, engine_of, foresee, wanted_of
 from abliterate.evaluation.summary import judge_all
 from abliterate.finaltest import benchmarked, drift_base, drift_edited, publish, random_control, respond
+from abliterate.model.clock import reads_clock
 from abliterate.model.index import open_index
 from abliterate.model.load import pick_dtype
 from abliterate.model.passes import Model
@@ -41,7 +43,7 @@ from abliterate.prompts import Prompt, Role, RoleSets
 from abliterate.reference import open_reference, recovery_base, recovery_edited
 from abliterate.report.card import model_card
 from abliterate.report.document import read_json, report_document, write_json
-from abliterate.runfolder import RunFolder, file_hashes, open_run
+from abliterate.runfolder import RunFolder, file_hashes, open_run, recorded_clock
 from abliterate.selection import select
 from abliterate.tuning.kept import Kept
 from abliterate.tuning.way import Way, way_of
@@ -49,12 +51,13 @@ from abliterate.tuning.way import Way, way_of
 MIN_PER_LANGUAGE = 16  # prompts of a language in a role, for a direction of its own
 
 
-def run(config: RunConfig, out: Path) -> dict[str, Any]:
+def run(config: RunConfig, out: Path, clock: datetime | None = None) -> dict[str, Any]:
     """The whole pipeline into the folder ``out``; the same call again goes on where it stopped. Returns the report.
 
+    ``clock``: the time that prompts show whose chat template shows it, unless ``out`` has its own already; None: now.
     Raises InputError for input that won't do, before hours of work where it can be known; CheckError where a proof fails.
     """
-    source, base = open_model(config, out)
+    source, base = open_model(config, out, recorded_clock(out) or clock)
     sets = RoleSets(config.target, config.baseline, config.keep, config.harmless, config.limit)
     for role in ("target", "baseline", "harmless", "keep"):
         for split in ("train", "val", "test"):
@@ -83,7 +86,7 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
     controls = random_control(folder, base, plan, sets, before)
     recovery_base(folder, reference, base, tested)
     proof = _edit(folder, base, plan, source)
-    edited = Session(config, out / "checkpoint")
+    edited = Session(config, out / "checkpoint", clock=base.clock)
     engines = folder.record()["resolved"].get("engines", {})
     ask_edited = partial(edited_engine, config, edited, source, engines.get("base", {}))
     after = judge_all(respond(folder, ask_edited, tested, "edited"))
@@ -105,10 +108,10 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
     return publish(folder, report, before, after, {name: values[0].tolist() for name, values in directions.auc.items()})
 
 
-def open_model(config: ModelConfig, out: Path) -> tuple[ModelSource, Session]:
+def open_model(config: ModelConfig, out: Path, clock: datetime | None = None) -> tuple[ModelSource, Session]:
     """Find the model and check its config, its shards' headers and that ``out`` lies apart from it."""
     source = resolve_model(config.model, config.revision)
-    session = Session(config, source.path)
+    session = Session(config, source.path, clock=clock)
     open_index(source.path)
     check_destination(out / ".new", source.path)
     return source, session
@@ -118,12 +121,14 @@ def resolved(session: Session, config: ModelConfig, positions: int | None) -> di
     """What the settings left open, as it was decided; reads the tokenizer, so a missing chat template is known early."""
     tokenizer = session.tokenizer()
     elsewhere = isinstance(config, AuditConfig) and config.engine != "transformers"
+    by_a_server = isinstance(config, AuditConfig) and is_url(config.engine)
     return {
         "device": str(session.device),
         "dtype": str(pick_dtype(config.dtype, session.device) if elsewhere else session.fit.dtype).removeprefix("torch."),
         "held": "by its engine" if elsewhere else "whole" if session.fit.resident else "block by block",
         "batch_size": None if elsewhere else session.batch_size,
         "positions": positions or _last_tokens(tokenizer, config),
+        "clock": session.clock.isoformat() if reads_clock(str(tokenizer.chat_template)) and not by_a_server else None,
         "threads": torch.get_num_threads(),
         "seeds": {"bootstrap": 0},
     }

@@ -63,7 +63,7 @@ def open_reference(
     if given is None:
         return None
     source = resolve_model(given)
-    session = Session(config, source.path)
+    session = Session(config, source.path, clock=others[0].clock)
     for other in others:
         sizes = (int(session.folder.config.vocab_size), int(other.folder.config.vocab_size))
         check_predicts_alike(given, session.tokenizer(), other.tokenizer(), sizes, [p.text for group in groups for p in group])

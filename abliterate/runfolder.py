@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from blake3 import blake3
 from abliterate import __version__
 from abliterate.config import is_url
 from abliterate.errors import InputError
+from abliterate.model.clock import parsed
 from abliterate.place import check_place
 from abliterate.report.document import write_json
 
@@ -119,7 +121,9 @@ def open_run(path: Path, settings: Mapping[str, Any], record: Mapping[str, Any])
     }
     file = path / "run.json"
     if file.is_file():
-        _check_same(path, _recorded(file), json.loads(json.dumps(described)))
+        old = _recorded(file)
+        _check_same(path, old, json.loads(json.dumps(described)))
+        _note_clock(file, old, described)
         return RunFolder(path)
     check_place(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -134,6 +138,38 @@ def reopen_run(path: Path) -> RunFolder:
         raise InputError(f"{path}: not a run folder (no run.json); give the folder of a run or an audit")
     _recorded(file)
     return RunFolder(path)
+
+
+def recorded_clock(path: Path) -> datetime | None:
+    """The time that the prompts of the run in a folder show (``clock_of``); None where no run was begun there."""
+    file = path / "run.json"
+    return clock_of(_recorded(file), file) if file.is_file() else None
+
+
+def clock_of(run: Mapping[str, Any], where: Path) -> datetime | None:
+    """The time that the prompts of a run show, by its record; None where no chat template shows it, or it was not recorded yet.
+
+    Raises InputError where what stands there is no time.
+    """
+    noted = next((clock for resolved in _resolutions(run) if (clock := resolved.get("clock")) is not None), None)
+    return None if noted is None else parsed(noted, str(where))
+
+
+def _resolutions(run: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What was resolved of the model and, in a comparison, of the derived model."""
+    for record in (run, run.get("derived")):
+        if isinstance(record, dict) and isinstance(record.get("resolved"), dict):
+            yield record["resolved"]
+
+
+def _note_clock(file: Path, old: dict[str, Any], new: Mapping[str, Any]) -> None:
+    """Write into a record that was made before clocks were noted which one its prompts show from now on."""
+    changed = False
+    for before, now in zip(_resolutions(old), _resolutions(new), strict=False):
+        if "clock" not in before and now.get("clock") is not None:
+            before["clock"], changed = now["clock"], True
+    if changed:
+        write_json(old, file)
 
 
 def _recorded(file: Path) -> dict[str, Any]:

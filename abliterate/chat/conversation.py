@@ -12,6 +12,7 @@ from abliterate.chat.screen import Screen, screen
 from abliterate.chat.speaker import Manner, Said, Speaker
 from abliterate.config import ChatConfig, ModelConfig
 from abliterate.errors import InputError
+from abliterate.model.content import remembers
 from abliterate.model.index import open_index
 from abliterate.model.memory import PROGRAM
 from abliterate.model.resident import Resident
@@ -30,6 +31,9 @@ def chat(config: ChatConfig) -> None:
     shown = screen()
     speakers = opened(config)
     shown.note(f"{' | '.join(speaker.label for speaker in speakers)}. {HELP}")
+    for speaker in speakers:
+        if not remembers(speaker.model.tokenizer):
+            shown.note(f"{speaker.label}: its chat template leaves out, or refuses, what was said before; /reset before each question")
     converse(speakers, shown)
 
 
@@ -38,11 +42,12 @@ def opened(config: ChatConfig) -> list[Speaker]:
     given = [config.model] if config.beside is None else [config.model, config.beside]
     revisions = (config.revision, config.beside_revision)
     shared = config.model_dump(exclude={"model", "revision", "beside", "beside_revision", "temperature", "seed", "max_new_tokens"})
-    sessions = []
+    sessions: list[Session] = []
     for name, revision in zip(given, revisions, strict=False):
         source = resolve_model(name, revision)
         open_index(source.path)
-        sessions.append(Session(ModelConfig(model=name, revision=revision, **shared), source.path))
+        clock = sessions[0].clock if sessions else None
+        sessions.append(Session(ModelConfig(model=name, revision=revision, **shared), source.path, clock=clock))
     for session in sessions:
         session.tokenizer()
     check_room(sessions)

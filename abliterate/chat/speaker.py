@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from abliterate.errors import InputError, first_line
+from abliterate.errors import InputError
 from abliterate.evaluation.normalise import split_thought
 from abliterate.evaluation.outcomes import Verdict, judge
+from abliterate.model.conversation import Message
 from abliterate.model.resident import Resident, end_ids, up_to_end
-from abliterate.model.template import decode, opens_thought
+from abliterate.model.template import decode, encode_conversations, opens_thought
 
 Hear = Callable[[str], None]  # is told the whole reply so far
 
@@ -49,7 +50,7 @@ class Speaker:
     label: str
     model: Resident
     manner: Manner
-    _messages: list[dict[str, str]] = field(default_factory=list)
+    _messages: list[Message] = field(default_factory=list)
     _draws: torch.Generator = field(default_factory=torch.Generator)
 
     def __post_init__(self) -> None:
@@ -66,7 +67,7 @@ class Speaker:
 
         Raises InputError where the conversation is longer than the model reads, or its chat template refuses it.
         """
-        prompt = self._encoded([*self._messages, {"role": "user", "content": text}])
+        prompt = self._encoded([*self._messages, Message(role="user", content=text)])
         tokenizer, ends = self.model.tokenizer, end_ids(self.model)
         listener = _Listener(len(prompt), lambda ids: hear(decode(tokenizer, up_to_end(ids, ends))))
         ids = torch.tensor([prompt], device=self.model.device)
@@ -91,16 +92,14 @@ class Speaker:
     def remember(self, text: str, said: Said) -> None:
         """What was said to ``text`` is from now on part of the conversation."""
         answer = split_thought(said.text, opens_thought(self.model.tokenizer)).answer
-        self._messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+        self._messages += [Message(role="user", content=text), Message(role="assistant", content=answer)]
 
-    def _encoded(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation up to and including the generation prompt; the template writes the special tokens itself."""
-        tokenizer = self.model.tokenizer
+    def _encoded(self, messages: list[Message]) -> list[int]:
+        """Token ids of a conversation up to and including the generation prompt."""
         try:
-            rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except Exception as error:  # templates refuse in many ways, jinja2's and their own
-            raise InputError(f"{self.label}: its chat template refuses this ({first_line(error)}); /reset begins anew") from None
-        return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+            return encode_conversations(self.model.tokenizer, [messages])[0]
+        except InputError as error:
+            raise InputError(f"{error}; /reset begins anew") from None
 
     def _room(self, used: int) -> int:
         """How many tokens the model still reads behind so many."""

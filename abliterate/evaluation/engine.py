@@ -16,6 +16,7 @@ from abliterate.evaluation.served import Wanted
 from abliterate.evaluation.server import AwayError, RefusedError, Server
 from abliterate.evaluation.transcripts import Transcript
 from abliterate.evaluation.vllm_engine import VllmEngine, check_installed, version
+from abliterate.model.clock import reads_clock
 from abliterate.model.load import pick_device, pick_dtype
 from abliterate.model.names import HUB_IDS
 from abliterate.model.passes import Advance
@@ -130,7 +131,10 @@ def _served(config: Settings, session: Session | None, wanted: Wanted, url: str)
     opened = False
     if session is not None:
         session.release()  # the server may need the memory
-        opened = opens_thought(session.tokenizer())
+        tokenizer = session.tokenizer()
+        opened = opens_thought(tokenizer)
+        if reads_clock(str(tokenizer.chat_template)):
+            say(f"{url}: the model's chat template shows the time, and a server shows its own: no two askings have the same prompts")
     served = find(server, wanted, config.engine_model)
     described = {"kind": "server", "url": url, "model": served.model, "root": served.root, "owner": served.owner, "chosen_by": served.by}
     return Engine(described, Asking(server, served, config.max_new_tokens, opened).answer)

@@ -176,14 +176,15 @@ def load_model(
     gpus: Sequence[int] = (),
     memory: int | None = None,
     thinks: bool = True,
+    clock: datetime | None = None,
 ) -> Resident:
     """Load a folder's model by transformers; ``gpus`` dispatches it over several, with so many bytes on each; unless it ``thinks``,
-    its prompts lead behind an empty thought.
+    its prompts lead behind an empty thought; ``clock`` is the time that they show (``load_tokenizer``).
 
     Raises InputError where the folder, tokenizer or weights are unfit.
     """
     folder = open_folder(path, trust_remote_code, layout)
-    tokenizer = load_tokenizer(path, trust_remote_code, thinks)
+    tokenizer = load_tokenizer(path, trust_remote_code, thinks, clock)
     where = pick_device(device)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     module, loading = from_pretrained(folder, pick_dtype(dtype, where), gpus)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from abliterate.config import ModelConfig
 from abliterate.model.at_once import at_once
 from abliterate.model.blocks import Blocks
+from abliterate.model.clock import now
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.index import open_index
 from abliterate.model.load import end_ids, pick_device
@@ -27,11 +29,11 @@ from abliterate.progress import say
 class Session:
     """Loads the model when it is first needed, whole or block by block, and lets go of it when told.
 
-    ``sizes``: the model's, where they are known already.
+    ``sizes``: the model's, where they are known already. ``clock``: the time that prompts show whose chat template shows it; None: now.
     """
 
-    def __init__(self, config: ModelConfig, path: Path, sizes: Sizes | None = None) -> None:
-        self._config, self._sizes = config, sizes
+    def __init__(self, config: ModelConfig, path: Path, sizes: Sizes | None = None, clock: datetime | None = None) -> None:
+        self._config, self._sizes, self.clock = config, sizes, clock or now()
         self.folder: ModelFolder = open_folder(path, config.trust_remote_code, config.layout_file)
 
     @cached_property
@@ -66,7 +68,7 @@ class Session:
             return self._swept()
         config = self._config
         asked = (config.dtype, config.device, config.trust_remote_code, config.layout_file, config.batch_size)
-        return load_model(self.folder.path, *asked, self.fit.gpus, self._room, self.thinks)
+        return load_model(self.folder.path, *asked, self.fit.gpus, self._room, self.thinks, self.clock)
 
     @property
     def batch_size(self) -> int | None:
@@ -86,7 +88,7 @@ class Session:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer without the weights. Raises InputError where it, or its chat template, won't do."""
-        return load_tokenizer(self.folder.path, self.folder.trust_remote_code, self.thinks)
+        return load_tokenizer(self.folder.path, self.folder.trust_remote_code, self.thinks, self.clock)
 
     def release(self) -> None:
         """Free the weights; they come back on the next use."""

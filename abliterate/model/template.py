@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
-import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from abliterate.errors import InputError, first_line
+from abliterate.model.clock import now, stopped
+from abliterate.model.content import reaching
+from abliterate.model.conversation import Message, encoded, rendered
+from abliterate.model.template_choice import chosen
 
 # Two instructions with nothing in common: what their encodings share at the end is the template's own.
 _PROBES = ("Sing", "What is 2 + 3?")
@@ -16,22 +20,29 @@ MAX_POSITIONS = 8
 OPEN, CLOSE = "<think>", "</think>"
 
 
-def load_tokenizer(path: Path, trust_remote_code: bool = False, thinks: bool = True) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: Path, trust_remote_code: bool = False, thinks: bool = True, clock: datetime | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder; unless it ``thinks``, its chat template leads behind an empty thought, to where the answer begins.
 
-    Raises InputError where it has none, or no chat template, or one that knows of no thoughts to leave out.
+    Its template, in memory, is one text that takes texts and in which it is always the time of ``clock`` (None: now). Raises InputError
+    where it has none, or no chat template, or one that fails, that a user's words don't get through, or that knows of no thoughts to
+    leave out.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
         raise InputError(f"{path}: the tokenizer can't be loaded ({first_line(error)})") from None
-    if not tokenizer.chat_template:
+    template = chosen(tokenizer.chat_template, path)
+    if not template:
         raise InputError(
             f"{path}: the tokenizer has no chat template; refusal is measured on chat prompts: "
             "use the instruction-tuned model, or put its chat_template.jinja into the folder"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)  # masked wherever it stands
+    tokenizer.chat_template = stopped(template, clock or now())
+    tokenizer.chat_template = reaching(tokenizer)
     if not thinks:
         tokenizer.chat_template = _without_thought(tokenizer, path)
     return tokenizer
@@ -53,20 +64,41 @@ def _without_thought(tokenizer: PreTrainedTokenizerBase, path: Path) -> str:
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text as a user's message, up to and including the generation prompt.
 
-    The template writes the special tokens itself, so the tokenizer must add none: no second BOS. Raises InputError where the
-    template fails.
+    Raises InputError where the template fails, or a text is lost on the tokenizer.
     """
-    if not texts:
+    return encode_conversations(tokenizer, [_asking(text) for text in texts])
+
+
+def encode_conversations(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
+    """Token ids of each conversation, up to and including the generation prompt. Raises InputError as ``encode`` does."""
+    if not conversations:
         return []
-    return [list(ids) for ids in tokenizer(_rendered(tokenizer, texts), add_special_tokens=False)["input_ids"]]
+    found = encoded(tokenizer, [rendered(tokenizer, messages) for messages in conversations])
+    unknown = tokenizer.unk_token_id
+    for messages, ids in zip(conversations, found, strict=True):
+        if unknown is not None and unknown in ids:
+            _check_known(tokenizer, messages[-1]["content"])
+    return found
+
+
+def _asking(text: str) -> list[Message]:
+    return [Message(role="user", content=text)]
+
+
+def _check_known(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    """Raises InputError where the tokenizer knows less than half of a text."""
+    ids = encoded(tokenizer, [text])[0]
+    lost = ids.count(int(tokenizer.unk_token_id))
+    if 2 * lost > len(ids):
+        shown = text if len(text) <= 40 else text[:37] + "..."
+        raise InputError(
+            f"{tokenizer.name_or_path}: its tokenizer doesn't know {lost} of the {len(ids)} tokens of the prompt {shown!r}, so the model "
+            "can't read it; ask in a language that the model was made for"
+        )
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
-    messages = [[{"role": "user", "content": text}] for text in texts]
-    try:
-        return [str(tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True)) for m in messages]
-    except jinja2.TemplateError as error:
-        raise InputError(f"{tokenizer.name_or_path}: the chat template fails: {first_line(error)}") from None
+    return [rendered(tokenizer, _asking(text)) for text in texts]
 
 
 def template_positions(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

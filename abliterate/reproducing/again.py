@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from abliterate.prompts import PromptSet, RoleSets
 from abliterate.report.document import write_json
 from abliterate.reproducing.likeness import Compared, by_measure, compare, totals
 from abliterate.reproducing.record import Recorded, Settings, differences, not_taken, read_record, settings_of
+from abliterate.reproducing.record import Recorded, Settings, differences, read_record, settings_of
+from abliterate.runfolder import clock_of
 
 SCHEMA = "abliterate/reproduction/1"
 FILE = "reproduction.json"
@@ -36,7 +39,7 @@ def reproduce(config: ReproduceConfig, path: Path, out: Path) -> dict[str, Any]:
     for words in not_taken(recorded, config).values():
         say(f"{recorded.path}: {words}")
     check_prompts(recorded, settings)
-    report = _run_again(settings, out)
+    report = _run_again(settings, out, clock_of(recorded.run, recorded.path))
     document = document_of(recorded, report, compare(recorded.report, report))
     write_json(document, out / FILE)
     return document
@@ -50,10 +53,10 @@ def first_model(config: ReproduceConfig, path: Path) -> ModelConfig | None:
     return settings
 
 
-def _run_again(settings: Settings, out: Path) -> dict[str, Any]:
+def _run_again(settings: Settings, out: Path, clock: datetime | None) -> dict[str, Any]:
     if isinstance(settings, CompareConfig):
-        return compare_models(settings, out)
-    return run(settings, out) if isinstance(settings, RunConfig) else audit(settings, out)
+        return compare_models(settings, out, clock)
+    return run(settings, out, clock) if isinstance(settings, RunConfig) else audit(settings, out, clock)
 
 
 def check_prompts(recorded: Recorded, settings: Settings) -> None:

@@ -69,10 +69,6 @@ def test_positions_are_the_common_suffix_of_prompts(tmp_path: Path, end: str, ex
     assert len(suffixes) == 1 or not end
 
 
-def test_a_template_that_drops_the_users_words_ends_at_its_own_length(tmp_path: Path) -> None:
-    assert template_positions(_saved(tmp_path, byte_tokenizer("hey"))) == (-1, -2, -3)
-
-
 def test_no_prompts_encode_to_nothing(tmp_path: Path) -> None:
     assert encode(_saved(tmp_path, byte_tokenizer()), []) == []
 
