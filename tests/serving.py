@@ -62,10 +62,10 @@ class Handler(BaseHTTPRequestHandler):
 Action = Callable[[Handler], None]
 
 
-def completion(content: str | None, finish: str = "stop", tokens: int = 3, **message: Any) -> dict[str, Any]:
+def completion(content: str | None, finish: str = "stop", tokens: int = 3, asked: int = 0, **message: Any) -> dict[str, Any]:
     return {
         "choices": [{"index": 0, "message": {"role": "assistant", "content": content, **message}, "finish_reason": finish}],
-        "usage": {"prompt_tokens": 5, "completion_tokens": tokens, "total_tokens": 5 + tokens},
+        "usage": {"prompt_tokens": asked, "completion_tokens": tokens, "total_tokens": asked + tokens},
     }
 
 
@@ -119,6 +119,7 @@ class StandIn(ThreadingHTTPServer):
         self.answers: Callable[[str], dict[str, Any]] = lambda prompt: completion(f"reply to {prompt}")
         self.models: Action = lambda request: request.send(200, {"object": "list", "data": self.cards})
         self.knows: Callable[[str], bool] = lambda model: True
+        self.counts: Callable[[str], int] = lambda prompt: len(prompt.split())  # the tokens of a prompt
         self.strict = False
         self.lock, self.closing = threading.Lock(), threading.Event()
 
@@ -145,7 +146,7 @@ class StandIn(ThreadingHTTPServer):
         elif self.strict and "repetition_penalty" in request.content:
             status(422, {"detail": "Unexpected fields in the request: {'repetition_penalty'}"})(request)
         else:
-            request.send(200, completion("H", "length", 1))
+            request.send(200, completion("H", "length", 1, self.counts(request.prompt)))
 
     def die(self, request: Handler | None = None) -> None:
         """Nobody listens any more, and who is connected already hears nothing."""

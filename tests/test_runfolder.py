@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from abliterate.errors import InputError
 from abliterate.report.document import write_json
-from abliterate.runfolder import RunFolder, file_hashes, open_run, peak_rss_bytes, versions
+from abliterate.runfolder import RunFolder, file_hashes, open_run, peak_rss_bytes, recorded_clock, versions
 
 SETTINGS = {"model": "m", "target": ["a"], "max_new_tokens": 64, "limit": None}
 RECORD = {
@@ -179,3 +180,36 @@ def test_hashes_follow_the_bytes_of_the_models_files(tmp_path: Path) -> None:
     after = file_hashes(tmp_path)
     assert set(before) == {"config.json", "empty.txt"}
     assert before["config.json"] != after["config.json"] and before["empty.txt"] == after["empty.txt"]
+
+
+@pytest.mark.parametrize(
+    ("record", "clock"),
+    [
+        ({}, None),
+        ({"resolved": {"clock": None}, "derived": {"resolved": {}}}, None),
+        ({"resolved": {"clock": "2001-02-03T04:05:06"}}, datetime(2001, 2, 3, 4, 5, 6)),
+        ({"resolved": {"clock": None}, "derived": {"resolved": {"clock": "2001-02-03T04:05:06"}}}, datetime(2001, 2, 3, 4, 5, 6)),
+        ({"resolved": None, "derived": "none"}, None),
+    ],
+)
+def test_the_time_that_prompts_show_is_read_from_the_record_of_either_model(
+    tmp_path: Path, record: dict[str, Any], clock: datetime | None
+) -> None:
+    assert recorded_clock(tmp_path / "out") is None
+    open_run(tmp_path / "out", SETTINGS, {**RECORD, **record})
+    assert recorded_clock(tmp_path / "out") == clock
+
+
+def test_a_record_made_before_clocks_were_noted_gets_one_where_a_template_reads_it(tmp_path: Path) -> None:
+    def known(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+        return {**RECORD, "resolved": {"seeds": {}, **first}, "derived": {"resolved": {"seeds": {}, **second}}}
+
+    old, time = known({}, {}), {"clock": "2001-02-03T04:05:06"}
+    open_run(tmp_path / "out", SETTINGS, old)
+    before = (tmp_path / "out" / "run.json").read_bytes()
+    open_run(tmp_path / "out", SETTINGS, known({"clock": None}, {"clock": None}))
+    assert (tmp_path / "out" / "run.json").read_bytes() == before
+    folder = open_run(tmp_path / "out", SETTINGS, known({"clock": None}, time))
+    assert folder.record()["derived"] == known({}, time)["derived"] and folder.record()["resolved"] == {"seeds": {}}
+    open_run(tmp_path / "out", SETTINGS, known({"clock": None}, {"clock": "2031-02-03T04:05:06"}))
+    assert folder.record()["derived"] == known({}, time)["derived"]

@@ -45,6 +45,13 @@ def reply_of(answer: Any) -> Reply:
     return Reply(_whole(thought, content, cut=ended == "length"), _new_tokens(answer), thought is not None)
 
 
+def prompt_tokens(answer: Any) -> int | None:
+    """How many tokens the server says that the model was given; None where it doesn't say."""
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return tokens if isinstance(tokens, int) and tokens > 0 else None
+
+
 def _whole(thought: str | None, content: str, cut: bool) -> str:
     """Thought and answer as one text; a thought that was cut stays open, so that it counts as truncated and not as an empty answer."""
     if not thought:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from abliterate.errors import InputError
-from abliterate.evaluation.completion import PATH, PLAIN, reply_of, request
+from abliterate.evaluation.completion import PATH, PLAIN, prompt_tokens, reply_of, request
 from abliterate.evaluation.server import Line, RefusedError, passes
 from abliterate.progress import say
 
 _FOLDER = "its folder"
+_SHORT, _LONG = "Hi", "Name three rivers of Europe, and say of each in one sentence where it rises and where it ends."
 _CANT = (500, 501)  # what servers answer where they can't load a model or don't know a request
 
 
@@ -53,13 +54,18 @@ class Served:
 
 
 async def choose(line: Line, url: str, wanted: Wanted, named: str | None) -> Served:
-    """The wanted model on the server, tried with a request for one token. Raises InputError where it can't be told which it is."""
+    """The wanted model on the server, tried with requests for one token.
+
+    Raises InputError where it can't be told which it is, or where it isn't given what it is asked.
+    """
     listed = await _listed(line, named is not None or wanted.path is not None)
     found = await _found(line, url, wanted, named, listed)
     surely = found.by.startswith(_FOLDER)
     if wanted.never is not None and not surely and (wanted.never.is_called(found.model) or wanted.never.is_called(found.root)):
         raise InputError(f"{url} serves {found.model!r}, which is the base and not the edited model; {_how_to_serve(wanted)}")
-    return await _tried(line, url, found)
+    served, given = await _tried(line, found)
+    await _check_heard(line, url, served, given)
+    return served
 
 
 async def _found(line: Line, url: str, wanted: Wanted, named: str | None, listed: list[Served]) -> Served:
@@ -130,28 +136,41 @@ async def _answers(line: Line, model: str, extra: dict[str, Any]) -> bool:
     return True
 
 
-async def _tried(line: Line, url: str, served: Served) -> Served:
-    """The model with all that a request for it may hold: a server that knows more penalties than OpenAI's is told to use none."""
+async def _check_heard(line: Line, url: str, served: Served, short: int | None) -> None:
+    """Raises InputError where the model is given as many tokens for a long prompt as for a short one: ``short``, None where the server
+    doesn't say. What the user says is lost on its way then, as where a chat template takes it as parts alone."""
+    if short is not None and short == await _probe(line, served.model, served.extra, _LONG):
+        raise InputError(
+            f"{url}: {served.model!r} is given {short} tokens for a short prompt and for a long one, so its chat template leaves out what "
+            "the user says; serve it with another chat template, or with content as parts"
+        )
+
+
+async def _tried(line: Line, served: Served) -> tuple[Served, int | None]:
+    """The model with all that a request for it may hold: a server that knows more penalties than OpenAI's is told to use none.
+
+    Beside it how many tokens it was given for a short prompt.
+    """
     try:
-        await _probe(line, served.model, PLAIN)
+        given = await _probe(line, served.model, PLAIN)
     except RefusedError as refused:
         if refused.status not in (400, 422, 500):
             raise
-        await _probe(line, served.model, {})
-        return served
-    return Served(served.model, served.root, served.owner, served.by, PLAIN)
+        return served, await _probe(line, served.model, {})
+    return Served(served.model, served.root, served.owner, served.by, PLAIN), given
 
 
-async def _probe(line: Line, model: str, extra: dict[str, Any]) -> None:
-    """One token of the model. Raises RefusedError."""
+async def _probe(line: Line, model: str, extra: dict[str, Any], prompt: str = _SHORT) -> int | None:
+    """One token of the model; returns how many it was given, where the server says so. Raises RefusedError."""
 
-    def read(answer: Any) -> None:
+    def read(answer: Any) -> int | None:
         try:
             reply_of(answer)
         except ValueError as error:  # {"error": ...} with a 200
             raise RefusedError(200, f"{model!r}: {error}") from None
+        return prompt_tokens(answer)
 
-    await line.call(PATH, request(model, "Hi", 1, extra), read, _passes)
+    return await line.call(PATH, request(model, prompt, 1, extra), read, _passes)
 
 
 def _passes(status: int) -> bool:

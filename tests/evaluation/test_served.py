@@ -238,3 +238,14 @@ def test_what_is_known_to_be_the_base_is_never_taken_for_the_edited_model(card: 
 def test_the_bases_alias_does_not_hide_the_edited_folder(server: StandIn, edited: Wanted) -> None:
     server.cards = [{"id": "as before", "root": str(edited.path)}]
     assert choose(server, given(edited, "as before")).by == "its folder"
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_server_that_gives_its_model_none_of_the_prompt_is_refused(server: StandIn, strict: bool) -> None:
+    server.counts, server.strict = lambda prompt: 12, strict
+    assert "'tiny' is given 12 tokens for a short prompt and for a long one" in refused(server, Wanted())
+
+
+def test_a_server_that_counts_no_tokens_is_believed(server: StandIn) -> None:
+    server.counts = lambda prompt: 0
+    assert choose(server, Wanted()).model == "tiny"
