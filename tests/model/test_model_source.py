@@ -25,6 +25,7 @@ from abliterate.model.source import resolve_model
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 UNWANTED = ("pytorch_model.bin", "weights.pt", "model.gguf", "consolidated.safetensors", "original/consolidated.safetensors")
+TEMPLATES = ("chat_template.json", "processor_config.json", "additional_chat_templates/tool_use.jinja")
 KNOWN = ("acme/tiny", "Qwen/Qwen3-0.6B")
 
 
@@ -85,7 +86,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hub(model: Path) -> Iterator[str]:
     """The stand-in's address; it holds a tiny model, and beside it pickles and second copies of the weights."""
     StandIn.files = {p.name: p.read_bytes() for p in sorted(model.iterdir())}
-    StandIn.files |= dict.fromkeys(UNWANTED, b"not wanted") | {"LICENSE": b"Free.", "README.md": b"# Tiny"}
+    StandIn.files |= (
+        dict.fromkeys(UNWANTED, b"not wanted") | dict.fromkeys(TEMPLATES, b"{}") | {"LICENSE": b"Free.", "README.md": b"# Tiny"}
+    )
     server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -144,6 +147,10 @@ def test_a_hub_id_is_downloaded_whole_and_opens(fetched: tuple[Path, list[list[s
 def test_the_licence_and_the_card_come_with_the_model(fetched: tuple[Path, list[list[str]], Any]) -> None:
     path = Path(fetched[1][0][0])
     assert (path / "LICENSE").read_text() == "Free." and (path / "README.md").read_text() == "# Tiny"
+
+
+def test_every_file_that_a_chat_template_may_stand_in_comes_with_the_model(fetched: tuple[Path, list[list[str]], Any]) -> None:
+    assert [name for name in TEMPLATES if not (Path(fetched[1][0][0]) / name).is_file()] == []
 
 
 def test_pickles_and_other_formats_are_never_fetched(fetched: tuple[Path, Any, list[tuple[str, str]]]) -> None:
