@@ -86,6 +86,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hub(model: Path) -> Iterator[str]:
     """The stand-in's address; it holds a tiny model, and beside it pickles and second copies of the weights."""
     StandIn.files = {p.name: p.read_bytes() for p in sorted(model.iterdir())}
+    StandIn.files |= dict.fromkeys(TEMPLATES, b"{}")
     StandIn.files |= dict.fromkeys(UNWANTED, b"not wanted") | {"LICENSE": b"Free.", "README.md": b"# Tiny"}
     server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
