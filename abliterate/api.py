@@ -14,8 +14,8 @@ from abliterate.checkpoint.edit import edit_checkpoint as edit_folder
 from abliterate.checkpoint.verify import verify as verify_folder
 from abliterate.config import ModelConfig
 from abliterate.evaluation.transcripts import Transcript, transcript_of
+from abliterate.model.agreement import open_checkpoint
 from abliterate.model.folder import open_folder
-from abliterate.model.index import open_index
 from abliterate.model.passes import Change, Model, Pass
 from abliterate.model.plan import EditPlan
 from abliterate.model.session import Session
@@ -36,7 +36,6 @@ def load_model(model: Place, config: ModelConfig | None = None) -> Model:
     """
     settings = (config or ModelConfig.model_validate({"model": str(model)})).model_copy(update={"model": str(model)})
     source = resolve_model(settings.model, settings.revision)
-    open_index(source.path)
     return Session(settings, source.path).model
 
 
@@ -70,7 +69,7 @@ def edit_checkpoint(model: Place, plan: EditPlan, out: Place) -> EditResult:
     proof fails; nothing stands under ``out`` then.
     """
     source = resolve_model(str(model))
-    folder = open_folder(source.path)
+    folder, _ = open_checkpoint(source.path)
     return edit_folder(folder, plan, Path(out), source.name, lambda proof: model_card(proof, None), revision=source.revision)
 
 
@@ -79,5 +78,5 @@ def verify(checkpoint: Place, base: Place | None = None) -> tuple[int, int]:
 
     Returns how many tensors were measured and how many compared. Raises CheckError with the first difference.
     """
-    known = None if base is None else open_folder(resolve_model(str(base)).path)
+    known = None if base is None else open_checkpoint(resolve_model(str(base)).path)[0]
     return verify_folder(open_folder(Path(checkpoint)), known)

@@ -27,8 +27,8 @@ from abliterate.evaluation.served import Wanted
 from abliterate.evaluation.summary import judge_all
 from abliterate.evaluation.transcripts import line_of, read_rows
 from abliterate.finaltest import benchmarked, publish, respond
+from abliterate.model.agreement import open_checkpoint
 from abliterate.model.folder import ModelFolder, open_folder
-from abliterate.model.index import open_index
 from abliterate.model.plan import EditPlan, load_direction, load_plan, plan_from_direction, resolve_embedding
 from abliterate.model.source import edited_folder, resolve_model
 from abliterate.pipeline import gathered, open_model, positions_of, resolved, run_record
@@ -120,10 +120,9 @@ def directions(config: DirectionsConfig, given: Path, out: Path | None = None) -
 def edit(config: EditCommandConfig, out: Path) -> str:
     """Edit a checkpoint with a direction or plan file into the new folder ``out``."""
     source = resolve_model(config.model, config.revision)
-    folder = open_folder(source.path, config.trust_remote_code, config.layout_file)
+    folder, index = open_checkpoint(source.path, config.trust_remote_code, config.layout_file)
     plan = _plan_of(config, folder)
     if config.as_adapter:
-        index = open_index(source.path)
         edited = sum(index.tensors[name].nbytes for name in edit_tasks(index, folder, plan) if name in index.tensors)
         with stage("bytes read", edited) as advance:
             matrices, size = write_adapter(folder, plan, out, source.name, advance)
@@ -149,7 +148,7 @@ def verify(config: VerifyConfig, checkpoint: Path) -> str:
     folder = open_folder(checkpoint, config.trust_remote_code, config.layout_file)
     base = None
     if config.base is not None:
-        base = open_folder(resolve_model(config.base, config.revision).path, config.trust_remote_code, config.layout_file)
+        base, _ = open_checkpoint(resolve_model(config.base, config.revision).path, config.trust_remote_code, config.layout_file)
     with stage("tensors checked", steps(folder, base is not None)) as advance:
         measured, compared = verify_checkpoint(folder, base, advance)
     rest = f", all {compared} compared with the base" if base is not None else "; the others were not looked at (give --base)"

@@ -21,9 +21,9 @@ from abliterate.evaluation.engine import engine_of, foresee, wanted_of
 from abliterate.evaluation.served import Wanted
 from abliterate.evaluation.summary import Judged, judge_all
 from abliterate.finaltest import WEIGHTS, benchmarked, drift_base, drift_edited, publish, respond
+from abliterate.model.agreement import open_checkpoint
 from abliterate.model.clock import now
-from abliterate.model.folder import ModelFolder, open_folder
-from abliterate.model.index import open_index
+from abliterate.model.folder import ModelFolder
 from abliterate.model.session import Session
 from abliterate.model.source import ModelSource, resolve_model
 from abliterate.pipeline import open_model, resolved, run_record
@@ -99,9 +99,8 @@ def _opened(config: CompareConfig, which: Which, out: Path, clock: datetime) -> 
     model = config.base if which == "base" else config.derived
     if config.weights_only:
         source = resolve_model(model, config.base_revision if which == "base" else config.derived_revision)
-        open_index(source.path)
         check_destination(out / ".new", source.path)
-        return Side(source, open_folder(source.path, config.trust_remote_code, config.layout_file))
+        return Side(source, open_checkpoint(source.path, config.trust_remote_code, config.layout_file)[0])
     asked = side(config, which)
     if is_url(model):
         return Side(None, None, asked)

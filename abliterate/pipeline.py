@@ -31,7 +31,6 @@ from abliterate.evaluation.engine import edited_engine, engine_of, foresee, want
 from abliterate.evaluation.summary import judge_all
 from abliterate.finaltest import benchmarked, drift_base, drift_edited, publish, random_control, respond
 from abliterate.model.clock import reads_clock
-from abliterate.model.index import open_index
 from abliterate.model.load import pick_dtype
 from abliterate.model.passes import Model
 from abliterate.model.plan import EditPlan, load_plan, save_plan
@@ -112,7 +111,6 @@ def open_model(config: ModelConfig, out: Path, clock: datetime | None = None) ->
     """Find the model and check its config, its shards' headers and that ``out`` lies apart from it."""
     source = resolve_model(config.model, config.revision)
     session = Session(config, source.path, clock=clock)
-    open_index(source.path)
     check_destination(out / ".new", source.path)
     return source, session
 

@@ -13,7 +13,6 @@ from abliterate.chat.speaker import Manner, Said, Speaker
 from abliterate.config import ChatConfig, ModelConfig
 from abliterate.errors import InputError
 from abliterate.model.content import remembers
-from abliterate.model.index import open_index
 from abliterate.model.memory import PROGRAM
 from abliterate.model.resident import Resident
 from abliterate.model.session import Session
@@ -45,7 +44,6 @@ def opened(config: ChatConfig) -> list[Speaker]:
     sessions: list[Session] = []
     for name, revision in zip(given, revisions, strict=False):
         source = resolve_model(name, revision)
-        open_index(source.path)
         clock = sessions[0].clock if sessions else None
         sessions.append(Session(ModelConfig(model=name, revision=revision, **shared), source.path, clock=clock))
     for session in sessions:

@@ -20,6 +20,7 @@ from abliterate.checkpoint.selfcheck import self_check
 from abliterate.checkpoint.tasks import EditTask, WriterKind, edit_tasks
 from abliterate.checkpoint.write import check_destination, new_folder
 from abliterate.errors import InputError
+from abliterate.model.agreement import check_agreement
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex, open_index
 from abliterate.model.layouts import text_name
@@ -41,6 +42,7 @@ def write_adapter(
     tasks = edit_tasks(index, folder, plan)
     check_adaptable(index, folder, plan, {name: task.kind for name, task in tasks.items()})
     self_check(folder, index)
+    check_agreement(folder, index)
     tensors: dict[str, Tensor] = {}
     modules: list[str] = []
     for name, task in tasks.items():

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from abliterate.checkpoint.spectrum import BITS, LEADING, difference, rounding_noise, spectrum, squared_norm, without_rescaling
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES, Gammas, placed_writers, shared_writers
-from abliterate.checkpoint.verify import first_difference
 from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
-from abliterate.model.index import ShardIndex, TensorInfo, open_index, reading
+from abliterate.model.index import ShardIndex, TensorInfo, first_difference, open_index, reading
 from abliterate.model.layouts import text_name
 from abliterate.model.stored import Stored, stored
 
@@ -148,8 +147,8 @@ def _compare(before: Stored, after: Stored, place: Place, found: Difference) -> 
     name = before.plain_name
     old, new = _parts(before), _parts(after)
     types = [parts[0].dtype for parts in (old, new)]
-    if _shape(before) != _shape(after):
-        found.reshaped.append({"name": name, "base": list(_shape(before)), "derived": list(_shape(after))})
+    if before.shape != after.shape:
+        found.reshaped.append({"name": name, "base": list(before.shape), "derived": list(after.shape)})
         return
     if _same_bytes(before.index, old, after.index, new):
         found.same[place.kind] += 1
@@ -170,14 +169,6 @@ def _parts(one: Stored) -> list[TensorInfo]:
     tensors = one.index.tensors
     scales = (one.name + SCALES, one.plain_name + EXPONENTS if one.name.endswith(BLOCKS) else "")
     return [tensors[one.name], *(tensors[name] for name in scales if name in tensors)]
-
-
-def _shape(one: Stored) -> tuple[int, ...]:
-    """Its shape once it is dequantised."""
-    shape = one.index.tensors[one.name].shape
-    if one.plain_name != one.name and len(shape) == 4:
-        return (shape[0], 2 * shape[2] * shape[3], shape[1])
-    return shape
 
 
 def _same_bytes(old_index: ShardIndex, old: Sequence[TensorInfo], new_index: ShardIndex, new: Sequence[TensorInfo]) -> bool:

@@ -15,12 +15,14 @@ from abliterate.checkpoint.provenance import provenance
 from abliterate.checkpoint.selfcheck import SelfCheck, self_check
 from abliterate.checkpoint.stream import write_shards
 from abliterate.checkpoint.tasks import edit_tasks, placed_writers
-from abliterate.checkpoint.write import check_destination, copy_side_files, new_folder
+from abliterate.checkpoint.write import check_destination, copy_side_files, left_behind, new_folder
 from abliterate.errors import CheckError, InputError
+from abliterate.model.agreement import check_agreement
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import INDEX, ShardIndex, open_index
 from abliterate.model.layouts import text_name
 from abliterate.model.plan import EditPlan, load_plan, save_plan, whole_plan
+from abliterate.progress import say
 
 _ROOM = 64 << 20  # side files, proof, card
 
@@ -69,9 +71,12 @@ def edit_checkpoint(
     check_destination(out, folder.path)
     tasks = edit_tasks(index, folder, plan)
     checked = self_check(folder, index)
+    check_agreement(folder, index)
     output = plan_output(index, tasks, to_untie(index, folder, plan))
     with new_folder(out, output.nbytes + _ROOM) as partial:
         copy_side_files(folder.path, partial)
+        if left := left_behind(folder.path, index.shards):
+            say(f"{folder.path.name}: not copied, as no part of the model: {left}")
         save_plan(plan, partial / PLAN)
         (partial / PLAN).chmod(0o644)  # safetensors makes files that only their owner can read
         output = marked(output, tasks, provenance(base, load_plan(partial / PLAN)))
@@ -106,13 +111,18 @@ def to_untie(index: ShardIndex, folder: ModelFolder, plan: EditPlan) -> tuple[st
     return embedding, layout.unembedding
 
 
+def unties(folder: ModelFolder, output: Output) -> bool:
+    """Whether the new config must say that embedding and unembedding are two, where the old one says otherwise."""
+    return folder.says_tied and (output.untied is not None or not folder.tied)
+
+
 def _write_settings(index: ShardIndex, folder: ModelFolder, output: Output, partial: Path) -> None:
     """The shard index, and a config that says what changed in the checkpoint's form."""
     content = new_index(index, output)
     if content is not None:
         (partial / INDEX).write_bytes(content)
     config = json.loads((folder.path / "config.json").read_text(encoding="utf-8"))
-    changed = new_config(config, output)
+    changed = new_config(config, output, unties(folder, output))
     if changed is not None:
         (partial / "config.json").write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -150,10 +150,11 @@ def new_index(index: ShardIndex, output: Output) -> bytes | None:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
-def new_config(config: Mapping[str, Any], output: Output) -> dict[str, Any] | None:
-    """What config.json must say of the new checkpoint; None where it stays as it is."""
+def new_config(config: Mapping[str, Any], output: Output, unties: bool = False) -> dict[str, Any] | None:
+    """What config.json must say of the new checkpoint, also where it ``unties`` what was two matrices already; None where it stays as
+    it is."""
     changed = dict(config)
-    if output.untied:
+    if output.untied or unties:
         changed["tie_word_embeddings"] = False
         if isinstance(changed.get("text_config"), dict):
             changed["text_config"] = {**changed["text_config"], "tie_word_embeddings": False}

@@ -76,6 +76,9 @@ def self_check(folder: ModelFolder, index: ShardIndex) -> SelfCheck:
             raise InputError(re.sub(re.escape(place) + r"/[\w-]+", f"{folder.path} (a small copy)", str(error))) from None
         except (OSError, SafetensorError) as error:
             raise InputError(f"{place}: the small copy of the self-check can't be written there ({first_line(error)})") from None
+        except Exception as error:  # each architecture breaks in its own way, and what isn't proven is refused
+            broken = f"{folder.model_type!r} can't be proven with the layout {folder.layout.name!r}: its small copy breaks off"
+            raise InputError(f"{folder.path}: {broken} ({type(error).__name__}: {first_line(error)})") from None
     if kept is not None:
         with suppress(OSError):  # a cache that can't be written is only slower
             kept.parent.mkdir(OWN_FOLDER, exist_ok=True)

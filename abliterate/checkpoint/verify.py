@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from abliterate.checkpoint.edit import not_edited, to_untie
+from abliterate.checkpoint.edit import not_edited, to_untie, unties
 from abliterate.checkpoint.licence import CARD, licence_files
 from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.output import metadata_of, new_config, plan_output
@@ -21,10 +21,12 @@ from abliterate.checkpoint.selfcheck import self_check
 from abliterate.checkpoint.stream import digest_of, edited, leaves_mxfp4
 from abliterate.checkpoint.sums import check_sums
 from abliterate.checkpoint.tasks import SCALES, EditTask, edit_tasks
-from abliterate.checkpoint.write import same_side_files, side_files
+from abliterate.checkpoint.write import same_side_files
 from abliterate.errors import CheckError, InputError
+from abliterate.model.agreement import check_agreement
+from abliterate.model.files import everything
 from abliterate.model.folder import ModelFolder
-from abliterate.model.index import ShardIndex, TensorInfo, open_index
+from abliterate.model.index import ShardIndex, TensorInfo, first_difference, open_index
 from abliterate.model.plan import EditPlan, load_plan
 
 _PIECE = 1 << 24
@@ -57,11 +59,12 @@ def verify(folder: ModelFolder, base: ModelFolder | None, advance: Callable[[int
     """
     document, plan = _documents(folder.path)
     index = _opened(folder)
-    if folder.tied != document["embedding"].get("tied_to_unembedding"):
-        raise CheckError(f"{folder.path / 'config.json'}: tie_word_embeddings is {folder.tied}, {NAME} says otherwise")
+    if {folder.says_tied, folder.tied} != {document["embedding"].get("tied_to_unembedding")}:
+        raise CheckError(f"{folder.path / 'config.json'}: tie_word_embeddings is {folder.says_tied}, {NAME} says otherwise")
     try:  # the checkpoint itself is what is being checked
         tasks = edit_tasks(index, folder, plan)
         self_check(folder, index)
+        check_agreement(folder, index)
     except InputError as error:
         raise CheckError(str(error)) from None
     listed = {str(entry["name"]): entry for entry in document["tensors"]}
@@ -182,11 +185,11 @@ def _compared(
         elif name not in scales:
             _identical(source, source.tensors[untied[0] if untied and name == untied[1] else name], index, index.tensors[name])
         advance(1)
-    config = new_config(_json(base.path / "config.json"), output)
+    config = new_config(_json(base.path / "config.json"), output, unties(base, output))
     same_side_files(base.path, folder.path, set() if config is None else {"config.json"})
     if config is not None and _json(folder.path / "config.json") != config:
         raise CheckError(f"{folder.path / 'config.json'}: differs from the base's in more than the edit changes")
-    if added := [name for name in side_files(folder.path) if name.suffix in _LOADED and not (base.path / name).exists()]:
+    if added := [name for name in everything(folder.path) if name.suffix in _LOADED and not (base.path / name).exists()]:
         raise CheckError(f"{folder.path / added[0]}: is not in the base")
     return len(output.tensors)
 
@@ -237,16 +240,3 @@ def _identical(source: ShardIndex, old: TensorInfo, index: ShardIndex, new: Tens
     """Two tensors byte for byte. Raises CheckError with the first byte that differs."""
     if (byte := first_difference(source, old, index, new)) is not None:
         raise CheckError(f"{index.folder}: {new.name} differs from the base at its byte {byte}, though it was not edited")
-
-
-def first_difference(source: ShardIndex, old: TensorInfo, index: ShardIndex, new: TensorInfo) -> int | None:
-    """The first byte in which two stored tensors of as many bytes differ, None where there is none."""
-    with (source.folder / old.shard).open("rb") as a, (index.folder / new.shard).open("rb") as b:
-        a.seek(old.start)
-        b.seek(new.start)
-        for at in range(0, old.nbytes, _PIECE):
-            count = min(_PIECE, old.nbytes - at)
-            left, right = a.read(count), b.read(count)
-            if left != right:
-                return at + next((i for i, (x, y) in enumerate(zip(left, right, strict=False)) if x != y), min(len(left), len(right)))
-    return None

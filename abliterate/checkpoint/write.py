@@ -15,12 +15,9 @@ import psutil
 from safetensors import SafetensorError
 
 from abliterate.errors import CheckError, InputError, first_line
+from abliterate.model.files import everything, files_of
 
-# Not part of the derived checkpoint: other formats of the old weights, and the old card (a new one is written).
-_LEFT_BEHIND = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack", ".safetensors")
-_REPLACED = (
-    "README.md", "abliteration.json", "abliteration.plan", "SHA256SUMS", "pytorch_model.bin.index.json", "model.safetensors.index.json",
-)  # fmt: skip
+_NAMED = 8  # files and folders that are left behind, in a line
 # A disk that fails, a source that is gone, a file system that can't hold so large a file.
 _FAILED = (errno.EIO, errno.ENOENT, errno.ESTALE, errno.EFBIG)
 
@@ -101,28 +98,25 @@ def _sync(path: Path) -> None:
 
 def copy_side_files(source: Path, out: Path) -> list[str]:
     """Copy tokenizer, config, licence and the like, byte for byte; returns their names."""
-    copied = []
-    for name in side_files(source):
+    copied = files_of(source)
+    for name in copied:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, out / name)
-        copied.append(str(name))
-    return copied
+    return [str(name) for name in copied]
 
 
-def side_files(source: Path) -> list[Path]:
-    """What belongs to a checkpoint beside its weights, relative to its folder."""
-    found = []
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and not hidden and path.suffix not in _LEFT_BEHIND and str(name) not in _REPLACED:
-            found.append(name)
-    return found
+def left_behind(source: Path, shards: Collection[str]) -> str:
+    """How many files of a model's folder are no part of it, and their names as far as a line has room; empty where there are none."""
+    belong = set(files_of(source))
+    left = [name for name in everything(source) if str(name) not in shards and name not in belong]
+    told = list(dict.fromkeys(name.parts[0] + ("/" if len(name.parts) > 1 else "") for name in left))
+    more = f", and {len(told) - _NAMED} more" if len(told) > _NAMED else ""
+    return f"{len(left)} file{'s' if len(left) > 1 else ''} ({', '.join(told[:_NAMED])}{more})" if left else ""
 
 
 def same_side_files(source: Path, out: Path, but: Collection[str]) -> None:
     """Raise CheckError where a side file of ``source`` is missing from ``out`` or differs from it."""
-    for name in side_files(source):
+    for name in files_of(source):
         if str(name) in but:
             continue
         if not (out / name).is_file() or (out / name).read_bytes() != (source / name).read_bytes():

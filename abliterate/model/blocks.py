@@ -57,10 +57,10 @@ class Blocks:
         self._buffers = Buffers(pinned=device.type == "cuda")
         self._lent: dict[int, list[Tensor]] = {}
         self._lock = threading.Lock()
-        apart = {s.name for s in (self._embedding, self._unembedding)}
+        apart = {folder.layout.embedding, folder.layout.unembedding}
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._idle: torch.cuda.Event | None = None  # after it, nothing computes with what was let go of last
-        self._load([s for s in self._stored[None] if s.name not in apart])
+        self._load([s for s in self._stored[None] if text_name(s.name) not in apart])
 
     def _named(self, text: str) -> Stored:
         found = next((s for s in self._stored[None] if text_name(s.name) == text), None)

@@ -10,9 +10,11 @@ from typing import Any, Literal
 from transformers import AutoConfig, PretrainedConfig
 
 from abliterate.errors import InputError, first_line
+from abliterate.model.files import check_genuine, in_truth
 from abliterate.model.guess import guess_layout
 from abliterate.model.layouts import Layout, aliased, known_types, layout_for, load_layout, refusal_of
 from abliterate.model.source import check_folder
+from abliterate.model.tied import says_tied, two_stored
 
 Quantisation = Literal["fp8", "mxfp4"]
 # What to do about weights that can't be edited exactly in their format.
@@ -25,7 +27,11 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model's folder and the figures of its (text) config that an edit needs."""
+    """A model's folder and the figures of its (text) config that an edit needs.
+
+    ``tied``: the token embedding and the unembedding are one matrix; ``says_tied``: so says the config, though two that differ may be
+    stored.
+    """
 
     path: Path
     model_type: str
@@ -38,10 +44,13 @@ class ModelFolder:
     fp8_block: tuple[int, int] = (128, 128)
     fp8_powers: bool = False
     trust_remote_code: bool = False
+    says_tied: bool = False
 
 
 def open_folder(path: Path, trust_remote_code: bool = False, layout: Path | None = None) -> ModelFolder:
     """Read ``config.json``; the layout is the user's file's, the table's, or a guess that the self-check must prove.
+
+    Of the weights only token embedding and unembedding are looked at, where the config ties them and both are stored.
 
     Raises InputError: no folder, no or broken config, an architecture without a layout, weights in a format that can't be edited.
     """
@@ -60,19 +69,29 @@ def open_folder(path: Path, trust_remote_code: bool = False, layout: Path | None
     if (reason := refusal_of(model_type)) is not None:
         raise InputError(f"{path}: {model_type!r} can't be edited exactly: {reason}")
     known = load_layout(layout) if layout else layout_for(model_type) or layout_for(str(raw["model_type"]))
+    found = known or _guessed(text, model_type, trust_remote_code)
+    said = says_tied(path, config, text, trust_remote_code)
+    text.tie_word_embeddings = tied = said and not two_stored(path, found)  # what is built of it is tied as the model is
     return ModelFolder(
         path=path,
         model_type=str(raw["model_type"]),
-        layout=known or _guessed(text, model_type, trust_remote_code),
+        layout=found,
         layers=layers,
         d_model=d_model,
-        tied=bool(getattr(config, "tie_word_embeddings", False)),
+        tied=tied,
         config=text,
         quantisation=quantisation,
         fp8_block=block,
         fp8_powers=powers,
         trust_remote_code=trust_remote_code,
+        says_tied=said,
     )
+
+
+def whole_config(folder: ModelFolder) -> PretrainedConfig:
+    """The config of all that is in the folder: of a vision-language model not of its text part alone."""
+    file = folder.path / "config.json"
+    return _config(file, _raw_config(folder.path, file), folder.trust_remote_code)
 
 
 def _raw_config(path: Path, file: Path) -> dict[str, Any]:
@@ -81,7 +100,9 @@ def _raw_config(path: Path, file: Path) -> dict[str, Any]:
         raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         str(raw["model_type"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{file}: not a model config (JSON with 'model_type')") from None
+        instead = in_truth(file)
+        raise InputError(f"{file}: not a model config (JSON with 'model_type')" + (f" but {instead}" if instead else "")) from None
+    check_genuine(path)
     return raw
 
 
@@ -123,8 +144,9 @@ def _quantisation(path: Path, raw: dict[str, Any]) -> tuple[Quantisation | None,
 def _guessed(text: PretrainedConfig, model_type: str, trust_remote_code: bool) -> Layout:
     try:
         return guess_layout(text, trust_remote_code)
-    except InputError as error:
+    except Exception as error:  # each architecture breaks in its own way when it is tried
+        why = str(error) if isinstance(error, InputError) else f"its small copy breaks off, {type(error).__name__}: {first_line(error)}"
         raise InputError(
-            f"no layout for the architecture {model_type!r} ({error}): it would be edited inexactly; give --layout FILE.toml, "
+            f"no layout for the architecture {model_type!r} ({why}): it would be edited inexactly; give --layout FILE.toml, "
             f"or a model of a known one ({', '.join(known_types())})"
         ) from None

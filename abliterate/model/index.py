@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from abliterate.errors import InputError
+from abliterate.model.files import in_truth
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -32,6 +33,7 @@ DTYPES: dict[str, tuple[torch.dtype | None, int]] = {
 }  # fmt: skip
 EDITABLE = ("F64", "F32", "F16", "BF16")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_PIECE = 1 << 24  # bytes compared at once
 Stamp = tuple[int, int, int]
 
 
@@ -146,6 +148,19 @@ def stamp(path: Path) -> Stamp:
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
+def first_difference(source: ShardIndex, old: TensorInfo, index: ShardIndex, new: TensorInfo) -> int | None:
+    """The first byte in which two stored tensors of as many bytes differ, None where there is none."""
+    with (source.folder / old.shard).open("rb") as a, (index.folder / new.shard).open("rb") as b:
+        a.seek(old.start)
+        b.seek(new.start)
+        for at in range(0, old.nbytes, _PIECE):
+            count = min(_PIECE, old.nbytes - at)
+            left, right = a.read(count), b.read(count)
+            if left != right:
+                return at + next((i for i, (x, y) in enumerate(zip(left, right, strict=False)) if x != y), min(len(left), len(right)))
+    return None
+
+
 def _no_way_out(folder: Path) -> None:
     """Raise InputError for a link that leaves the folder: a stranger's checkpoint could put any file of this machine into the new one.
 
@@ -200,7 +215,8 @@ def shard_names(folder: Path) -> tuple[list[str], dict[str, str]]:
         weight_map: dict[str, str] = _json(index.read_bytes(), index)["weight_map"]
         names = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InputError(f"{index}: not a shard index (JSON with a 'weight_map')") from None
+        instead = in_truth(index)
+        raise InputError(f"{index}: not a shard index (JSON with a 'weight_map')" + (f" but {instead}" if instead else "")) from None
     for name in names:
         if not _is_file_name(name) or not name.endswith(".safetensors"):
             raise InputError(f"{index}: names the shard {str(name)[:80]!r}; shards must be .safetensors files beside it")
@@ -231,7 +247,7 @@ def read_header(path: Path) -> list[TensorInfo]:
         size = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > MAX_HEADER or 8 + length > size:
-            raise InputError(f"{path}: not a safetensors file, or its header is cut short (truncated download?)")
+            raise InputError(f"{path}: {in_truth(path) or 'not a safetensors file, or its header is cut short (truncated download?)'}")
         try:
             header = _json(file.read(length), path)
             entries = [(n, e) for n, e in header.items() if n != "__metadata__"]

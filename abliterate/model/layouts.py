@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, partial
 from importlib.resources import files
@@ -205,6 +205,16 @@ def projector_axis(name: str, names: Collection[str] = ()) -> int | None:
 def is_buffer(name: str) -> bool:
     """Whether a tensor is one that transformers computes itself and that some checkpoints still carry."""
     return name.endswith(tuple(f".{buffer}" for buffer in _table()["buffers"]["names"]))
+
+
+def wrapped_by(names: Iterable[str]) -> str | None:
+    """What is said of names that something around the model has changed, None where none is such a name."""
+    wrappers = _table()["wrappers"]
+    for name in names:
+        for part in name.split("."):
+            if part in wrappers:
+                return f"{name} is not a model's own name: {wrappers[part]}"
+    return None
 
 
 def aliased(model_type: str) -> str:

@@ -12,8 +12,6 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     FineGrainedFP8Config,
     GenerationConfig,
     PreTrainedModel,
@@ -22,8 +20,9 @@ from transformers import (
 from transformers.utils.quantization_config import Mxfp4Config
 
 from abliterate.errors import InputError, first_line
-from abliterate.model.folder import ModelFolder
+from abliterate.model.folder import ModelFolder, whole_config
 from abliterate.model.layouts import in_memory
+from abliterate.model.meta import class_for
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -89,7 +88,7 @@ def end_ids(folder: ModelFolder, tokenizer: PreTrainedTokenizerBase) -> frozense
 
 def from_pretrained(folder: ModelFolder, dtype: torch.dtype, gpus: Sequence[int] = ()) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and what transformers says of keys that were missing. Raises InputError where it can't be loaded."""
-    kind = AutoModelForCausalLM if type(folder.config) in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText
+    kind = class_for(whole_config(folder))
     packed: dict[str, Any] = {"device_map": "auto", "max_memory": dict(enumerate(gpus))} if gpus else {}
     if folder.quantisation is not None:  # computed in dtype: the formats' own kernels need particular hardware
         packed |= {"quantization_config": {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}[folder.quantisation](dequantize=True)}

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from abliterate.errors import InputError
 from abliterate.model.at_once import AtOnce
 from abliterate.model.decoding import Decoding, Manner
 from abliterate.model.folder import ModelFolder
@@ -63,7 +62,7 @@ def _tried(folder: ModelFolder) -> Reuse:
             return Reuse()
         narrow = tiny_model(config, folder.trust_remote_code)
         wide = tiny_model(config, folder.trust_remote_code) if widen(config) else narrow
-    except (InputError, KeyError):  # no copy can be made, or transformers has no layers for its kind of cache
+    except Exception:  # no copy can be made, or transformers has no layers for its kind of cache
         return Reuse()
     model = InMemory(replace(folder, layers=blocks), wide)
     if not (pads := _holds(lambda: _off_forward(model, 0), RECURRENT)):  # it chooses what it attends to, and chooses padding too

@@ -10,10 +10,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from abliterate.config import ModelConfig
+from abliterate.model.agreement import open_checkpoint
 from abliterate.model.at_once import at_once
 from abliterate.model.blocks import Blocks
 from abliterate.model.clock import now
-from abliterate.model.folder import ModelFolder, open_folder
+from abliterate.model.folder import open_folder
 from abliterate.model.index import open_index
 from abliterate.model.load import end_ids, pick_device
 from abliterate.model.memory import Fit, Sizes, available, fit, fit_gpus, parse_budget, sizes_of
@@ -29,12 +30,19 @@ from abliterate.progress import say
 class Session:
     """Loads the model when it is first needed, whole or block by block, and lets go of it when told.
 
-    ``sizes``: the model's, where they are known already. ``clock``: the time that prompts show whose chat template shows it; None: now.
+    Raises InputError where what the folder stores is not what its config describes. ``sizes``: the model's, where its headers were
+    looked at already. ``clock``: the time that prompts show whose chat template shows it; None: now.
     """
 
     def __init__(self, config: ModelConfig, path: Path, sizes: Sizes | None = None, clock: datetime | None = None) -> None:
-        self._config, self._sizes, self.clock = config, sizes, clock or now()
-        self.folder: ModelFolder = open_folder(path, config.trust_remote_code, config.layout_file)
+        self._config, self.clock = config, clock or now()
+        asked = (path, config.trust_remote_code, config.layout_file)
+        if sizes is None:
+            self.folder, index = open_checkpoint(*asked)
+            sizes = sizes_of(index, self.folder)
+        else:
+            self.folder = open_folder(*asked)
+        self._sizes = sizes
 
     @cached_property
     def device(self) -> torch.device:
@@ -43,7 +51,7 @@ class Session:
     @cached_property
     def fit(self) -> Fit:
         """How the model is held: whole, over several GPUs, or block by block. Raises InputError where not even one block fits."""
-        sizes, config = self._sizes or sizes_of(open_index(self.folder.path), self.folder), self._config
+        sizes, config = self._sizes, self._config
         over_several = fit_gpus(sizes, config.dtype, self._gpus()) if config.device == "auto" and joined() is None else None
         return over_several or fit(sizes, config.dtype, self.device, parse_budget(config.max_memory, self.device))
 

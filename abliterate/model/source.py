@@ -7,28 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from abliterate.errors import InputError
+from abliterate.model.files import fetched
 from abliterate.model.names import HUB_IDS
 from abliterate.model.refuser import BUILT_HERE
 
-# What a safetensors model needs from its repository; pickles are never fetched.
-_WANTED = [
-    "*.json",
-    "*.safetensors",
-    "*.jinja",
-    "*.txt",
-    "*.model",
-    "*.tiktoken",
-    "*.py",
-    "LICENSE*",
-    "LICENCE*",
-    "NOTICE*",
-    "Notice*",
-    "COPYING*",
-    "USE_POLICY*",
-    "README.md",
-]
-_WEIGHTS, _INDEX = "*.safetensors", "model.safetensors.index.json"
-_UNWANTED = ["consolidated*.safetensors", "original/*"]  # second copies of the weights in their makers' own form
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ADAPTER = "adapter_config.json"  # with it transformers applies the adapter beside it, unasked
 CHECKPOINT = "checkpoint"  # of a run's folder
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -83,9 +67,14 @@ def check_given(given: str) -> Path | None:
 
 
 def check_folder(path: Path) -> None:
-    """Raise InputError for a folder that isn't there or has no config.json; of a run's it says where its checkpoint is."""
+    """Raise InputError for a folder that isn't there, holds an adapter or has no config.json.
+
+    Of a run's folder it says where its checkpoint is.
+    """
     if not path.is_dir():
         raise InputError(f"{path}: no such model folder")
+    if (path / _ADAPTER).is_file():
+        raise InputError(f"{path}: {_adapter_in(path)}")
     if (path / "config.json").is_file():
         return
     if (path / CHECKPOINT / "config.json").is_file():
@@ -93,6 +82,16 @@ def check_folder(path: Path) -> None:
     if (path / "run.json").is_file():
         raise InputError(f"{path}: a run's folder, with no checkpoint in it (if the run isn't finished, the same run command goes on)")
     raise InputError(f"{path}: no config.json in it; give the folder of a transformers model")
+
+
+def _adapter_in(path: Path) -> str:
+    """Why a folder with an adapter is no model's, and what to do."""
+    if any((path / name).is_file() for name in (_SINGLE, _INDEX)):
+        return (
+            f"holds {_ADAPTER} beside whole weights, and transformers would apply that adapter to them; where it is merged into them "
+            "already, remove the adapter's files, else merge it first (PEFT's merge_and_unload) into another folder"
+        )
+    return f"holds an adapter ({_ADAPTER}), not a model; merge it into its base first (PEFT's merge_and_unload), and give that folder"
 
 
 def edited_folder(given: Path) -> Path:
@@ -114,13 +113,14 @@ def _local(given: str) -> Path | None:
 def _from_hub(given: str, hub_id: str, revision: str | None, weights: bool) -> ModelSource:
     from huggingface_hub import snapshot_download
 
-    def fetched(wanted: list[str]) -> Path:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED))
+    def fetch(weights: bool) -> Path:
+        wanted, never = fetched(weights)
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=never))
 
     try:
-        path = fetched(_WANTED if weights else [pattern for pattern in _WANTED if pattern != _WEIGHTS])
+        path = fetch(weights)
         if not weights and not (path / _INDEX).is_file():
-            path = fetched(_WANTED)
+            path = fetch(True)
     except Exception as error:  # the Hub's client raises many kinds: offline, unknown, gated, interrupted
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

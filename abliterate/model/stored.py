@@ -56,6 +56,12 @@ class Stored:
         return self.name.removesuffix(_PACKED) if self._is_packed else self.name
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape once it is dequantised."""
+        shape = self.index.tensors[self.name].shape
+        return (shape[0], 2 * shape[2] * shape[3], shape[1]) if self._is_packed and len(shape) == 4 else shape
+
+    @property
     def count(self) -> int:
         """How many numbers it holds."""
         return math.prod(self.index.tensors[self.name].shape) * (2 if self._is_packed else 1)

@@ -47,6 +47,11 @@ def widen(config: PretrainedConfig) -> bool:
     return bool(short)
 
 
+def side_keys() -> list[str]:
+    """The fields of a config that say the side of a matrix."""
+    return list(_sizes()["size"])
+
+
 def _whole(config: PretrainedConfig) -> PretrainedConfig:
     """The config, or that of the vision-language model of the same module whose text part it is, where only that has a head."""
     if type(config) not in AutoModelForCausalLM._model_mapping:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from abliterate.errors import InputError
+from abliterate.errors import InputError, first_line
 from abliterate.model.blocks import Blocks
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.hooks import captured
@@ -38,7 +38,19 @@ def abilities_of(folder: ModelFolder) -> Abilities:
 
     Raises InputError where they don't compute what the whole model computes.
     """
-    return _tried(json.dumps(folder.config.to_dict(), sort_keys=True, default=str), folder.layout.name, _Held(folder))
+    try:
+        return _tried(json.dumps(folder.config.to_dict(), sort_keys=True, default=str), folder.layout.name, _Held(folder))
+    except InputError:
+        raise
+    except Exception as error:  # each architecture breaks in its own way
+        raise _refusal(folder, f"breaks off, {type(error).__name__}: {first_line(error)}") from None
+
+
+def _refusal(folder: ModelFolder, why: str) -> InputError:
+    return InputError(
+        f"{folder.path}: {folder.model_type!r} can't be run block by block (its small copy {why}); "
+        "it must fit in memory: give a higher --max-memory, or take a larger machine"
+    )
 
 
 class _Held:
@@ -70,11 +82,8 @@ def _tried(config: str, layout: str, held: _Held) -> Abilities:
         swept = Swept(copy, blocks.module, tokenizer, blocks, Abilities(arity(folder)), frozenset())
         if not _holds(swept, expected):  # some choose what they attend to, and choose padding too
             swept = replace(swept, abilities=replace(swept.abilities, padded=False))
-        if (worst := _off(swept, expected)) > TOLERANCE:
-            raise InputError(
-                f"{folder.path}: {folder.model_type!r} can't be run block by block (its small copy is off by {worst:.1g}); "
-                "it must fit in memory: give a higher --max-memory, or take a larger machine"
-            )
+        if not (worst := _off(swept, expected)) <= TOLERANCE:
+            raise _refusal(folder, f"is off by {worst:.1g}")
         best = swept.abilities
         for further in (replace(best, cached=True), replace(best, cached=True, shared=True)):
             if _holds(replace(swept, abilities=further), expected):

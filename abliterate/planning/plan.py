@@ -15,6 +15,7 @@ from abliterate.checkpoint.edit import check_editable
 from abliterate.checkpoint.selfcheck import self_check
 from abliterate.config import RunConfig
 from abliterate.errors import InputError
+from abliterate.model.agreement import check_agreement, tell
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.index import DTYPES, ShardIndex, open_index
 from abliterate.model.memory import Fit, Sizes, fit, least, sizes_of
@@ -94,10 +95,12 @@ def _opened(folder: ModelFolder) -> tuple[ShardIndex, int, bool]:
     """What the folder holds, its bytes, and whether the weights are there; checked as a run checks it."""
     if lacks_weights(folder.path):
         index, nbytes = imagined(folder)
+        tell(folder, check_agreement(folder, index))
         self_check(folder, index)
         return index, nbytes, False
-    check_editable(folder)
     index = open_index(folder.path)
+    tell(folder, check_agreement(folder, index))
+    check_editable(folder)
     return index, index.nbytes, True
 
 

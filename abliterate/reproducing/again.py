@@ -18,7 +18,6 @@ from abliterate.prompts import PromptSet, RoleSets
 from abliterate.report.document import write_json
 from abliterate.reproducing.likeness import Compared, by_measure, compare, totals
 from abliterate.reproducing.record import Recorded, Settings, differences, not_taken, read_record, settings_of
-from abliterate.reproducing.record import Recorded, Settings, differences, read_record, settings_of
 from abliterate.runfolder import clock_of
 
 SCHEMA = "abliterate/reproduction/1"

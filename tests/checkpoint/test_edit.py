@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from abliterate.checkpoint import edit as editing
 from abliterate.checkpoint.edit import EditResult, check_editable, edit_checkpoint, work_of
+from abliterate.checkpoint.verify import verify
 from abliterate.errors import CheckError, InputError
 from abliterate.model.folder import open_folder
 from abliterate.model.hooks import ablated
@@ -188,21 +189,34 @@ def test_several_rows_and_mixed_strengths_compute_what_hooks_do(tiny: Tiny, tmp_
     assert _distance(_logits(tmp_path / "out"), _logits(model, plan)) < 1e-4
 
 
-@pytest.mark.parametrize("stored", ["equal", "other"])
-def test_a_tied_config_whose_checkpoint_stores_the_head_too_is_exact_or_refused(
-    tiny: Tiny, unit_direction: Unit, tmp_path: Path, stored: str
-) -> None:
-    def twice(tensors: dict[str, torch.Tensor]) -> None:
-        head = tensors[EMBEDDING].clone()
-        tensors[HEAD] = head if stored == "equal" else head.flip(0).contiguous()
+def _with_head(head: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[str, torch.Tensor]], None]:
+    return lambda tensors: tensors.update({HEAD: head(tensors[EMBEDDING].clone()).contiguous()})
 
-    model, r = _rewrite(tiny(tied=True), twice), unit_direction(32)
+
+def test_a_tied_config_whose_checkpoint_stores_the_head_too_is_exact_or_refused(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
+    model, r = _rewrite(tiny(tied=True), _with_head(lambda head: head)), unit_direction(32)
     for policy in ("edit", "untie"):
         with pytest.raises(InputError, match=r"stored too|alone to untie"):
             _edit(model, plan_from_direction(r, 4, policy=policy, tied=True), tmp_path / "out")
     plan = plan_from_direction(r, 4, policy="auto", tied=True)
     _edit(model, plan, tmp_path / "out")
     assert _distance(_logits(tmp_path / "out"), _logits(model, plan)) < 1e-4
+
+
+@pytest.mark.parametrize("policy", ["auto", "edit", "untie", "skip"])
+def test_a_tied_config_whose_checkpoint_stores_another_head_is_untied_and_says_so_afterwards(
+    tiny: Tiny, unit_direction: Unit, tmp_path: Path, policy: Any
+) -> None:
+    model, r = _rewrite(tiny(tied=True), _with_head(lambda head: head.flip(0))), unit_direction(32)
+    folder = open_folder(model)
+    plan = plan_from_direction(r, 4, policy=policy, tied=folder.tied)
+    result = _edit(model, plan, tmp_path / "out")
+    assert any(entry["name"] == EMBEDDING for entry in result.proof["tensors"]) is (policy != "skip")
+    assert result.proof["embedding"]["tied_to_unembedding"] is False
+    assert torch.equal(_tensors(tmp_path / "out")[HEAD], _tensors(model)[HEAD])
+    assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["tie_word_embeddings"] is False
+    assert _distance(_logits(tmp_path / "out"), _logits(model, plan)) < 1e-4
+    assert verify(open_folder(tmp_path / "out"), folder)[1] == len(_tensors(model))
 
 
 @SHARDS

@@ -21,6 +21,7 @@ from abliterate.errors import InputError
 from abliterate.model.folder import open_folder
 from abliterate.model.index import open_index
 from abliterate.model.tiny import tiny_config, tiny_model
+from abliterate.model.trial import abilities_of
 
 LLAMA = 'attention = ["self_attn.o_proj"]\nmlp = ["mlp.down_proj"]\n'
 GEMMA = """
@@ -147,33 +148,75 @@ def test_a_users_layout_opens_an_architecture_that_no_guess_fits(saved: Make) ->
     assert made.left <= 1e-5 and made.logits <= 1e-4
 
 
-def test_code_that_comes_with_a_model_is_run_only_where_that_is_allowed(
-    saved: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+@pytest.fixture(scope="module")
+def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where models' own code is imported from, one place for all: Python remembers it."""
+    return tmp_path_factory.mktemp("modules")
+
+
+@pytest.fixture
+def strange(saved: Make, tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """``strange(body, name)``: a Llama whose class comes with the folder and ends with ``body``; transformers remembers each name."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(modules))
     monkeypatch.setattr(sys, "path", [*sys.path])
-    model = saved("llama")
-    (model / "configuration_strange.py").write_text(
-        'from transformers import LlamaConfig\nclass StrangeConfig(LlamaConfig):\n    model_type = "strange"\n', encoding="utf-8"
-    )
-    (model / "modeling_strange.py").write_text(
-        "from transformers import LlamaForCausalLM\nfrom .configuration_strange import StrangeConfig\n"
-        "class StrangeForCausalLM(LlamaForCausalLM):\n    config_class = StrangeConfig\n",
-        encoding="utf-8",
-    )
-    config = json.loads((model / "config.json").read_text(encoding="utf-8")) | {
-        "model_type": "strange",
-        "auto_map": {
-            "AutoConfig": "configuration_strange.StrangeConfig",
-            "AutoModelForCausalLM": "modeling_strange.StrangeForCausalLM",
-        },
-    }
-    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (tmp_path / "l.toml").write_text(LLAMA, encoding="utf-8")
+
+    def make(body: str = "", name: str = "strange") -> Path:
+        model = saved("llama")
+        (model / f"configuration_{name}.py").write_text(
+            f'from transformers import LlamaConfig\nclass {name}Config(LlamaConfig):\n    model_type = "{name}"\n', encoding="utf-8"
+        )
+        (model / f"modeling_{name}.py").write_text(
+            f"from torch import nn\nfrom transformers import LlamaForCausalLM\nfrom .configuration_{name} import {name}Config\n"
+            f"class {name}ForCausalLM(LlamaForCausalLM):\n    config_class = {name}Config\n    calls = 0\n{body}",
+            encoding="utf-8",
+        )
+        code = {"AutoConfig": f"configuration_{name}.{name}Config", "AutoModelForCausalLM": f"modeling_{name}.{name}ForCausalLM"}
+        config = json.loads((model / "config.json").read_text(encoding="utf-8")) | {"model_type": name, "auto_map": code}
+        (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return model
+
+    return make
+
+
+def test_code_that_comes_with_a_model_is_run_only_where_that_is_allowed(strange: Callable[..., Path], tmp_path: Path) -> None:
+    model = strange()
     with pytest.raises(InputError, match="custom code"):
         open_folder(model, layout=tmp_path / "l.toml")
     made = self_check(open_folder(model, True, tmp_path / "l.toml"), open_index(model))
     assert made.architecture == "strange" and made.logits <= 1e-4
+
+
+SECOND = """
+    def forward(self, *args, **kwargs):
+        type(self).calls += 1
+        if type(self).calls > 1:
+            raise RuntimeError("expected Half\\nbut found Float")
+        return super().forward(*args, **kwargs)
+"""
+BARE = """
+    def __init__(self, config):
+        super().__init__(config)
+        for block in self.model.layers:
+            block.post_attention_layernorm, block.post_feedforward_layernorm = nn.Identity(), nn.Identity()
+"""
+
+
+def test_a_copy_that_breaks_off_in_any_way_is_one_line(strange: Callable[..., Path], tmp_path: Path) -> None:
+    model = strange(SECOND, "breaking")
+    folder = open_folder(model, True, tmp_path / "l.toml")
+    with pytest.raises(InputError, match=r"'breaking' can't be proven .*\(RuntimeError: expected Half\)$"):
+        self_check(folder, open_index(model))
+    with pytest.raises(
+        InputError, match=r"'breaking'.* its small copy can't be run \(expected Half\)|\(its small copy breaks off, Runtime"
+    ):
+        abilities_of(folder)
+
+
+def test_a_guess_that_breaks_off_in_any_way_is_one_line(strange: Callable[..., Path]) -> None:
+    with pytest.raises(InputError, match=r"no layout for the architecture 'bare' \(its small copy breaks off, StopIteration") as caught:
+        open_folder(strange(BARE, "bare"), True)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_second_time_the_figures_come_from_the_cache_wherever_the_model_lies(

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import pytest
 
-from abliterate.checkpoint.write import check_destination, copy_side_files, new_folder
+from abliterate.checkpoint.write import check_destination, copy_side_files, left_behind, new_folder
 from abliterate.errors import InputError
 from abliterate.model.index import SINGLE
 
@@ -139,9 +139,18 @@ def test_another_write_error_is_not_called_a_full_disk(tmp_path: Path) -> None:
 
 def test_side_files_are_copied_but_old_weights_and_cards_are_not(tmp_path: Path) -> None:
     source, out = tmp_path / "model", tmp_path / "out"
-    kept = ["config.json", "LICENSE", "tokenizer.json", "sub/extra.txt", "chat_template.jinja"]
+    kept = ["config.json", "LICENSE", "tokenizer.json", "additional_chat_templates/tool.jinja", "chat_template.jinja"]
     left = ["README.md", "abliteration.json", "abliteration.plan", "model.safetensors.index.json", "pytorch_model.bin"]
-    left += ["x.gguf", "x.safetensors", ".git/config", ".hidden", "sub/.cache/x"]
+    left += [
+        "x.gguf",
+        "x.safetensors",
+        ".git/config",
+        ".hidden",
+        "sub/.cache/x",
+        "sub/extra.txt",
+        "optimizer.pt",
+        "checkpoint-5/config.json",
+    ]
     for name in [*kept, *left]:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(name)
@@ -149,6 +158,22 @@ def test_side_files_are_copied_but_old_weights_and_cards_are_not(tmp_path: Path)
     assert sorted(copy_side_files(source, out)) == sorted(kept)
     assert {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()} == set(kept)
     assert all((out / name).read_text() == name for name in kept)
+
+
+def test_what_is_left_behind_is_counted_and_named_as_far_as_a_line_has_room(tmp_path: Path) -> None:
+    for name in ("config.json", "README.md", SINGLE, ".git/config"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert left_behind(tmp_path, [SINGLE]) == ""
+    (tmp_path / "backup.zip").write_text("")
+    assert left_behind(tmp_path, [SINGLE]) == "1 file (backup.zip)"
+    for name in ("a", "b"):
+        (tmp_path / "checkpoint-5").mkdir(exist_ok=True)
+        (tmp_path / "checkpoint-5" / name).write_text("")
+    assert left_behind(tmp_path, []) == f"4 files (backup.zip, checkpoint-5/, {SINGLE})"
+    for number in range(9):
+        (tmp_path / f"log{number}").write_text("")
+    assert left_behind(tmp_path, [SINGLE]).endswith("log5, and 3 more)")
 
 
 def test_side_files_behind_links_are_copied_as_files(tmp_path: Path) -> None:

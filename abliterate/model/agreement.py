@@ -1,0 +1,129 @@
+"""Whether what a checkpoint stores is what transformers computes with, so that what is measured is what is edited.
+
+Every command that opens a model's weights opens them here, and reads the config and the shards' headers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+from abliterate.errors import InputError
+from abliterate.model.dry_load import DryLoad, Shape, dry_load
+from abliterate.model.folder import ModelFolder, open_folder
+from abliterate.model.index import ShardIndex, open_index
+from abliterate.model.layouts import is_buffer, template, text_name, wrapped_by
+from abliterate.model.tiny import side_keys
+from abliterate.progress import say
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Tensors that are stored and that transformers has no use for, with the reason why that is as it should be."""
+
+    names: tuple[str, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        if len(self.names) == 1:
+            return f"1 tensor ({self.names[0]}, {self.reason})"
+        alike = takewhile(lambda parts: len(set(parts)) == 1, zip(*(name.split(".") for name in self.names), strict=False))
+        shared = ".".join([*(parts[0] for parts in alike), "*"])
+        if len(templates := {template(name) for name in self.names}) == 1:
+            shared = templates.pop()
+        return f"{len(self.names)} tensors ({shared if len(shared) > 1 else f'{self.names[0]} and others'}, {self.reason})"
+
+
+def open_checkpoint(path: Path, trust_remote_code: bool = False, layout: Path | None = None) -> tuple[ModelFolder, ShardIndex]:
+    """A model's folder and its headers, which agree; says what of them transformers takes otherwise than a reader might think.
+
+    Raises InputError as ``open_folder``, ``open_index`` and ``check_agreement`` do.
+    """
+    folder, index = open_folder(path, trust_remote_code, layout), open_index(path)
+    tell(folder, check_agreement(folder, index))
+    return folder, index
+
+
+def tell(folder: ModelFolder, unused: Sequence[Unused]) -> None:
+    """Say in a line each what is stored and not used, and that embeddings are untied which the config ties."""
+    if unused:
+        say(f"{folder.path.name}: not used by transformers: {', '.join(map(str, unused))}")
+    if folder.says_tied and not folder.tied:
+        say(
+            f"{folder.path.name}: config.json ties the embeddings, but two that differ are stored: they are taken as untied, as "
+            "transformers takes them; other engines may heed the config"
+        )
+
+
+def check_agreement(folder: ModelFolder, index: ShardIndex) -> list[Unused]:
+    """What is stored and rightly not used.
+
+    Raises InputError in one line where anything else is stored and not used, is used and not stored, or has another shape than the
+    config says.
+    """
+    found = dry_load(folder, index)
+    reasons: dict[str | None, list[str]] = {}
+    for name in found.unused:
+        reasons.setdefault(_reason(name, folder, found), []).append(name)
+    strangers = reasons.pop(None, [])
+    if (wrapped := wrapped_by(strangers)) is not None:
+        raise InputError(f"{folder.path}: {wrapped}")
+    if faults := [*_misshapen(found, folder), *_unfit(found), *_lists(strangers, found.missing), *_half_tied(folder, index)]:
+        raise InputError(
+            f"{folder.path}: what is stored is not what config.json describes: {'; '.join(faults)}; correct config.json, or give the "
+            "checkpoint that it belongs to"
+        )
+    return [Unused(tuple(names), str(reason)) for reason, names in reasons.items()]
+
+
+def _reason(name: str, folder: ModelFolder, found: DryLoad) -> str | None:
+    """Why it is right that a stored tensor is not used, None where nothing says so."""
+    text, layout = text_name(name), folder.layout
+    if text is None:
+        return "vision or audio"
+    where = layout.in_block(text)
+    ahead = where is not None and (where[2] or (where[0] >= folder.layers and bool(layout.mtp)))
+    if ahead or text in (*layout.mtp_root, *layout.mtp_others):
+        return "multi-token prediction"
+    if is_buffer(name):
+        return "computed anew"
+    return "its architecture ignores them" if name in found.ignored else None
+
+
+def _misshapen(found: DryLoad, folder: ModelFolder) -> list[str]:
+    if not found.misshapen:
+        return []
+    name, have, wanted = found.misshapen[0]
+    more = ", and so others" if len(found.misshapen) > 1 else ""
+    return [f"{name} is {list(have)} stored, {list(wanted)} by the config{_key(have, wanted, folder)}{more}"]
+
+
+def _key(have: Shape, wanted: Shape, folder: ModelFolder) -> str:
+    """The one field of the config that says the size that differs, where there is one alone."""
+    sizes = {size for size, other in zip(wanted, have, strict=True) if size != other} if len(have) == len(wanted) else set()
+    config = folder.config.to_dict()
+    keys = [key for key in side_keys() if config.get(key) in sizes]
+    return f"'s {keys[0]}" if len(sizes) == len(keys) == 1 else ""
+
+
+def _unfit(found: DryLoad) -> list[str]:
+    unfit = [f"{_some(found.unfit)} not to be had from what is stored"] if found.unfit else []
+    return unfit + ([f"{_some(found.doubled)} stored under two names"] if found.doubled else [])
+
+
+def _lists(strangers: Sequence[str], missing: Sequence[str]) -> list[str]:
+    unused = [f"{_some(strangers)} stored, but not used"] if strangers else []
+    return unused + ([f"{_some(missing)} used, but not stored"] if missing else [])
+
+
+def _half_tied(folder: ModelFolder, index: ShardIndex) -> list[str]:
+    """Of a tied pair the embedding is what is read and edited."""
+    texts = {text_name(name) for name in index.tensors}
+    lacking = folder.tied and folder.layout.unembedding in texts and folder.layout.embedding not in texts
+    return [f"{folder.layout.unembedding} is stored without {folder.layout.embedding}, to which it is tied"] if lacking else []
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and others are"

@@ -1,0 +1,61 @@
+"""Whether a model's token embedding and unembedding are one matrix: decided here, once, from what is stored and what the config says.
+
+Transformers ties what the config ties, unless both are stored and differ (``PreTrainedModel.tie_weights``).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from abliterate.errors import InputError
+from abliterate.model.index import ShardIndex, Stamp, TensorInfo, first_difference, open_index, reading
+from abliterate.model.layouts import Layout, text_name
+from abliterate.model.meta import as_loaded, ties
+
+
+def says_tied(path: Path, whole: PretrainedConfig, text: PretrainedConfig, trust_remote_code: bool) -> bool:
+    """Whether a folder's config ties them: where the whole and its text part differ, the one that the loaded model heeds decides.
+
+    Raises InputError where they differ and transformers can't build the model.
+    """
+    said = {bool(getattr(config, "tie_word_embeddings", False)) for config in (whole, text)}
+    return ties(as_loaded(path, whole, trust_remote_code)) if len(said) > 1 else said.pop()
+
+
+def two_stored(path: Path, layout: Layout) -> bool:
+    """Whether the checkpoint in a folder stores two matrices that differ. What isn't there, or is damaged, says nothing."""
+    try:
+        index = open_index(path)
+    except InputError:  # whoever reads the weights says what is wrong with them
+        return False
+    heads = [
+        next((i for i in index.tensors.values() if text_name(i.name) == name), None) for name in (layout.embedding, layout.unembedding)
+    ]
+    embedding, unembedding = heads
+    return embedding is not None and unembedding is not None and _differ(_Pair(index), embedding, unembedding, *index.stamps.values())
+
+
+class _Pair:
+    """An index that doesn't count when results are remembered: its shards' stamps do."""
+
+    def __init__(self, index: ShardIndex) -> None:
+        self.index = index
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Pair) and other.index.folder == self.index.folder
+
+    def __hash__(self) -> int:
+        return hash(self.index.folder)
+
+
+@lru_cache(maxsize=16)
+def _differ(pair: _Pair, embedding: TensorInfo, unembedding: TensorInfo, *stamps: Stamp) -> bool:
+    """Read as far as they are alike, so two matrices of a large vocabulary are told apart at once."""
+    index = pair.index
+    if (embedding.dtype, embedding.shape) != (unembedding.dtype, unembedding.shape):
+        return True
+    with reading(index.folder):
+        return first_difference(index, embedding, index, unembedding) is not None
