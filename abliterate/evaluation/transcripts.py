@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from abliterate.errors import InputError, first_line
+from abliterate.errors import InputError
 from abliterate.evaluation.outcomes import Verdict, judge
 from abliterate.place import no_link
 from abliterate.prompts import Prompt
+from abliterate.prompts.lines import json_rows
+from abliterate.prompts.row import Row, kind
 
 _OBEYED = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # control characters that JSON lets stand, marks of direction
 
@@ -114,23 +116,21 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], Transcript]]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: not JSON ({first_line(error)})") from None
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "response")):
-            raise InputError(f"{path}:{number}: a line must be an object with the texts 'prompt' and 'response'")
-        facts = row.get("facts") or []
+    for row in json_rows(path):
+        prompt, response = _said(row, "prompt"), _said(row, "response")
+        facts = row.cells.get("facts") or []
         if not isinstance(facts, list) or not all(isinstance(f, str) for f in facts):
-            raise InputError(f"{path}:{number}: 'facts' must be a list of texts")
-        begins = row.get("begins_in_thought", False)
+            raise InputError(f"{row.where}: 'facts' must be a list of texts")
+        begins = row.cells.get("begins_in_thought", False)
         if not isinstance(begins, bool):
-            raise InputError(f"{path}:{number}: 'begins_in_thought' must be true or false")
-        yield row, Transcript("", str(row.get("id", number)), row["prompt"], row["response"], facts=tuple(facts), begins_in_thought=begins)
+            raise InputError(f"{row.where}: 'begins_in_thought' must be true or false")
+        number = str(row.cells.get("id", row.number))
+        yield dict(row.cells), Transcript("", number, prompt, response, facts=tuple(facts), begins_in_thought=begins)
+
+
+def _said(row: Row, key: str) -> str:
+    text = row.cells.get(key)
+    if isinstance(text, str):
+        return text
+    found = kind(text) if text is not None else "null" if key in row.cells else "missing"
+    raise InputError(f"{row.where}: a line must be an object with the texts 'prompt' and 'response'; {key!r} is {found}")

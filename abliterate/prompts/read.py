@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from abliterate.errors import InputError
+from abliterate.prompts.dataset import PREFIX, source_of
+from abliterate.prompts.lines import json_rows, txt_rows
 from abliterate.prompts.promptset import SPLITS, Prompt, PromptSet, Split, language_of, normalised
+from abliterate.prompts.row import TEXT_COLUMNS, Row
 from abliterate.prompts.split import FEWEST, with_splits
+from abliterate.prompts.tables import csv_rows, parquet_rows
 
-TEXT_COLUMNS = ("text", "prompt")
 _INSTALLED = Path(__file__).parent / "bundled"
 BUNDLED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "prompts"
 
-Row = Mapping[str, Any]
 # The bundled set that holds each bundled set's twins: the same form, but nothing in it that a model should withhold.
 TWINS = {"harmful": "harmless", "censorship": "censorship-control", "borderline-unsafe": "borderline"}
 
@@ -32,8 +30,8 @@ def bundled_names() -> list[str]:
 def load_set(source: str) -> PromptSet:
     """Load a prompt set and give every prompt a split.
 
-    ``source`` is a bundled set's name, a file, or ``hf:DATASET[:CONFIG]:SPLIT:COLUMN``. Blank and repeated texts are
-    dropped. Raises InputError naming the file and, where there is one, the line.
+    ``source`` is a bundled set's name, a file, or ``hf:DATASET[:CONFIG]:SPLIT:COLUMN``. A blank line is no row; blank and
+    repeated texts are dropped. Raises InputError naming the file and the line or row: of a row without a text, too.
     """
     return _dealt(*_read(source), source)
 
@@ -55,8 +53,8 @@ def _dealt(name: str, prompts: list[Prompt], source: str) -> PromptSet:
 
 def check_named(source: str) -> None:
     """Raise InputError where no set is called so and no file is there; nothing is read, and of a data set on the Hub nothing is asked."""
-    if source.startswith("hf:"):
-        _hub_parts(source)
+    if source.startswith(PREFIX):
+        source_of(source)
     else:
         _file_of(source)
 
@@ -66,12 +64,16 @@ def _read(source: str) -> tuple[str, list[Prompt]]:
     name, rows = _rows(source)
     prompts: list[Prompt] = []
     seen: set[str] = set()
-    for number, where, row in rows:
-        prompt = _prompt(row, name, number, where)
-        key = normalised(prompt.text)
-        if key and key not in seen:
+    lacking: list[Row] = []
+    for row in rows:
+        prompt = _prompt(row, name)
+        if prompt is None:
+            lacking.append(row)
+        elif (key := normalised(prompt.text)) and key not in seen:
             seen.add(key)
             prompts.append(prompt)
+    if lacking:
+        raise _without_text(lacking)
     if not prompts:
         raise InputError(f"{source}: no prompts in it")
     ids = [p.id for p in prompts]
@@ -81,9 +83,10 @@ def _read(source: str) -> tuple[str, list[Prompt]]:
     return name, prompts
 
 
-def _rows(source: str) -> tuple[str, Iterable[tuple[int, str, Row]]]:
-    if source.startswith("hf:"):
-        return _hub_rows(source)
+def _rows(source: str) -> tuple[str, Iterable[Row]]:
+    if source.startswith(PREFIX):
+        found = source_of(source)
+        return found.name, found.rows()
     path = _file_of(source)
     return path.stem, _READERS[path.suffix.lower()](path)
 
@@ -114,109 +117,36 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+_READERS: dict[str, Callable[[Path], Iterable[Row]]] = {".txt": txt_rows, ".jsonl": json_rows, ".csv": csv_rows, ".parquet": parquet_rows}
 
 
-def _txt(path: Path) -> Iterable[tuple[int, str, Row]]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        yield number, f"{path}:{number}", {"text": line}
-
-
-def _jsonl(path: Path) -> Iterable[tuple[int, str, Row]]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep or too large a number"
-            raise InputError(f"{path}:{number}: not JSON ({why})") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}:{number}: a line must be one JSON object")
-        yield number, f"{path}:{number}", row
-
-
-def _csv(path: Path) -> Iterable[tuple[int, str, Row]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
-    for number, row in enumerate(reader, 1):
-        yield number, f"{path}: row {number}", {k: v or "" for k, v in row.items() if k is not None}
-
-
-def _parquet(path: Path) -> Iterable[tuple[int, str, Row]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
-    for number, row in enumerate(rows, 1):
-        yield number, f"{path}: row {number}", {k: v if v is not None else "" for k, v in row.items()}
-
-
-_READERS = {".txt": _txt, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
-
-
-def _hub_rows(source: str) -> tuple[str, Iterable[tuple[int, str, Row]]]:
-    parts = _hub_parts(source)
-    dataset, config, (split, column) = parts[0], parts[1] if len(parts) == 4 else None, parts[-2:]
-    import datasets
-
-    try:
-        table = datasets.load_dataset(dataset, config, split=split, trust_remote_code=False)
-    except Exception as error:  # the library raises many kinds; each means that the data set can't be had
-        raise InputError(f"{source}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
-    if column not in table.column_names:
-        raise InputError(f"{source}: no column {column!r}; it has {', '.join(table.column_names)}")
-    rows = ((i, f"{source}: row {i}", {"text": text}) for i, text in enumerate(table[column], 1))
-    return dataset.rstrip("/").split("/")[-1], rows
-
-
-def _hub_parts(source: str) -> list[str]:
-    """Data set, configuration (where one is named), split and column. Raises InputError where they are not that many."""
-    parts = source.removeprefix("hf:").split(":")
-    if len(parts) not in (3, 4) or not all(parts):
-        raise InputError(f"{source}: write hf:DATASET:SPLIT:COLUMN or hf:DATASET:CONFIG:SPLIT:COLUMN")
-    return parts
-
-
-def _prompt(row: Row, name: str, number: int, where: str) -> Prompt:
-    column = next((c for c in TEXT_COLUMNS if c in row), None)
-    if column is None:
-        raise InputError(f"{where}: no column 'text' (or 'prompt'); it has {', '.join(map(str, row)) or 'none'}")
-    text = row[column]
-    if not isinstance(text, str):
-        raise InputError(f"{where}: {column!r} must be a text, not {type(text).__name__}")
-    if any("\ud800" <= c <= "\udfff" for c in text):
-        raise InputError(f"{where}: {column!r} holds half a character (a lone surrogate); save the text as valid Unicode")
-    split = row.get("split") or None
+def _prompt(row: Row, name: str) -> Prompt | None:
+    """A row as a prompt; None where its text is null."""
+    column = row.column or next((c for c in TEXT_COLUMNS if row.cells.get(c) is not None), TEXT_COLUMNS[0])
+    text = row.text(column)
+    if text is None:
+        if row.cells.keys().isdisjoint({column, *TEXT_COLUMNS}):
+            raise InputError(f"{row.where}: no column 'text' (or 'prompt'); it has {', '.join(map(str, row.cells)) or 'none'}")
+        return None
+    split = row.cells.get("split") or None
     if split is not None and split not in SPLITS:
-        raise InputError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
+        raise InputError(f"{row.where}: split {split!r} is none of {', '.join(SPLITS)}")
     return Prompt(
-        id=_optional(row, "id") or f"{name}-{number:04d}",
+        id=row.label("id") or f"{name}-{row.number:04d}",
         text=text.strip(),
-        lang=str(row.get("lang") or language_of(text)),
-        category=str(row.get("category") or ""),
+        lang=row.label("lang") or language_of(text),
+        category=row.label("category") or "",
         split=cast("Split | None", split),
-        pair=_optional(row, "pair"),
-        topic=_optional(row, "topic"),
-        facts=_facts(row.get("facts"), where),
-        official=_optional(row, "official"),
+        pair=row.label("pair"),
+        topic=row.label("topic"),
+        facts=row.texts("facts"),
+        official=row.label("official"),
     )
 
 
-def _optional(row: Row, key: str) -> str | None:
-    return str(row[key]) if row.get(key) not in (None, "") else None
-
-
-def _facts(given: Any, where: str) -> tuple[str, ...]:
-    """A list of texts, or one text with bars between the facts."""
-    facts = given.split("|") if isinstance(given, str) else given if given is not None else []
-    if not isinstance(facts, list | tuple) or not all(isinstance(fact, str) for fact in facts):
-        raise InputError(f"{where}: 'facts' must be a list of texts (or one text, facts apart by |)")
-    return tuple(fact.strip() for fact in facts if fact.strip())
+def _without_text(rows: Sequence[Row]) -> InputError:
+    """What is said of rows whose text is null: all at once, or they would have to be mended one by one."""
+    column = rows[0].column or next(c for c in TEXT_COLUMNS if c in rows[0].cells)
+    others = ", ".join(str(row.number) for row in rows[1:6]) + (", …" if len(rows) > 6 else "")
+    more = f", nor in {len(rows) - 1} more row{'s' * (len(rows) > 2)} ({others})" if others else ""
+    return InputError(f"{rows[0].where}: no text in the column {column!r}{more}; fill it, or take the row out")

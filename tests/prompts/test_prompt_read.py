@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -11,6 +12,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from abliterate.errors import InputError
 from abliterate.prompts import PromptSet, load_set
@@ -112,12 +115,127 @@ def test_a_quoted_csv_cell_keeps_its_line_breaks_commas_and_quotes(write: Write)
     assert texts(group)[0] == 'first,\nsecond "line"'
 
 
-def test_a_blank_csv_cell_is_a_blank_prompt_and_dropped(write: Write) -> None:
-    assert texts(load_set(write("a.csv", "id,text\n1,a\n2,\n,\n3,b\n4,c\n5,d\n"))) == ["a", "b", "c", "d"]
+def test_a_row_of_empty_cells_is_a_blank_line(write: Write) -> None:
+    assert [p.id for p in load_set(write("a.csv", "id,text\n1,a\n,\n\n3,b\n4,c\n5,d\n,\n"))] == ["1", "3", "4", "5"]
 
 
-def test_a_null_in_parquet_is_a_blank_prompt_and_dropped(tmp_path: Path) -> None:
-    assert texts(load_set(parquet(tmp_path / "a.parquet", text=["a", None, "b", "c", "d"]))) == ["a", "b", "c", "d"]
+@pytest.mark.parametrize("blank", ["", "  ", "\u3000"])
+def test_a_blank_text_that_is_no_null_is_dropped(write: Write, tmp_path: Path, blank: str) -> None:
+    some = ["a", blank, "b", "c", "d"]
+    files = [
+        write("a.txt", "\n".join(some)),
+        write("b.jsonl", lines({"text": t} for t in some)),
+        parquet(tmp_path / "c.parquet", text=some),
+    ]
+    for file in files:
+        assert texts(load_set(file)) == ["a", "b", "c", "d"]
+    rows = "".join(f"{i},{text}\n" for i, text in enumerate(some))  # a cell of a table is one or the other
+    assert "row 2 (line 3): no text in the column 'text'" in refused(write("a.csv", "id,text\n" + rows))
+
+
+def test_a_null_is_told_by_its_row_and_column_in_every_format(write: Write, tmp_path: Path) -> None:
+    some = ["a", None, "b", "c", None, "d"]
+    jsonl = lines({"prompt": t, "n": i} for i, t in enumerate(some))
+    assert "a.jsonl:2: no text in the column 'prompt', nor in 1 more row (5); fill it" in refused(write("a.jsonl", jsonl))
+    table = "n,prompt\n" + "".join(f"{i},{t or ''}\n" for i, t in enumerate(some))
+    assert "a.csv: row 2 (line 3): no text in the column 'prompt', nor in 1 more row (5); fill it" in refused(write("a.csv", table))
+    assert "a.parquet: row 2: no text in the column 'prompt', nor in 1 more row (5); fill it" in refused(
+        parquet(tmp_path / "a.parquet", n=range(6), prompt=some)
+    )
+
+
+def test_a_row_that_lacks_the_key_of_the_others_is_told_by_its_line(write: Write) -> None:
+    message = refused(write("a.jsonl", lines([{"text": "a"}, {"prompt": "b"}, {"question": "c", "n": 1}])))
+    assert "a.jsonl:3: no column 'text' (or 'prompt'); it has question, n" in message
+
+
+def test_of_two_text_columns_the_one_that_is_not_null_is_the_text(tmp_path: Path) -> None:
+    source = parquet(tmp_path / "a.parquet", text=["a", None, "c", None], prompt=[None, "b", None, "d"])
+    assert texts(load_set(source)) == ["a", "b", "c", "d"]
+
+
+# --- commas, quotes and columns ---
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("text\na\nRivers, lakes and seas\n", "row 2 (line 3): 2 fields, but the header has 1 (text); put double quotes"),
+        (
+            "text,category\nRivers, lakes and seas,geography\n",
+            "row 1 (line 2): 3 fields, but the header has 2 (text, category); put double",
+        ),
+        ("text,category\na,b\n\nfirst\nsecond,c\n", "row 2 (line 4): 1 field, but the header has 2"),
+        ("text,category\na,b,\n", "row 1 (line 2): 3 fields"),
+        ('text\na\n"How is bread made?\nb\n', "row 2 (line 3): a quote is not closed where its text ends (1 field, but the header has 1"),
+        ('text,category\n"a,b\n"c",d\n', "row 1 (line 2): a quote is not closed where its text ends (2 fields, but the header has 2"),
+        (
+            'text,category\n"say "hi, you" now",b\n',
+            "row 1 (line 2): a quote is not closed where its text ends (3 fields, but the header has 2",
+        ),
+        ('"text,category\na,b\n', "the header: a quote is not closed where its text ends (1 field)"),
+        ("text;category\nRivers, lakes;geography\n", "its fields are apart by semicolons; save it with commas"),
+        ("id\ttext\n1\ta\n", "its fields are apart by tabs; save it with commas"),
+        ("text,id,text\na,1,b\n", "two columns are called 'text'"),
+    ],
+)
+def test_a_csv_file_of_another_shape_is_refused_by_its_row(write: Write, data: str, told: str) -> None:
+    message = refused(write("a.csv", data))
+    assert message.startswith(str(Path(write("a.csv", data)))) and told in message
+
+
+def test_what_a_csv_file_quotes_comes_out_as_it_was_meant(write: Write) -> None:
+    rows = ["text, lang", '"a, b",en', 'the "c" key, "de"', '"d\n\n""e"", f",en', "g;h\ti|j,en"]
+    for end in ("\n", "\r\n", "\r"):
+        group = load_set(write("a.csv", "\ufeff" + "\n".join(rows).replace("\n", end) + end))
+        assert [(p.text, p.lang) for p in group] == [("a, b", "en"), ('the "c" key', "de"), ('d\n\n"e", f', "en"), ("g;h\ti|j", "en")]
+
+
+@given(st.lists(st.tuples(st.text('ab ,"\n;', min_size=1), st.text('xy,"', min_size=1)), min_size=4, max_size=8))
+def test_what_the_csv_module_writes_is_read_back(tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]]) -> None:
+    path = tmp_path_factory.mktemp("csv") / "a.csv"
+    rows = [(f"{i}{text}", category) for i, (text, category) in enumerate(pairs)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "category"), *rows])
+    assert [(p.text, p.category) for p in load_set(str(path))] == [(text.strip(), category) for text, category in rows]
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (3, "must be a text, not a number"),
+        (float("nan"), "must be a text, not a number"),
+        (True, "must be a text, not true or false"),
+        ({"en": "b"}, "must be a text, not an object"),
+        (["b"], "must be a text, not a list"),
+        ([{"role": "user", "content": "b"}], "must be a text, not a conversation (a list of messages); give a column"),
+        ([{"from": "human", "value": "b"}], "must be a text, not a conversation (a list of messages); give a column"),
+    ],
+)
+def test_what_is_no_text_is_told_by_its_kind(write: Write, tmp_path: Path, value: Any, told: str) -> None:
+    assert f"a.jsonl:2: 'text' {told}" in refused(write("a.jsonl", lines([{"text": "a"}, {"text": value}])))
+    assert f"a.parquet: row 1: 'text' {told}" in refused(parquet(tmp_path / "a.parquet", text=[value]))
+
+
+@pytest.mark.parametrize(("key", "value"), [("topic", ["b"]), ("category", {"b": 1}), ("lang", True), ("id", float("nan")), ("pair", [1])])
+def test_another_field_that_is_neither_text_nor_number_is_refused(write: Write, key: str, value: Any) -> None:
+    assert f"a.jsonl:2: {key!r} must be a text" in refused(write("a.jsonl", lines([{"text": "a"}, {"text": "b", key: value}])))
+
+
+@pytest.mark.parametrize("row", ['{"text": "b", "topic": "\\ud83d"}', '{"text": "b", "facts": ["\\ud83d"]}'])
+def test_half_a_surrogate_in_another_field_is_refused(write: Write, row: str) -> None:
+    assert "a.jsonl:1: " in refused(write("a.jsonl", row + "\n"))
+
+
+@pytest.mark.parametrize("line", ['{"text": "b", "text": "c"}', '{"text": "b"} {"text": "c"}', '{"text": "b"},', '{"text": "b"}]'])
+def test_a_second_text_in_a_jsonl_line_is_refused(write: Write, line: str) -> None:
+    assert "a.jsonl:2: " in refused(write("a.jsonl", '{"text": "a"}\n' + line + "\n"))
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert "two columns are called 'text'" in refused(str(tmp_path / "a.parquet"))
 
 
 def test_a_long_csv_cell_is_read_or_refused_in_one_line(write: Write) -> None:
@@ -228,6 +346,13 @@ def test_half_a_surrogate_is_refused_or_replaced(write: Write) -> None:
 @pytest.mark.parametrize("data", [b"text\ncaf\xe9\n", "text\nq\n".encode("utf-16")], ids=["latin-1", "utf-16"])
 def test_a_file_that_is_not_utf8_is_refused_by_the_byte(write: Write, name: str, data: bytes) -> None:
     assert re.search(r"not UTF-8 at byte \d+", refused(write(name, data)))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv"])
+def test_the_line_that_is_not_utf8_is_named(write: Write, name: str) -> None:
+    assert f"{name}:3: not UTF-8 at byte 12; save it as UTF-8" in refused(write(name, b"text\nwhat\nca\xe9\n"))
+    assert f"{name}:1: not UTF-8 at byte 0 but UTF-16" in refused(write(name, "text\nq\n".encode("utf-16")))
+    assert f"{name}:1: holds a null character: UTF-16" in refused(write(name, "text\nq\n".encode("utf-16-le")))
 
 
 def test_parquet_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
