@@ -2,9 +2,12 @@
 
 import sys
 
+from abliterate.streams import prepare
+
 
 def main() -> None:
     """Entry point of the console script."""
+    prepare()
     from abliterate.cli import main as run
 
     sys.exit(run())

@@ -36,6 +36,7 @@ from abliterate.errors import CheckError, InputError
 from abliterate.harmless import echo
 from abliterate.options import command, spread
 from abliterate.place import check_new, check_place
+from abliterate.streams import write_json
 
 app = typer.Typer(
     name="abliterate",
@@ -297,18 +298,14 @@ def _score(config: JudgeConfig, file: Path, out: Path | None) -> None:
     with _loading():
         from abliterate.commands import score as scored
 
-    text = "".join(line + "\n" for line in scored(file, config))
+    lines = scored(file, config)
     if out is None:
-        try:
-            sys.stdout.buffer.write(text.encode("utf-8", "replace"))
-            sys.stdout.flush()
-        except BrokenPipeError:  # the reader has seen enough (head)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        write_json(lines)
     else:
         from abliterate.report.document import write_text
 
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(text, out)
+        write_text("".join(line + "\n" for line in lines), out)
 
 
 command(
@@ -335,15 +332,9 @@ command(
 
 @contextmanager
 def _loading() -> Iterator[None]:
-    """Around the imports of torch and transformers: their own progress bars and advice stay off the terminal, ours are enough.
-
-    Collecting garbage among their half a million objects, which all stay, takes as long as a third of the imports, and again at the
-    end of the process; so these objects are left out of it.
-    """
+    """Around the imports of torch and transformers: collecting garbage among their half a million objects, which all stay, takes as long
+    as a third of the imports, and again at the end of the process; so these objects are left out of it."""
     first = "torch" not in sys.modules
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if first:
         gc.disable()
     try:
@@ -361,9 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = spread(sys.argv[1:] if arguments is None else arguments, _SEVERAL)
         if app(given or ["--help"], standalone_mode=False) == INTERRUPTED:
             raise KeyboardInterrupt
-        return 0
-    except SystemExit:  # typer's own end where the reader of stdout went away (| head)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout.flush()
         return 0
     except TyperException as error:
         return _fail(error.format_message().replace("\n", " "), 2)
@@ -377,7 +366,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"no space left on the disk ({error.filename or 'while writing'}); make room, the same command goes on",
                 2,
             )
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
+        if error.errno in (
+            errno.EACCES,
+            errno.EROFS,
+            errno.EPERM,
+            errno.ENOTDIR,
+            errno.EISDIR,
+            errno.EEXIST,
+            errno.ENAMETOOLONG,
+            errno.EIO,
+        ):
             return _fail(f"{error.filename}: {os.strerror(error.errno)}", 2)
         raise
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "abliterate"
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors", "harmless"),
     ("console",),
-    ("progress", "config", "place", "cache"),
+    ("progress", "config", "place", "cache", "streams"),
     ("prompts",),
     ("formats",),
     ("model",),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from io import TextIOWrapper
 from typing import Protocol, runtime_checkable
 
 from rich.columns import Columns
@@ -69,11 +68,6 @@ def written(said: Said) -> str:
 
 class Plain:
     """Labelled text, for a pipe, a file or a test."""
-
-    def __init__(self) -> None:
-        for stream in (sys.stdin, sys.stdout):
-            if isinstance(stream, TextIOWrapper):
-                stream.reconfigure(errors="replace")
 
     def lines(self) -> Iterator[str]:
         yield from sys.stdin
