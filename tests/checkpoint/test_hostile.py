@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
+import importlib
 import json
 import os
 import shutil
@@ -35,16 +35,16 @@ Tiny = Callable[..., Path]
 NAME = "model.layers.0.self_attn.o_proj.weight"
 
 
-def _script(name: str) -> ModuleType:
-    """A file of scripts/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _scripts(*names: str) -> list[ModuleType]:
+    """Files of scripts/ as modules, which import each other."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+    try:
+        return [importlib.import_module(name) for name in names]
+    finally:
+        sys.path.pop(0)
 
 
-faults = _script("faults")
+faults, bases, files, folders, judge = _scripts("faults", "fault_bases", "fault_bytes", "fault_folders", "fault_judge")
 
 
 def _edit(model: Path, out: Path, advance: Callable[[int], None] = lambda done: None, **options: Any) -> None:
@@ -65,8 +65,8 @@ def _refused(model: Path, match: str, **options: Any) -> None:
 
 def _entry(path: Path, name: str, **changes: Any) -> None:
     """Change a tensor's entry in a shard's header."""
-    header, data = faults.parts(path)
-    faults.put(path, [(n, entry | changes if n == name else entry) for n, entry in header], data)
+    header, data = files.parts(path)
+    files.put(path, [(n, entry | changes if n == name else entry) for n, entry in header], data)
 
 
 def _shard_of(model: Path, name: str) -> Path:
@@ -75,7 +75,7 @@ def _shard_of(model: Path, name: str) -> Path:
 
 def _two_tensors(path: Path) -> tuple[list[tuple[str, Any]], bytes]:
     save_file({"a": torch.ones(2), "b": torch.ones(3)}, path)
-    header, data = faults.parts(path)
+    header, data = files.parts(path)
     return header, data
 
 
@@ -84,7 +84,7 @@ def _two_tensors(path: Path) -> tuple[list[tuple[str, Any]], bytes]:
 
 @pytest.fixture(scope="module")
 def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = faults.llama(tmp_path_factory.mktemp("valid") / "model")
+    folder: Path = bases.llama(tmp_path_factory.mktemp("valid") / "model")
     return folder
 
 
@@ -134,7 +134,7 @@ def test_a_damaged_index_is_refused_or_names_shards_beside_it(valid: Path, splic
 
 def test_a_name_that_stands_twice_in_a_header_is_refused(tmp_path: Path) -> None:
     header, data = _two_tensors(tmp_path / SINGLE)
-    faults.put(tmp_path / SINGLE, [*header, header[-1]], data)
+    files.put(tmp_path / SINGLE, [*header, header[-1]], data)
     with pytest.raises(InputError, match="twice"):
         read_header(tmp_path / SINGLE)
 
@@ -149,7 +149,7 @@ def test_a_name_that_stands_twice_in_an_index_is_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["a\nb", "\ud800", "\0", "\x1b[2J", "x" * 5000, "model.layers." + "9" * 5000 + ".mlp.down_proj.weight"])
 def test_a_name_that_cannot_be_shown_is_refused(tmp_path: Path, name: str) -> None:
     header, data = _two_tensors(tmp_path / SINGLE)
-    faults.put(tmp_path / SINGLE, [(name if n == "a" else n, entry) for n, entry in header], data)
+    files.put(tmp_path / SINGLE, [(name if n == "a" else n, entry) for n, entry in header], data)
     with pytest.raises(InputError, match="can't be a tensor's name") as caught:
         read_header(tmp_path / SINGLE)
     assert len(str(caught.value)) < 300 and str(caught.value).removeprefix(str(tmp_path)).isprintable()
@@ -166,7 +166,7 @@ def test_a_shard_whose_name_no_file_can_have_is_refused(tmp_path: Path, name: st
 @pytest.mark.parametrize("shape", [[0, 2**62, 2**62], [0, 10**30], [1] * 100, [2] * 100_000])
 def test_a_shape_that_no_tensor_can_have_is_refused(tmp_path: Path, shape: list[int]) -> None:
     header, _ = _two_tensors(tmp_path / SINGLE)
-    faults.put(tmp_path / SINGLE, [("a", header[-1][1] | {"shape": shape, "data_offsets": [0, 0]})], b"")
+    files.put(tmp_path / SINGLE, [("a", header[-1][1] | {"shape": shape, "data_offsets": [0, 0]})], b"")
     with pytest.raises(InputError, match=r"malformed|can't have the shape"):
         read_header(tmp_path / SINGLE)
 
@@ -174,7 +174,7 @@ def test_a_shape_that_no_tensor_can_have_is_refused(tmp_path: Path, shape: list[
 @pytest.mark.parametrize("metadata", [[], 7, "x", {"format": 7}, {"format": None}, {"a": {"b": []}}])
 def test_metadata_that_are_not_text_are_refused(tmp_path: Path, metadata: Any) -> None:
     header, data = _two_tensors(tmp_path / SINGLE)
-    faults.put(tmp_path / SINGLE, [("__metadata__", metadata), *header], data)
+    files.put(tmp_path / SINGLE, [("__metadata__", metadata), *header], data)
     if not metadata:
         assert len(read_header(tmp_path / SINGLE)) == 2
         return
@@ -241,7 +241,7 @@ def test_huge_numbers_in_float64_are_refused(tiny: Tiny) -> None:
 def test_a_bias_without_an_axis_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     model = tiny(attention_bias=True)
     name = "model.layers.0.self_attn.o_proj.bias"
-    header, data = faults.parts(model / SINGLE)
+    header, data = files.parts(model / SINGLE)
     whole = open_index(model).tensors[name]
     start = whole.start - (model / SINGLE).stat().st_size + len(data)
     cut = whole.nbytes - 4
@@ -250,19 +250,19 @@ def test_a_bias_without_an_axis_is_refused(tiny: Tiny, tmp_path: Path) -> None:
             entry.update(shape=[], data_offsets=[start, start + 4])
         elif n != "__metadata__" and entry["data_offsets"][0] > start:
             entry["data_offsets"] = [at - cut for at in entry["data_offsets"]]
-    faults.put(model / SINGLE, header, data[: start + 4] + data[start + whole.nbytes :])
+    files.put(model / SINGLE, header, data[: start + 4] + data[start + whole.nbytes :])
     _refused(model, r"o_proj\.bias has shape \[\]")
 
 
 @pytest.mark.parametrize("shape", [[16, 2], [1, 32]])
 def test_a_norm_of_another_shape_behind_a_writer_is_refused(tmp_path: Path, shape: list[int]) -> None:
-    model, name = faults.gemma2(tmp_path / "model"), "model.layers.1.post_attention_layernorm.weight"
+    model, name = bases.gemma2(tmp_path / "model"), "model.layers.1.post_attention_layernorm.weight"
     _entry(_shard_of(model, name), name, shape=shape)
     _refused(model, r"post_attention_layernorm\.weight has shape")
 
 
 def test_a_norm_that_is_not_finite_behind_a_writer_is_refused(tmp_path: Path) -> None:
-    model, name = faults.gemma2(tmp_path / "model"), "model.layers.1.post_attention_layernorm.weight"
+    model, name = bases.gemma2(tmp_path / "model"), "model.layers.1.post_attention_layernorm.weight"
     info = open_index(model).tensors[name]
     content = (model / info.shard).read_bytes()
     (model / info.shard).write_bytes(content[: info.start] + b"\x80\x7f" + content[info.start + 2 :])
@@ -271,13 +271,13 @@ def test_a_norm_that_is_not_finite_behind_a_writer_is_refused(tmp_path: Path) ->
 
 @pytest.mark.parametrize(("dtype", "shape"), [("F32", [1, 8]), ("F32", [8]), ("I32", [2, 4]), ("F32", [2, 4, 1])])
 def test_scales_of_another_shape_or_type_are_refused(tmp_path: Path, dtype: str, shape: list[int]) -> None:
-    model, name = faults.qwen3_fp8(tmp_path / "model"), "model.layers.1.self_attn.o_proj.weight_scale_inv"
+    model, name = bases.qwen3_fp8(tmp_path / "model"), "model.layers.1.self_attn.o_proj.weight_scale_inv"
     _entry(_shard_of(model, name), name, dtype=dtype, shape=shape)
     _refused(model, r"o_proj\.weight_scale_inv is")
 
 
 def test_packed_experts_of_another_shape_beside_a_writer_are_refused(tmp_path: Path) -> None:
-    model, name = faults.gpt_oss(tmp_path / "model"), "model.layers.0.mlp.experts.gate_up_proj_blocks"
+    model, name = bases.gpt_oss(tmp_path / "model"), "model.layers.0.mlp.experts.gate_up_proj_blocks"
     count = open_index(model).tensors[name].nbytes
     _entry(_shard_of(model, name), name, shape=[count])
     _refused(model, "gate_up_proj_blocks has shape")
@@ -285,14 +285,14 @@ def test_packed_experts_of_another_shape_beside_a_writer_are_refused(tmp_path: P
 
 @pytest.mark.parametrize("metadata", [7, [], "x", None])
 def test_an_index_with_odd_metadata_can_be_untied(tmp_path: Path, metadata: Any) -> None:
-    model = faults.qwen2(tmp_path / "model")
+    model = bases.qwen2(tmp_path / "model")
     (model / INDEX).write_text(json.dumps(json.loads((model / INDEX).read_text()) | {"metadata": metadata}))
     _edit(model, tmp_path / "out", policy="untie")
     verify(open_folder(tmp_path / "out"), open_folder(model))
 
 
 def test_a_proof_beside_experts_that_are_still_packed_is_not_believed(tmp_path: Path) -> None:
-    model = faults.gpt_oss(tmp_path / "model")
+    model = bases.gpt_oss(tmp_path / "model")
     _edit(model, tmp_path / "out")
     for name in ("abliteration.json", "abliteration.plan"):
         shutil.copy(tmp_path / "out" / name, model)
@@ -301,7 +301,7 @@ def test_a_proof_beside_experts_that_are_still_packed_is_not_believed(tmp_path: 
 
 
 def test_a_shard_where_the_untied_head_would_go_is_refused(tmp_path: Path) -> None:
-    model = faults.qwen2(tmp_path / "model")
+    model = bases.qwen2(tmp_path / "model")
     document = json.loads((model / INDEX).read_text())
     old = min(document["weight_map"].values())
     document["weight_map"] = {n: UNTIED_SHARD if s == old else s for n, s in document["weight_map"].items()}
@@ -545,9 +545,39 @@ def test_a_killed_edit_leaves_a_whole_checkpoint_or_none(tmp_path: Path) -> None
 
 
 def test_a_damaged_checkpoint_is_edited_whole_or_refused(tmp_path: Path) -> None:
-    tally = faults.fuzz(150, 1, tmp_path, say=lambda line: None)
+    of_bytes = [kind for kind in files.DAMAGES if kind not in folders.WHOLE]
+    tally = faults.fuzz(150, 1, tmp_path, say=lambda line: None, kinds=of_bytes)
     assert tally.broken == []
     assert sum(tally.counts.values()) == 150
+
+
+@pytest.mark.parametrize("kind", sorted(folders.WHOLE))
+def test_a_checkpoint_whose_parts_disagree_is_refused_or_measured_and_edited_as_it_is(kind: str, tmp_path: Path) -> None:
+    tally = faults.fuzz(12, 2, tmp_path, say=lambda line: None, kinds=[kind])
+    assert tally.broken == []
+    assert sum(tally.counts.values()) == 12
+
+
+@pytest.mark.parametrize("family", bases.PLAIN)
+def test_what_is_right_is_told_from_what_is_wrong(family: str, tmp_path: Path) -> None:
+    """The trials rely on it."""
+    model, out, r = bases.BASES[family](tmp_path / "model"), tmp_path / "out", faults.direction(32)
+    faults.edit(model, out)
+    assert judge.measured(model, "") == "measured right"
+    judge.check_edited(model, out, r, {})
+    with pytest.raises(judge.BrokenPromiseError, match="along r"):
+        judge.check_edited(model, model, r, {})
+    (out / "optimizer.pt").write_bytes(b"")
+    with pytest.raises(judge.BrokenPromiseError, match="stands in the new checkpoint"):
+        judge.check_edited(model, out, r, {})
+    (out / "optimizer.pt").unlink()
+    folders.store(out, {folders.HEAD: torch.zeros(48, 32)})
+    folders.reconfigure(out, tie_word_embeddings=False)
+    with pytest.raises(judge.BrokenPromiseError, match="the head is another one"):
+        judge.check_edited(model, out, r, {})
+    folders.reconfigure(out, vocab_size=47)
+    with pytest.raises(judge.BrokenPromiseError, match="what was written makes no model"):
+        judge.check_edited(model, out, r, {})
 
 
 def test_a_checkpoint_that_verifies_is_told_from_one_that_does_not(tiny: Tiny, tmp_path: Path) -> None:
