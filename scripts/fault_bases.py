@@ -29,7 +29,7 @@ def save_base(folder: Path, config: Any, shards: str, dtype: torch.dtype = torch
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder, max_shard_size=shards)
+    AutoModelForCausalLM.from_config(config, trust_remote_code=False).to(dtype).save_pretrained(folder, max_shard_size=shards)
     (folder / "LICENSE").write_text("none\n")
     save_tokenizer(folder)
     return folder

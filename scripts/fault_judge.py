@@ -39,11 +39,11 @@ def require(holds: bool, otherwise: str) -> None:
 def expected(model: Path) -> PreTrainedModel | None:
     """The model, in float32, that the config and the stored tensors make; None where these do not fit each other."""
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         tensors = {name: t.float() for name, t in tensors_of(model).items() if IGNORED not in name}
         config.tie_word_embeddings = bool(config.tie_word_embeddings) and HEAD not in tensors
         with no_init_weights(), init_empty_weights(include_buffers=False):
-            made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         found = made.load_state_dict(tensors, strict=False, assign=True)
         made.tie_weights()
     except Exception:  # whatever transformers says of it

@@ -30,10 +30,11 @@ def as_loaded(folder: Path, config: PretrainedConfig, trust_remote_code: bool) -
 
     Its attention is the plain one: names and shapes are the same in all, and not every machine has every other.
     """
-    asked = {"dtype": torch.bfloat16, "attn_implementation": "eager", "trust_remote_code": trust_remote_code}
     try:
         with quiet(), no_init_weights(), init_empty_weights(include_buffers=False):
-            made: PreTrainedModel = class_for(config).from_config(copy.deepcopy(config), **asked)
+            made: PreTrainedModel = class_for(config).from_config(
+                copy.deepcopy(config), dtype=torch.bfloat16, attn_implementation="eager", trust_remote_code=trust_remote_code
+            )
     except Exception as error:  # each architecture fails in its own way
         raise InputError(f"{folder}: transformers can't build it ({first_line(error)})") from None
     return made
