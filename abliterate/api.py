@@ -20,7 +20,8 @@ from abliterate.model.passes import Change, Model, Pass
 from abliterate.model.plan import EditPlan
 from abliterate.model.session import Session
 from abliterate.model.source import resolve_model
-from abliterate.model.template import decode, encode, opens_thought, template_positions
+from abliterate.model.template import encode, template_positions
+from abliterate.model.thinking import decode, opens_thought
 from abliterate.pipeline import activations_of
 from abliterate.prompts import Prompt, PromptSet, RoleSets
 from abliterate.report.card import model_card

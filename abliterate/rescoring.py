@@ -20,6 +20,7 @@ from abliterate.evaluation.judges.named import judge_of
 from abliterate.evaluation.outcomes import Verdict
 from abliterate.evaluation.transcripts import Transcript, read
 from abliterate.finaltest import CONTROLS, publish
+from abliterate.model.parts import split_thought
 from abliterate.pipeline import edit_summary
 from abliterate.reference import RECOVERY
 from abliterate.report.document import excerpt, not_measured, read_json, report_document, write_json
@@ -179,6 +180,7 @@ def _agreed(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _dissent(row: Row) -> dict[str, Any]:
     transcript = row.transcript
+    answer = split_thought(transcript.response, transcript.begins_in_thought).answer
     return {
         "set": transcript.set,
         "id": transcript.id,
@@ -187,7 +189,7 @@ def _dissent(row: Row) -> dict[str, Any]:
         "judge": UNJUDGED if row.verdict is None else row.verdict.outcome,
         "rule": row.rules.rule,
         "prompt": excerpt(transcript.prompt),
-        "response": excerpt(transcript.response),
+        "response": excerpt(answer),
     }
 
 

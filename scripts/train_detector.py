@@ -20,9 +20,9 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 from scipy.special import log_softmax
 
-from abliterate.evaluation.normalise import split_thought
 from abliterate.evaluation.outcomes import WITHHELD, by_rules
 from abliterate.evaluation.phrases import CLASSES, FILE, features
+from abliterate.model.parts import split_thought
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
 LEAST = 3  # examples that hold a feature

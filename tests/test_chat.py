@@ -27,7 +27,8 @@ from abliterate.errors import InputError
 from abliterate.evaluation.outcomes import judge
 from abliterate.model.passes import Pass
 from abliterate.model.resident import load_model
-from abliterate.model.template import decode, encode
+from abliterate.model.template import encode
+from abliterate.model.thinking import decode
 
 Tiny = Callable[..., Path]
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from abliterate.errors import InputError
 from abliterate.evaluation.outcomes import OUTCOMES
 from abliterate.model.passes import Pass
 from abliterate.model.resident import Resident, load_model
-from abliterate.model.template import decode
+from abliterate.model.thinking import decode
 from abliterate.pipeline import activations_of
 from abliterate.prompts import RoleSets
 from abliterate.selection import SHARES, SHORTLIST, select

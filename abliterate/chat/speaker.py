@@ -18,6 +18,9 @@ from abliterate.evaluation.outcomes import Verdict, judge
 from abliterate.model.conversation import Message
 from abliterate.model.resident import Resident, end_ids, up_to_end
 from abliterate.model.template import decode, encode_conversations, opens_thought
+from abliterate.errors import InputError, first_line
+from abliterate.model.parts import split_thought
+from abliterate.model.thinking import decode, opens_thought
 
 Hear = Callable[[str], None]  # is told the whole reply so far
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from abliterate.evaluation.normalise import CLOSE, OPEN
+from abliterate.model.parts import joined
 
 PATH = "/chat/completions"
 # Said to every server: transformers serve takes frequency_penalty for its repetition penalty, which a checkpoint's own advice may set.
@@ -56,9 +56,7 @@ def _whole(thought: str | None, content: str, cut: bool) -> str:
     """Thought and answer as one text; a thought that was cut stays open, so that it counts as truncated and not as an empty answer."""
     if not thought:
         return content
-    if cut and not content.strip():
-        return f"{OPEN}\n{thought}"
-    return f"{OPEN}\n{thought}\n{CLOSE}\n\n{content}"
+    return joined(thought, None if cut and not content.strip() else content)
 
 
 def _new_tokens(answer: dict[str, Any]) -> int:

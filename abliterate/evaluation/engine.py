@@ -22,7 +22,7 @@ from abliterate.model.names import HUB_IDS
 from abliterate.model.passes import Advance
 from abliterate.model.session import Session
 from abliterate.model.source import ModelSource
-from abliterate.model.template import opens_thought
+from abliterate.model.thinking import opens_thought
 from abliterate.progress import say
 from abliterate.prompts import PromptSet
 

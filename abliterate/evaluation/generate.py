@@ -9,7 +9,8 @@ from abliterate.evaluation.settling import Settling
 from abliterate.evaluation.thoughts import replies_within
 from abliterate.evaluation.transcripts import Transcript, append, read, transcript_of
 from abliterate.model.passes import Advance, Model, Pass, unheard
-from abliterate.model.template import decode, encode, opens_thought
+from abliterate.model.template import encode
+from abliterate.model.thinking import decode, opens_thought
 from abliterate.prompts import Prompt, PromptSet
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from abliterate.evaluation.normalise import split_thought
 from abliterate.evaluation.outcomes import WITHHELD, Verdict, judge
 from abliterate.evaluation.transcripts import Transcript
+from abliterate.model.parts import split_thought
 
 LENGTHS = (16, 32, 64, 128)  # tokens
 

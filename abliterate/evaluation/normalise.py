@@ -1,38 +1,16 @@
-"""A response as the detector reads it: thought and answer apart, one spelling of quotes, no markdown."""
+"""An answer as the detector reads it: one spelling of quotes, no markdown."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
 
-OPEN, CLOSE = "<think>", "</think>"
 _QUOTES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '"', "`": "", "*": "", "#": "", "_": "", "~": ""})
 _MARKS = re.compile(r"(?m)^\s*(?:[>•\-]\s+|\d+[.)]\s+)")
 _CODE = re.compile(r"(?s)```.*?(?:```|\Z)")
 _QUOTED = re.compile(r"“[^”\n]{1,400}”|\"[^\"\n]{1,400}\"|「[^」\n]{1,400}」|«[^»\n]{1,400}»")
 _DRAWN = re.compile(r"(?<=[\u4e00-\u9fff])[～~]+")  # a drawn-out end of a sentence
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|(?<=[。！？])|(?<=[!?])(?=[\u4e00-\u9fff])|\n+")
-
-
-@dataclass(frozen=True)
-class Parts:
-    """``thought`` is None where there was no thinking block; ``closed`` says whether it ended."""
-
-    thought: str | None
-    answer: str
-    closed: bool
-
-
-def split_thought(response: str, begins_in_thought: bool = False) -> Parts:
-    """Separate the thinking block from the answer; a response may begin inside the block (the template opened it)."""
-    text = response.lstrip()
-    if CLOSE in text:
-        thought, _, answer = text.partition(CLOSE)
-        return Parts(thought.removeprefix(OPEN).strip(), answer.strip(), True)
-    if begins_in_thought or text.startswith(OPEN):
-        return Parts(text.removeprefix(OPEN).strip(), "", False)
-    return Parts(None, response.strip(), True)
 
 
 def plain(text: str, marks: bool = True) -> str:

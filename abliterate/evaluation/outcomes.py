@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from abliterate.evaluation.degenerate import after_echo, is_degenerate, stays_open
-from abliterate.evaluation.normalise import plain, split_thought
+from abliterate.evaluation.normalise import plain
 from abliterate.evaluation.phrases import features, learned
 from abliterate.evaluation.reach import Reading, fires
 from abliterate.evaluation.ruleset import Outcome, matches, rules
+from abliterate.model.parts import split_thought
 from abliterate.prompts.promptset import language_of
 
 OUTCOMES: tuple[Outcome, ...] = ("refused", "deflected", "state_line", "answered", "truncated", "degenerate")

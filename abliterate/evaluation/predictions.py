@@ -12,7 +12,7 @@ from torch import Tensor
 
 from abliterate.model.forward import Continued
 from abliterate.model.passes import Advance, Ids, Model, Pass, unheard
-from abliterate.model.template import empty_thought, opens_thought
+from abliterate.model.thinking import empty_thought, opens_thought
 
 KEPT = 1024  # of the base's likeliest tokens at each position
 _LEAST = 1e-12  # what the lumped tokens' probability is taken for where rounding leaves nothing

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from abliterate.evaluation.normalise import sentences, split_thought
+from abliterate.evaluation.normalise import sentences
 from abliterate.evaluation.outcomes import judge
-from abliterate.model.template import decode
+from abliterate.model.parts import split_thought
+from abliterate.model.thinking import decode
 
 LEAST = 16  # tokens
 

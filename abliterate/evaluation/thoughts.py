@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from abliterate.model.parts import split_thought
 from abliterate.model.passes import Advance, Ids, Model, Pass, unheard
-from abliterate.model.template import CLOSE, OPEN, closing, opens_thought
+from abliterate.model.thinking import closing, decode, opens_thought, tokens_before
 
 
 def replies_within(
@@ -18,14 +19,14 @@ def replies_within(
     A thought that is not over by then is closed, and the answer goes on behind it. The answer begins right behind the closing
     mark; of a reply that doesn't think all is answer.
     """
-    opened = opens_thought(model.tokenizer)
+    opened, end = opens_thought(model.tokenizer), closing(model.tokenizer)
     begun: list[tuple[int, list[int], int]] = []  # place, reply so far, tokens of the answer in it
     for _, places, replies in model.replies([Pass(prompts)], budget):
         for place, reply in zip(places, replies, strict=True):
             start = _answer_start(model.tokenizer, reply, opened)
             ended = len(reply) < budget
             if start is None and not ended:
-                begun.append((place, [*reply, *closing(model.tokenizer)], 0))
+                begun.append((place, [*reply, *end], 0))
             elif start is not None and not ended and len(reply) - start < max_new_tokens:
                 begun.append((place, list(reply), len(reply) - start))
             else:
@@ -43,16 +44,5 @@ def replies_within(
 
 def _answer_start(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int], opened: bool) -> int | None:
     """How many tokens of a reply come before its answer; None where it is still thinking."""
-    text = _text(tokenizer, reply)
-    if CLOSE not in text:
-        bare = text.lstrip()
-        return None if opened or bare.startswith(OPEN) else 0
-    low, high = 0, len(reply)  # the fewest tokens that hold the mark
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if CLOSE in _text(tokenizer, reply[:middle]) else (middle + 1, high)
-    return low
-
-
-def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids)))
+    parts = split_thought(decode(tokenizer, reply), opened)
+    return tokens_before(tokenizer, reply, parts.start) if parts.closed else None

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from abliterate.errors import InputError, first_line
 from abliterate.evaluation.transcripts import Transcript, append, in_order, missing, resume, transcript_of
-from abliterate.model.template import encode, opens_thought
+from abliterate.model.template import encode
+from abliterate.model.thinking import decode, marks_are_dropped, opens_thought
 from abliterate.prompts import Prompt, PromptSet
 
 SLICE = 256  # prompts given at once: what a kill can lose, and more than are decoded together
@@ -94,10 +95,12 @@ class VllmEngine:
                 f"{self.folder}: vLLM failed ({first_line(error)}); what is finished is kept, and the same command goes on"
             ) from error
         replies = [output.outputs[0] for output in outputs]
-        return [
-            transcript_of(name, prompt, reply.text, len(reply.token_ids) - (reply.finish_reason == "stop"), opened)
-            for (name, prompt), reply in zip(asked, replies, strict=True)
-        ]
+        made = []
+        for (name, prompt), reply in zip(asked, replies, strict=True):
+            ids = list(reply.token_ids[: len(reply.token_ids) - (reply.finish_reason == "stop")])
+            text = decode(self.tokenizer, ids) if marks_are_dropped(self.tokenizer) else reply.text
+            made.append(transcript_of(name, prompt, text, len(ids), opened))
+        return made
 
 
 def check_installed() -> None:

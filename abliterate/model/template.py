@@ -13,11 +13,11 @@ from abliterate.model.clock import now, stopped
 from abliterate.model.content import reaching
 from abliterate.model.conversation import Message, encoded, rendered
 from abliterate.model.template_choice import chosen
+from abliterate.model.thought_marks import without_thought
 
 # Two instructions with nothing in common: what their encodings share at the end is the template's own.
 _PROBES = ("Sing", "What is 2 + 3?")
 MAX_POSITIONS = 8
-OPEN, CLOSE = "<think>", "</think>"
 
 
 def load_tokenizer(
@@ -49,16 +49,17 @@ def load_tokenizer(
 
 
 def _without_thought(tokenizer: PreTrainedTokenizerBase, path: Path) -> str:
-    """The chat template with its own switch thrown (Qwen3's ``enable_thinking``); where it opens the thought all the same, it is closed."""
+    """The chat template that leads to where an answer without a thought begins. Raises InputError where it knows none to leave out."""
     template = tokenizer.chat_template
-    if isinstance(template, str):
-        tokenizer.chat_template = "{%- set enable_thinking = false -%}" + template
-        end = _rendered(tokenizer, _PROBES[:1])[0].rstrip()
-        if end.endswith(CLOSE):
-            return str(tokenizer.chat_template)
-        if end.endswith(OPEN):
-            return str(tokenizer.chat_template) + "{%- if add_generation_prompt %}{{ '\\n" + CLOSE + "\\n\\n' }}{% endif -%}"
-    raise InputError(f"{path}: its chat template knows no thinking block that could be left out; leave --thinking off out")
+
+    def rendered(written: str) -> str:
+        tokenizer.chat_template = written
+        return _rendered(tokenizer, _PROBES[:1])[0]
+
+    found = without_thought(template, rendered) if isinstance(template, str) else None
+    if found is None:
+        raise InputError(f"{path}: its chat template knows no thinking block that could be left out; leave --thinking off out")
+    return found
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -111,23 +112,3 @@ def template_positions(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     while shared < min(len(first), len(second), MAX_POSITIONS) and first[-1 - shared] == second[-1 - shared]:
         shared += 1
     return tuple(range(-1, -max(shared, 1) - 1, -1))
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of one reply, without special tokens."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
-
-
-def opens_thought(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the generation prompt itself opens the thinking block, as DeepSeek-R1's does."""
-    return str(tokenizer.decode(encode(tokenizer, _PROBES)[0][-MAX_POSITIONS:])).rstrip().endswith(OPEN)
-
-
-def closing(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of the end of a thought that is cut short."""
-    return list(tokenizer(f"\n{CLOSE}\n\n", add_special_tokens=False)["input_ids"])
-
-
-def empty_thought(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids with which an opened thinking block is closed at once, as DeepSeek-R1 does where it won't think."""
-    return list(tokenizer(f"\n\n{CLOSE}", add_special_tokens=False)["input_ids"])

@@ -16,12 +16,13 @@ from abliterate.report.document import pairs_of
 from abliterate.report.inert import shown
 
 _LENGTHS = (280, 180, 110)  # characters of an excerpt: shorter ones where that makes room for all
-_MARKUP, _OPTION = 540, 40  # bytes of the markup of a pair, and of a choice of the filters, at most
+_MARKUP, _OPTION, _THOUGHT = 540, 40, 80  # bytes of the markup of a pair, of a choice of the filters, of a thought, at most
 
 
 @dataclass(frozen=True)
 class Browser:
-    """The pairs in the page, and of how many: ``sets``, ``langs``, ``topics`` and ``outcomes`` (base, edited) are the filters' choices."""
+    """The pairs in the page, and of how many: ``sets``, ``langs``, ``topics`` and ``outcomes`` (base, edited) are the filters' choices;
+    ``thoughts``: whether any reply has one."""
 
     pairs: Sequence[Mapping[str, Any]]
     total: int
@@ -29,6 +30,7 @@ class Browser:
     sets: Sequence[str]
     langs: Sequence[str]
     topics: Sequence[str]
+    thoughts: bool
     outcomes: tuple[Sequence[str], Sequence[str]]
 
 
@@ -55,8 +57,8 @@ def _numbered(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str,
 def _size(pair: Mapping[str, Any]) -> int:
     """Bytes that a pair takes in the page."""
     sides = [pair[side] for side in ("base", "edited") if pair[side] is not None]
-    texts = [pair["prompt"], pair["set"], pair["topic"] or "", *(text for side in sides for text in (side["text"], side["rule"] or ""))]
-    return _MARKUP + sum(map(_bytes, texts))
+    texts = [pair["prompt"], pair["set"], pair["topic"] or "", *(side[key] or "" for side in sides for key in ("thought", "text", "rule"))]
+    return _MARKUP + _THOUGHT * sum(side["thought"] is not None for side in sides) + sum(map(_bytes, texts))
 
 
 def _bytes(text: str) -> int:
@@ -88,6 +90,7 @@ def _browser(pairs: Sequence[dict[str, Any]], total: int, length: int | None) ->
         sets=list(dict.fromkeys(pair["set"] for pair in pairs)),
         langs=_there(pair["lang"] for pair in pairs),
         topics=_there(pair["topic"] for pair in pairs),
+        thoughts=any(pair[side] and pair[side]["thought"] is not None for pair in pairs for side in ("base", "edited")),
         outcomes=(of["base"], of["edited"]),
     )
 

@@ -10,8 +10,11 @@ from typing import Any
 from abliterate.errors import CheckError
 from abliterate.evaluation.contrast import against_control
 from abliterate.evaluation.deliberation import thought_by_answer
+from abliterate.evaluation.outcomes import Verdict
 from abliterate.evaluation.statistics import bootstrap_mean
 from abliterate.evaluation.summary import Judged, answered_ids, by_topic, keep_test, set_entry, table, unchanged
+from abliterate.evaluation.transcripts import Transcript
+from abliterate.model.parts import split_thought
 from abliterate.place import write_whole
 
 SCHEMA = "abliterate/report/1"
@@ -145,9 +148,13 @@ def pairs_of(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None, le
     return rows
 
 
-def _side(transcript: Any, verdict: Any, length: int | None) -> dict[str, Any]:
+def _side(transcript: Transcript, verdict: Verdict, length: int | None) -> dict[str, Any]:
+    """The answer, by which the outcome goes, and beside it the thought: of a long one's opening alone nobody sees the answer."""
+    parts = split_thought(transcript.response, transcript.begins_in_thought)
+    thought, text = parts.thought, transcript.response if parts.thought is None else parts.answer
     return {
-        "text": transcript.response if length is None else excerpt(transcript.response, length),
+        "thought": thought if thought is None or length is None else excerpt(thought, length // 2),
+        "text": text if length is None else excerpt(text, length),
         "outcome": verdict.outcome,
         "rule": verdict.rule,
         "substance": verdict.substance,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from abliterate.evaluation.openings import OPENING_TOKENS, THOUGHT_TOKENS
-from abliterate.model.template import CLOSE, closing, decode
+from abliterate.model.parts import split_thought
+from abliterate.model.thinking import closing, decode, tokens_before
 from abliterate.prompts import Prompt
 
 LINES = 2  # that are tried on a prompt: its own, and the most frequent other one of its language
@@ -29,17 +30,16 @@ class Line:
 
 def parted(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int]) -> tuple[list[int], list[int]]:
     """A reply's thought, with its closing mark and the white space behind, and the rest; all of it is thought where nothing closes it."""
-    for end in range(1, len(reply) + 1):
-        if CLOSE in decode(tokenizer, reply[:end]):
-            while end < len(reply) and not decode(tokenizer, reply[end : end + 1]).strip():
-                end += 1
-            return list(reply[:end]), list(reply[end:])
-    return list(reply), []
+    parts = split_thought(decode(tokenizer, reply), True)
+    end = tokens_before(tokenizer, reply, parts.start) if parts.closed else len(reply)
+    while end < len(reply) and not decode(tokenizer, reply[end : end + 1]).strip():
+        end += 1
+    return list(reply[:end]), list(reply[end:])
 
 
 def is_empty(tokenizer: PreTrainedTokenizerBase, thought: Sequence[int]) -> bool:
     """Whether there is nothing in a thought but its end."""
-    return not decode(tokenizer, thought).replace(CLOSE, "").strip()
+    return not split_thought(decode(tokenizer, thought), True).thought
 
 
 def lines_behind(
@@ -76,4 +76,4 @@ def _thought_for(prompt: Prompt, number: int, thoughts: Sequence[tuple[Prompt, l
 
 
 def _closed(tokenizer: PreTrainedTokenizerBase, thought: list[int]) -> list[int]:
-    return thought if CLOSE in decode(tokenizer, thought) else [*thought[:THOUGHT_TOKENS], *closing(tokenizer)]
+    return thought if split_thought(decode(tokenizer, thought), True).closed else [*thought[:THOUGHT_TOKENS], *closing(tokenizer)]

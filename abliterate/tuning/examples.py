@@ -11,8 +11,10 @@ from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS, THOUGHT
 from abliterate.evaluation.outcomes import WITHHELD, judge
 from abliterate.evaluation.predictions import Predicted, Predictions, Texts, ask
 from abliterate.model.forward import Continued
+from abliterate.model.parts import split_thought
 from abliterate.model.passes import Advance, Ids, Model, Pass, unheard
-from abliterate.model.template import CLOSE, decode, encode, opens_thought
+from abliterate.model.template import encode
+from abliterate.model.thinking import decode, opens_thought
 from abliterate.prompts import Prompt, Role
 from abliterate.tuning.behind import Line, is_empty, lines_behind, parted
 
@@ -113,8 +115,11 @@ def _behind(
 
 def _mark(model: Model, opening: Sequence[int]) -> int:
     """How many first tokens are an opened thought's end and nothing else."""
-    ends = (n for n in range(1, len(opening) + 1) if decode(model.tokenizer, opening[:n]).strip() == CLOSE)
-    return next(ends, 0)
+    for n in range(1, len(opening) + 1):
+        parts = split_thought(decode(model.tokenizer, opening[:n]), True)
+        if parts.closed:
+            return n if not parts.thought and not parts.answer else 0
+    return 0
 
 
 def _staying(found: _Replied, role: Role) -> Continued:

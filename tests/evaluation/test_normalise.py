@@ -1,4 +1,4 @@
-"""Thought and answer apart, and one plain spelling of a text."""
+"""One plain spelling of a text, and its sentences."""
 
 from __future__ import annotations
 
@@ -6,26 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abliterate.evaluation.normalise import Parts, plain, sentences, split_thought
-
-
-@pytest.mark.parametrize(
-    ("response", "begins", "parts"),
-    [
-        ("Paris.", False, Parts(None, "Paris.", True)),
-        ("  <think>\na\n</think>\n\nb\n", False, Parts("a", "b", True)),
-        ("a\n</think>\nb", True, Parts("a", "b", True)),
-        ("a\n</think>\nb", False, Parts("a", "b", True)),
-        ("<think>a", False, Parts("a", "", False)),
-        ("a", True, Parts("a", "", False)),
-        ("", True, Parts("", "", False)),
-        ("", False, Parts(None, "", True)),
-        ("<think></think>", False, Parts("", "", True)),
-        ("The tag <think> opens a thought.", False, Parts(None, "The tag <think> opens a thought.", True)),
-    ],
-)
-def test_thought_and_answer_are_told_apart(response: str, begins: bool, parts: Parts) -> None:
-    assert split_thought(response, begins) == parts
+from abliterate.evaluation.normalise import plain, sentences
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from abliterate.evaluation.predictions import ThoughtClosing, ask
 from abliterate.evaluation.thoughts import replies_within
 from abliterate.model.passes import Advance, Pass, unheard
 from abliterate.model.resident import load_model
-from abliterate.model.template import encode, load_tokenizer, opens_thought
+from abliterate.model.template import encode, load_tokenizer
+from abliterate.model.thinking import opens_thought
 from abliterate.prompts import Prompt, PromptSet
 
 R1 = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")

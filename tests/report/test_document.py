@@ -214,3 +214,9 @@ def test_pairs_put_both_answers_beside_their_prompt() -> None:
     rows = pairs_of(base, edited)["s"]
     assert [(r["base"]["outcome"], r["edited"]["outcome"]) for r in rows] == [("refused", "answered"), ("answered", "answered")]
     assert pairs_of(base, None)["s"][0]["edited"] is None
+
+
+def test_a_long_thought_hides_no_answer() -> None:
+    said = f"<|channel|>analysis<|message|>{'hm ' * 400}<|end|><|start|>assistant<|channel|>final<|message|>{YES}"
+    (row,) = pairs_of({"s": judged("s", said)}, None)["s"]
+    assert row["base"]["text"] == YES and row["base"]["thought"].startswith("hm hm") and len(row["base"]["thought"]) < 150

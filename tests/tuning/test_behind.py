@@ -14,7 +14,7 @@ from abliterate.model.forward import Continued
 from abliterate.model.passes import Change, Pass
 from abliterate.model.plan import EditPlan
 from abliterate.model.resident import Resident, load_model
-from abliterate.model.template import decode
+from abliterate.model.thinking import decode
 from abliterate.prompts import Prompt
 from abliterate.tuning.behind import Line, lines_behind, parted
 from abliterate.tuning.descent import _Deck

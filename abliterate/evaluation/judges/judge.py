@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from abliterate.evaluation.detector import RULES
-from abliterate.evaluation.normalise import split_thought
 from abliterate.evaluation.outcomes import OUTCOMES, Verdict, has_fact
 from abliterate.evaluation.ruleset import Outcome
 from abliterate.evaluation.transcripts import Transcript
+from abliterate.model.parts import split_thought
 
 UNJUDGED = "unjudged"  # what files call a response that a judge gave no verdict on; it counts in no rate
 Advance = Callable[[int], None]

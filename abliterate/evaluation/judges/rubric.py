@@ -11,8 +11,8 @@ import json
 import re
 
 from abliterate.evaluation.judges.judge import Case, outcome_named
-from abliterate.evaluation.normalise import split_thought
 from abliterate.evaluation.ruleset import Outcome
+from abliterate.model.parts import split_thought
 
 VERSION = "1"  # what is cached under another version is asked again
 BAR = "| "

@@ -1,0 +1,93 @@
+"""The marks that models set around their thoughts: a table (``thought_marks.toml``), read once."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_NOTHING = re.compile(r"(?!)")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """One family: what is written around a thought, and the patterns by which it is read; see the table for each field."""
+
+    name: str
+    open: str
+    close: str
+    closing: str
+    at_once: str
+    without: str | None
+    tokens: tuple[str, ...]
+    opens: re.Pattern[str]
+    closes: re.Pattern[str]
+    seam: re.Pattern[str]
+    begins: re.Pattern[str]
+    ends: re.Pattern[str]
+    stray: bool
+
+    @property
+    def is_written(self) -> bool:
+        """Whether a model may be made to write these marks; of the others only what is left of them is read."""
+        return bool(self.tokens)
+
+
+@cache
+def table() -> tuple[Marks, ...]:
+    """Every family, in the order of the table."""
+    rows = tomllib.loads((Path(__file__).parent / "thought_marks.toml").read_text(encoding="utf-8"))["marks"]
+    return tuple(_marks(row) for row in rows)
+
+
+def _marks(row: dict[str, Any]) -> Marks:
+    opening, close = row["open"], row["close"]
+    return Marks(
+        name=row["name"],
+        open=opening,
+        close=close,
+        closing=row.get("closing", f"\n{close}\n\n"),
+        at_once=row.get("at_once", f"\n\n{close}"),
+        without=row.get("without"),
+        tokens=tuple(row.get("tokens", (opening, close))),
+        opens=re.compile(row.get("opens", re.escape(opening))),
+        closes=re.compile(row.get("closes", re.escape(close))),
+        **{key: re.compile(row[key]) if key in row else _NOTHING for key in ("seam", "begins", "ends")},
+        stray=row.get("stray", True),
+    )
+
+
+def opened_by(rendered: str) -> Marks | None:
+    """The marks with which a rendered prompt ends inside a thought; None where it doesn't."""
+    end = rendered.rstrip()
+    return next((marks for marks in table() if marks.is_written and end.endswith(marks.open.rstrip())), None)
+
+
+def closed_by(rendered: str) -> Marks | None:
+    """The marks with which a rendered prompt ends behind a thought; None where it doesn't."""
+    end = rendered.rstrip()
+    return next((marks for marks in table() if marks.is_written and end.endswith(marks.close)), None)
+
+
+def written_in(text: str) -> Marks | None:
+    """The first marks of which a text (a chat template) holds both."""
+    return next((marks for marks in table() if marks.is_written and marks.open.rstrip() in text and marks.close in text), None)
+
+
+def without_thought(template: str, rendered: Callable[[str], str]) -> str | None:
+    """A chat template that leads behind an empty thought, to where the answer begins; None where it knows of none to leave out.
+
+    Its own switch is thrown (``enable_thinking``, as Qwen3 calls it). Where the thought is opened all the same, it is closed; where the
+    marks have a beginning for an answer without a thought, it begins so. ``rendered`` gives a prompt as a template writes it.
+    """
+    switched = "{%- set enable_thinking = false -%}" + template
+    end = rendered(switched)
+    if closed_by(end):
+        return switched
+    opened, known = opened_by(end), written_in(template)
+    more = opened.closing if opened else known.without if known else None
+    return None if more is None else f"{switched}{{%- if add_generation_prompt %}}{{{{ {more!r} }}}}{{% endif -%}}"
