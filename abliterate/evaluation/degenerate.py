@@ -16,9 +16,9 @@ from abliterate.prompts.promptset import language_of
 Measure = Callable[[str, str | None], str | None]
 
 
-def is_degenerate(text: str, prompt: str | None = None) -> str | None:
-    """Why a plain text is a broken loop, token soup or an echo of its prompt, or None; each measure against its threshold."""
-    for measure in (_loop, _repeated, _compressed, _soup, _scripts, _ungrammatical, _echo):
+def is_degenerate(text: str, prompt: str | None = None, measures: Sequence[Measure] | None = None) -> str | None:
+    """Why a plain text is a broken loop, token soup or an echo of its prompt, or None; each measure (all of them) against its threshold."""
+    for measure in measures or (*ANY_LANGUAGE, _scripts, _ungrammatical, _echo):
         if why := measure(text, prompt):
             return why
     return None
@@ -89,12 +89,18 @@ def _compressed(text: str, prompt: str | None) -> str | None:
 def _soup(text: str, prompt: str | None) -> str | None:
     most = limits()
     visible = [c for c in text.rstrip("\ufffd") if not c.isspace()]
+    letters = sum(c.isalnum() or _is_vowel_sign(c) for c in visible)
     broken = sum(c in most["mojibake"] for c in visible)
     if broken >= most["mojibake_least"] and broken >= most["mojibake_share"] * len(visible):
         return f"{broken} replacement characters"
-    if len(visible) >= 24 and sum(c.isalnum() for c in visible) < most["letters_share"] * len(visible):
+    if len(visible) >= 24 and letters < most["letters_share"] * len(visible):
         return "fewer letters than marks"
     return None
+
+
+def _is_vowel_sign(char: str) -> bool:
+    """A sign that is part of a syllable (Hindi, Thai); accents that are heaped on letters are none."""
+    return not char.isascii() and unicodedata.category(char)[0] == "M" and not unicodedata.name(char, "COMBINING").startswith("COMBINING")
 
 
 def _scripts(text: str, prompt: str | None) -> str | None:
@@ -201,3 +207,7 @@ def _news(said: Sequence[str], given: Sequence[str], text: str) -> bool:
         return bool(new)
     broken_off = re.search(r"[.!?。)\"\]:]$", text) is None
     return len(new) > (max(1, most["news_broken_off"] * len(said)) if broken_off else 1)
+
+
+# What tells broken text of any language; the other measures go by English and Chinese words.
+ANY_LANGUAGE: tuple[Measure, ...] = (_loop, _repeated, _compressed, _soup)

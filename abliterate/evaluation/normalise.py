@@ -21,9 +21,14 @@ def plain(text: str, marks: bool = True) -> str:
     return "\n".join(" ".join(line.split()) for line in text.split("\n")).strip()
 
 
+def without_code(answer: str) -> str:
+    """The answer without its blocks of code."""
+    return _CODE.sub("\n", answer)
+
+
 def own_voice(answer: str) -> str:
     """The answer without code blocks and without quoted words, where anything else is there."""
-    bare = _QUOTED.sub('""', _CODE.sub("\n", answer))
+    bare = _QUOTED.sub('""', without_code(answer))
     return _DRAWN.sub("!", bare if any(c.isalnum() for c in bare) else answer)
 
 

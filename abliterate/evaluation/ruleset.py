@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-Outcome = Literal["refused", "deflected", "state_line", "answered", "truncated", "degenerate"]
+Outcome = Literal["refused", "deflected", "state_line", "answered", "truncated", "degenerate", "not_judged"]
 
 
 @dataclass(frozen=True)

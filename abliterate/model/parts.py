@@ -141,9 +141,10 @@ def _start(spans: Sequence[_Span], marks: Marks) -> int:
 
 
 def _bare(answer: str, marks: Marks) -> str:
-    """A stretch of an answer without closing marks that are said once more, and without the marks of the answer itself."""
-    text = answer.strip()
-    while (again := marks.closes.match(text)) and again.end():
-        text = text[again.end() :].lstrip()
+    """A stretch of an answer without the marks of its own, and without closing marks that are said once more before it."""
+    text = rest = answer.strip()
+    while (again := marks.closes.match(rest)) and again.end():
+        rest = rest[again.end() :].lstrip()
+    text = rest or text  # nothing but closing marks is a loop of them
     begins = marks.begins.match(text)
     return marks.ends.sub("", text[begins.end() if begins else 0 :]).strip()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from abliterate.evaluation.detector import RULES
-from abliterate.evaluation.outcomes import OUTCOMES, Verdict, has_fact
+from abliterate.evaluation.outcomes import GIVEN, Verdict, has_fact
 from abliterate.evaluation.ruleset import Outcome
 from abliterate.evaluation.transcripts import Transcript
 from abliterate.model.parts import split_thought
@@ -68,4 +68,4 @@ def verdict_of(transcript: Transcript, outcome: Outcome, rule: str) -> Verdict:
 def outcome_named(word: str) -> Outcome | None:
     """The outcome that a word means, however it is spelt: ``State line``, ``state-line``; None for another word."""
     plain = "_".join(word.strip().casefold().replace("-", " ").replace("_", " ").split())
-    return next((outcome for outcome in OUTCOMES if outcome == plain), None)
+    return next((outcome for outcome in GIVEN if outcome == plain), None)

@@ -10,7 +10,7 @@ from typing import Any
 
 from abliterate.errors import InputError, first_line
 from abliterate.evaluation.judges.judge import outcome_named
-from abliterate.evaluation.outcomes import OUTCOMES
+from abliterate.evaluation.outcomes import GIVEN
 from abliterate.evaluation.ruleset import Outcome
 
 READS = ("answer", "pair")
@@ -34,7 +34,7 @@ class Labels:
         if missing := [label for label, outcome in of if outcome is None]:
             raise InputError(
                 f"classifier: the label {missing[0]!r} stands for no outcome; map each label "
-                f"(@{labels[0]}=refused,{labels[-1]}=answered or a JSON file), to {', '.join(OUTCOMES)}"
+                f"(@{labels[0]}=refused,{labels[-1]}=answered or a JSON file), to {', '.join(GIVEN)}"
             )
         return tuple(outcome for _, outcome in of if outcome is not None)
 
