@@ -22,7 +22,7 @@ from abliterate.evaluation.recovery import (
     reference_side,
     save_predicted,
 )
-from abliterate.evaluation.summary import Judged, degenerate, judge_all, rate
+from abliterate.evaluation.summary import Judged, figures, judge_all
 from abliterate.evaluation.transcripts import Transcript
 from abliterate.finaltest import respond
 from abliterate.model.session import Session
@@ -115,7 +115,7 @@ def recovery_edited(
                 for values, judged in zip(measured, (before, after), strict=True)
             )
             entry = recovered(roles[group.name], texts.replies[place], base_side, edited_side, reference.agreed)
-            sets[group.name] = {**entry, "degenerate_reference": rate(sum(degenerate(v) for _, v in own[group.name]), len(group))}
+            sets[group.name] = {**entry, "degenerate_reference": figures(own[group.name])["degenerate"]}
         return {"reference": reference.source.name, "agree_tokens": reference.agreed, "sets": sets}
 
     found = folder.stage("recovery", RECOVERY, make, write_json, read_json)

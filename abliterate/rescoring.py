@@ -17,7 +17,7 @@ from abliterate.evaluation.agreement import kappa
 from abliterate.evaluation.judges.judge import UNJUDGED, Judge, Rules
 from abliterate.evaluation.judges.judging import judged_by
 from abliterate.evaluation.judges.named import judge_of
-from abliterate.evaluation.outcomes import Verdict
+from abliterate.evaluation.outcomes import NOT_JUDGED, Verdict
 from abliterate.evaluation.transcripts import Transcript, read
 from abliterate.finaltest import CONTROLS, publish
 from abliterate.model.parts import split_thought
@@ -42,7 +42,7 @@ class Row:
 
     @property
     def differs(self) -> bool:
-        return self.verdict is not None and self.verdict.outcome != self.rules.outcome
+        return self.verdict is not None and self.rules.outcome not in (NOT_JUDGED, self.verdict.outcome)
 
 
 def render_again(config: ReportConfig, path: Path) -> dict[str, Any]:
@@ -167,14 +167,15 @@ def agreement(name: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _agreed(rows: Sequence[Row]) -> dict[str, Any]:
-    pairs = [(row.rules.outcome, row.verdict.outcome) for row in rows if row.verdict is not None]
+    pairs = [(row.rules.outcome, row.verdict.outcome) for row in rows if row.verdict is not None and row.rules.outcome != NOT_JUDGED]
     found = kappa(pairs)
     return {
         "kappa": found.kappa if found else None,
         "kappa_ci95": [found.low, found.high] if found else None,
         "n": len(pairs),
         "disagreements": sum(a != b for a, b in pairs),
-        UNJUDGED: len(rows) - len(pairs),
+        UNJUDGED: sum(row.verdict is None for row in rows),
+        "rules_not_judged": sum(row.rules.outcome == NOT_JUDGED for row in rows),
     }
 
 

@@ -70,6 +70,8 @@ def select(
     if how == "gradient" and not (val.target.withheld and learned.target.withheld):
         how = "off"  # there is nothing to make unlikely but answers
         notes.append("no edit was tuned: the model withholds none of the train or of the val prompts")
+    if unknown := val.unknown + (learned.unknown if learned is not val else 0):
+        notes.append(f"{unknown} train or val replies are in a language that the rules don't know: neither withheld nor answered")
     kept = kept.of(_replies_of(val))
     kinds: tuple[Kind, ...] = ("per-layer",) if how == "gradient" else KINDS
     tried = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied, kinds)

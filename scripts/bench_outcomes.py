@@ -29,15 +29,15 @@ Pair = tuple[str, str | None]  # label and verdict; None where the judge gave no
 def rows_of(file: Path, split: str) -> list[dict[str, Any]]:
     """The labelled rows of a split; a file without splits has all its rows in each."""
     from abliterate.errors import InputError
-    from abliterate.evaluation.outcomes import OUTCOMES
+    from abliterate.evaluation.outcomes import GIVEN
 
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: not a file of labelled responses ({error})") from None
     for number, row in enumerate(rows, 1):
-        if not all(isinstance(row.get(key), str) for key in ("prompt", "response")) or row.get("outcome") not in OUTCOMES:
-            raise InputError(f"{file}: row {number} must have a prompt, a response and an outcome of {', '.join(OUTCOMES)}")
+        if not all(isinstance(row.get(key), str) for key in ("prompt", "response")) or row.get("outcome") not in GIVEN:
+            raise InputError(f"{file}: row {number} must have a prompt, a response and an outcome of {', '.join(GIVEN)}")
     found = [row for row in rows if split == "all" or row.get("split", split) == split]
     if not found:
         raise InputError(f"{file}: no rows in the split {split!r}; give another --split")
@@ -47,23 +47,24 @@ def rows_of(file: Path, split: str) -> list[dict[str, Any]]:
 def verdicts_of(rows: Sequence[dict[str, Any]], judge: Any) -> list[str | None]:
     """What a judge says of each row."""
     from abliterate.evaluation.judges.judging import judged_by
+    from abliterate.evaluation.outcomes import NOT_JUDGED
     from abliterate.evaluation.transcripts import Transcript
 
     asked = [
         Transcript("labelled", str(row.get("id", i)), row["prompt"], row["response"], begins_in_thought=row.get("begins_in_thought", False))
         for i, row in enumerate(rows)
     ]
-    return [None if verdict is None else verdict.outcome for verdict in judged_by(judge, asked)]
+    return [None if verdict is None or verdict.outcome == NOT_JUDGED else verdict.outcome for verdict in judged_by(judge, asked)]
 
 
 def figures(pairs: Sequence[Pair]) -> dict[str, Any]:
     """Everything that is counted of labels and verdicts; a row without a verdict is wrong, and in no column of the matrix."""
     from abliterate.evaluation.agreement import cohens_kappa
-    from abliterate.evaluation.outcomes import OUTCOMES, WITHHELD
+    from abliterate.evaluation.outcomes import GIVEN, WITHHELD
     from abliterate.evaluation.summary import rate
 
     counts = Counter(pairs)
-    outcomes = {name: _of_outcome(counts, name) for name in OUTCOMES}
+    outcomes = {name: _of_outcome(counts, name) for name in GIVEN}
     occurring = [found["f1"] for name, found in outcomes.items() if found["n"]]
     judged = [(label, verdict) for label, verdict in pairs if verdict is not None]
     held = [(label in WITHHELD, verdict is not None and verdict in WITHHELD, verdict is not None) for label, verdict in pairs]
@@ -71,7 +72,7 @@ def figures(pairs: Sequence[Pair]) -> dict[str, Any]:
     return {
         "n": len(pairs),
         "unjudged": len(pairs) - len(judged),
-        "confusion": {a: {b: counts[a, b] for b in OUTCOMES} for a in OUTCOMES},
+        "confusion": {a: {b: counts[a, b] for b in GIVEN} for a in GIVEN},
         "outcomes": outcomes,
         "accuracy": rate(sum(a == b for a, b in pairs), len(pairs)),
         "macro_f1": sum(occurring) / len(occurring) if occurring else None,

@@ -307,6 +307,17 @@ def test_a_template_that_opens_the_thought_is_known_from_the_folder(server: Stan
     assert report["sets"]["asked"]["base"]["outcomes"]["truncated"] == 9
 
 
+def test_a_server_that_may_leave_out_the_marks_of_thoughts_is_told_how_to_start(
+    server: StandIn, asked: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["[THINK]", "[/THINK]"], special_tokens=True)
+    folder = save_tiny(tmp_path / "m", layers=2, tokenizer=tokenizer)
+    call = ["audit", "--model", str(folder), "--engine", server.url, "--prompts", str(asked), "--limit", "2", "--out", str(tmp_path / "o")]
+    assert main([*call, "--max-new-tokens", "4"]) == 0
+    assert "start it with its reasoning parser" in capfd.readouterr().err
+
+
 def test_the_kind_of_engine_is_recorded_for_transformers_too(model: Path, asked: Path, tmp_path: Path) -> None:
     call = ["audit", "--model", str(model), "--prompts", str(asked), "--max-new-tokens", "2", "--out", str(tmp_path / "out")]
     assert main(call) == 0

@@ -34,6 +34,14 @@ def test_every_line_keeps_its_keys_and_gains_its_outcome(tmp_path: Path, capfd: 
     assert [(r["outcome"], r["thought"], r["substance"]) for r in rows] == [("refused", None, None), ("answered", "empty", True)]
 
 
+def test_a_language_without_rules_is_not_judged_and_the_way_out_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    line = json.dumps({"prompt": "p", "response": "Извините, но я не могу помочь с этим запросом.", "facts": ["нет"]})
+    code, out, err = scored(tmp_path, LINES + line + "\n", capfd)
+    row = json.loads(out.splitlines()[2])
+    assert code == 0 and (row["outcome"], row["substance"], row["thought"]) == ("not_judged", None, None) and "Russian" in row["rule"]
+    assert "1 of 3 replies are in a language that the rules don't know" in err and "--judge chat:URL" in err
+
+
 def test_scoring_scored_lines_changes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     _, once, _ = scored(tmp_path, LINES, capfd)
     _, twice, _ = scored(tmp_path, once, capfd)

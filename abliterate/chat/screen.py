@@ -15,10 +15,11 @@ from rich.text import Text
 
 from abliterate.chat.speaker import Said
 from abliterate.console import HarmlessConsole
+from abliterate.evaluation.outcomes import NOT_JUDGED
 from abliterate.harmless import harmless
 
 WITHHELD, SAID, BROKEN = "yellow", "green", "red"
-_COLOURS = {"refused": WITHHELD, "deflected": WITHHELD, "state_line": WITHHELD, "answered": SAID}
+_COLOURS = {"refused": WITHHELD, "deflected": WITHHELD, "state_line": WITHHELD, "answered": SAID, NOT_JUDGED: "dim"}
 _EDGES = 6  # lines that a panel, the prompt and the chip take of a screen
 
 

@@ -7,6 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from abliterate.evaluation.clusters import cluster_difference, too_few
+from abliterate.evaluation.outcomes import NOT_JUDGED
 from abliterate.evaluation.statistics import discordant, mcnemar
 from abliterate.evaluation.summary import Judged, cluster_of, rate, withheld
 from abliterate.prompts.read import TWINS
@@ -25,7 +26,7 @@ def against_control(
     """
     found = []
     for name, control in _oriented(roles):
-        links = _links(base[name], base[control])
+        links = [link for link in _links(base[name], base[control]) if _is_judged(link, name, control, (base, edited))]
         if not links:
             continue
         before = (base[name], base[control])
@@ -54,6 +55,12 @@ def _links(sensitive: Judged, control: Judged) -> Links:
     named = {t.pair: j for j, (t, _) in enumerate(control) if t.pair}
     found = ((i, places.get(t.pair or "", named.get(t.id))) for i, (t, _) in enumerate(sensitive))
     return [(i, j) for i, j in found if j is not None]
+
+
+def _is_judged(link: tuple[int, int], name: str, control: str, sides: Sequence[Mapping[str, Judged] | None]) -> bool:
+    """Whether both replies of a pair are judged, of every model: a pair is in all figures or in none."""
+    there = [side for side in sides if side is not None]
+    return not any(NOT_JUDGED in (side[name][link[0]][1].outcome, side[control][link[1]][1].outcome) for side in there)
 
 
 def _compared(base: tuple[Judged, Judged], edited: tuple[Judged, Judged] | None, links: Links) -> dict[str, Any]:

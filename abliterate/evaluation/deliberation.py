@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from abliterate.evaluation.outcomes import OUTCOMES
-from abliterate.evaluation.summary import Judged, withheld
+from abliterate.evaluation.outcomes import NOT_JUDGED, OUTCOMES
+from abliterate.evaluation.summary import Judged, with_verdict, withheld
 
 SHUT = ("empty", "refused")  # thoughts that leave nothing to answer from
 
@@ -27,16 +27,17 @@ def thought_by_answer(base: Mapping[str, Judged], edited: Mapping[str, Judged] |
 
 def _crossed(judged: Judged) -> dict[str, Any]:
     """``counts``: {thought's verdict, or ``none``: {outcome: k}}; ``shut`` and ``open``: answers withheld and not, by whether the
-    thought is empty or refuses; responses without a thought stand in neither."""
+    thought is empty or refuses; responses without a thought, and those whose thought or answer is not judged, stand in neither."""
     pairs = Counter((v.thought or "none", v.outcome) for _, v in judged)
     thoughts = sorted({thought for thought, _ in pairs})
     return {
         "counts": {thought: {outcome: pairs[thought, outcome] for outcome in OUTCOMES} for thought in thoughts},
         "shut": _answers([(t, v) for t, v in judged if v.thought in SHUT]),
-        "open": _answers([(t, v) for t, v in judged if v.thought is not None and v.thought not in SHUT]),
+        "open": _answers([(t, v) for t, v in judged if v.thought not in (None, NOT_JUDGED, *SHUT)]),
     }
 
 
 def _answers(judged: Judged) -> dict[str, int]:
-    kept = sum(withheld(v) for _, v in judged)
-    return {"withheld": kept, "not_withheld": len(judged) - kept}
+    known = with_verdict(judged)
+    kept = sum(withheld(v) for _, v in known)
+    return {"withheld": kept, "not_withheld": len(known) - kept}

@@ -22,7 +22,7 @@ from abliterate.model.names import HUB_IDS
 from abliterate.model.passes import Advance
 from abliterate.model.session import Session
 from abliterate.model.source import ModelSource
-from abliterate.model.thinking import opens_thought
+from abliterate.model.thinking import marks_are_dropped, opens_thought
 from abliterate.progress import say
 from abliterate.prompts import PromptSet
 
@@ -133,6 +133,8 @@ def _served(config: Settings, session: Session | None, wanted: Wanted, url: str)
         session.release()  # the server may need the memory
         tokenizer = session.tokenizer()
         opened = opens_thought(tokenizer)
+        if marks_are_dropped(tokenizer):
+            say(f"{url}: the marks of this model's thoughts are special tokens, which servers leave out; start it with its reasoning parser")
         if reads_clock(str(tokenizer.chat_template)):
             say(f"{url}: the model's chat template shows the time, and a server shows its own: no two askings have the same prompts")
     served = find(server, wanted, config.engine_model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from abliterate.evaluation.outcomes import WITHHELD, Verdict, judge
+from abliterate.evaluation.outcomes import NOT_JUDGED, WITHHELD, Verdict, judge
 from abliterate.evaluation.transcripts import Transcript
 from abliterate.model.parts import split_thought
 
@@ -13,7 +13,7 @@ LENGTHS = (16, 32, 64, 128)  # tokens
 
 
 def at_tokens(judged: Sequence[tuple[Transcript, Verdict]]) -> list[dict[str, Any]] | None:
-    """Refused, withheld and truncated counts with each response cut at 16, 32, 64 and 128 tokens, up to the longest response.
+    """Refused, withheld and truncated counts with each judged response cut at 16, 32, 64 and 128 tokens, up to the longest response.
 
     ``cut`` says how many are longer than that. Where tokens end isn't stored, so the text is cut in the proportion of its
     characters to its new tokens: a cut may lie a few characters off. None where a response's number of tokens is not known.
@@ -21,7 +21,8 @@ def at_tokens(judged: Sequence[tuple[Transcript, Verdict]]) -> list[dict[str, An
     if any(t.response and not t.new_tokens for t, _ in judged):
         return None
     longest = max((t.new_tokens for t, _ in judged), default=0)
-    return [_counts(judged, length) for length in LENGTHS if length <= longest]
+    known = [(t, v) for t, v in judged if v.outcome != NOT_JUDGED]
+    return [_counts(known, length) for length in LENGTHS if length <= longest]
 
 
 def _counts(judged: Sequence[tuple[Transcript, Verdict]], length: int) -> dict[str, Any]:

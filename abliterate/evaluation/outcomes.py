@@ -37,6 +37,8 @@ def judge(response: str, facts: Sequence[str] = (), begins_in_thought: bool = Fa
     thought = None if parts.thought is None else _thought(parts.thought)
     if not parts.closed:
         return Verdict("truncated", "no answer after the thought", thought, False if facts else None)
+    if thought == "degenerate" and not parts.answer:
+        return Verdict("degenerate", "nothing but broken thoughts", thought, False if facts else None)
     outcome, rule = _answer(parts.answer, prompt)
     substance = has_fact(parts.answer, facts) if facts and outcome != NOT_JUDGED else None
     if outcome == "state_line" and substance:

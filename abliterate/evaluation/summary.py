@@ -9,7 +9,7 @@ from typing import Any
 from abliterate.evaluation.clusters import cluster_rate, too_few
 from abliterate.evaluation.detector import RULES, detector_of
 from abliterate.evaluation.lengths import at_tokens
-from abliterate.evaluation.outcomes import OUTCOMES, WITHHELD, Verdict
+from abliterate.evaluation.outcomes import NOT_JUDGED, OUTCOMES, WITHHELD, Verdict
 from abliterate.evaluation.statistics import discordant, drop_upper_bound, holm, mcnemar, rise_upper_bound, wilson
 from abliterate.evaluation.transcripts import Transcript
 
@@ -41,12 +41,24 @@ def degenerate(verdict: Verdict) -> bool:
     return verdict.outcome == "degenerate"
 
 
-def figures(judged: Judged) -> dict[str, Any]:
-    """Outcome counts and rates of one model on one set."""
+def with_verdict(judged: Judged) -> Judged:
+    """Those replies that are judged at all: the others are in no rate's n."""
+    return [(t, v) for t, v in judged if v.outcome != NOT_JUDGED]
+
+
+def both_with_verdict(base: Judged, edited: Judged) -> tuple[Judged, Judged]:
+    """The pairs of which both replies are judged: a test knows of no others."""
+    there = [NOT_JUDGED not in (v.outcome, w.outcome) for (_, v), (_, w) in zip(base, edited, strict=True)]
+    return [one for one, known in zip(base, there, strict=True) if known], [one for one, known in zip(edited, there, strict=True) if known]
+
+
+def figures(replies: Judged) -> dict[str, Any]:
+    """Outcome counts and rates of one model on one set; what is not judged is counted beside the rates."""
+    judged = with_verdict(replies)
     n = len(judged)
-    counts = Counter(v.outcome for _, v in judged)
+    counts = Counter(v.outcome for _, v in replies)
     factual = [v for _, v in judged if v.substance is not None]
-    thoughts = Counter(v.thought for _, v in judged if v.thought is not None)
+    thoughts = Counter(v.thought for _, v in replies if v.thought is not None)
     return {
         "outcomes": {name: counts[name] for name in OUTCOMES},
         "refused": rate(sum(refused(v) for _, v in judged), n),
@@ -90,13 +102,18 @@ def paired(base: Judged, edited: Judged) -> dict[str, Any]:
 def set_entry(role: str, base: Judged, edited: Judged | None) -> dict[str, Any]:
     """One entry of the report's ``sets``, with the same figures by language where there are several."""
     langs = sorted({t.lang for t, _ in base})
-    entry = {"role": role, "lang": "+".join(langs), "n": len(base), **_compared(base, edited)}
+    entry = {"role": role, "lang": "+".join(langs), "n": len(base), "not_judged": _not_judged(base, edited), **_compared(base, edited)}
     entry["base"]["at_tokens"] = at_tokens(base)
     if edited is not None:
         entry["edited"]["at_tokens"] = at_tokens(edited)
     if len(langs) > 1:
         entry["by_lang"] = {lang: _compared(_of(base, lang), None if edited is None else _of(edited, lang)) for lang in langs}
     return entry
+
+
+def _not_judged(base: Judged, edited: Judged | None) -> dict[str, int]:
+    sides = {"base": base} if edited is None else {"base": base, "edited": edited}
+    return {which: len(side) - len(with_verdict(side)) for which, side in sides.items()}
 
 
 def _of(judged: Judged, lang: str) -> Judged:
@@ -107,7 +124,7 @@ def _compared(base: Judged, edited: Judged | None) -> dict[str, Any]:
     return {
         "base": figures(base),
         "edited": None if edited is None else figures(edited),
-        "paired": None if edited is None else paired(base, edited),
+        "paired": None if edited is None else paired(*both_with_verdict(base, edited)),
     }
 
 
@@ -130,11 +147,11 @@ def _topic_entry(group: str, base: Judged, edited: Judged | None) -> dict[str, A
     def chosen(judged: Judged) -> list[bool]:
         return [withheld(v) for t, v in judged if topic_of(t) == group]
 
-    before = chosen(base)
-    entry: dict[str, Any] = {"n": len(before), "base": rate(sum(before), len(before)), "edited": None}
+    before = chosen(with_verdict(base))
+    entry: dict[str, Any] = {"n": sum(topic_of(t) == group for t, _ in base), "base": rate(sum(before), len(before)), "edited": None}
     if edited is not None:
-        after = chosen(edited)
-        base_only, edited_only = discordant(before, after)
+        after = chosen(with_verdict(edited))
+        base_only, edited_only = discordant(*map(chosen, both_with_verdict(base, edited)))
         entry["edited"] = rate(sum(after), len(after))
         entry["paired"] = {"base_only": base_only, "edited_only": edited_only, "mcnemar_p": mcnemar(base_only, edited_only)}
     return entry
@@ -164,8 +181,12 @@ def keep_test(name: str, base: Judged, edited: Judged, margin: float) -> dict[st
     """One-sided non-inferiority of the refusals of a keep set (alpha 0.05): did they fall by less than the margin?
 
     Where base withholds the set rather in other ways (a canned deflection, an official line), ``measure`` is all that is withheld. A
-    set of which base withholds no more than the margin has nothing to lose, and its test doesn't hold.
+    set of which base withholds no more than the margin has nothing to lose, and its test doesn't hold; nor does that of a set without a
+    pair that is judged.
     """
+    base, edited = both_with_verdict(base, edited)
+    if not base:
+        return {"set": name, "measure": "refused", "base": 0, "n": 0, "margin": margin, "upper_bound": 1.0, "holds": False}
     kept = sum(refused(v) for _, v in base)
     measure, holds = ("refused", refused) if 2 * kept >= sum(withheld(v) for _, v in base) else ("withheld", withheld)
     there = sum(holds(v) for _, v in base)
@@ -187,9 +208,15 @@ def unchanged(
 ) -> list[dict[str, Any]] | None:
     """One-sided non-inferiority (alpha 0.05) on sets that should stay answered: did withheld, and broken output, rise by less than
     the margin? None where no set has such a role."""
-    names = [name for name, role in roles.items() if role in UNCHANGED_ROLES]
+    base, edited = _pairs_with_verdict(base, edited)
+    names = [name for name, role in roles.items() if role in UNCHANGED_ROLES and base[name]]
     measures = {"withheld": withheld, "degenerate": degenerate}
     return [_unchanged(name, measure, holds, base, edited, margin) for name in names for measure, holds in measures.items()] or None
+
+
+def _pairs_with_verdict(base: Mapping[str, Judged], edited: Mapping[str, Judged]) -> tuple[dict[str, Judged], dict[str, Judged]]:
+    pairs = {name: both_with_verdict(base[name], edited[name]) for name in base}
+    return {name: before for name, (before, _) in pairs.items()}, {name: after for name, (_, after) in pairs.items()}
 
 
 def _unchanged(
@@ -209,5 +236,5 @@ def judge_all(transcripts: Iterable[Transcript]) -> dict[str, list[tuple[Transcr
 
 
 def answered_ids(judged: Judged, holds: Callable[[Verdict], bool] = withheld) -> set[str]:
-    """Ids of the prompts that were not withheld."""
-    return {t.id for t, v in judged if not holds(v)}
+    """Ids of the prompts whose replies are judged and were not withheld."""
+    return {t.id for t, v in with_verdict(judged) if not holds(v)}

@@ -39,7 +39,7 @@ def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> st
             share=_share(proof),
             alpha=_alpha(proof),
             picked=choice.picked(report["selection"]) if report else None,
-            target=list(sentences.target(report)) if report else [],
+            target=[*sentences.not_judged(report), *sentences.target(report)] if report else [],
             report=report,
             kept=list(zip(report["keep_tests"], verdicts.of_keeps(report), strict=True)) if report else [],
             version=proof.get("abliterate", __version__),

@@ -91,7 +91,7 @@ def _sets(reports: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         for measure in ("refused" if role == "keep" else "withheld", "degenerate"):
             entries = {run: r["sets"][name] for run, r in reports.items() if r["sets"].get(name, {}).get("role") == role}
             rows = [
-                {"run": run, "n": e["n"], "base": e["base"][measure], "edited": e["edited"] and e["edited"][measure]}
+                {"run": run, "n": e["base"][measure]["n"], "base": e["base"][measure], "edited": e["edited"] and e["edited"][measure]}
                 for run, e in entries.items()
             ]
             found.append({"name": name, "role": role, "measure": measure, "rows": rows})

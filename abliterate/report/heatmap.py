@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from abliterate.evaluation.outcomes import WITHHELD
+from abliterate.evaluation.outcomes import NOT_JUDGED, WITHHELD
 
 _LEVELS = 10
 _ROWS = 200  # topics shown of a set; all are in report.json
@@ -65,7 +65,9 @@ def _by_language(table: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], di
     found = {}
     for row in table:
         sides = {side: sum(row[side][o] for o in WITHHELD) for side in ("base", "edited") if row[side] is not None}
-        found[row["topic"] or "(no topic)", row["lang"]] = {side: _cell(k, row["n"]) for side, k in sides.items()}
+        found[row["topic"] or "(no topic)", row["lang"]] = {
+            side: _cell(k, row["n"] - row[side].get(NOT_JUDGED, 0)) for side, k in sides.items()
+        }
     return found
 
 
@@ -73,7 +75,7 @@ def _by_category(report: Mapping[str, Any], name: str) -> dict[tuple[str, str], 
     """The same of a set whose prompts have categories only: all its languages together."""
     lang = report["sets"][name]["lang"]
     return {
-        (topic, lang): {side: _cell(entry[side]["k"], entry["n"]) for side in ("base", "edited") if entry[side] is not None}
+        (topic, lang): {side: _cell(entry[side]["k"], entry[side]["n"]) for side in ("base", "edited") if entry[side] is not None}
         for topic, entry in report["by_topic"].get(name, {}).items()
     }
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from abliterate.evaluation.outcomes import NOT_JUDGED
 from abliterate.report.numbers import outcome
 
 TASK = "text-generation"
@@ -29,7 +30,7 @@ def _rates(report: Mapping[str, Any]) -> Iterator[EvalResult]:
         what = "refused" if entry["role"] == KEEP else "withheld"
         for key in (what, "degenerate"):
             before, after = entry["base"][key], (entry["edited"] or {}).get(key)
-            if after is None or after["rate"] is None:
+            if after is None or after["rate"] is None or before["rate"] is None:
                 continue
             about = {
                 "ci95": _rounded(after["ci95"]),
@@ -37,6 +38,8 @@ def _rates(report: Mapping[str, Any]) -> Iterator[EvalResult]:
                 "n": after["n"],
                 "base": {"rate": _round(before["rate"]), "k": before["k"]},
             }
+            if unknown := entry["edited"]["outcomes"].get(NOT_JUDGED):
+                about[NOT_JUDGED] = unknown
             if key == "refused" and name in tests:
                 test = tests[name]
                 about["keep_test"] = {"margin": test["margin"], "upper_bound": _round(test["upper_bound"]), "holds": test["holds"]}

@@ -123,6 +123,7 @@ def _content(report: Mapping[str, Any], auc: Mapping[str, Any] | None) -> dict[s
         "drift": rates.drift_rows(report["drift"], provenance.after(report)),
         "controls": rates.controls(report),
         "bars": rates.bars(report),
+        "outcomes_there": rates.outcomes_there(report),
         "maps": heatmap.heat_maps(report),
         "layer_plots": figures.of_layers(report, auc),
         "choice_plots": figures.of_choice(report),

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from abliterate.evaluation.outcomes import NOT_JUDGED
 from abliterate.report.numbers import outcome
 
 _GROUPS = (
@@ -39,7 +40,7 @@ def _row(name: str, entry: Mapping[str, Any], measure: str) -> dict[str, Any]:
     return {
         "label": name,
         "measure": outcome(measure),
-        "n": entry["n"],
+        "n": entry["base"][measure]["n"],
         "base": entry["base"][measure],
         "edited": None if edited is None else edited[measure],
     }
@@ -86,6 +87,13 @@ def bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         sides = [(side, _parts(entry[side]["outcomes"])) for side in ("base", "edited") if entry[side] is not None]
         found.append({"name": name, "role": entry["role"], "n": entry["n"], "sides": sides})
     return found
+
+
+def outcomes_there(report: Mapping[str, Any]) -> list[str]:
+    """The outcomes that the page lists: all, but ``not_judged`` only where a reply is."""
+    sides = [entry[side]["outcomes"] for entry in report["sets"].values() for side in ("base", "edited") if entry[side] is not None]
+    names = dict.fromkeys(name for outcomes in sides for name in outcomes)
+    return [name for name in names if name != NOT_JUDGED or any(outcomes.get(name) for outcomes in sides)]
 
 
 def _parts(outcomes: Mapping[str, int]) -> list[tuple[str, int, float, float]]:

@@ -41,12 +41,27 @@ def warnings(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: {said}."
 
 
+def not_judged(report: Mapping[str, Any]) -> Iterator[str]:
+    """Replies that the rules can't judge, once a set, and by what they could be judged."""
+    for name, entry in report["sets"].items():
+        sides = entry.get("not_judged") or {}  # older reports have none
+        if not any(sides.values()):
+            continue
+        called = {"base": " of base" if len(sides) > 1 else "", "edited": f" of {provenance.after(report)}"}
+        counts = " and ".join(f"{k} of {entry['n']} replies{called[side]}" for side, k in sides.items())
+        yield (
+            f"{name}: {counts} are in a language without rules and not judged: they are in no rate. "
+            "Another judge can read them: abliterate report RUN --judge chat:URL#MODEL."
+        )
+
+
 def all_of(report: Mapping[str, Any]) -> list[str]:
     """Everything that is said in words; what a keep test could not show comes first."""
     said = (
         kept(report, False),
         broken(report),
         target(report),
+        not_judged(report),
         warnings(report),
         thoughts(report),
         against_control(report),
@@ -168,6 +183,8 @@ def service(report: Mapping[str, Any]) -> Iterator[str]:
         return
     first, second = ("the service", "the weights") if served[0] else ("the weights", "the service")
     for name, entry in report["sets"].items():
+        if any((entry.get("not_judged") or {}).values()):
+            continue  # what both withhold can't be counted from the rates of other prompts
         pair = entry["paired"]["withheld"]
         both = entry["base"]["withheld"]["k"] - pair["base_only"]
         yield (

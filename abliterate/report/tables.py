@@ -11,7 +11,7 @@ _THOUGHTS = (("shut", "empty or refusing"), ("open", "open"))
 def cuts(report: Mapping[str, Any]) -> dict[str, Any] | None:
     """Rates with each reply cut at so many tokens: {lengths, rows: {set, model, measure, rates, whole}}; None without any.
 
-    A rate is a share of the set's prompts, None at lengths that no reply of that model reaches.
+    A rate is a share of the set's prompts whose replies are judged, None at lengths that no reply of that model reaches.
     """
     rows = [_cut(name, entry, side) for name, entry, side in _sides(report) if entry[side].get("at_tokens")]
     if not rows:
@@ -21,8 +21,9 @@ def cuts(report: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _cut(name: str, entry: Mapping[str, Any], side: str) -> dict[str, Any]:
-    measure, n = "refused" if entry["role"] == "keep" else "withheld", entry["n"]
-    rates = {each["tokens"]: each[measure] / n for each in entry[side]["at_tokens"]}
+    measure = "refused" if entry["role"] == "keep" else "withheld"
+    n = entry[side][measure]["n"]
+    rates = {each["tokens"]: each[measure] / n if n else None for each in entry[side]["at_tokens"]}
     return {"set": name, "model": side, "measure": measure, "rates": rates, "whole": entry[side][measure]["rate"]}
 
 

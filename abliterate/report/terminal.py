@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from abliterate.console import HarmlessConsole
-from abliterate.evaluation.outcomes import WITHHELD
+from abliterate.evaluation.outcomes import NOT_JUDGED, WITHHELD
 from abliterate.report import choice, provenance, sentences, verdicts
 from abliterate.report.numbers import bounds, outcome, percent
 from abliterate.report.page import headline, two_models
@@ -71,7 +71,7 @@ def _withheld(sets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         counts = [(kind, entry["base"]["outcomes"].get(kind, 0)) for kind in WITHHELD]
         if total := sum(k for _, k in counts):
             found = ", ".join(f"{k} {outcome(kind)}" for kind, k in counts if k)
-            yield f"{name}: {total} of {entry['n']} replies are withheld: {found}."
+            yield f"{name}: {total} of {entry['base']['withheld']['n']} replies are withheld: {found}."
 
 
 def _rates(sets: Mapping[str, Mapping[str, Any]], edited: bool, after: str) -> Table:
@@ -90,7 +90,7 @@ def _rates(sets: Mapping[str, Mapping[str, Any]], edited: bool, after: str) -> T
 
 def _topics(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Outcome counts, a row a topic and language; a dot for none."""
-    outcomes = list(rows[0]["base"])
+    outcomes = [kind for kind in rows[0]["base"] if kind != NOT_JUDGED or any(row["base"][kind] for row in rows)]
     table = Table("", "", "n", *map(outcome, outcomes), box=None, pad_edge=False)
     table.columns[0].header = Text(name)
     for column in table.columns[2:]:

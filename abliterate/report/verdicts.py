@@ -34,10 +34,12 @@ def of_targets(report: Mapping[str, Any]) -> Iterator[Verdict]:
         if entry["role"] != "target" or not entry["edited"]:
             continue
         before, after = entry["base"]["withheld"], entry["edited"]["withheld"]
-        p, fell = entry["paired"]["withheld"]["mcnemar_p"], after["k"] < before["k"]
+        pairs = entry["paired"]["withheld"]
+        p, fell = pairs["mcnemar_p"], pairs["base_only"] > pairs["edited_only"]
         reachable = mcnemar(before["k"], 0) < _LEVEL  # where all that was withheld is answered
         few = "" if reachable else f"; with {before['k']} withheld before, no fall could be shown"
-        figures = f"{before['k']} → {after['k']} of {before['n']}; exact paired test, p {_p(p)}{few}"
+        of = before["n"] if before["n"] == after["n"] else f"{before['n']} and {after['n']} judged"
+        figures = f"{before['k']} → {after['k']} of {of}; exact paired test, p {_p(p)}{few}"
         yield Verdict(f"{name} is withheld less than before", fell and p < _LEVEL, figures, reachable)
 
 

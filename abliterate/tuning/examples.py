@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS, THOUGHT_TOKENS, Openings
-from abliterate.evaluation.outcomes import WITHHELD, judge
+from abliterate.evaluation.outcomes import NOT_JUDGED, WITHHELD, judge
 from abliterate.evaluation.predictions import Predicted, Predictions, Texts, ask
 from abliterate.model.forward import Continued
 from abliterate.model.parts import split_thought
@@ -38,13 +38,15 @@ class Examples:
     """``target``: prompts that the model withholds, with the openings with which it does. ``others``: for each of these, openings of other
     prompts of its language. ``behind``: for each, lines with which it may be withheld behind a thought; none where the model begins with
     no thought. ``stays``: by role, what should not change: of the keep prompts those that it withholds, of the others those that it does
-    not. ``marks``: for each target prompt, with how many tokens its opening closes a thought at once; 0 where it doesn't."""
+    not. ``marks``: for each target prompt, with how many tokens its opening closes a thought at once; 0 where it doesn't. ``unknown``: how
+    many replies of all roles are in a language without rules, and so examples of nothing."""
 
     target: Openings
     others: Sequence[Sequence[Sequence[int]]]
     behind: Sequence[Sequence[Line]]
     stays: Mapping[Role, Stay]
     marks: Sequence[int]
+    unknown: int = 0
 
     @property
     def counts(self) -> dict[Role, int]:
@@ -54,9 +56,16 @@ class Examples:
 
 @dataclass(frozen=True)
 class _Replied:
+    """``withheld``: whether a reply withholds; None where it isn't judged, and then it is no example of either."""
+
     prompts: list[list[int]]
     replies: list[list[int]]
-    withheld: list[bool]
+    withheld: list[bool | None]
+
+    @property
+    def unknown(self) -> int:
+        """How many replies aren't judged."""
+        return self.withheld.count(None)
 
     def chosen(self, indices: Sequence[int], length: int) -> Continued:
         return Continued([self.prompts[i] for i in indices], [self.replies[i][:length] for i in indices])
@@ -88,6 +97,7 @@ def gather(
         _behind(model, prompts, found, chosen, at_once) if opened else [[] for _ in chosen],
         {role: Stay(asked, hearers[role].found) for role, asked in stays.items()},
         [_mark(model, opening) for opening in openings],
+        sum(replied.unknown for replied in found.values()),
     )
 
 
@@ -108,7 +118,9 @@ def _behind(
     """Lines behind a thought, of prompts that are withheld ``at_once``; the others' own lines are such already."""
     role: Role = "baseline" if "baseline" in found else "harmless"
     withheld = [(prompts["target"][i], found["target"].replies[i]) for i in chosen]
-    answered = [(p, reply) for p, reply, held in zip(prompts[role], found[role].replies, found[role].withheld, strict=True) if not held]
+    answered = [
+        (p, reply) for p, reply, held in zip(prompts[role], found[role].replies, found[role].withheld, strict=True) if held is False
+    ]
     lines = lines_behind(model.tokenizer, withheld, answered)
     return [each if once else [] for each, once in zip(lines, at_once, strict=True)]
 
@@ -124,7 +136,7 @@ def _mark(model: Model, opening: Sequence[int]) -> int:
 
 def _staying(found: _Replied, role: Role) -> Continued:
     """What should stay as it is: refusals of the keep prompts, answers to the others; all of them where there are none."""
-    wanted = [i for i, held in enumerate(found.withheld) if held == (role == "keep")]
+    wanted = [i for i, held in enumerate(found.withheld) if held is (role == "keep")]
     return found.chosen(wanted or range(len(found.prompts)), CONTINUED)
 
 
@@ -152,9 +164,10 @@ def _judged(model: Model, prompts: Mapping[Role, Sequence[Prompt]], replies: Map
     """Prompts with their replies, and whether each of these withholds."""
     opened = opens_thought(model.tokenizer)
 
-    def held(role: Role, i: int) -> bool:
+    def held(role: Role, i: int) -> bool | None:
         text = decode(model.tokenizer, replies[role][i])
-        return judge(text, begins_in_thought=opened, prompt=prompts[role][i].text).outcome in WITHHELD
+        outcome = judge(text, begins_in_thought=opened, prompt=prompts[role][i].text).outcome
+        return None if outcome == NOT_JUDGED else outcome in WITHHELD
 
     return {
         role: _Replied(

@@ -46,6 +46,12 @@ def test_the_edited_model_stands_beside_the_base() -> None:
     assert found["s"]["edited"]["open"] == {"withheld": 0, "not_withheld": 5}
 
 
+def test_a_thought_or_an_answer_that_is_not_judged_is_neither_shut_nor_open() -> None:
+    found = thought_by_answer({"s": [*BASE, *judged(("not_judged", "refused"), ("answered", "not_judged"), ("empty", "not_judged"))]}, None)
+    assert found is not None and found["s"]["base"]["shut"] == {"withheld": 2, "not_withheld": 1}
+    assert found["s"]["base"]["open"] == {"withheld": 0, "not_withheld": 2} and found["s"]["base"]["counts"]["empty"]["not_judged"] == 1
+
+
 @pytest.mark.parametrize("edited", [None, {"s": judged((None, "answered"))}])
 def test_a_model_that_does_not_think_has_nothing_to_cross(edited: dict[str, Judged] | None) -> None:
     assert thought_by_answer({"s": judged((None, "answered"))}, edited) is None

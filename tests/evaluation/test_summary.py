@@ -45,6 +45,47 @@ def test_every_outcome_is_counted_once() -> None:
     assert found["withheld"]["n"] == 7
 
 
+UNKNOWN: Outcome = "not_judged"
+
+
+def test_a_reply_that_is_not_judged_is_in_no_rate_and_counted_beside_it() -> None:
+    entry = set_entry("target", judged("refused", "answered", UNKNOWN, UNKNOWN), judged("answered", UNKNOWN, "answered", UNKNOWN))
+    assert entry["n"] == 4 and entry["not_judged"] == {"base": 2, "edited": 2}
+    assert (entry["base"]["withheld"]["k"], entry["base"]["withheld"]["n"], entry["base"]["outcomes"][UNKNOWN]) == (1, 2, 2)
+    assert all(entry["edited"][key]["n"] == 2 for key in ("refused", "withheld", "degenerate"))
+    assert entry["paired"]["withheld"]["base_only"] == 1 and entry["paired"]["withheld"]["edited_only"] == 0
+    assert set_entry("audited", judged(UNKNOWN), None)["base"]["withheld"] == {
+        "k": 0,
+        "n": 0,
+        "rate": None,
+        "ci95": None,
+        "corrected": None,
+    }
+
+
+def test_pairs_topics_and_tests_know_of_judged_pairs_alone() -> None:
+    base = [*judged("refused", "refused", UNKNOWN, topic="a"), *judged("refused", lang="zh", topic="b")]
+    edited = [*judged("refused", UNKNOWN, "answered", topic="a"), *judged(UNKNOWN, lang="zh", topic="b")]
+    assert paired(base[:1], edited[:1]) == set_entry("keep", base, edited)["paired"]
+    topics = by_topic(base, edited)
+    assert (topics["a"]["n"], topics["a"]["base"]["n"], topics["a"]["edited"]["n"], topics["a"]["paired"]["base_only"]) == (3, 2, 2, 0)
+    assert topics["b"]["edited"]["rate"] is None and topics["b"]["paired"]["base_only"] == 0
+    known = keep_test("s", base[:1] * 30, edited[:1] * 30, 0.2)
+    assert keep_test("s", base * 30, edited * 30, 0.2) == known and known["n"] == 30
+    roles, before, after = {"s": "harmless"}, {"s": base}, {"s": edited}
+    assert [test["n"] for test in unchanged(roles, before, after, 0.1) or []] == [1, 1]
+    assert table(base, edited)[0]["base"][UNKNOWN] == 1
+    assert answered_ids(judged("answered", "refused", UNKNOWN)) == {"en0"}
+
+
+def test_sets_of_which_nothing_is_judged_show_nothing() -> None:
+    test = keep_test("s", judged(UNKNOWN), judged("refused"), 0.05)
+    assert (test["n"], test["upper_bound"], test["holds"]) == (0, 1.0, False)
+    assert unchanged({"s": "harmless"}, {"s": judged(UNKNOWN)}, {"s": judged("answered")}, 0.05) is None
+    entry = set_entry("keep", judged(UNKNOWN, topic="a"), judged(UNKNOWN, topic="a"))
+    assert entry["paired"]["refused"]["mcnemar_p"] == 1.0 and entry["base"].get("withheld_clustered") is None
+
+
 def test_substance_is_over_the_prompts_with_facts() -> None:
     found = figures([*judged("answered", "answered", substance=True), *judged("refused", substance=False), *judged("answered")])
     assert (found["substance"]["k"], found["substance"]["n"]) == (2, 3)

@@ -34,6 +34,22 @@ def test_an_audit_shows_rates_and_where_the_report_lies(capsys: pytest.CaptureFi
     assert f"report: {Path('out') / 'report.html'}" in text and "edited" not in text
 
 
+FOREIGN = "Извините, но я не могу помочь с этим запросом."
+
+
+def test_replies_that_are_not_judged_are_said_beside_the_rates(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    base = {"a": judged("a", NO, FOREIGN, FOREIGN), "b": judged("b", FOREIGN)}
+    text = shown(report_document(RUN, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05), capsys, monkeypatch)
+    text = " ".join(text.split())
+    assert "a: 2 of 3 replies are in a language without rules and not judged" in text and "--judge chat:URL" in text
+    assert "a: 1 of 1 replies are withheld" in text and "100.0 %" in text and "b: 1 of 1 replies are in a language" in text
+    edited = {"a": judged("a", YES, YES, FOREIGN), "b": judged("b", YES)}
+    report = report_document(RUN, {"a": "target", "b": "keep"}, base, edited, None, None, {"tensors": 1}, 0.05)
+    text = " ".join(shown(report, capsys, monkeypatch).split())
+    assert "a: 2 of 3 replies of base and 1 of 3 replies of edited are in a language" in text
+    assert "1 → 0 of 1 and 2 judged" in text and "Refusals of b did not fall by more than 5 points: NOT shown" in text
+
+
 def paired(name: str, other: str, topics: int, *responses: str) -> Judged:
     made = [
         Transcript(name, f"{name}{i}", "q", r, "en" if i % 2 else "zh", topic=f"[b]topic {i % topics}", pair=f"{other}{i}")

@@ -113,6 +113,17 @@ def test_a_line_behind_a_thought_is_dealt_with_the_thought_before_it(examples: E
     assert seen == {("", own, True), *(("Plainly.\n</think>\n\n", line[:8], False) for line in (CANNED, OTHER))}
 
 
+def test_a_reply_that_is_not_judged_is_no_example(model: Resident) -> None:
+    foreign = ids("\n\n</think>\n\nИзвините, но я не могу помочь с этим запросом.")
+    prompts = {role: [Prompt(f"{role}{i}", f"Is {i}?", "en") for i in range(2)] for role in ("target", "baseline", "harmless", "keep")}
+    refused, answered = (ids(f"\n\n</think>\n\n{line}") for line in (CANNED, "It is a stone."))
+    replies = {"target": [refused, foreign], "baseline": [answered, foreign], "harmless": [foreign, answered], "keep": [foreign, refused]}
+    found = gather(model, prompts, replies=replies)  # type: ignore[arg-type]
+    assert found.unknown == 4 and found.target.indices == [0]
+    assert {role: len(stay.asked.prompts) for role, stay in found.stays.items()} == {"baseline": 1, "harmless": 1, "keep": 1}
+    assert all(foreign[: len(reply)] != reply for stay in found.stays.values() for reply in stay.asked.continuations)
+
+
 def test_what_is_withheld_behind_a_thought_is_left_over(model: Resident, examples: Examples) -> None:
     plan = EditPlan(torch.eye(32)[0].expand(4, 2, 1, 32).clone(), torch.ones(4, 2), "skip")
     (point,) = measure(model, [plan], examples)

@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from abliterate.evaluation.judges.judge import UNJUDGED, Judge, Rules
-from abliterate.evaluation.outcomes import Verdict
+from abliterate.evaluation.outcomes import NOT_JUDGED, Verdict
 from abliterate.evaluation.transcripts import Transcript
 from abliterate.progress import say, stage
+
+ANOTHER_JUDGE = "--judge chat:URL#MODEL asks a model that knows it"
 
 
 def judged_by(judge: Judge, transcripts: Sequence[Transcript]) -> list[Verdict | None]:
     """One verdict a transcript, None where the judge gave none."""
     if isinstance(judge, Rules):  # at once
-        return judge(transcripts)
+        verdicts = judge(transcripts)
+        if unknown := sum(verdict is not None and verdict.outcome == NOT_JUDGED for verdict in verdicts):
+            say(f"{unknown} of {len(verdicts)} replies are in a language that the rules don't know, and not judged; {ANOTHER_JUDGE}")
+        return verdicts
     with stage(f"judged by {judge.name}", len(transcripts)) as advance:
         verdicts = judge(transcripts, advance)
     if unjudged := verdicts.count(None):
