@@ -13,13 +13,11 @@ from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria,
 from transformers.generation.streamers import BaseStreamer
 
 from abliterate.errors import InputError
-from abliterate.evaluation.normalise import split_thought
 from abliterate.evaluation.outcomes import Verdict, judge
 from abliterate.model.conversation import Message
-from abliterate.model.resident import Resident, end_ids, up_to_end
-from abliterate.model.template import decode, encode_conversations, opens_thought
-from abliterate.errors import InputError, first_line
 from abliterate.model.parts import split_thought
+from abliterate.model.resident import Resident, end_ids, up_to_end
+from abliterate.model.template import encode_conversations
 from abliterate.model.thinking import decode, opens_thought
 
 Hear = Callable[[str], None]  # is told the whole reply so far
