@@ -71,8 +71,8 @@ def edit_checkpoint(
     check_destination(out, folder.path)
     tasks = edit_tasks(index, folder, plan)
     checked = self_check(folder, index)
-    check_agreement(folder, index)
     output = plan_output(index, tasks, to_untie(index, folder, plan))
+    check_agreement(folder, index)
     with new_folder(out, output.nbytes + _ROOM) as partial:
         copy_side_files(folder.path, partial)
         if left := left_behind(folder.path, index.shards):

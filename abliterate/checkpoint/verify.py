@@ -28,6 +28,7 @@ from abliterate.model.files import everything
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex, TensorInfo, first_difference, open_index
 from abliterate.model.plan import EditPlan, load_plan
+from abliterate.model.source import check_no_adapter
 
 _PIECE = 1 << 24
 _SAME = 1e-5  # relative: sums of the same numbers in another order
@@ -74,8 +75,17 @@ def verify(folder: ModelFolder, base: ModelFolder | None, advance: Callable[[int
         advance(1)
     _signed(index, plan, tasks)
     compared = _compared(index, folder, plan, document, listed, base, advance) if base is not None else 0
+    _plain(folder)
     check_sums(folder.path, but=(CARD, *licence_files(folder.path)))
     return len(tasks), compared
+
+
+def _plain(folder: ModelFolder) -> None:
+    """Raise CheckError where an adapter lies beside the weights, which changes what they compute."""
+    try:
+        check_no_adapter(folder.path)
+    except InputError as error:
+        raise CheckError(str(error)) from None
 
 
 def _documents(path: Path) -> tuple[dict[str, Any], EditPlan]:

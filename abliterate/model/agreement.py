@@ -15,6 +15,7 @@ from abliterate.model.dry_load import DryLoad, Shape, dry_load
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.index import ShardIndex, open_index
 from abliterate.model.layouts import is_buffer, template, text_name, wrapped_by
+from abliterate.model.source import check_no_adapter
 from abliterate.model.tiny import side_keys
 from abliterate.progress import say
 
@@ -41,6 +42,7 @@ def open_checkpoint(path: Path, trust_remote_code: bool = False, layout: Path | 
 
     Raises InputError as ``open_folder``, ``open_index`` and ``check_agreement`` do.
     """
+    check_no_adapter(path)
     folder, index = open_folder(path, trust_remote_code, layout), open_index(path)
     tell(folder, check_agreement(folder, index))
     return folder, index

@@ -53,6 +53,7 @@ def check_given(given: str) -> Path | None:
     """
     folder = _local(given) if given.strip() else None
     if folder is not None and folder.is_dir():
+        check_no_adapter(folder)
         check_folder(folder)
         return folder
     if given.lower() in BUILT_HERE:
@@ -67,14 +68,9 @@ def check_given(given: str) -> Path | None:
 
 
 def check_folder(path: Path) -> None:
-    """Raise InputError for a folder that isn't there, holds an adapter or has no config.json.
-
-    Of a run's folder it says where its checkpoint is.
-    """
+    """Raise InputError for a folder that isn't there or has no config.json; of a run's it says where its checkpoint is."""
     if not path.is_dir():
         raise InputError(f"{path}: no such model folder")
-    if (path / _ADAPTER).is_file():
-        raise InputError(f"{path}: {_adapter_in(path)}")
     if (path / "config.json").is_file():
         return
     if (path / CHECKPOINT / "config.json").is_file():
@@ -84,14 +80,18 @@ def check_folder(path: Path) -> None:
     raise InputError(f"{path}: no config.json in it; give the folder of a transformers model")
 
 
-def _adapter_in(path: Path) -> str:
-    """Why a folder with an adapter is no model's, and what to do."""
+def check_no_adapter(path: Path) -> None:
+    """Raise InputError for a folder that holds an adapter, alone or beside a model."""
+    if not (path / _ADAPTER).is_file():
+        return
     if any((path / name).is_file() for name in (_SINGLE, _INDEX)):
-        return (
-            f"holds {_ADAPTER} beside whole weights, and transformers would apply that adapter to them; where it is merged into them "
-            "already, remove the adapter's files, else merge it first (PEFT's merge_and_unload) into another folder"
+        raise InputError(
+            f"{path}: holds {_ADAPTER} beside whole weights, and transformers would apply that adapter to them; where it is merged into "
+            "them already, remove the adapter's files, else merge it first (PEFT's merge_and_unload) into another folder"
         )
-    return f"holds an adapter ({_ADAPTER}), not a model; merge it into its base first (PEFT's merge_and_unload), and give that folder"
+    raise InputError(
+        f"{path}: holds an adapter ({_ADAPTER}), not a model; merge it into its base first (PEFT's merge_and_unload), and give that folder"
+    )
 
 
 def edited_folder(given: Path) -> Path:

@@ -252,6 +252,11 @@ def test_what_was_changed_afterwards_is_named_without_the_base(
     assert named in str(error.value) and "\n" not in str(error.value)
 
 
+def test_an_adapter_beside_the_weights_is_told_without_the_base_too(changed: Callable[[str, Damage], tuple[Path, Path]]) -> None:
+    with pytest.raises(CheckError, match=r"holds adapter_config\.json beside whole weights"):
+        _verify(changed("single", lambda folder: (folder / "adapter_config.json").write_text("{}"))[1], None)
+
+
 WITH_BASE: dict[str, tuple[str, Damage, str]] = {
     "a flipped byte of another tensor": ("single", _flip(QUERY, 6), f"{QUERY} differs from the base at its byte 6,"),
     "a flipped byte of another tensor in a shard": ("sharded", _flip(QUERY), f"{QUERY} differs from the base at its byte 0,"),
