@@ -25,6 +25,8 @@ HUB_IDS: dict[str, str] = {
     "qwen2.5-14b-instruct": "Qwen/Qwen2.5-14B-Instruct",
     "qwen2.5-32b-instruct": "Qwen/Qwen2.5-32B-Instruct",
     "qwen2.5-72b-instruct": "Qwen/Qwen2.5-72B-Instruct",
+    "qwen2.5-coder-0.5b-instruct": "Qwen/Qwen2.5-Coder-0.5B-Instruct",
+    "qwen2.5-coder-1.5b-instruct": "Qwen/Qwen2.5-Coder-1.5B-Instruct",
     "qwen3-0.6b": "Qwen/Qwen3-0.6B",
     "qwen3-1.7b": "Qwen/Qwen3-1.7B",
     "qwen3-4b": "Qwen/Qwen3-4B",

