@@ -124,6 +124,8 @@ def main(arguments: list[str] | None = None, models: Mapping[str, RealModel] = M
     except InputError as error:
         print(f"abliterate: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

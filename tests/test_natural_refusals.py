@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ SYSTEM = [8948, 198, 2610, 525, 1207, 16948, 11, 3465, 553, 54364, 14817, 13, 14
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    done = subprocess.run([ROOT / "scripts" / "real_models", "qwen2.5-coder-0.5b-instruct"], stdout=subprocess.PIPE, text=True, check=True)
+    call = [sys.executable, ROOT / "scripts" / "real_models.py", "qwen2.5-coder-0.5b-instruct"]
+    done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)
     return Path(done.stdout.removesuffix("\n"))
 
 
