@@ -19,14 +19,17 @@ def cache_folder() -> Path:
     """$ABLITERATE_CACHE, or the platform's user cache: a folder that nobody but the user writes or reads.
 
     It is made where it isn't there, and closed to others where it is the user's and open; one of root's will do where only root writes
-    to it. Raises InputError for a link, another user's folder, or one that many share.
+    to it. Raises InputError for a link, another user's folder, one that many share, or one that can't be made.
     """
     path = Path(os.environ.get(VARIABLE) or platformdirs.user_cache_path("abliterate"))
     if path.is_symlink():
         raise InputError(f"{path}: the cache is a link, which may come to lead elsewhere; set {VARIABLE} to the folder itself")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(mode=OWN_FOLDER, exist_ok=True)
-    found = path.stat()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=OWN_FOLDER, exist_ok=True)
+        found = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: can't be made ({error.strerror or error}); set {VARIABLE} to a folder that can be written") from None
     own, mode = found.st_uid == os.geteuid(), stat.S_IMODE(found.st_mode)
     if not own and found.st_uid != _ROOT:
         raise InputError(f"{path}: the cache belongs to another user, who could change what is in it; set {VARIABLE} to a folder of yours")

@@ -104,5 +104,5 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_built(cache: Path) 
 
 def test_a_cache_that_can_not_be_made_is_one_line(cache: Path) -> None:
     cache.write_text("a file")
-    with pytest.raises(InputError, match=r"model-1: can't be built \(.*\); ABLITERATE_CACHE can name another folder"):
+    with pytest.raises(InputError, match=r"cache: can't be made \(.*\); set ABLITERATE_CACHE to a folder"):
         built("model-1", write)
