@@ -15,6 +15,7 @@ from abliterate.checkpoint.verify import verify as verify_folder
 from abliterate.config import ModelConfig
 from abliterate.evaluation.transcripts import Transcript, transcript_of
 from abliterate.model.agreement import open_checkpoint
+from abliterate.model.context import Context
 from abliterate.model.folder import open_folder
 from abliterate.model.passes import Change, Model, Pass
 from abliterate.model.plan import EditPlan
@@ -55,11 +56,14 @@ def generate(model: Model, prompts: PromptSet | Iterable[str], max_new_tokens: i
     Each transcript's ``verdict()`` is its outcome by the rules.
     """
     asked = prompts if isinstance(prompts, PromptSet) else PromptSet("prompts", tuple(Prompt(str(i), t) for i, t in enumerate(prompts)))
+    longest = min(max_new_tokens, model.longest or max_new_tokens)
+    Context.of(model.folder).check_prompts(model.tokenizer, {asked.name: asked}, longest)
     encoded, opened = encode(model.tokenizer, [prompt.text for prompt in asked]), opens_thought(model.tokenizer)
     found: dict[int, Transcript] = {}
     for _, places, replies in model.replies([Pass(encoded, Change(plan))], max_new_tokens):
         for place, reply in zip(places, replies, strict=True):
-            found[place] = transcript_of(asked.name, asked.prompts[place], decode(model.tokenizer, reply), len(reply), opened)
+            text, cut = decode(model.tokenizer, reply), len(reply) >= longest
+            found[place] = transcript_of(asked.name, asked.prompts[place], text, len(reply), opened, cut)
     return [found[place] for place in range(len(encoded))]
 
 

@@ -20,7 +20,7 @@ from abliterate.directions.file import save_direction
 from abliterate.directions.one import one_direction
 from abliterate.directions.quality import measured, quality_document
 from abliterate.errors import InputError
-from abliterate.evaluation.engine import engine_of, wanted_of
+from abliterate.evaluation.engine import engine_of, reply_length, wanted_of
 from abliterate.evaluation.judges.judging import judged_by, unjudged_by
 from abliterate.evaluation.judges.named import judge_of
 from abliterate.evaluation.served import Wanted
@@ -51,6 +51,8 @@ def audit(config: AuditConfig, out: Path, clock: datetime | None = None) -> dict
     groups = asked_sets(config)
     described = {g.name: {"role": "audited", "sha256": g.sha256, "n": len(g)} for g in groups}
     record = run_record(source, described, resolved(session, config, None) if session else {"seeds": {"bootstrap": 0}})
+    if session is not None:
+        session.check_prompts({group.name: group for group in groups}, reply_length(config, session))
     folder = open_run(out, config.model_dump(mode="json"), record)
     ask = partial(engine_of, config, session, wanted, config.model if on_server else None)
     judged = judge_all(respond(folder, ask, groups, "base"))
@@ -91,6 +93,7 @@ def collect(config: CollectConfig, out: Path) -> str:
     roles: tuple[Role, ...] = tuple(role for role in ROLES if sets.sets(role))
     split = all(len(group.of("val")) and group.own_splits for role in roles for group in sets.sets(role))
     val = {role: sets.prompts(role, "val") for role in roles if split}
+    session.check_prompts({group.name: group for role in roles for group in sets.sets(role)})
     found = gathered(session.model, sets, {r: sets.estimating(r) for r in roles}, val, positions_of(session.model, config))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from abliterate.checkpoint.write import check_destination
 from abliterate.commands import asked_sets
 from abliterate.config import AuditConfig, CompareConfig, is_url
 from abliterate.errors import InputError
-from abliterate.evaluation.engine import engine_of, foresee, wanted_of
+from abliterate.evaluation.engine import engine_of, foresee, reply_length, wanted_of
 from abliterate.evaluation.served import Wanted
 from abliterate.evaluation.summary import Judged, judge_all
 from abliterate.finaltest import WEIGHTS, benchmarked, drift_base, drift_edited, publish, respond
@@ -56,6 +56,9 @@ def compare(config: CompareConfig, out: Path, clock: datetime | None = None) -> 
     base, derived = _opened(config, "base", out, clock), _opened(config, "derived", out, clock)
     groups = [] if base.config is None else asked_sets(base.config)
     roles = {group.name: "audited" if i < len(config.prompts) else "keep" for i, group in enumerate(groups)}
+    for one in (base, derived):
+        if one.config is not None and one.session is not None:
+            one.session.check_prompts({group.name: group for group in groups}, reply_length(one.config, one.session))
     reference = _reference(config, base, derived, groups)
     record = _record(base, derived, groups, roles)
     folder = open_run(out, config.model_dump(mode="json"), reference.recorded(record) if reference else record)
@@ -172,9 +175,9 @@ def _asked(
 ) -> tuple[dict[str, Judged], dict[str, Judged], dict[str, Any] | None]:
     """What both models reply to the same prompts, and how far the derived one moved on harmless ones; one is in memory at a time."""
     before = _replies(folder, base, groups, "base")
-    group = load_set(_DRIFT_SET).of("test", limit)
+    group = _read_by_both(load_set(_DRIFT_SET).of("test", limit), base, derived)
     measured = None
-    if alike := _predicts_alike(base, derived):
+    if alike := _predicts_alike(base, derived) and len(group) > 0:
         assert base.session is not None
         measured = drift_base(folder, base.session, group, before.get(group.name, []))
     if base.session is not None:
@@ -184,6 +187,14 @@ def _asked(
     if not alike or derived.session is None:
         return before, after, None
     return before, after, drift_edited(folder, derived.session, group, measured)
+
+
+def _read_by_both(group: PromptSet, base: Side, derived: Side) -> PromptSet:
+    """The prompts, which nobody asked for, that are not longer than one of the models reads."""
+    for one in (base, derived):
+        if one.session is not None:
+            group = replace(group, prompts=tuple(one.session.context.readable(one.session.tokenizer(), group)))
+    return group
 
 
 def _replies(folder: RunFolder, of: Side, groups: Sequence[PromptSet], which: str) -> dict[str, Judged]:

@@ -10,6 +10,9 @@ class CheckError(Exception):
 
 
 def first_line(error: BaseException, length: int = 160) -> str:
-    """The first line of a library's message, or the kind of error where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:length] if lines else type(error).__name__
+    """The first line of a library's message, with the next one where that is announced (``Validation error:``), or the kind of error where
+    it has none."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])[:length]

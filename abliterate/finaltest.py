@@ -60,7 +60,7 @@ def drift_base(folder: RunFolder, base: Session, group: PromptSet, before: Judge
         return None
     replies = {transcript.id: transcript.response for transcript, _ in before}
     tokenizer = base.tokenizer()
-    texts = texts_of(tokenizer, encode(tokenizer, [p.text for p in group]), [replies.get(p.id, "") for p in group])
+    texts = texts_of(tokenizer, encode(tokenizer, [p.text for p in group]), [replies.get(p.id, "") for p in group], base.context)
 
     def make() -> BaseSide:
         with stage("drift: the base's predictions", texts.work) as advance:

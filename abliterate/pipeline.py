@@ -27,7 +27,7 @@ from abliterate.directions.file import load_directions, save_directions
 from abliterate.directions.keep import KEEP
 from abliterate.directions.quality import quality_document, sentences_on_scope
 from abliterate.evaluation.benchmarks import check_installed
-from abliterate.evaluation.engine import edited_engine, engine_of, foresee, wanted_of
+from abliterate.evaluation.engine import edited_engine, engine_of, foresee, reply_length, wanted_of
 from abliterate.evaluation.summary import judge_all
 from abliterate.finaltest import benchmarked, drift_base, drift_edited, publish, random_control, respond
 from abliterate.model.clock import reads_clock
@@ -38,12 +38,13 @@ from abliterate.model.session import Session
 from abliterate.model.source import ModelSource, resolve_model
 from abliterate.model.template import encode, template_positions
 from abliterate.progress import say, stage
-from abliterate.prompts import Prompt, Role, RoleSets
+from abliterate.prompts import Prompt, PromptSet, Role, RoleSets
 from abliterate.reference import open_reference, recovery_base, recovery_edited
 from abliterate.report.card import model_card
 from abliterate.report.document import read_json, report_document, write_json
 from abliterate.runfolder import RunFolder, file_hashes, open_run, recorded_clock
 from abliterate.selection import select
+from abliterate.tuning.examples import behind_prompts
 from abliterate.tuning.kept import Kept
 from abliterate.tuning.way import Way, way_of
 
@@ -68,6 +69,7 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> dict[str
             check_installed()
     how = way_of(config, base.whole) if not (out / "selection.json").exists() else "off"  # what was chosen is not tuned again
     tested, known = sets.test_sets(), sets.without_test()
+    _check_lengths(base, config, tested, known)
     reference = open_reference(config.reference, config, [base], tested)
     record = run_record(source, sets.described(), resolved(base, config, config.positions))
     folder = open_run(out, config.model_dump(mode="json"), reference.recorded(record) if reference else record)
@@ -105,6 +107,14 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> dict[str
         recovery=recovery,
     )
     return publish(folder, report, before, after, {name: values[0].tolist() for name, values in directions.auc.items()})
+
+
+def _check_lengths(base: Session, config: RunConfig, tested: Sequence[PromptSet], known: RoleSets) -> None:
+    """Raise InputError where a prompt is more than the model reads, with the reply of the final test, or with what is tried behind the
+    prompts before it."""
+    base.check_prompts({group.name: group for group in tested}, reply_length(config, base))
+    groups = {group.name: group for role in known.played for group in known.sets(role)}
+    base.check_prompts(groups, behind_prompts(base.tokenizer()))
 
 
 def open_model(config: ModelConfig, out: Path, clock: datetime | None = None) -> tuple[ModelSource, Session]:

@@ -27,7 +27,6 @@ from abliterate.evaluation.transcripts import Transcript
 from abliterate.finaltest import respond
 from abliterate.model.session import Session
 from abliterate.model.source import ModelSource, resolve_model
-from abliterate.model.swept import MAX_NEW_TOKENS
 from abliterate.model.template import encode
 from abliterate.progress import stage
 from abliterate.prompts import PromptSet
@@ -67,8 +66,9 @@ def open_reference(
     for other in others:
         sizes = (int(session.folder.config.vocab_size), int(other.folder.config.vocab_size))
         check_predicts_alike(given, session.tokenizer(), other.tokenizer(), sizes, [p.text for group in groups for p in group])
-    swept = any(not one.fit.resident for one in (session, *others))
-    agreed = min(AGREED, config.max_new_tokens, MAX_NEW_TOKENS if swept else AGREED)
+    for one in (session, *others):
+        one.check_prompts({group.name: group for group in groups}, TOKENS)
+    agreed = min(AGREED, config.max_new_tokens, *(one.longest for one in (session, *others) if one.longest is not None))
     return Reference(source, session, config.settle, agreed)
 
 

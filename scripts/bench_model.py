@@ -43,7 +43,7 @@ class Asked:
         from transformers import AutoModelForCausalLM, GenerationConfig
         from transformers.utils import logging
 
-        from abliterate.model.resident import end_ids, load_model
+        from abliterate.model.resident import load_model
         from abliterate.model.source import resolve_model
         from abliterate.model.template import encode
         from abliterate.prompts import load_set
@@ -54,7 +54,7 @@ class Asked:
         path = resolve_model(model, None).path
         self.model = load_model(path)
         self.module: Any = self.model.module
-        self.ends = end_ids(self.model)
+        self.ends = self.model.ends
         if plain:
             self.module = AutoModelForCausalLM.from_pretrained(path, dtype=self.module.dtype, use_safetensors=True, trust_remote_code=False)
             self.module = self.module.to(self.model.device).eval()

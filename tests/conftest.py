@@ -48,6 +48,7 @@ def save_tiny(
     shards: str | None = None,
     seed: int = 0,
     tokenizer: PreTrainedTokenizerFast | None = None,
+    positions: int = 512,
     **config: Any,
 ) -> Path:
     """A random model of a few thousand weights in ``folder``: ``family`` is its ``model_type``; ``shards`` ("20KB") splits it."""
@@ -61,7 +62,7 @@ def save_tiny(
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         tie_word_embeddings=tied,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

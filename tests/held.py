@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import byte_tokenizer
+from conftest import CHATML, byte_tokenizer
 from families import Case, small
 from torch import Tensor
 
@@ -29,7 +29,7 @@ def held(case: Case, batch_size: int | None = None) -> Resident:
     folder = ModelFolder(Path(str(case)), config.model_type, layout, config.num_hidden_layers, config.hidden_size, False, config)
     module.generation_config.eos_token_id = None
     module.generation_config.pad_token_id = 0
-    tokenizer = byte_tokenizer()
+    tokenizer = byte_tokenizer(CHATML.replace("<|im_end|>", ""))
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(200)  # beyond what a small model knows
     return Resident(folder, module, tokenizer, batch_size)
 

@@ -26,7 +26,7 @@ from abliterate.config import ChatConfig
 from abliterate.errors import InputError
 from abliterate.evaluation.outcomes import judge
 from abliterate.model.passes import Pass
-from abliterate.model.resident import load_model
+from abliterate.model.resident import Resident, load_model
 from abliterate.model.template import encode
 from abliterate.model.thinking import decode
 
@@ -198,7 +198,7 @@ def test_a_reply_that_comes_to_its_end_is_not_called_cut(tiny: Tiny, monkeypatch
     said = one.reply("Hello", lambda text: None, Event())
     assert said.cut and said.tokens == 12
     [(_, _, [found])] = one.model.replies([Pass(encode(one.model.tokenizer, ["Hello"]))], 12)
-    monkeypatch.setattr("abliterate.chat.speaker.end_ids", lambda model: {found[-1]})
+    monkeypatch.setattr(Resident, "ends", frozenset({found[-1]}))
     again = one.reply("Hello", lambda text: None, Event())
     assert again.tokens == found.index(found[-1]) < 12 and not again.cut
 

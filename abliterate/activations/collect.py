@@ -93,8 +93,6 @@ def gather(model: Model, groups: Mapping[str, Group], positions: int, advance: A
     members = [{part: frozenset(chosen) for part, chosen in groups[name].parts.items()} for name in names]
 
     def seen(number: int, indices: Sequence[int], index: int, stream: Float[Tensor, "row position d_model"]) -> None:
-        if not torch.isfinite(stream).all():
-            raise InputError(_not_finite(model, index))
         name, last_first = names[number], stream.flip(1)
         gathered.moments[name][index].update(last_first)
         for part, chosen in members[number].items():
@@ -119,11 +117,3 @@ def _merged(shares: Sequence[Gathered], groups: Mapping[str, Group]) -> Gathered
         for rank, share in enumerate(shares):
             vectors[name][rank :: len(shares)] = share.vectors[name]
     return Gathered(first.moments, vectors)
-
-
-def _not_finite(model: Model, index: int) -> str:
-    where = "the embedding's output" if index == 0 else f"the residual stream after block {index - 1}"
-    return (
-        f"{model.folder.path}: {where} holds NaN or infinite values; the checkpoint is damaged, or the type it is computed in is too "
-        "narrow for it (try --dtype float32)"
-    )

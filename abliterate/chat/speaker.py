@@ -15,8 +15,10 @@ from transformers.generation.streamers import BaseStreamer
 from abliterate.errors import InputError
 from abliterate.evaluation.outcomes import Verdict, judge
 from abliterate.model.conversation import Message
+from abliterate.model.finite import FiniteScores, traced
+from abliterate.model.forward import pad_id
 from abliterate.model.parts import split_thought
-from abliterate.model.resident import Resident, end_ids, up_to_end
+from abliterate.model.resident import Resident, up_to_end
 from abliterate.model.template import encode_conversations
 from abliterate.model.thinking import decode, opens_thought
 
@@ -69,26 +71,29 @@ class Speaker:
         Raises InputError where the conversation is longer than the model reads, or its chat template refuses it.
         """
         prompt = self._encoded([*self._messages, Message(role="user", content=text)])
-        tokenizer, ends = self.model.tokenizer, end_ids(self.model)
+        most = self._room(len(prompt))
+        self.model.context.check([prompt], 0, self.model.tokenizer)
+        tokenizer, ends = self.model.tokenizer, self.model.ends
         listener = _Listener(len(prompt), lambda ids: hear(decode(tokenizer, up_to_end(ids, ends))))
         ids = torch.tensor([prompt], device=self.model.device)
-        most = min(self.manner.max_new_tokens, self._room(len(prompt)))
-        self.model.module.generate(  # type: ignore[operator]
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=most,
-            do_sample=False,
-            eos_token_id=sorted(ends),
-            pad_token_id=tokenizer.pad_token_id,
-            logits_processor=LogitsProcessorList([_Drawn(self.manner.temperature, self._draws)] if self.manner.temperature else []),
-            stopping_criteria=StoppingCriteriaList([_Stopped(stop)]),
-            streamer=listener,
-        )
+        drawn = [_Drawn(self.manner.temperature, self._draws)] if self.manner.temperature else []
+        with traced(self.model):
+            self.model.module.generate(  # type: ignore[operator]
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=most,
+                do_sample=False,
+                eos_token_id=sorted(ends) or None,
+                pad_token_id=pad_id(tokenizer, self.model.folder.config),
+                logits_processor=LogitsProcessorList([FiniteScores(torch.ones_like(ids)), *drawn]),
+                stopping_criteria=StoppingCriteriaList([_Stopped(stop)]),
+                streamer=listener,
+            )
         said = up_to_end(listener.ids, ends)
         whole, opened = decode(tokenizer, said), opens_thought(tokenizer)
         stopped = stop.is_set()
         cut = not stopped and len(said) >= most
-        return Said(whole, len(said), stopped, None if stopped else judge(whole, (), opened, text), cut)
+        return Said(whole, len(said), stopped, None if stopped else judge(whole, (), opened, text, cut), cut)
 
     def remember(self, text: str, said: Said) -> None:
         """What was said to ``text`` is from now on part of the conversation."""
@@ -104,12 +109,10 @@ class Speaker:
 
     def _room(self, used: int) -> int:
         """How many tokens the model still reads behind so many."""
-        longest = getattr(self.model.folder.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        if not isinstance(longest, int):
-            return self.manner.max_new_tokens
-        if used >= longest:
-            raise InputError(f"{self.label}: the conversation has {used} tokens, it reads {longest}; /reset begins anew")
-        return longest - used
+        context = self.model.context
+        if context.limit is not None and used >= context.limit:
+            raise InputError(f"{self.label}: the conversation has {used} tokens, it reads {context.limit}; /reset begins anew")
+        return context.room(used, self.manner.max_new_tokens)
 
 
 class _Listener(BaseStreamer):

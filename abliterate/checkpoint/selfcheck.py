@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from abliterate.model.index import ShardIndex, open_index
 from abliterate.model.layouts import guess_table, in_memory, template, text_name
 from abliterate.model.load import InMemory
 from abliterate.model.plan import EditPlan, plan_from_direction
-from abliterate.model.tiny import probe, tiny_config, tiny_model
+from abliterate.model.tiny import probe, tiny_config, tiny_model, tried
 
 LEFT, LOGITS = 1e-5, 1e-4
 
@@ -71,14 +71,10 @@ def self_check(folder: ModelFolder, index: ShardIndex) -> SelfCheck:
         return known
     with tempfile.TemporaryDirectory(prefix="abliterate-selfcheck-") as place:
         try:
-            made = _checked(folder, index, kinds, blocks, Path(place))
+            with tried(folder.config), _written(place):
+                made = _checked(folder, index, kinds, blocks, Path(place))
         except InputError as error:  # what is wrong with the copy is wrong with the model
             raise InputError(re.sub(re.escape(place) + r"/[\w-]+", f"{folder.path} (a small copy)", str(error))) from None
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{place}: the small copy of the self-check can't be written there ({first_line(error)})") from None
-        except Exception as error:  # each architecture breaks in its own way, and what isn't proven is refused
-            broken = f"{folder.model_type!r} can't be proven with the layout {folder.layout.name!r}: its small copy breaks off"
-            raise InputError(f"{folder.path}: {broken} ({type(error).__name__}: {first_line(error)})") from None
     if kept is not None:
         with suppress(OSError):  # a cache that can't be written is only slower
             kept.parent.mkdir(OWN_FOLDER, exist_ok=True)
@@ -87,6 +83,15 @@ def self_check(folder: ModelFolder, index: ShardIndex) -> SelfCheck:
             unfinished.write_text(json.dumps(asdict(made)), encoding="utf-8")
             unfinished.replace(kept)
     return made
+
+
+@contextmanager
+def _written(place: str) -> Iterator[None]:
+    """Where the copy can't be written, that is no fault of the architecture."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{place}: the small copy of the self-check can't be written there ({first_line(error)})") from None
 
 
 def _place(name: str) -> Path | None:
@@ -174,10 +179,8 @@ def _saved(made: PreTrainedModel, folder: ModelFolder, index: ShardIndex, place:
 
 
 def _save(model: PreTrainedModel, place: Path, original: bool) -> None:
-    try:
+    with tried(model.config, "has a small copy that can't be saved"):  # saving undoes what loading does to names
         model.save_pretrained(place, save_original_format=original)
-    except Exception as error:  # saving undoes what loading does to names, which an architecture may not support
-        raise InputError(f"{model.config.model_type!r}: its small copy can't be saved ({first_line(error)})") from None
 
 
 def _unknown(folder: ModelFolder, index: ShardIndex, copied: ShardIndex) -> list[str]:
@@ -185,12 +188,10 @@ def _unknown(folder: ModelFolder, index: ShardIndex, copied: ShardIndex) -> list
 
 
 def _loaded(made: PreTrainedModel, place: Path) -> PreTrainedModel:
-    try:
+    with tried(made.config, "has a small copy that can't be loaded again"):
         loaded: PreTrainedModel = type(made).from_pretrained(
             place, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
-    except Exception as error:  # each architecture fails in its own way
-        raise InputError(f"{made.config.model_type!r}: its small copy can't be loaded again ({first_line(error)})") from None
     return loaded
 
 

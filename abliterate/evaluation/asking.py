@@ -82,4 +82,4 @@ class Asking:
             raise InputError(
                 f"{refused} (prompt {prompt.id!r} of {name!r}; what is finished is kept, and the same command goes on)"
             ) from None
-        return transcript_of(name, prompt, reply.text, reply.new_tokens, self.opens_thought and not reply.marked)
+        return transcript_of(name, prompt, reply.text, reply.new_tokens, self.opens_thought and not reply.marked, reply.cut)

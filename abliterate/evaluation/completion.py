@@ -17,11 +17,13 @@ _UNFINISHED = ("abort", "error")
 
 @dataclass(frozen=True)
 class Reply:
-    """``text`` as the model wrote it, thinking block included; ``marked`` where the server had told a thought apart, be it an empty one."""
+    """``text`` as the model wrote it, thinking block included; ``marked`` where the server had told a thought apart, be it an empty one;
+    ``cut`` where it might have no more tokens."""
 
     text: str
     new_tokens: int
     marked: bool
+    cut: bool = False
 
 
 def request(model: str, prompt: str, max_new_tokens: int, extra: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +44,8 @@ def reply_of(answer: Any) -> Reply:
         raise ValueError("the message's content is not a text")
     if ended in _UNFINISHED:
         raise ValueError(f"the reply ended with {ended!r}")
-    return Reply(_whole(thought, content, cut=ended == "length"), _new_tokens(answer), thought is not None)
+    cut = ended == "length"
+    return Reply(_whole(thought, content, cut), _new_tokens(answer), thought is not None, cut)
 
 
 def prompt_tokens(answer: Any) -> int | None:

@@ -20,16 +20,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from abliterate.evaluation.predictions import Divergences, Firsts, Nats, Predicted, Predictions, Texts, ThoughtClosing, ask, kl_divergence
+from abliterate.model.context import Context
 from abliterate.model.passes import Advance, Ids, Model, unheard
 
 REPLY = 64  # tokens of the base's own replies
 
 
-def texts_of(tokenizer: PreTrainedTokenizerBase, prompts: Ids, replies: Sequence[str]) -> Texts:
-    """The prompts with the opening of the base's replies (text) to them, and the bundled prose."""
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"][:REPLY] for text in replies]
-    prose = [tokenizer(text)["input_ids"] for text in bundled_prose()]
-    return Texts(prompts, ids, [list(text) for text in prose])
+def texts_of(tokenizer: PreTrainedTokenizerBase, prompts: Ids, replies: Sequence[str], context: Context) -> Texts:
+    """The prompts with the opening of the base's replies (text) to them, and the bundled prose; as far as the model reads them."""
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in replies]
+    ids = [reply[: context.room(len(prompt), REPLY)] for prompt, reply in zip(prompts, ids, strict=True)]
+    prose = [list(tokenizer(text)["input_ids"]) for text in bundled_prose()]
+    return Texts(prompts, ids, [text[: context.room(0, len(text))] for text in prose])
 
 
 def bundled_prose() -> list[str]:

@@ -17,12 +17,13 @@ from abliterate.evaluation.server import AwayError, RefusedError, Server
 from abliterate.evaluation.transcripts import Transcript
 from abliterate.evaluation.vllm_engine import VllmEngine, check_installed, version
 from abliterate.model.clock import reads_clock
+from abliterate.model.ends import advice_of, end_ids
 from abliterate.model.load import pick_device, pick_dtype
 from abliterate.model.names import HUB_IDS
 from abliterate.model.passes import Advance
 from abliterate.model.session import Session
 from abliterate.model.source import ModelSource
-from abliterate.model.thinking import marks_are_dropped, opens_thought
+from abliterate.model.thinking import closing, marks_are_dropped, opens_thought
 from abliterate.progress import say
 from abliterate.prompts import PromptSet
 
@@ -97,6 +98,15 @@ def engine_of(config: Settings, session: Session | None, wanted: Wanted, url: st
     )
 
 
+def reply_length(config: Settings, session: Session) -> int:
+    """The most tokens of a reply that is written in this process, thought and answer; 0 where a server writes them."""
+    if is_url(config.engine):
+        return 0
+    most = (session.longest if config.engine == "transformers" else None) or config.max_new_tokens
+    answer, budget = min(config.max_new_tokens, most), config.thought_budget
+    return answer if budget is None else answer + min(budget, session.longest or budget) + len(closing(session.tokenizer()))
+
+
 def edited_engine(config: RunConfig, session: Session, source: ModelSource, base: Mapping[str, Any]) -> Engine:
     """The engine for the checkpoint made of ``source``; ``base`` is what run.json says of the engine that the base was asked by.
 
@@ -122,6 +132,7 @@ def _vllm(config: Settings, session: Session) -> Engine:
         tensor_parallel=config.tensor_parallel,
         pipeline_parallel=config.pipeline_parallel,
         trust_remote_code=config.trust_remote_code,
+        ends=end_ids(advice_of(session.folder), tokenizer),
     )
     return Engine({"kind": "vllm", "version": version()}, engine.answer)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from abliterate.evaluation.settling import Settling
-from abliterate.evaluation.thoughts import replies_within
+from abliterate.evaluation.thoughts import answer_start, replies_within
 from abliterate.evaluation.transcripts import Transcript, append, read, transcript_of
 from abliterate.model.passes import Advance, Model, Pass, unheard
 from abliterate.model.template import encode
@@ -54,7 +54,8 @@ def generate(
         else:
             within = replies_within(model, asked.sequences, budget, max_new_tokens, advance)
             replies = {segment[place]: reply for place, reply in within}
-        made = [_transcript(model, *prompts[i], replies[i], opened) for i in segment]
+        longest = min(max_new_tokens, model.longest or max_new_tokens)
+        made = [_transcript(model, *prompts[i], replies[i], opened, longest, budget is not None) for i in segment]
         append(path, made)
         kept += made
     order = {(name, prompt.id): i for i, (name, prompt) in enumerate(prompts)}
@@ -67,8 +68,10 @@ def _segments(encoded: Sequence[Sequence[int]], size: int | None) -> list[list[i
     return [order[start : start + size] for start in range(0, len(order), size)] if size else [order]
 
 
-def _transcript(model: Model, name: str, prompt: Prompt, reply: list[int], opened: bool) -> Transcript:
-    return transcript_of(name, prompt, decode(model.tokenizer, reply), len(reply), opened)
+def _transcript(model: Model, name: str, prompt: Prompt, reply: list[int], opened: bool, longest: int, apart: bool) -> Transcript:
+    """``longest``: the most tokens of a reply, or of its answer where thoughts are counted ``apart``."""
+    before = (answer_start(model.tokenizer, reply, opened) or 0) if apart else 0
+    return transcript_of(name, prompt, decode(model.tokenizer, reply), len(reply), opened, len(reply) - before >= longest)
 
 
 def _rewrite(path: Path, kept: Sequence[Transcript]) -> None:

@@ -41,4 +41,4 @@ def judge_cut(transcript: Transcript, length: int) -> Verdict:
     text = transcript.response
     part = text[: len(text) * length // transcript.new_tokens]
     thinks = split_thought(text, transcript.begins_in_thought).thought is not None
-    return judge(part, transcript.facts, thinks, transcript.prompt)
+    return judge(part, transcript.facts, thinks, transcript.prompt, cut=True)

@@ -31,14 +31,24 @@ class Verdict:
     substance: bool | None = None
 
 
-def judge(response: str, facts: Sequence[str] = (), begins_in_thought: bool = False, prompt: str | None = None) -> Verdict:
-    """The outcome of one response, judged on its answer; ``facts`` decide ``substance``; some rules need the ``prompt``."""
+def judge(
+    response: str, facts: Sequence[str] = (), begins_in_thought: bool = False, prompt: str | None = None, cut: bool = False
+) -> Verdict:
+    """The outcome of one response, judged on its answer; ``facts`` decide ``substance``; some rules need the ``prompt``.
+
+    ``cut``: it was not at its end when it might have no more tokens. Then an answer without a word in it is broken, not a silent no;
+    behind a thought it had only begun.
+    """
     parts = split_thought(response, begins_in_thought)
     thought = None if parts.thought is None else _thought(parts.thought)
     if not parts.closed:
         return Verdict("truncated", "no answer after the thought", thought, False if facts else None)
     if thought == "degenerate" and not parts.answer:
         return Verdict("degenerate", "nothing but broken thoughts", thought, False if facts else None)
+    if cut and not plain(parts.answer):
+        if thought is not None:
+            return Verdict("truncated", "no answer after the thought", thought, False if facts else None)
+        return Verdict("degenerate", "no words in all its tokens", thought, False if facts else None)
     outcome, rule = _answer(parts.answer, prompt)
     substance = has_fact(parts.answer, facts) if facts and outcome != NOT_JUDGED else None
     if outcome == "state_line" and substance:

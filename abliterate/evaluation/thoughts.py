@@ -23,7 +23,7 @@ def replies_within(
     begun: list[tuple[int, list[int], int]] = []  # place, reply so far, tokens of the answer in it
     for _, places, replies in model.replies([Pass(prompts)], budget):
         for place, reply in zip(places, replies, strict=True):
-            start = _answer_start(model.tokenizer, reply, opened)
+            start = answer_start(model.tokenizer, reply, opened)
             ended = len(reply) < budget
             if start is None and not ended:
                 begun.append((place, [*reply, *end], 0))
@@ -42,7 +42,7 @@ def replies_within(
             advance(1)
 
 
-def _answer_start(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int], opened: bool) -> int | None:
+def answer_start(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int], opened: bool) -> int | None:
     """How many tokens of a reply come before its answer; None where it is still thinking."""
     parts = split_thought(decode(tokenizer, reply), opened)
     return tokens_before(tokenizer, reply, parts.start) if parts.closed else None

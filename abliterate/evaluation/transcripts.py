@@ -35,16 +35,17 @@ class Transcript:
     facts: tuple[str, ...] = ()
     new_tokens: int = 0
     begins_in_thought: bool = False
+    cut: bool = False  # it had all the tokens that it might have, and was not at its end
 
     def verdict(self) -> Verdict:
-        return judge(self.response, self.facts, self.begins_in_thought, self.prompt)
+        return judge(self.response, self.facts, self.begins_in_thought, self.prompt, self.cut)
 
 
-def transcript_of(set_name: str, prompt: Prompt, response: str, new_tokens: int, begins_in_thought: bool) -> Transcript:
+def transcript_of(set_name: str, prompt: Prompt, response: str, new_tokens: int, begins_in_thought: bool, cut: bool = False) -> Transcript:
     """The transcript of a response to one of our prompts."""
     return Transcript(
         set=set_name, id=prompt.id, prompt=prompt.text, response=response, lang=prompt.lang, category=prompt.category,
-        topic=prompt.topic, pair=prompt.pair, facts=prompt.facts, new_tokens=new_tokens, begins_in_thought=begins_in_thought,
+        topic=prompt.topic, pair=prompt.pair, facts=prompt.facts, new_tokens=new_tokens, begins_in_thought=begins_in_thought, cut=cut,
     )  # fmt: skip
 
 
@@ -121,11 +122,11 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], Transcript]]:
         facts = row.cells.get("facts") or []
         if not isinstance(facts, list) or not all(isinstance(f, str) for f in facts):
             raise InputError(f"{row.where}: 'facts' must be a list of texts")
-        begins = row.cells.get("begins_in_thought", False)
-        if not isinstance(begins, bool):
-            raise InputError(f"{row.where}: 'begins_in_thought' must be true or false")
+        told = {name: row.cells.get(name, False) for name in ("begins_in_thought", "cut")}
+        if (odd := next((name for name, value in told.items() if not isinstance(value, bool)), None)) is not None:
+            raise InputError(f"{row.where}: {odd!r} must be true or false")
         number = str(row.cells.get("id", row.number))
-        yield dict(row.cells), Transcript("", number, prompt, response, facts=tuple(facts), begins_in_thought=begins)
+        yield dict(row.cells), Transcript("", number, prompt, response, facts=tuple(facts), **told)
 
 
 def _said(row: Row, key: str) -> str:

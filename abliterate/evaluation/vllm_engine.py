@@ -26,7 +26,8 @@ SLICE = 256  # prompts given at once: what a kill can lose, and more than are de
 
 @dataclass(frozen=True)
 class VllmEngine:
-    """A checkpoint folder that vLLM answers for, with the ``dtype`` it computes in (``bfloat16``, ...) and over how many GPUs."""
+    """A checkpoint folder that vLLM answers for, with the ``dtype`` it computes in (``bfloat16``, ...) and over how many GPUs; ``ends``:
+    the tokens that end a reply, which vLLM may not know all of."""
 
     folder: Path
     tokenizer: PreTrainedTokenizerBase
@@ -35,6 +36,7 @@ class VllmEngine:
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     trust_remote_code: bool = False
+    ends: frozenset[int] = frozenset()
 
     def answer(self, sets: Sequence[PromptSet], path: Path, advance: Callable[[int], None] = lambda done: None) -> list[Transcript]:
         """Greedy responses to every prompt of every set, in their order, written to ``path`` slice by slice; a file begun is gone on with.
@@ -87,7 +89,7 @@ class VllmEngine:
     def _replies(self, llm: Any, asked: Sequence[tuple[str, Prompt]], encoded: Sequence[list[int]], opened: bool) -> list[Transcript]:
         from vllm import SamplingParams
 
-        greedy = SamplingParams(temperature=0.0, max_tokens=self.max_new_tokens, seed=0)
+        greedy = SamplingParams(temperature=0.0, max_tokens=self.max_new_tokens, seed=0, stop_token_ids=sorted(self.ends))
         try:
             outputs = llm.generate([{"prompt_token_ids": ids} for ids in encoded], greedy, use_tqdm=False)
         except Exception as error:  # an engine that died, memory that ran out
@@ -99,7 +101,7 @@ class VllmEngine:
         for (name, prompt), reply in zip(asked, replies, strict=True):
             ids = list(reply.token_ids[: len(reply.token_ids) - (reply.finish_reason == "stop")])
             text = decode(self.tokenizer, ids) if marks_are_dropped(self.tokenizer) else reply.text
-            made.append(transcript_of(name, prompt, text, len(ids), opened))
+            made.append(transcript_of(name, prompt, text, len(ids), opened, reply.finish_reason == "length"))
         return made
 
 

@@ -25,9 +25,11 @@ from transformers.utils import logging
 
 from abliterate.errors import InputError, first_line
 from abliterate.model.buffers import Buffers
+from abliterate.model.failure import refused
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex
 from abliterate.model.layouts import in_memory, text_name
+from abliterate.model.load import implementations
 from abliterate.model.stored import Stored, by_block
 
 HEAD_ROWS = 8192  # of the unembedding, where it is read piece by piece
@@ -121,7 +123,7 @@ class Blocks:
         lent: list[Tensor] = []
         state: dict[str, Any] = {s.plain_name: _Lent(s, self.dtype, self._buffers, lent) for s in tensors}
         settings = LoadStateDictConfig(dtype=self.dtype, weight_mapping=self._mapping, device_map={"": self.device})
-        with self._lock:
+        with self._lock, refused(f"{self.folder.path}: transformers can't load it", self.folder.config):
             info, _ = convert_and_load_state_dict_in_model(self.module, state, settings)
         if info.mismatched_keys or info.conversion_errors or info.error_msgs:
             wrong = [*(str(key[0]) for key in info.mismatched_keys), *map(str, info.conversion_errors), *map(str, info.error_msgs)]
@@ -215,14 +217,16 @@ def on_meta(folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
     """The model without weights. Raises InputError where transformers can't build it."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     trust = folder.trust_remote_code
-    try:
-        with no_init_weights(), init_empty_weights(include_buffers=False):
-            if type(folder.config) in AutoModelForCausalLM._model_mapping or trust:
-                made = AutoModelForCausalLM.from_config(folder.config, dtype=dtype, trust_remote_code=trust)  # type: ignore[no-untyped-call]
-            else:
-                whole = AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=trust)
-                made = AutoModelForImageTextToText.from_config(whole, dtype=dtype, trust_remote_code=trust)  # type: ignore[no-untyped-call]
-    except (ValueError, RuntimeError, OSError, KeyError) as error:
-        raise InputError(f"{folder.path}: transformers can't build it ({first_line(error)})") from None
+    settings: dict[str, Any] = {"dtype": dtype, **implementations(folder)}
+    with (
+        refused(f"{folder.path}: transformers can't build it", folder.config),
+        no_init_weights(),
+        init_empty_weights(include_buffers=False),
+    ):
+        if type(folder.config) in AutoModelForCausalLM._model_mapping or trust:
+            made = AutoModelForCausalLM.from_config(folder.config, trust_remote_code=trust, **settings)  # type: ignore[no-untyped-call]
+        else:
+            whole = AutoConfig.from_pretrained(folder.path, local_files_only=True, trust_remote_code=trust)
+            made = AutoModelForImageTextToText.from_config(whole, trust_remote_code=trust, **settings)  # type: ignore[no-untyped-call]
     module: PreTrainedModel = made.train(False)
     return module

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from abliterate.model.at_once import AtOnce, is_out_of_memory, let_go_of_memory
+from abliterate.model.finite import NotFiniteError
 from abliterate.model.passes import Ids, Settled
 from abliterate.model.prefix import Prefix, computed, prefix_length
 from abliterate.model.slots import Growing, Slots
@@ -72,7 +73,10 @@ class Decoding:
         self._column = 0  # where the next token of every row goes
 
     def replies(self) -> Iterator[tuple[int, list[int]]]:
-        """Which sequence, and its reply up to and without the end token; in the order in which they are done."""
+        """Which sequence, and its reply up to and without the end token; in the order in which they are done.
+
+        Raises NotFiniteError where logits are NaN or infinite.
+        """
         shared = prefix_length(self._sequences, 1) if self._manner.shares else 0
         if shared:
             self._prefix = computed(self._module, self._sequences[0][:shared])
@@ -192,9 +196,11 @@ class Decoding:
         rows = self._live[first:]
         if self._heard is not None:
             self._heard([row.index for row in rows], logits)
-        chosen = logits.max(-1).indices  # twice as fast as argmax on a CPU
+        likeliest, chosen = logits.max(-1)  # twice as fast as argmax on a CPU
         self._tokens[first : first + len(rows)] = chosen
-        for row, token in zip(rows, chosen.tolist(), strict=True):
+        for row, token, fit in zip(rows, chosen.tolist(), torch.isfinite(likeliest).tolist(), strict=True):
+            if not fit:
+                raise NotFiniteError([*self._sequences[row.index], *row.reply])
             if token in self._manner.ends:
                 row.done = True
                 continue

@@ -8,8 +8,16 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from abliterate.model.passes import NOTHING, Change, Ids, Pass
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    """What fills rows up: the tokenizer's own token for it, or another one where the embedding has no row for that. It is masked, so
+    that which one it is makes no difference."""
+    own = tokenizer.pad_token_id
+    return int(own) if own is not None and 0 <= own < int(config.vocab_size) else 0
 
 
 @dataclass(frozen=True)

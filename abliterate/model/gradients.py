@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
-from abliterate.model.forward import packed
+from abliterate.model.forward import packed, pad_id
 from abliterate.model.hooks import changed
 from abliterate.model.memory import free
 from abliterate.model.passes import Change, Ids
@@ -57,7 +57,7 @@ def logits(
     """
     usable = model.reuse.shares and only_attends(model.folder.config, max(map(len, sequences), default=0))
     shared = prefix_length(sequences, kept) if usable else 0
-    pad = int(model.tokenizer.pad_token_id)
+    pad = pad_id(model.tokenizer, model.folder.config)
     for batch in packed(sequences, pad, micro.tokens, 1 << 30, model.device, shared, model.reuse.pads):
         with changed(model, change), recomputing(model) if micro.recompute else nullcontext():
             prefix = computed(model.module, sequences[0][:shared]) if shared else None

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from abliterate.errors import InputError, first_line
+from abliterate.errors import InputError
 from abliterate.model.layouts import Layout, guess_table, in_memory, layout_from, template, text_name
-from abliterate.model.tiny import tiny_config, tiny_model
+from abliterate.model.tiny import tiny_config, tiny_model, tried
 
 
 def guess_layout(config: PretrainedConfig, trust_remote_code: bool = False) -> Layout:
@@ -23,6 +23,11 @@ def guess_layout(config: PretrainedConfig, trust_remote_code: bool = False) -> L
 
     Raises InputError where nothing looks like blocks or writers. A guess may be wrong: only the self-check makes it a layout.
     """
+    with tried(config):
+        return _read_off(config, trust_remote_code)
+
+
+def _read_off(config: PretrainedConfig, trust_remote_code: bool) -> Layout:
     blocks = min(int(config.num_hidden_layers), 8)
     model = tiny_model(tiny_config(config, blocks), trust_remote_code)
     table, modules = guess_table(), dict(model.named_modules())
@@ -52,10 +57,8 @@ def _tensors(model: PreTrainedModel, block: str) -> dict[str, tuple[int, ...]]:
     pattern = re.compile(re.escape(block).replace(r"\{\}", r"\d+") + r"\.(.+)")
     found: dict[str, tuple[int, ...]] = {}
     with tempfile.TemporaryDirectory(prefix="abliterate-guess-") as place:
-        try:
+        with tried(model.config, "has a small copy that can't be saved"):  # saving undoes what loading does to names
             model.save_pretrained(place)
-        except Exception as error:  # saving undoes what loading does to names, which an architecture may not support
-            raise InputError(f"its small copy can't be saved ({first_line(error)})") from None
         with safe_open(Path(place) / "model.safetensors", framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 if match := pattern.fullmatch(text_name(name) or ""):

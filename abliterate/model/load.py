@@ -5,26 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     FineGrainedFP8Config,
-    GenerationConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils.quantization_config import Mxfp4Config
 
 from abliterate.errors import InputError, first_line
+from abliterate.model.failure import refused
 from abliterate.model.folder import ModelFolder, whole_config
 from abliterate.model.layouts import in_memory
 from abliterate.model.meta import class_for
+from abliterate.progress import say
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+# What computes attention and experts on every device, by the config's name for the choice.
+_ANYWHERE = {"attn_implementation": ("eager", "sdpa"), "experts_implementation": ("eager", "grouped_mm", "batched_mm")}
 
 
 @dataclass(frozen=True)
@@ -76,34 +79,25 @@ def pick_dtype(name: DTypeName, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def end_ids(folder: ModelFolder, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end a reply, by the folder's advice on generation, else its config, and its tokenizer."""
-    try:
-        advice = GenerationConfig.from_pretrained(folder.path, local_files_only=True).eos_token_id
-    except OSError:
-        advice = getattr(folder.config, "eos_token_id", None)
-    ends = {advice} if isinstance(advice, int) else set(advice or ())
-    return frozenset(ends | {int(tokenizer.eos_token_id)} - {None})
-
-
 def from_pretrained(folder: ModelFolder, dtype: torch.dtype, gpus: Sequence[int] = ()) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and what transformers says of keys that were missing. Raises InputError where it can't be loaded."""
+    trusted = folder.trust_remote_code
     kind = class_for(whole_config(folder))
     packed: dict[str, Any] = {"device_map": "auto", "max_memory": dict(enumerate(gpus))} if gpus else {}
+    if others := implementations(folder):  # the file's own choice would count for more
+        packed |= {**others, "config": AutoConfig.from_pretrained(folder.path, trust_remote_code=trusted, local_files_only=True)}
     if folder.quantisation is not None:  # computed in dtype: the formats' own kernels need particular hardware
         packed |= {"quantization_config": {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}[folder.quantisation](dequantize=True)}
-    try:
+    with refused(f"{folder.path}: transformers can't load it", folder.config):
         loaded: Any = kind.from_pretrained(
             folder.path,
             dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
-            trust_remote_code=folder.trust_remote_code,
+            trust_remote_code=trusted,
             output_loading_info=True,
             **packed,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder.path}: transformers can't load it ({first_line(error)})") from None
     module, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     # What was not FP8 keeps its stored type, and before transformers 5.23 what was MXFP4: the rest can't be computed with it.
     if folder.quantisation is not None:
@@ -111,3 +105,21 @@ def from_pretrained(folder: ModelFolder, dtype: torch.dtype, gpus: Sequence[int]
             if parameter.dtype in (torch.bfloat16, torch.float16):
                 parameter.data = parameter.data.to(dtype)
     return module, info
+
+
+def implementations(folder: ModelFolder) -> dict[str, Any]:
+    """How transformers is told to compute attention and experts; nothing where the config asks for nothing, or for what runs anywhere.
+
+    Kernels of particular devices (flash_attention_2) are left out, and that is said once: they may not be there, and the small copies,
+    by which an architecture is judged, are computed where they don't run. Transformers then chooses what the model allows (sdpa, eager).
+    """
+    asked = {name: getattr(folder.config, f"_{name}", None) for name in _ANYWHERE}
+    others = {name: found for name, found in asked.items() if found not in (None, *_ANYWHERE[name])}
+    for name, found in others.items():
+        _tell(folder.path, name, str(found))
+    return dict.fromkeys(others)
+
+
+@cache
+def _tell(path: Path, name: str, asked: str) -> None:
+    say(f"{path.name}: its config asks for {name} {asked!r}, which isn't used here; transformers' own choice is")

@@ -38,6 +38,11 @@ class Change:
     shift: Float[Tensor, " d_model"] | None = None
     shift_layer: int = 0
 
+    @property
+    def alters(self) -> bool:
+        """Whether anything is different at all."""
+        return self.plan is not None or self.shift is not None
+
 
 NOTHING = Change()
 
@@ -59,7 +64,8 @@ class Pass:
 class Model(Protocol):
     """A model that can be asked. Several passes are given at once, so that weights that are read from disk are read once for all.
 
-    ``segment``: how many sequences are best given to ``replies`` at once; None: as many as there are.
+    ``segment``: how many sequences are best given to ``replies`` at once; None: as many as there are. ``longest``: the most tokens of a
+    reply that it writes; None: as many as it is asked for.
     """
 
     @property
@@ -70,6 +76,9 @@ class Model(Protocol):
 
     @property
     def segment(self) -> int | None: ...
+
+    @property
+    def longest(self) -> int | None: ...
 
     def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None:
         """Tell ``seen`` of the streams (float32, on the CPU) at the last ``last`` positions, at every activation index: 0 is what

@@ -104,6 +104,10 @@ class Spread:
     def segment(self) -> int | None:
         return self.own.segment * self.size if self.own.segment else None
 
+    @property
+    def longest(self) -> int | None:
+        return self.own.longest
+
     def on_all(self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], advance: Advance = unheard) -> list[T]:
         """What ``function(model, *arguments[rank])`` gives in every process, in their order.
 

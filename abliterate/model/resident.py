@@ -11,14 +11,17 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from abliterate.errors import InputError
 from abliterate.model.at_once import LOGIT_NUMBERS, AtOnce, at_once, each_batch, trim
+from abliterate.model.context import Context
 from abliterate.model.decoding import Decoding, Manner
+from abliterate.model.ends import advice_of, end_ids
+from abliterate.model.finite import FiniteScores, check_logits, traced, watched
 from abliterate.model.folder import open_folder
-from abliterate.model.forward import Batch
+from abliterate.model.forward import Batch, pad_id
 from abliterate.model.hooks import captured, changed
 from abliterate.model.load import DTypeName, InMemory, from_pretrained, pick_device, pick_dtype
 from abliterate.model.passes import Advance, Pass, Seen, Settled, unheard
@@ -47,6 +50,11 @@ class Resident(InMemory):
     def segment(self) -> int | None:
         return SEGMENT * self.at_once.rows
 
+    @property
+    def longest(self) -> int | None:
+        """As many tokens as are asked for."""
+        return None
+
     @cached_property
     def at_once(self) -> AtOnce:
         return at_once(self.batch_size, self.folder.config, self.device, self.module.dtype.itemsize, self.memory)
@@ -60,9 +68,24 @@ class Resident(InMemory):
     def reuse(self) -> Reuse:
         return reuse_of(self.folder)
 
-    @torch.inference_mode()
+    @cached_property
+    def context(self) -> Context:
+        return Context.of(self.folder)
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a reply."""
+        return end_ids(self.module.generation_config.eos_token_id, self.tokenizer)
+
     def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None:
+        with traced(self):
+            self.streams(passes, last, watched(passes, seen), advance)
+
+    @torch.inference_mode()
+    def streams(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None:
+        """What ``watch`` tells, finite or not."""
         for number, asked in enumerate(passes):
+            self.context.check(asked.sequences, 0, self.tokenizer)
             with changed(self, asked.change), captured(self, last) as streams:
                 prefix = self._prefix(asked, last)
                 for batch, _ in self._batches(asked, prefix, lambda inputs: self.module.base_model(**inputs)):
@@ -76,11 +99,13 @@ class Resident(InMemory):
         self, passes: Sequence[Pass], advance: Advance = unheard
     ) -> Iterator[tuple[int, Sequence[int], Float[Tensor, "row kept vocab"]]]:
         for number, asked in enumerate(passes):
-            with changed(self, asked.change):
+            self.context.check(asked.sequences, 0, self.tokenizer)
+            with traced(self, asked.change), changed(self, asked.change):
                 prefix, kept = self._prefix(asked, asked.kept), asked.kept
                 rows = max(1, LOGIT_NUMBERS // (kept * int(self.folder.config.vocab_size)))
                 made = self._batches(asked, prefix, lambda inputs: self.module(**inputs, logits_to_keep=kept).logits.float(), rows)  # noqa: B023
                 for batch, logits in made:
+                    check_logits(asked, batch.indices, logits)
                     yield number, batch.indices, logits
                     advance(len(batch.indices))
             trim()
@@ -90,7 +115,8 @@ class Resident(InMemory):
         self, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = unheard
     ) -> Iterator[tuple[int, Sequence[int], list[list[int]]]]:
         for number, asked in enumerate(passes):
-            with changed(self, asked.change):
+            self.context.check(asked.sequences, max_new_tokens, self.tokenizer)
+            with traced(self, asked.change), changed(self, asked.change):
                 for index, reply in self._replies(asked, max_new_tokens):
                     yield number, (index,), [reply]
                     advance(1)
@@ -98,7 +124,7 @@ class Resident(InMemory):
 
     def _replies(self, asked: Pass, longest: int) -> Iterator[tuple[int, list[int]]]:
         """Each reply as it is done: by a loop of our own as far as it is exact, else by transformers' ``generate``."""
-        manner = Manner(self._pad, frozenset(end_ids(self)), longest, self.at_once)
+        manner = Manner(self._pad, self.ends, longest, self.at_once)
         plain = self._only_attends(asked, longest + manner.slack)
         manner = replace(manner, refills=self.reuse.refills and plain, shares=self.reuse.shares and self.reuse.refills and plain)
         if manner.refills or self.reuse.leaves:
@@ -117,8 +143,9 @@ class Resident(InMemory):
             attention_mask=batch.attention_mask,
             max_new_tokens=manner.longest,
             do_sample=False,
-            eos_token_id=sorted(manner.ends),
+            eos_token_id=sorted(manner.ends) or None,
             pad_token_id=manner.pad,
+            logits_processor=LogitsProcessorList([FiniteScores(batch.attention_mask)]),
         )
         return [up_to_end(row, manner.ends) for row in out[:, batch.input_ids.shape[1] :].tolist()]
 
@@ -144,7 +171,7 @@ class Resident(InMemory):
 
     @property
     def _pad(self) -> int:
-        return int(self.tokenizer.pad_token_id)
+        return pad_id(self.tokenizer, self.folder.config)
 
 
 def up_to_end(reply: list[int], ends: Collection[int]) -> list[int]:
@@ -157,13 +184,6 @@ def up_to_settled(sequence: Sequence[int], reply: list[int], settled: Settled | 
     if settled is None:
         return reply
     return next((reply[:n] for n in range(pace, len(reply), pace) if settled(sequence, reply[:n])), reply)
-
-
-def end_ids(model: Resident) -> set[int]:
-    """The tokens that end a reply, by the model's own advice and its tokenizer."""
-    configured = model.module.generation_config.eos_token_id
-    ends = {configured} if isinstance(configured, int) else set(configured or ())
-    return ends | {model.tokenizer.eos_token_id}
 
 
 def load_model(
@@ -196,8 +216,9 @@ def load_model(
     module.requires_grad_(False)
     if where.type == "cpu":
         lie_by_columns(module)
+    advice_of(folder)  # what can't be read, transformers goes without
     advice = module.generation_config
     module.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # its sampling and penalties don't apply here
-        eos_token_id=advice.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        eos_token_id=advice.eos_token_id, pad_token_id=pad_id(tokenizer, folder.config)
     )
     return Resident(folder, module, tokenizer, batch_size, memory)

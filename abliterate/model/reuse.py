@@ -20,7 +20,7 @@ from abliterate.model.forward import packed
 from abliterate.model.hooks import captured
 from abliterate.model.load import InMemory
 from abliterate.model.prefix import after, computed, kinds_of
-from abliterate.model.tiny import tiny_config, tiny_model, widen
+from abliterate.model.tiny import tiny_config, tiny_model, tried, widen
 
 # Of the largest number. A recurrent state is computed otherwise for many tokens than for one, and rounds so.
 TOLERANCE, RECURRENT = 1e-5, 1e-4
@@ -57,12 +57,13 @@ def reuse_of(folder: ModelFolder) -> Reuse:
 def _tried(folder: ModelFolder) -> Reuse:
     blocks = min(BLOCKS, folder.layers)
     try:
-        config = tiny_config(folder.config, blocks)
-        if not set(kinds_of(folder.config)) <= set(kinds_of(config.get_text_config(decoder=True))):
-            return Reuse()
-        narrow = tiny_model(config, folder.trust_remote_code)
-        wide = tiny_model(config, folder.trust_remote_code) if widen(config) else narrow
-    except Exception:  # no copy can be made, or transformers has no layers for its kind of cache
+        with tried(folder.config):
+            config = tiny_config(folder.config, blocks)
+            if not set(kinds_of(folder.config)) <= set(kinds_of(config.get_text_config(decoder=True))):
+                return Reuse()
+            narrow = tiny_model(config, folder.trust_remote_code)
+            wide = tiny_model(config, folder.trust_remote_code) if widen(config) else narrow
+    except InputError:  # no copy can be made, or transformers has no layers for its kind of cache
         return Reuse()
     model = InMemory(replace(folder, layers=blocks), wide)
     if not (pads := _holds(lambda: _off_forward(model, 0), RECURRENT)):  # it chooses what it attends to, and chooses padding too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -14,17 +15,20 @@ from abliterate.model.agreement import open_checkpoint
 from abliterate.model.at_once import at_once
 from abliterate.model.blocks import Blocks
 from abliterate.model.clock import now
+from abliterate.model.context import Context
+from abliterate.model.ends import advice_of, end_ids
 from abliterate.model.folder import open_folder
 from abliterate.model.index import open_index
-from abliterate.model.load import end_ids, pick_device
+from abliterate.model.load import pick_device
 from abliterate.model.memory import Fit, Sizes, available, fit, fit_gpus, parse_budget, sizes_of
 from abliterate.model.passes import Model
 from abliterate.model.ranks import Spread, joined, serve
 from abliterate.model.resident import load_model
-from abliterate.model.swept import Swept
+from abliterate.model.swept import MAX_NEW_TOKENS, Swept
 from abliterate.model.template import load_tokenizer
 from abliterate.model.trial import abilities_of
 from abliterate.progress import say
+from abliterate.prompts import Prompt
 
 
 class Session:
@@ -98,6 +102,20 @@ class Session:
         """The tokenizer without the weights. Raises InputError where it, or its chat template, won't do."""
         return load_tokenizer(self.folder.path, self.folder.trust_remote_code, self.thinks, self.clock)
 
+    @property
+    def longest(self) -> int | None:
+        """The most tokens of a reply that this process writes; None: as many as are asked for."""
+        return None if self.fit.resident else MAX_NEW_TOKENS
+
+    @property
+    def context(self) -> Context:
+        """What the model can read."""
+        return Context.of(self.folder)
+
+    def check_prompts(self, groups: Mapping[str, Iterable[Prompt]], further: int = 0) -> None:
+        """Raise InputError where the model can't read a prompt with so many tokens behind it; its weights need not be there yet."""
+        self.context.check_prompts(self.tokenizer(), groups, further)
+
     def release(self) -> None:
         """Free the weights; they come back on the next use."""
         self.__dict__.pop("model", None)
@@ -114,7 +132,7 @@ class Session:
             tokenizer,
             blocks,
             abilities,
-            end_ids(self.folder, tokenizer),
+            end_ids(advice_of(self.folder), tokenizer),
             held.tokens,
             held.spill_bytes,
         )

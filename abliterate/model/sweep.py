@@ -22,7 +22,7 @@ from abliterate.model.forward import Batch
 from abliterate.model.load import InMemory
 from abliterate.model.passes import Change
 from abliterate.model.spill import Spill
-from abliterate.model.tiny import probe, tiny_config, tiny_model
+from abliterate.model.tiny import probe, tiny_config, tiny_model, tried
 
 
 @dataclass
@@ -127,7 +127,7 @@ def arity(folder: ModelFolder) -> int:
         .block(0)
         .register_forward_hook(lambda module, args, output: seen.append(len(output) if isinstance(output, tuple) else 0))
     )
-    with torch.no_grad():
+    with tried(folder.config), torch.no_grad():
         model(input_ids=probe(), use_cache=False)
     handle.remove()
     return seen[0]

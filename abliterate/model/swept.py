@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers import Cache, PretrainedConfig, PreTrainedTokenizerBase
 
 from abliterate.model.blocks import Blocks
 from abliterate.model.caches import after, can_share, empty_cache, let_go
-from abliterate.model.forward import Batch, packed
+from abliterate.model.context import Context
+from abliterate.model.finite import NotFiniteError, check_logits, traced, watched
+from abliterate.model.forward import Batch, packed, pad_id
 from abliterate.model.hooks import as_one, changed_block, changed_embedding, changed_head
 from abliterate.model.load import InMemory
 from abliterate.model.passes import Advance, Change, Ids, Pass, Seen, unheard
@@ -58,7 +61,22 @@ class Swept(InMemory):
         """All prompts at once."""
         return None
 
+    @property
+    def longest(self) -> int | None:
+        return MAX_NEW_TOKENS
+
+    @cached_property
+    def context(self) -> Context:
+        return Context.of(self.folder)
+
     def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None:
+        with traced(self):
+            self.streams(passes, last, watched(passes, seen), advance)
+
+    def streams(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None:
+        """What ``watch`` tells, finite or not."""
+        self._check(passes, 0)
+
         def tell(passage: Passage, index: int) -> None:
             seen(passage.number, passage.batch.indices, index, as_one(passage.stream)[:, -last:].float().cpu())
 
@@ -73,31 +91,36 @@ class Swept(InMemory):
     def logits(
         self, passes: Sequence[Pass], advance: Advance = unheard
     ) -> Iterator[tuple[int, Sequence[int], Float[Tensor, "row kept vocab"]]]:
+        self._check(passes, 0)
         sweep = self._sweep()
         flights = self._flights(passes, max((asked.kept for asked in passes), default=1))
         self._run(sweep, flights, advance)
-        with self.blocks.head():
+        with traced(self), self.blocks.head():
             for flight in flights:
                 with changed_head(self, flight.change):
                     for passage in flight.passages:
-                        yield passage.number, passage.batch.indices, sweep.leave(passage, passes[passage.number].kept)
+                        asked = passes[passage.number]
+                        logits = sweep.leave(passage, asked.kept)
+                        check_logits(asked, passage.batch.indices, logits)
+                        yield passage.number, passage.batch.indices, logits
 
     def replies(
         self, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = unheard
     ) -> Iterator[tuple[int, Sequence[int], list[list[int]]]]:
         """At most ``MAX_NEW_TOKENS`` of a reply: every token of all replies costs a reading of the weights."""
         tokens = min(max_new_tokens, MAX_NEW_TOKENS)
+        self._check(passes, tokens)
         replies: list[list[list[int]]] = [[[] for _ in asked.sequences] for asked in passes]
         writing = {(number, i) for number, asked in enumerate(passes) for i in range(len(asked.sequences))}
         flights = self._flights(passes, 1, keep=self.abilities.cached)
         for _ in range(tokens):
             sweep = self._sweep()
             self._run(sweep, flights, lambda done: advance(done / tokens))
-            with self.blocks.head():
+            with traced(self), self.blocks.head():
                 for flight in flights:
                     with changed_head(self, flight.change):
                         for passage in flight.passages:
-                            self._write(passage, sweep.leave(passage, 1)[:, -1].argmax(-1), replies, writing)
+                            self._write(passes, passage, sweep.leave(passage, 1)[:, -1], replies, writing)
             for flight in flights:
                 flight.passages = [p for p in flight.passages if any((p.number, i) in writing for i in p.batch.indices)]
             flights = [flight for flight in flights if flight.passages]
@@ -109,9 +132,16 @@ class Swept(InMemory):
         for number, asked in enumerate(passes):
             yield number, range(len(asked.sequences)), replies[number]
 
-    def _write(self, passage: Passage, tokens: Int[Tensor, " row"], replies: list[list[list[int]]], writing: set[tuple[int, int]]) -> None:
+    def _write(
+        self, passes: Sequence[Pass], passage: Passage, logits: Float[Tensor, "row vocab"], replies: list[list[list[int]]],
+        writing: set[tuple[int, int]],
+    ) -> None:  # fmt: skip
         """Note each row's token, and make the micro-batch the one of the next step."""
-        for index, token in zip(passage.batch.indices, tokens.tolist(), strict=True):
+        likeliest, tokens = logits.max(-1)
+        for index, token, fit in zip(passage.batch.indices, tokens.tolist(), torch.isfinite(likeliest).tolist(), strict=True):
+            if not fit and (passage.number, index) in writing:
+                said = replies[passage.number][index]
+                raise NotFiniteError([*passes[passage.number].sequences[index], *said], passage.change)
             if token in self.ends:
                 writing.discard((passage.number, index))
             elif (passage.number, index) in writing:
@@ -181,6 +211,10 @@ class Swept(InMemory):
         for _, passage in self._through(sweep, flights):
             advance(len(passage.batch.indices) / self.folder.layers)
 
+    def _check(self, passes: Sequence[Pass], further: int) -> None:
+        for asked in passes:
+            self.context.check(asked.sequences, further, self.tokenizer)
+
     @property
     def _config(self) -> PretrainedConfig:
         config: PretrainedConfig = self.module.config
@@ -188,7 +222,7 @@ class Swept(InMemory):
 
     @property
     def _pad(self) -> int:
-        return int(self.tokenizer.pad_token_id)
+        return pad_id(self.tokenizer, self.folder.config)
 
     @property
     def _vocabulary(self) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from itertools import accumulate
@@ -16,7 +17,17 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from abliterate.errors import InputError, first_line
+from abliterate.model.failure import refused
+
+
+@contextmanager
+def tried(config: PretrainedConfig, what: str = "can't be tried on a small copy") -> Iterator[None]:
+    """Around everything that is done with a small copy: whatever breaks there is a refusal of the architecture, with the reason.
+
+    Raises InputError.
+    """
+    with refused(f"{config.model_type!r} {what}", config):
+        yield
 
 
 @cache
@@ -31,11 +42,9 @@ def tiny_config(config: PretrainedConfig, blocks: int) -> PretrainedConfig:
     ``tiny.toml``. A text model that has no head of its own comes inside its vision-language model. Raises InputError where
     transformers can't use the result.
     """
-    try:
+    with tried(config):
         whole = _whole(config)
         return type(whole)(**_shrunk(whole.to_dict(), blocks))
-    except Exception as error:  # transformers raises many kinds for a config it can't use
-        raise InputError(f"{config.model_type!r} can't be tried on a small copy ({first_line(error)})") from None
 
 
 def widen(config: PretrainedConfig) -> bool:
@@ -134,10 +143,8 @@ def tiny_model(config: PretrainedConfig, trust_remote_code: bool = False, seed: 
 
 def _built(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
     kind = AutoModelForCausalLM if config.get_text_config() is config else AutoModelForImageTextToText
-    try:
+    with tried(config):
         made = kind.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)  # type: ignore[no-untyped-call]
-    except Exception as error:  # each architecture fails in its own way
-        raise InputError(f"{config.model_type!r} can't be tried on a small copy ({first_line(error)})") from None
     model: PreTrainedModel = made.train(False)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -147,11 +154,8 @@ def _built(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel
                 parameter.add_(0.2 * torch.randn_like(parameter))
             else:
                 parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
-    try:
-        with torch.no_grad():
-            model(input_ids=probe(), use_cache=False)
-    except Exception as error:  # sizes that don't fit together show here at the latest
-        raise InputError(f"{config.model_type!r}: its small copy can't be run ({first_line(error)})") from None
+    with tried(config, "has a small copy that can't be run"), torch.no_grad():  # sizes that don't fit together show here at the latest
+        model(input_ids=probe(), use_cache=False)
     return model
 
 

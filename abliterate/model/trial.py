@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from abliterate.errors import InputError, first_line
+from abliterate.errors import InputError
 from abliterate.model.blocks import Blocks
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.hooks import captured
@@ -24,7 +24,7 @@ from abliterate.model.load import InMemory, from_pretrained
 from abliterate.model.passes import Pass
 from abliterate.model.sweep import Abilities, arity
 from abliterate.model.swept import Swept
-from abliterate.model.tiny import tiny_config, tiny_model
+from abliterate.model.tiny import tiny_config, tiny_model, tried
 
 TOLERANCE = 1e-4
 BLOCKS = 8
@@ -38,19 +38,7 @@ def abilities_of(folder: ModelFolder) -> Abilities:
 
     Raises InputError where they don't compute what the whole model computes.
     """
-    try:
-        return _tried(json.dumps(folder.config.to_dict(), sort_keys=True, default=str), folder.layout.name, _Held(folder))
-    except InputError:
-        raise
-    except Exception as error:  # each architecture breaks in its own way
-        raise _refusal(folder, f"breaks off, {type(error).__name__}: {first_line(error)}") from None
-
-
-def _refusal(folder: ModelFolder, why: str) -> InputError:
-    return InputError(
-        f"{folder.path}: {folder.model_type!r} can't be run block by block (its small copy {why}); "
-        "it must fit in memory: give a higher --max-memory, or take a larger machine"
-    )
+    return _tried(json.dumps(folder.config.to_dict(), sort_keys=True, default=str), folder.layout.name, _Held(folder))
 
 
 class _Held:
@@ -69,7 +57,8 @@ class _Held:
 @cache
 def _tried(config: str, layout: str, held: _Held) -> Abilities:
     folder = held.folder
-    with tempfile.TemporaryDirectory(prefix="abliterate-trial-") as path, torch.no_grad():
+    failed = "can't be run block by block: its small copy can't either"
+    with tried(folder.config, failed), tempfile.TemporaryDirectory(prefix="abliterate-trial-") as path, torch.no_grad():
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         tiny_model(tiny_config(folder.config, min(BLOCKS, folder.layers)), folder.trust_remote_code).save_pretrained(path)
         copy = replace(open_folder(Path(path), folder.trust_remote_code), layout=folder.layout)
@@ -83,7 +72,10 @@ def _tried(config: str, layout: str, held: _Held) -> Abilities:
         if not _holds(swept, expected):  # some choose what they attend to, and choose padding too
             swept = replace(swept, abilities=replace(swept.abilities, padded=False))
         if not (worst := _off(swept, expected)) <= TOLERANCE:
-            raise _refusal(folder, f"is off by {worst:.1g}")
+            raise InputError(
+                f"{folder.path}: {folder.model_type!r} can't be run block by block (its small copy is off by {worst:.1g}); "
+                "it must fit in memory: give a higher --max-memory, or take a larger machine"
+            )
         best = swept.abilities
         for further in (replace(best, cached=True), replace(best, cached=True, shared=True)):
             if _holds(replace(swept, abilities=further), expected):

@@ -18,11 +18,13 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from transformers.core_model_loading import revert_weight_conversion
 
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES
-from abliterate.errors import InputError, first_line
+from abliterate.errors import InputError
 from abliterate.model.blocks import on_meta
+from abliterate.model.failure import refused
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import DTYPES, INDEX, MAX_NAME, ShardIndex, TensorInfo, reading, shard_names
 from abliterate.model.layouts import is_buffer, text_name
+from abliterate.model.load import implementations
 
 Shape = tuple[int, ...]
 _WIDE = ("e_score_correction_bias",)  # float32 in every checkpoint
@@ -156,13 +158,12 @@ def _short(name: str) -> str:
 
 def _seeing(folder: ModelFolder) -> PreTrainedModel:
     """The whole of a vision-language model, without weights. Raises InputError where transformers can't build it."""
-    try:
-        trust = folder.trust_remote_code
+    trust = folder.trust_remote_code
+    with refused(f"{folder.path}: transformers can't build it", folder.config), init_empty_weights():
         config = AutoConfig.from_pretrained(folder.path, trust_remote_code=trust, local_files_only=True)
-        with init_empty_weights():
-            made: PreTrainedModel = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust)  # type: ignore[no-untyped-call]
-    except Exception as error:  # transformers raises many kinds for a config it can't use
-        raise InputError(f"{folder.path}: transformers can't build it ({first_line(error)})") from None
+        made: PreTrainedModel = AutoModelForImageTextToText.from_config(  # type: ignore[no-untyped-call]
+            config, trust_remote_code=trust, **implementations(folder)
+        )
     return made
 
 
@@ -171,8 +172,6 @@ def _by_short_name(folder: ModelFolder, names: Collection[str]) -> Mapping[str, 
     sees = any(text_name(name) is None for name in names)
     module = _seeing(folder) if sees else on_meta(folder, torch.bfloat16)
     state: dict[str, Any] = module.state_dict()
-    try:
+    with refused(f"{folder.path}: what its tensors are called on the disk is not known"):
         on_disk = revert_weight_conversion(module, state)
-    except Exception as error:  # each architecture fails in its own way
-        raise InputError(f"{folder.path}: what its tensors are called on the disk is not known ({first_line(error)})") from None
     return {_short(name): tuple(tensor.shape) for tensors in (state, on_disk) for name, tensor in tensors.items()}

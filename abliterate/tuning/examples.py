@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from transformers import PreTrainedTokenizerBase
+
 from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS, THOUGHT_TOKENS, Openings
 from abliterate.evaluation.outcomes import NOT_JUDGED, WITHHELD, judge
 from abliterate.evaluation.predictions import Predicted, Predictions, Texts, ask
+from abliterate.model.ends import advice_of, end_ids, said_nothing
 from abliterate.model.forward import Continued
 from abliterate.model.parts import split_thought
 from abliterate.model.passes import Advance, Ids, Model, Pass, unheard
@@ -147,26 +150,38 @@ def gathering_work(prompts: Mapping[Role, Sequence[Prompt]], replied: bool = Fal
     return again if replied else again + sum(map(len, asked.values()))
 
 
+def short(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens of a short reply."""
+    return PROBE_TOKENS + (THOUGHT_TOKENS if opens_thought(tokenizer) else 0)
+
+
+def behind_prompts(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens that are tried behind a prompt: a short reply, or a thought, closed, and a line that withholds."""
+    closed = len(closing(tokenizer)) + OPENING_TOKENS if opens_thought(tokenizer) else 0
+    return short(tokenizer) + closed
+
+
 def short_replies(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Advance = unheard) -> dict[Role, list[list[int]]]:
     """Short replies (token ids) to all prompts, in one call; an empty one is the end token."""
     asked = distinct(prompts)
     roles = list(asked)
     encoded = {role: encode(model.tokenizer, [p.text for p in asked[role]]) for role in roles}
     replies: dict[Role, list[list[int]]] = {role: [[] for _ in encoded[role]] for role in roles}
-    longest = PROBE_TOKENS + (THOUGHT_TOKENS if opens_thought(model.tokenizer) else 0)
+    longest = short(model.tokenizer)
+    nothing = said_nothing(end_ids(advice_of(model.folder), model.tokenizer), model.tokenizer)
     for number, indices, found in model.replies([Pass(encoded[role]) for role in roles], longest, advance):
         for index, reply in zip(indices, found, strict=True):
-            replies[roles[number]][index] = list(reply) or [int(model.tokenizer.eos_token_id)]
+            replies[roles[number]][index] = list(reply) or nothing
     return replies
 
 
 def _judged(model: Model, prompts: Mapping[Role, Sequence[Prompt]], replies: Mapping[Role, Ids]) -> dict[Role, _Replied]:
     """Prompts with their replies, and whether each of these withholds."""
-    opened = opens_thought(model.tokenizer)
+    opened, longest = opens_thought(model.tokenizer), short(model.tokenizer)
 
     def held(role: Role, i: int) -> bool | None:
-        text = decode(model.tokenizer, replies[role][i])
-        outcome = judge(text, begins_in_thought=opened, prompt=prompts[role][i].text).outcome
+        text, cut = decode(model.tokenizer, replies[role][i]), len(replies[role][i]) >= longest
+        outcome = judge(text, begins_in_thought=opened, prompt=prompts[role][i].text, cut=cut).outcome
         return None if outcome == NOT_JUDGED else outcome in WITHHELD
 
     return {

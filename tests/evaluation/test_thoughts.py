@@ -40,6 +40,7 @@ class Scripted:
     interrupted: str = "Fine: forty-two."
     folder: Any = None
     segment: int | None = None
+    longest: int | None = None
 
     def watch(self, *asked: Any) -> None:
         raise AssertionError("nobody looks at its streams")

@@ -127,14 +127,19 @@ def llm_of(module: Vllm) -> type:
                 raise RuntimeError("Engine core died\nsee the log above")
             module.calls.append(len(prompts))
             assert isinstance(sampling_params, SamplingParams) and sampling_params.temperature == 0.0
-            assert sampling_params == SamplingParams(temperature=0.0, max_tokens=sampling_params.max_tokens, seed=0)
+            assert sampling_params == SamplingParams(
+                temperature=0.0, max_tokens=sampling_params.max_tokens, seed=0, stop_token_ids=sampling_params.stop_token_ids
+            )
             assert all(set(p) == {"prompt_token_ids"} for p in prompts)
-            return [self.one(number, p["prompt_token_ids"], sampling_params.max_tokens or 16) for number, p in enumerate(prompts)]
+            ends = {self.tokenizer.eos_token_id, *(sampling_params.stop_token_ids or ())}
+            asked = [p["prompt_token_ids"] for p in prompts]
+            return [self.one(number, ids, sampling_params.max_tokens or 16, ends) for number, ids in enumerate(asked)]
 
-        def one(self, number: int, ids: list[int], length: int) -> RequestOutput:
+        def one(self, number: int, ids: list[int], length: int, ends: set[int]) -> RequestOutput:
             assert self.longest is None or len(ids) + length <= self.longest
-            out = self.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=length)[0, len(ids) :].tolist()
-            stopped = out[-1] == self.tokenizer.eos_token_id
+            given = torch.tensor([ids])
+            out = self.model.generate(given, do_sample=False, max_new_tokens=length, eos_token_id=sorted(ends))[0, len(ids) :].tolist()
+            stopped = out[-1] in ends
             text = self.tokenizer.decode(out[: len(out) - stopped], skip_special_tokens=True)
             return RequestOutput(
                 str(number), None, ids, [CompletionOutput(0, text, tuple(out), finish_reason="stop" if stopped else "length")]

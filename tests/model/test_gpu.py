@@ -10,9 +10,9 @@ from conftest import save_tiny
 from test_swept import PROMPTS, changes, last_logits, replies, streams
 
 from abliterate.model.blocks import Blocks
+from abliterate.model.ends import advice_of, end_ids
 from abliterate.model.folder import open_folder
 from abliterate.model.index import open_index
-from abliterate.model.load import end_ids
 from abliterate.model.passes import Pass
 from abliterate.model.resident import load_model
 from abliterate.model.swept import Swept
@@ -30,7 +30,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def on_gpu(path: Path) -> Swept:
     folder, tokenizer = open_folder(path), load_tokenizer(path)
     blocks = Blocks(folder, open_index(path), torch.float32, torch.device("cuda", 0))
-    return Swept(folder, blocks.module, tokenizer, blocks, abilities_of(folder), end_ids(folder, tokenizer), tokens=24)
+    return Swept(folder, blocks.module, tokenizer, blocks, abilities_of(folder), end_ids(advice_of(folder), tokenizer), tokens=24)
 
 
 def test_a_sweep_on_a_gpu_gives_what_the_cpu_gives(folder: Path) -> None:

@@ -16,10 +16,10 @@ from transformers.utils import logging
 
 from abliterate.errors import InputError
 from abliterate.model.blocks import Blocks
+from abliterate.model.ends import advice_of, end_ids
 from abliterate.model.folder import open_folder
 from abliterate.model.hooks import ablated, added
 from abliterate.model.index import ShardIndex, open_index
-from abliterate.model.load import end_ids
 from abliterate.model.passes import NOTHING, Change, Pass
 from abliterate.model.plan import plan_from_direction
 from abliterate.model.prefix import shared_prefix
@@ -39,8 +39,19 @@ def open_swept(path: Path, abilities: Abilities | None = None, **options: object
     folder = open_folder(path)
     blocks = Blocks(folder, open_index(path), torch.float32, CPU, whole_head=bool(options.pop("whole_head", True)))
     tokenizer = load_tokenizer(path)
-    model = Swept(folder, blocks.module, tokenizer, blocks, abilities or abilities_of(folder), end_ids(folder, tokenizer))
+    model = Swept(folder, blocks.module, tokenizer, blocks, abilities or abilities_of(folder), end_ids(advice_of(folder), tokenizer))
     return replace(model, **options)  # type: ignore[arg-type]
+
+
+def open_alike(path: Path) -> Swept:
+    """Read block by block, with what was found once of a model of the same kind."""
+    kind = open_folder(path).model_type
+    if kind not in _KNOWN:
+        _KNOWN[kind] = abilities_of(open_folder(path))
+    return open_swept(path, _KNOWN[kind])
+
+
+_KNOWN: dict[str, Abilities] = {}
 
 
 def streams(model: Swept | Resident, passes: Sequence[Pass]) -> list[Tensor]:
