@@ -93,8 +93,9 @@ def collect(config: CollectConfig, out: Path) -> str:
     roles: tuple[Role, ...] = tuple(role for role in ROLES if sets.sets(role))
     split = all(len(group.of("val")) and group.own_splits for role in roles for group in sets.sets(role))
     val = {role: sets.prompts(role, "val") for role in roles if split}
-    session.check_prompts({group.name: group for role in roles for group in sets.sets(role)})
-    found = gathered(session.model, sets, {r: sets.estimating(r) for r in roles}, val, positions_of(session.model, config))
+    train = {role: sets.estimating(role) for role in roles}
+    session.check_prompts({role: [*train[role], *val.get(role, [])] for role in roles})
+    found = gathered(session.model, sets, train, val, positions_of(session.model, config))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     save_activations(found, partial)

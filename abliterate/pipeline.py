@@ -113,8 +113,8 @@ def _check_lengths(base: Session, config: RunConfig, tested: Sequence[PromptSet]
     """Raise InputError where a prompt is more than the model reads, with the reply of the final test, or with what is tried behind the
     prompts before it."""
     base.check_prompts({group.name: group for group in tested}, reply_length(config, base))
-    groups = {group.name: group for role in known.played for group in known.sets(role)}
-    base.check_prompts(groups, behind_prompts(base.tokenizer()))
+    chosen_on: dict[str, list[Prompt]] = {role: [*known.prompts(role, "train"), *known.prompts(role, "val")] for role in known.played}
+    base.check_prompts(chosen_on, behind_prompts(base.tokenizer()))
 
 
 def open_model(config: ModelConfig, out: Path, clock: datetime | None = None) -> tuple[ModelSource, Session]:

@@ -122,9 +122,12 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], Transcript]]:
         facts = row.cells.get("facts") or []
         if not isinstance(facts, list) or not all(isinstance(f, str) for f in facts):
             raise InputError(f"{row.where}: 'facts' must be a list of texts")
-        told = {name: row.cells.get(name, False) for name in ("begins_in_thought", "cut")}
-        if (odd := next((name for name, value in told.items() if not isinstance(value, bool)), None)) is not None:
-            raise InputError(f"{row.where}: {odd!r} must be true or false")
+        told = {
+            "begins_in_thought": row.cells.get("begins_in_thought", False),
+            "cut": row.cells.get("cut") is True,
+        }  # others' cut may differ
+        if not isinstance(told["begins_in_thought"], bool):
+            raise InputError(f"{row.where}: 'begins_in_thought' must be true or false")
         number = str(row.cells.get("id", row.number))
         yield dict(row.cells), Transcript("", number, prompt, response, facts=tuple(facts), **told)
 

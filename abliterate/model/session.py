@@ -47,6 +47,7 @@ class Session:
         else:
             self.folder = open_folder(*asked)
         self._sizes = sizes
+        self._tokenizer: PreTrainedTokenizerBase | None = None
 
     @cached_property
     def device(self) -> torch.device:
@@ -100,7 +101,9 @@ class Session:
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer without the weights. Raises InputError where it, or its chat template, won't do."""
-        return load_tokenizer(self.folder.path, self.folder.trust_remote_code, self.thinks, self.clock)
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.folder.path, self.folder.trust_remote_code, self.thinks, self.clock)
+        return self._tokenizer
 
     @property
     def longest(self) -> int | None:

@@ -179,3 +179,20 @@ def test_replies_are_cut_where_they_are_settled_and_only_when_asked_for(
     cut = generate_by(model, SETS, tmp_path / "cut.jsonl", 24, settle=True)
     assert {t.new_tokens for t in cut} == {16} and set(asked) == {(text, False) for text in TEXTS}
     assert all(a.response.startswith(b.response.rstrip("\ufffd")) for a, b in zip(whole, cut, strict=True))
+
+
+@pytest.mark.parametrize("budget", [None, 2])
+def test_a_model_that_says_only_special_tokens_is_broken(tiny: Callable[..., Path], tmp_path: Path, budget: int | None) -> None:
+    model = load_model(tiny(layers=2), device="cpu")
+    model.module.get_parameter("lm_head.weight").data.zero_()  # so that the first token, <|endoftext|>, is as likely as any
+    for transcript in generate_by(model, SETS, tmp_path / "t.jsonl", 4, budget=budget):
+        assert (transcript.response, transcript.new_tokens, transcript.cut) == ("", 4, True)
+        assert transcript.verdict().outcome == "degenerate"
+
+
+def test_a_reply_that_comes_to_its_end_is_not_cut(model: Resident, tmp_path: Path) -> None:
+    prompts = encode(model.tokenizer, TEXTS)
+    model.module.generation_config.eos_token_id = replies(model, prompts, 8)[1][3]
+    made = generate(model, SETS, tmp_path / "t.jsonl", 8, 3)
+    assert {transcript.cut for transcript in made} == {True, False}
+    assert all(transcript.cut == (transcript.new_tokens == 8) for transcript in made)

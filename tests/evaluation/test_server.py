@@ -425,6 +425,7 @@ REPLIES: dict[str, tuple[dict[str, Any], str, str, str | None]] = {
     "a thought that was cut, and spaces": (completion("\n\n", "length", reasoning="So"), "<think>\nSo", "truncated", "answered"),
     "a thought and no answer": (completion(None, reasoning="So."), "<think>\nSo.\n</think>\n\n", "deflected", "answered"),
     "an answer that was cut": (completion("It is", "length", reasoning="So."), "<think>\nSo.\n</think>\n\nIt is", "answered", "answered"),
+    "nothing in all its tokens": (completion("", "length"), "", "degenerate", None),
     "its own marks": (completion("<think>So.</think>It is Paris."), "<think>So.</think>It is Paris.", "answered", "answered"),
     "a refusal of its own": (
         completion(None, refusal="I'm sorry, I can't help with that."),
@@ -439,7 +440,7 @@ REPLIES: dict[str, tuple[dict[str, Any], str, str, str | None]] = {
 def test_thought_and_answer_are_told_apart(answer: dict[str, Any], response: str, outcome: str, thought: str | None) -> None:
     reply = reply_of(answer)
     assert reply.text == response
-    verdict = Transcript("s", "1", "Where is the Louvre?", reply.text, begins_in_thought=False).verdict()
+    verdict = Transcript("s", "1", "Where is the Louvre?", reply.text, begins_in_thought=False, cut=reply.cut).verdict()
     assert (verdict.outcome, verdict.thought) == (outcome, thought)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,12 @@ def scorable(path: Path, text: str | bytes) -> list[str]:
 def test_blank_lines_and_windows_line_ends_are_skipped(tmp_path: Path) -> None:
     line = '{"prompt": "p", "response": "Paris."}'
     assert scorable(tmp_path / "t.jsonl", f"\ufeff{line}\r\n\r\n{line}") == ["answered", "answered"]
+
+
+def test_an_empty_response_is_broken_where_the_line_says_that_it_had_no_more_tokens(tmp_path: Path) -> None:
+    lines = [{}, {"cut": True}, {"cut": False}, {"cut": 7}]
+    text = "".join(json.dumps({"prompt": "p", "response": "", **more}) + "\n" for more in lines)
+    assert scorable(tmp_path / "t.jsonl", text) == ["deflected", "degenerate", "deflected", "deflected"]
 
 
 def test_a_line_separator_within_a_response_splits_no_line(tmp_path: Path) -> None:

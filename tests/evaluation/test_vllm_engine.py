@@ -180,9 +180,17 @@ def test_a_reply_that_ends_is_counted_without_its_end_token(
     vllm: Vllm, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = [CompletionOutput(0, "!", (7, 2), finish_reason="stop")]
-    monkeypatch.setattr(vllm.LLM, "one", lambda self, number, ids, length: RequestOutput(str(number), None, ids, ended))
+    monkeypatch.setattr(vllm.LLM, "one", lambda self, number, ids, length, ends: RequestOutput(str(number), None, ids, ended))
     made = engine(folder).answer(SETS, tmp_path / "t.jsonl")
     assert [(t.response, t.new_tokens) for t in made] == [("!", 1)] * len(TEXTS)
+
+
+def test_vllm_ends_replies_where_we_do(vllm: Vllm, folder: Path, tmp_path: Path) -> None:
+    free = engine(folder).answer(SETS, tmp_path / "free.jsonl")
+    assert all(t.cut == (t.new_tokens == engine(folder).max_new_tokens) for t in free)
+    ids = engine(folder).tokenizer(free[0].response[0], add_special_tokens=False)["input_ids"]
+    ended = engine(folder, ends=frozenset(ids)).answer(SETS, tmp_path / "ended.jsonl")
+    assert (ended[0].response, ended[0].new_tokens, ended[0].cut) == ("", 0, False)
 
 
 def test_vllm_is_told_what_the_settings_say(vllm: Vllm, folder: Path, tmp_path: Path) -> None:

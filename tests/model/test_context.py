@@ -79,7 +79,8 @@ def test_a_prompt_and_its_reply_are_measured_before_anything_is_done(
     sets = ["--target", str(asked), "--baseline", str(plain)] if command == "collect" else ["--prompts", str(asked), "--split", "all"]
     assert main([command, *models, *sets, *flags, "--out", str(out)]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("abliterate: asked: the prompt 'asked-0002' ('Who wrote the first almanac") and said.count("\n") == 1
+    name = "target" if command == "collect" else "asked"
+    assert said.startswith(f"abliterate: {name}: the prompt 'asked-0002' ('Who wrote the first almanac") and said.count("\n") == 1
     assert told in said and f"{limit} positions" in said and not out.exists()
 
 
