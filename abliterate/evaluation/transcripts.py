@@ -125,7 +125,7 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], Transcript]]:
         told = {
             "begins_in_thought": row.cells.get("begins_in_thought", False),
             "cut": row.cells.get("cut") is True,
-        }  # others' cut may differ
+        }
         if not isinstance(told["begins_in_thought"], bool):
             raise InputError(f"{row.where}: 'begins_in_thought' must be true or false")
         number = str(row.cells.get("id", row.number))
