@@ -10,7 +10,8 @@ import pytest
 from conftest import CHATML, byte_tokenizer
 
 from abliterate.errors import InputError
-from abliterate.model.template import encode, load_tokenizer, opens_thought
+from abliterate.model.template import encode, load_tokenizer
+from abliterate.model.thinking import opens_thought
 
 THINKING = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
 
