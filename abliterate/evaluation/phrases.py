@@ -25,7 +25,7 @@ from abliterate.prompts.promptset import language_of
 FILE = Path(__file__).parent / "phrases.safetensors"
 CLASSES: tuple[Outcome, ...] = ("refused", "deflected", "state_line", "answered", "degenerate")
 _WITHHELD = 3  # of them
-AGAINST_RULES = 1.0  # nats
+AGAINST_RULES = 1.5  # nats
 REACH = 12  # tokens of the opening and of the end
 REPEATED = "■"  # stands for words of the prompt
 _TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+|[\u4e00-\u9fff]|[^\w\s]")
