@@ -145,7 +145,7 @@ def _served(config: Settings, session: Session | None, wanted: Wanted, url: str)
         tokenizer = session.tokenizer()
         opened = opens_thought(tokenizer)
         if marks_are_dropped(tokenizer):
-            say(f"{url}: the marks of its thoughts are special tokens, which servers leave out; start it with its reasoning parser")
+            say(f"{url}: marks of this model's thoughts are special tokens, which servers drop; start it with its reasoning parser")
         if reads_clock(str(tokenizer.chat_template)):
             say(f"{url}: the model's chat template shows the time, and a server shows its own: no two askings have the same prompts")
     served = find(server, wanted, config.engine_model)
