@@ -8,8 +8,8 @@ from typing import Any
 
 from abliterate.evaluation.clusters import cluster_difference, too_few
 from abliterate.evaluation.outcomes import NOT_JUDGED
-from abliterate.evaluation.statistics import discordant, mcnemar
-from abliterate.evaluation.summary import Judged, cluster_of, rate, withheld
+from abliterate.evaluation.statistics import discordant
+from abliterate.evaluation.summary import Judged, clustering, rate, withheld
 from abliterate.prompts.read import TWINS
 
 CONTROL_ROLES = ("baseline", "harmless")
@@ -70,25 +70,26 @@ def _compared(base: tuple[Judged, Judged], edited: tuple[Judged, Judged] | None,
 def _tested(sensitive: Judged, control: Judged, links: Links) -> dict[str, Any]:
     """Of one model: both rates of withheld, the exact test of the pairs that differ, and the difference with its interval.
 
-    Pairs of a topic are resampled together; without topics each pair is for itself.
+    Pairs of a topic, or without topics of a category, are tested and resampled together; without both each pair is for itself.
     """
     first = [withheld(sensitive[i][1]) for i, _ in links]
     second = [withheld(control[j][1]) for _, j in links]
     only_first, only_second = discordant(first, second)
-    clusters = [cluster_of(sensitive[i][0]) for i, _ in links]
-    count, n = len(set(clusters)), len(links)
+    groups = clustering([sensitive[i] for i, _ in links])
+    count, n = groups.count, len(links)
     ci95 = None
     if count > 1:
-        interval = cluster_difference(first, second, clusters)
+        interval = cluster_difference(first, second, groups.names)
         ci95 = [interval.low, interval.high]
     return {
         "sensitive": rate(sum(first), n),
         "control": rate(sum(second), n),
         "sensitive_only": only_first,
         "control_only": only_second,
-        "mcnemar_p": mcnemar(only_first, only_second),
+        "mcnemar_p": groups.pairs(first, second).p_value(),
         "difference": (sum(first) - sum(second)) / n,
         "ci95": ci95,
         "clusters": count,
+        "unit": groups.unit,
         "warning": too_few(count),
     }

@@ -10,6 +10,7 @@ from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 
 _DRAWN = 1 << 21  # values of a bootstrap in memory at once
+_ABOVE = 1e-10  # how far above the drop that was seen its bound is looked for
 
 
 def wilson(k: int | float, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -21,7 +22,8 @@ def wilson(k: int | float, n: int, confidence: float = 0.95) -> tuple[float, flo
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    low = 0.0 if k == 0 else max(0.0, (centre - half) / scale)  # in exact arithmetic the two are these anyway
+    return low, 1.0 if k == n else min(1.0, (centre + half) / scale)
 
 
 def mcnemar(before_only: int, after_only: int) -> float:
@@ -57,16 +59,26 @@ def drop_upper_bound(before_only: int | float, after_only: int | float, n: int, 
 
     Tango's score interval (Tango 1998, Statistics in Medicine 17:891); keeps its level with small counts.
     """
+    return score_upper_bound(before_only, after_only, n, float(norm.ppf(1 - alpha)))
+
+
+def score_upper_bound(before_only: int | float, after_only: int | float, n: int, z: float) -> float:
+    """The largest drop that lies no more than ``z`` standard errors above the one seen: Tango's bound with a quantile of one's own.
+
+    1 where ``z`` is infinite. Raises ValueError for no pairs.
+    """
     if n <= 0:
         raise ValueError("no pairs")
-    z = float(norm.ppf(1 - alpha))
+    if math.isinf(z):
+        return 1.0
 
     def excess(delta: float) -> float:
         return (before_only - after_only - n * delta) + z * math.sqrt(n * _variance(before_only, after_only, n, delta))
 
     if excess(1.0) >= 0:
         return 1.0
-    return float(brentq(excess, -1 + 1e-12, 1.0))
+    above = (before_only - after_only) / n + _ABOVE  # at the drop that was seen itself the excess may be zero, which is not the bound
+    return float(brentq(excess, above, 1.0))
 
 
 def rise_upper_bound(before_only: int | float, after_only: int | float, n: int, alpha: float = 0.05) -> float:
@@ -86,10 +98,12 @@ def _variance(b: int | float, c: int | float, n: int, delta: float) -> float:
 
 
 def bootstrap_mean(values: Sequence[float], confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean. Raises ValueError for no values."""
+    """Percentile bootstrap interval of a mean, which it holds; of equal values that value. Raises ValueError for no values."""
     if not values:
         raise ValueError("no values")
     data = np.asarray(values, dtype=np.float64)
+    if (data == data[0]).all():
+        return float(data[0]), float(data[0])
     rng = np.random.default_rng(seed)
     at_once = max(1, _DRAWN // len(data))
     sizes = [min(at_once, draws - start) for start in range(0, draws, at_once)]

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from abliterate.evaluation.clustering import Clustering
 from abliterate.evaluation.clusters import cluster_rate, too_few
 from abliterate.evaluation.detector import RULES, detector_of
 from abliterate.evaluation.lengths import at_tokens
 from abliterate.evaluation.outcomes import NOT_JUDGED, OUTCOMES, WITHHELD, Verdict
-from abliterate.evaluation.statistics import discordant, drop_upper_bound, holm, mcnemar, rise_upper_bound, wilson
+from abliterate.evaluation.statistics import discordant, holm, mcnemar, wilson
 from abliterate.evaluation.transcripts import Transcript
 
 Judged = Sequence[tuple[Transcript, Verdict]]
@@ -74,28 +75,37 @@ def has_topics(judged: Judged) -> bool:
     return any(t.topic for t, _ in judged)
 
 
-def cluster_of(transcript: Transcript) -> str:
-    """What a prompt is resampled with: its topic, or nothing else where it has none."""
-    return f"topic {transcript.topic}" if transcript.topic else f"prompt {transcript.id}"
-
-
 def withheld_clustered(judged: Judged) -> dict[str, Any]:
     """The interval of the withheld rate over topics, how many there are, and what to say where they are few."""
-    names = [cluster_of(t) for t, _ in judged]
-    count = len(set(names))
+    topics = clustering(judged)
     ci95 = None
-    if count > 1:
-        interval = cluster_rate([withheld(v) for _, v in judged], names)
+    if topics.count > 1:
+        interval = cluster_rate([withheld(v) for _, v in judged], topics.names)
         ci95 = [interval.low, interval.high]
-    return {"ci95": ci95, "clusters": count, "warning": too_few(count)}
+    return {"ci95": ci95, "clusters": topics.count, "warning": too_few(topics.count)}
+
+
+def clustering(judged: Judged) -> Clustering:
+    """Which of these prompts belong together."""
+    return Clustering.of([t for t, _ in judged])
 
 
 def paired(base: Judged, edited: Judged) -> dict[str, Any]:
-    """Exact McNemar tests of refused and withheld on the same prompts."""
-    found = {}
+    """Exact McNemar tests of refused and withheld on the same prompts, whole clusters as the observations where prompts come in such.
+
+    ``least_p``: what p would be, had all that did it before stopped.
+    """
+    found, groups = {}, clustering(base)
     for name, holds in (("refused", refused), ("withheld", withheld)):
-        before, after = discordant([holds(v) for _, v in base], [holds(v) for _, v in edited])
-        found[name] = {"base_only": before, "edited_only": after, "mcnemar_p": mcnemar(before, after)}
+        first, second = ([holds(v) for _, v in judged] for judged in (base, edited))
+        before, after = discordant(first, second)
+        least = groups.pairs(first, [False] * len(first)).p_value()
+        found[name] = {
+            "base_only": before,
+            "edited_only": after,
+            "mcnemar_p": groups.pairs(first, second).p_value(),
+            **groups.described(least_p=least),
+        }
     return found
 
 
@@ -129,7 +139,10 @@ def _compared(base: Judged, edited: Judged | None) -> dict[str, Any]:
 
 
 def by_topic(base: Judged, edited: Judged | None) -> dict[str, Any]:
-    """Withheld rates by topic (or category where prompts have no topic), base and edited; their paired tests corrected over topics."""
+    """Withheld rates by topic (or category where prompts have no topic), base and edited; their paired tests corrected over topics.
+
+    Each says something of its topic alone, so the topic's prompts are its observations.
+    """
     groups = sorted({topic_of(t) for t, _ in base} - {""})
     found = {group: _topic_entry(group, base, edited) for group in groups}
     if edited is not None:
@@ -178,7 +191,7 @@ def table(base: Judged, edited: Judged | None) -> list[dict[str, Any]]:
 
 
 def keep_test(name: str, base: Judged, edited: Judged, margin: float) -> dict[str, Any]:
-    """One-sided non-inferiority of the refusals of a keep set (alpha 0.05): did they fall by less than the margin?
+    """One-sided non-inferiority of the refusals of a keep set (alpha 0.05): did they fall by less than the margin? Heeds clusters.
 
     Where base withholds the set rather in other ways (a canned deflection, an official line), ``measure`` is all that is withheld. A
     set of which base withholds no more than the margin has nothing to lose, and its test doesn't hold; nor does that of a set without a
@@ -190,8 +203,9 @@ def keep_test(name: str, base: Judged, edited: Judged, margin: float) -> dict[st
     kept = sum(refused(v) for _, v in base)
     measure, holds = ("refused", refused) if 2 * kept >= sum(withheld(v) for _, v in base) else ("withheld", withheld)
     there = sum(holds(v) for _, v in base)
-    before, after = discordant([holds(v) for _, v in base], [holds(v) for _, v in edited])
-    bound, n = drop_upper_bound(before, after, len(base)), len(base)
+    groups, n = clustering(base), len(base)
+    pairs = groups.pairs([holds(v) for _, v in base], [holds(v) for _, v in edited])
+    bound = pairs.fall_bound()
     return {
         "set": name,
         "measure": measure,
@@ -200,6 +214,7 @@ def keep_test(name: str, base: Judged, edited: Judged, margin: float) -> dict[st
         "margin": margin,
         "upper_bound": bound,
         "holds": bound < margin and there > margin * n,
+        **groups.described(unmoved_bound=pairs.unmoved_bound()),
     }
 
 
@@ -207,7 +222,7 @@ def unchanged(
     roles: Mapping[str, str], base: Mapping[str, Judged], edited: Mapping[str, Judged], margin: float
 ) -> list[dict[str, Any]] | None:
     """One-sided non-inferiority (alpha 0.05) on sets that should stay answered: did withheld, and broken output, rise by less than
-    the margin? None where no set has such a role."""
+    the margin? Heeds clusters. None where no set has such a role."""
     base, edited = _pairs_with_verdict(base, edited)
     names = [name for name, role in roles.items() if role in UNCHANGED_ROLES and base[name]]
     measures = {"withheld": withheld, "degenerate": degenerate}
@@ -222,9 +237,11 @@ def _pairs_with_verdict(base: Mapping[str, Judged], edited: Mapping[str, Judged]
 def _unchanged(
     name: str, measure: str, holds: Callable[[Verdict], bool], base: Mapping[str, Judged], edited: Mapping[str, Judged], margin: float
 ) -> dict[str, Any]:
-    before, after = discordant([holds(v) for _, v in base[name]], [holds(v) for _, v in edited[name]])
-    bound = rise_upper_bound(before, after, len(base[name]))
-    return {"set": name, "measure": measure, "n": len(base[name]), "margin": margin, "upper_bound": bound, "holds": bound < margin}
+    groups = clustering(base[name])
+    pairs = groups.pairs([holds(v) for _, v in base[name]], [holds(v) for _, v in edited[name]])
+    bound = pairs.rise_bound()
+    found = {"set": name, "measure": measure, "n": pairs.n, "margin": margin, "upper_bound": bound, "holds": bound < margin}
+    return found | groups.described(unmoved_bound=pairs.unmoved_bound())
 
 
 def judge_all(transcripts: Iterable[Transcript]) -> dict[str, list[tuple[Transcript, Verdict]]]:

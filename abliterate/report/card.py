@@ -186,6 +186,7 @@ def _environment() -> Environment:
     made.filters["line"] = one_line
     made.filters["code"] = code
     made.filters["nats"] = nats
+    made.filters["counted"] = verdicts.counted
     return made
 
 

@@ -43,6 +43,8 @@ def _rates(report: Mapping[str, Any]) -> Iterator[EvalResult]:
             if key == "refused" and name in tests:
                 test = tests[name]
                 about["keep_test"] = {"margin": test["margin"], "upper_bound": _round(test["upper_bound"]), "holds": test["holds"]}
+                if groups := test.get("clusters"):
+                    about["keep_test"]["clusters"] = f"{groups['count']} by {groups['unit']}"
             yield _result(
                 name, f"{key}_rate", f"share of prompts whose reply is {outcome(key)}", after["rate"], about, {"role": entry["role"]}
             )

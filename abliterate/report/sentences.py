@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from abliterate.evaluation.clusters import MIN_CLUSTERS
 from abliterate.report import provenance, verdicts
+from abliterate.report.numbers import percent
 
 
 def against_control(report: Mapping[str, Any]) -> Iterator[str]:
@@ -22,23 +24,29 @@ def against_control(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _compared(found: Mapping[str, Any], pairs: int) -> str:
     interval = ""
+    over = f" over {verdicts.counted({'count': found['clusters'], 'unit': found['unit']})}" if found["clusters"] < pairs else ""
     if found["ci95"] is not None:
         low, high = (100 * bound for bound in found["ci95"])
-        over = f" over {found['clusters']} topics" if found["clusters"] < pairs else ""
         interval = f" (95 % {low:+.1f} to {high:+.1f}{over}{', too few to rely on' if found['warning'] else ''})"
     return (
         f"withheld {100 * found['sensitive']['rate']:.1f} % against {100 * found['control']['rate']:.1f} % of {pairs} pairs, "
         f"{100 * found['difference']:+.1f} points{interval}; only the sensitive one {found['sensitive_only']} times, "
-        f"only the control {found['control_only']} times (exact paired test, p = {found['mcnemar_p']:.2g})."
+        f"only the control {found['control_only']} times (exact paired test{over}, p = {found['mcnemar_p']:.2g})."
     )
 
 
 def warnings(report: Mapping[str, Any]) -> Iterator[str]:
-    """What to know of intervals that rest on few topics, once a set."""
+    """What to know of intervals and tests that rest on few topics, once a set."""
     for name, entry in report["sets"].items():
         said = entry["base"].get("withheld_clustered", {}).get("warning")
         if said:
             yield f"{name}: {said}."
+        groups = entry["paired"] and entry["paired"]["withheld"].get("clusters")
+        if groups and 1 < groups["count"] < MIN_CLUSTERS:
+            yield (
+                f"{name}: prompts of one {groups['unit']} may change together, so its tests count {verdicts.counted(groups)}, not prompts; "
+                f"with fewer than {MIN_CLUSTERS} their bounds are made wider (quantiles of t, not of the normal distribution)."
+            )
 
 
 def not_judged(report: Mapping[str, Any]) -> Iterator[str]:
@@ -128,7 +136,7 @@ def recovery(report: Mapping[str, Any]) -> Iterator[str]:
         first = ""
         if entry.get("gone_first") is not None:  # older runs have none
             first = (
-                f"; of the first token, {100 * entry['gone_first']:.0f} % ({entry['kl_first_base']:.2f} → "
+                f"; of the first token, {round(100 * entry['gone_first'])} % ({entry['kl_first_base']:.2f} → "
                 f"{entry['kl_first_edited']:.2f} nats)"
             )
         yield f"On {name} {_divergence(entry, found['reference'])}{first}{agrees}."
@@ -141,9 +149,10 @@ def _divergence(entry: Mapping[str, Any], reference: str) -> str:
     figures = f"({before:.3f} → {after:.3f} nats a token)"
     if gone is None:
         return f"the base is hardly away from {reference} {figures}"
-    if gone < 0:
-        return f"the divergence from {reference} grew by {-100 * gone:.0f} % {figures}"
-    return f"{100 * gone:.0f} % of the divergence from {reference} is gone {figures}"
+    share = round(100 * gone)  # a change too small to be seen in it is called none
+    if share < 0:
+        return f"the divergence from {reference} grew by {-share} % {figures}"
+    return f"{share} % of the divergence from {reference} is gone {figures}"
 
 
 def broken(report: Mapping[str, Any]) -> Iterator[str]:
@@ -153,9 +162,10 @@ def broken(report: Mapping[str, Any]) -> Iterator[str]:
             continue
         before, after = entry["base"]["degenerate"], entry["edited"]["degenerate"]
         freed = entry["edited"]["withheld"]["k"] < entry["base"]["withheld"]["k"]
-        if freed and after["ci95"] is not None and after["ci95"][0] > before["rate"]:
+        rose = after["ci95"] is not None and after["ci95"][0] > before["rate"] and percent(before) != percent(after)
+        if freed and rose:
             yield (
-                f"Broken output of {name} rose from {100 * before['rate']:.1f} % to {100 * after['rate']:.1f} %: "
+                f"Broken output of {name} rose from {percent(before)} to {percent(after)}: "
                 f"not all that is no longer withheld is answered{_of_the_reference(report, name)}."
             )
 

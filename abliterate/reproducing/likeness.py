@@ -20,7 +20,9 @@ PARTS = (
 )  # fmt: skip
 CHOICES = (("chosen", "name"), ("name",), ("strength",), ("scoped", "share_left"))  # of the selection: what it chose
 # What follows from other figures of the same report, or says them in words.
-_DERIVED = {"ci95", "corrected", "withheld_clustered", "mcnemar_p", "holm_p", "upper_bound", "clusters", "warning", "margin", "reasons"}
+_DERIVED = {
+    "ci95", "corrected", "withheld_clustered", "mcnemar_p", "holm_p", "upper_bound", "clusters", "unit", "warning", "margin", "reasons",
+}  # fmt: skip
 _BY_SET = ("sets", "by_topic", "tables", "thought_by_answer")
 _EXACT = {"n", "n_pairs", "n_answered", "n_withheld", "tokens"}
 _NAMED_BY = ("set", "control", "measure", "topic", "lang", "tokens", "layer")  # what tells the rows of a list apart

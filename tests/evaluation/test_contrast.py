@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,7 +47,9 @@ def test_pairs_are_counted_tested_and_resampled_by_topic() -> None:
     base = entry["base"]
     assert (entry["set"], entry["control"], entry["n_pairs"], entry["edited"]) == ("hot", "cold", 8, None)
     assert (base["sensitive"]["k"], base["control"]["k"], base["sensitive_only"], base["control_only"]) == (4, 1, 4, 1)
-    assert base["mcnemar_p"] == mcnemar(4, 1) and base["difference"] == 3 / 8
+    assert (
+        base["mcnemar_p"] == pytest.approx(0.5) and base["difference"] == 3 / 8
+    )  # topics fall by 2 and 1, or by 0: 2 of 4 patterns of signs
     letters = [c != "a" for c in "rdraraaa"], [c != "a" for c in "aaaaaraa"]
     expected = cluster_difference(*letters, [str(i // 2) for i in range(8)])
     assert base["ci95"] == pytest.approx([expected.low, expected.high]) and base["clusters"] == 4
@@ -88,7 +91,15 @@ def test_languages_are_also_compared_apart() -> None:
 
 def test_without_topics_each_pair_is_for_itself() -> None:
     base = {"hot": judged("hot", "cold", "rdraraaa", topics=False), "cold": judged("cold", "hot", "aaaaaraa", topics=False)}
-    assert only(AUDITED, base)["base"]["clusters"] == 8
+    found = only(AUDITED, base)["base"]
+    assert (found["clusters"], found["unit"], found["mcnemar_p"]) == (8, "prompt", mcnemar(4, 1))
+
+
+def test_without_topics_the_pairs_of_a_category_belong_together() -> None:
+    base = {"hot": judged("hot", "cold", "rdraraaa", topics=False), "cold": judged("cold", "hot", "aaaaaraa", topics=False)}
+    sorted_in = {name: [(replace(t, category=f"c{i // 2}"), v) for i, (t, v) in enumerate(each)] for name, each in base.items()}
+    found, by_topic = only(AUDITED, sorted_in)["base"], only(AUDITED, {"hot": HOT, "cold": COLD})["base"]
+    assert found == {**by_topic, "unit": "category"}
 
 
 def test_one_topic_has_no_interval() -> None:

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom, binomtest, norm
 
-from abliterate.evaluation.statistics import bootstrap_mean, discordant, drop_upper_bound, holm, mcnemar, rise_upper_bound, wilson
+from abliterate.evaluation.statistics import (
+    bootstrap_mean,
+    discordant,
+    drop_upper_bound,
+    holm,
+    mcnemar,
+    rise_upper_bound,
+    score_upper_bound,
+    wilson,
+)
 
 Counts = st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -48,6 +57,12 @@ def test_wilson_holds_the_rate_within_0_and_1(counts: tuple[int, int]) -> None:
     k, n = counts
     low, high = wilson(k, n)
     assert 0 <= low <= k / n + 1e-12 and k / n - 1e-12 <= high <= 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 100_000), st.floats(0.5, 0.9999))
+def test_wilson_of_none_and_of_all_ends_at_exactly_0_and_1(n: int, confidence: float) -> None:
+    assert wilson(0, n, confidence)[0] == 0.0 and wilson(n, n, confidence)[1] == 1.0
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 0), (-1, 5), (6, 5)])
@@ -187,6 +202,20 @@ def test_more_pairs_without_change_lower_the_bound() -> None:
     assert bounds[-1] > 0
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 3000))
+def test_the_bound_at_the_ends_of_what_can_be_seen(n: int) -> None:
+    assert drop_upper_bound(n, 0, n) == 1.0
+    assert -1 < drop_upper_bound(0, n, n) < 1
+    z2 = float(norm.ppf(0.95)) ** 2
+    assert drop_upper_bound(0, 0, n) == pytest.approx(z2 / (n + z2), abs=1e-9)  # never zero, which is what was seen
+
+
+def test_a_quantile_without_end_claims_nothing() -> None:
+    assert score_upper_bound(0, 0, 50, math.inf) == 1.0
+    assert score_upper_bound(3, 1, 40, float(norm.ppf(0.95))) == drop_upper_bound(3, 1, 40)
+
+
 def test_no_pairs_have_no_bound() -> None:
     with pytest.raises(ValueError, match="no pairs"):
         drop_upper_bound(0, 0, 0)
@@ -206,8 +235,9 @@ def test_bootstrap_is_the_normal_interval_for_many_values() -> None:
     assert (low, high) == pytest.approx((float(values.mean()) - half, float(values.mean()) + half), abs=0.01)
 
 
-def test_bootstrap_of_equal_values_is_a_point() -> None:
-    assert bootstrap_mean([0.5] * 7) == (0.5, 0.5)
+@pytest.mark.parametrize("value", [0.5, 0.1, 1 / 3, 0.0])
+def test_bootstrap_of_equal_values_is_a_point(value: float) -> None:
+    assert bootstrap_mean([value] * 7) == (value, value)
 
 
 def test_bootstrap_is_the_same_twice() -> None:

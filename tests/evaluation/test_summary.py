@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 
 from abliterate.evaluation.clusters import cluster_rate
 from abliterate.evaluation.outcomes import OUTCOMES, Outcome, Verdict
+from abliterate.evaluation.pairs import Pairs
 from abliterate.evaluation.statistics import drop_upper_bound, holm, mcnemar, rise_upper_bound, wilson
 from abliterate.evaluation.summary import (
     Judged,
@@ -238,6 +242,63 @@ def test_a_wider_margin_never_turns_the_keep_test_down(lost: int) -> None:
 def test_few_kept_prompts_show_nothing() -> None:
     same = judged(*["refused"] * 20)
     assert keep_test("k", same, same, 0.05)["holds"] is False
+
+
+def in_groups(outcomes: Sequence[Outcome], size: int, **kind: str) -> Judged:
+    """So many prompts in a row are of one topic or category: ``kind`` names which, and what the groups are called."""
+    ((field, name),) = kind.items()
+    return [(replace(t, **{field: f"{name}{i // size}"}), v) for i, (t, v) in enumerate(judged(*outcomes))]
+
+
+BEFORE: list[Outcome] = ["refused"] * 180
+AFTER: list[Outcome] = ["answered"] * 4 + ["refused"] * 176
+
+
+@pytest.mark.parametrize("kind", ["topic", "category"])
+def test_the_keep_test_counts_topics_and_without_topics_categories(kind: str) -> None:
+    base, edited = (in_groups(outcomes, 6, **{kind: "g"}) for outcomes in (BEFORE, AFTER))
+    found = keep_test("k", base, edited, 0.05)
+    pairs = Pairs.of([True] * 180, [False] * 4 + [True] * 176, [str(i // 6) for i in range(180)])
+    assert found["upper_bound"] == pairs.fall_bound() and found["holds"] is False
+    assert found["clusters"] == {"unit": kind, "count": 30, "unmoved_bound": pairs.unmoved_bound()}
+    alone = keep_test("k", judged(*BEFORE), judged(*AFTER), 0.05)
+    assert alone["holds"] is True and "clusters" not in alone  # what it was when each prompt was counted for itself
+
+
+def test_topics_go_before_categories_and_twins_in_two_languages_are_of_one_topic() -> None:
+    base = [
+        (replace(t, topic=f"t{i % 20}", category="all", lang=("en", "zh")[i // 20]), v) for i, (t, v) in enumerate(judged(*BEFORE[:40]))
+    ]
+    assert keep_test("k", base, base, 0.05)["clusters"]["count"] == 20
+    assert keep_test("k", base, base, 0.05)["clusters"]["unit"] == "topic"
+
+
+@pytest.mark.parametrize("kind", ["topic", "category"])
+def test_prompts_of_one_topic_alone_show_nothing(kind: str) -> None:
+    base = in_groups(BEFORE, 180, **{kind: "g"})
+    found = keep_test("k", base, base, 0.99)
+    assert (found["upper_bound"], found["holds"], found["clusters"]["count"]) == (1.0, False, 1)
+
+
+def test_groups_of_one_prompt_each_change_nothing() -> None:
+    base, edited = (in_groups(outcomes, 1, category="g") for outcomes in (BEFORE, AFTER))
+    assert keep_test("k", base, edited, 0.05) == keep_test("k", judged(*BEFORE), judged(*AFTER), 0.05)
+    assert paired(base, edited) == paired(judged(*BEFORE), judged(*AFTER))
+
+
+def test_a_rise_is_bounded_over_topics_too() -> None:
+    base, edited = in_groups(["answered"] * 180, 6, topic="g"), in_groups(["degenerate"] * 3 + ["answered"] * 177, 6, topic="g")
+    found = unchanged({"plain": "harmless"}, {"plain": base}, {"plain": edited}, 0.05)
+    pairs = Pairs.of([False] * 180, [True] * 3 + [False] * 177, [str(i // 6) for i in range(180)])
+    assert found is not None and [t["upper_bound"] for t in found] == [pairs.unmoved_bound(), pairs.rise_bound()]
+
+
+def test_mcnemars_p_counts_topics_and_says_how_many() -> None:
+    base, edited = in_groups(["refused"] * 24, 6, topic="g"), in_groups(["answered"] * 24, 6, topic="g")
+    found = paired(base, edited)["withheld"]
+    assert (found["base_only"], found["edited_only"], found["mcnemar_p"]) == (24, 0, 2 / 16)
+    assert found["clusters"] == {"unit": "topic", "count": 4, "least_p": 2 / 16}
+    assert set_entry("target", base, edited)["paired"]["withheld"]["mcnemar_p"] == 2 / 16
 
 
 def test_transcripts_are_judged_by_set_in_order() -> None:

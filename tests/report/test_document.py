@@ -57,7 +57,7 @@ def test_the_contracts_keys_are_there() -> None:
             assert all(set(side[rate]) - {"corrected"} == {"k", "n", "rate", "ci95"} for rate in ("refused", "withheld", "degenerate"))
             assert set(side["withheld"]["corrected"]) == {"rate", "ci95"}
         assert {name: set(test) for name, test in entry["paired"].items()} == {
-            name: {"base_only", "edited_only", "mcnemar_p"} for name in ("refused", "withheld")
+            name: {"base_only", "edited_only", "mcnemar_p", "clusters"} for name in ("refused", "withheld")
         }
     assert {"set", "margin", "upper_bound", "holds"} <= set(report["keep_test"])
     assert {"kl_first_token", "kl_first_token_answered", "kl_sequence", "ce_base", "ce_edited"} <= set(report["drift"])
@@ -89,7 +89,9 @@ def test_what_the_audit_adds_has_its_place() -> None:
     assert [(t["set"], t["measure"]) for t in report["unchanged"]] == [
         ("twin", "withheld"), ("twin", "degenerate"), ("plain", "withheld"), ("plain", "degenerate")
     ]  # fmt: skip
-    assert all(set(t) == {"set", "measure", "n", "margin", "upper_bound", "holds"} for t in report["unchanged"])
+    assert all(set(t) == {"set", "measure", "n", "margin", "upper_bound", "holds", "clusters"} for t in report["unchanged"])
+    assert {tuple(t["clusters"]) for t in (*report["unchanged"], *report["keep_tests"])} == {("unit", "count", "unmoved_bound")}
+    assert report["sets"]["bad"]["paired"]["withheld"]["clusters"] == {"unit": "topic", "count": 1, "least_p": 1.0}
     assert set(report["sets"]["bad"]["base"]["withheld_clustered"]) == {"ci95", "clusters", "warning"}
 
 

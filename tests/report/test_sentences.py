@@ -40,6 +40,16 @@ def test_a_rise_within_its_interval_or_without_a_fall_of_what_is_withheld_is_not
     assert not list(broken(report(entry(side(*before), None))))
 
 
+@pytest.mark.parametrize(("n", "after"), [(120, 0), (9000, 4), (9000, 0)])
+def test_a_rise_that_the_figures_do_not_show_is_not_said(n: int, after: int) -> None:
+    """Of 9,000 prompts four are broken and are 0.0 %, as none was; what is said must be seen."""
+
+    def figures(withheld: int, broken: int) -> dict[str, Any]:
+        return {"withheld": rate(withheld, n), "degenerate": rate(broken, n), "thought": None}
+
+    assert not list(broken(report(entry(figures(n // 2, 0), figures(n // 4, after)))))
+
+
 def test_empty_thoughts_are_told_of_both_models() -> None:
     found = entry(side(90, 0, {"empty": 89, "answered": 11}), side(10, 0, {"answered": 100}))
     assert list(thoughts(report(found))) == ["empty thoughts of hot: 89.0 % → 0.0 % of 100."]
@@ -145,6 +155,11 @@ def test_what_came_back_of_the_reference_is_told() -> None:
         "On censorship 84 % of the divergence from smollm2 is gone (0.910 → 0.150 nats a token); "
         "61 % of the replies begin with the reference's 32 tokens (base 4 %)."
     )
+
+
+def test_a_divergence_that_grew_by_less_than_is_shown_is_not_said_to_have_grown() -> None:
+    said = came_back(0.91, 0.913, 1 - 0.913 / 0.91)
+    assert "grew" not in said and "0 % of the divergence from smollm2 is gone (0.910 → 0.913" in said and "-0 %" not in said
 
 
 def test_a_divergence_that_grew_or_never_was_is_not_said_to_be_gone() -> None:

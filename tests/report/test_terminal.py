@@ -73,8 +73,8 @@ def test_an_audit_says_how_a_set_fares_against_its_control(capsys: pytest.Captur
     )
     assert "hot against its control cold: withheld 75.0 % against 0.0 % of 4 pairs, +75.0 points (95 % " in text
     assert (
-        "over 2 topics, too few to rely on); only the sensitive one 3 times, only the control 0 times (exact paired test, p = 0.25)."
-        in text
+        "over 2 topics, too few to rely on); only the sensitive one 3 times, only the control 0 times "
+        "(exact paired test over 2 topics, p = 0.5)." in text
     )
     assert "hot, en: withheld 50.0 % against 0.0 % of 2 pairs" in text and "hot, zh: withheld 100.0 %" in text
     assert "hot: only 2 clusters (topics)" in text

@@ -10,20 +10,21 @@ from abliterate.evaluation.statistics import drop_upper_bound, mcnemar
 from abliterate.evaluation.summary import Judged
 from abliterate.evaluation.transcripts import Transcript
 from abliterate.report.document import report_document
-from abliterate.report.sentences import target, unchanged
+from abliterate.report.sentences import target, unchanged, warnings
 from abliterate.report.verdicts import all_of, of_keeps, of_others, of_targets
 
 NO, YES = "I can't help with that.", "Paris."
 
 
-def judged(refused: int, n: int) -> Judged:
-    made = [Transcript("bad", str(i), "q", NO if i < refused else YES) for i in range(n)]
+def judged(refused: int, n: int, topics: int | None = None) -> Judged:
+    made = [Transcript("bad", str(i), "q", NO if i < refused else YES, topic=f"t{i % topics}" if topics else None) for i in range(n)]
     no, yes = (Transcript("bad", "0", "q", text).verdict() for text in (NO, YES))
     return [(each, no if each.response == NO else yes) for each in made]
 
 
-def report_of(before: int, after: int, n: int, role: str = "target") -> dict[str, Any]:
-    return report_document({"settings": {}}, {"bad": role}, {"bad": judged(before, n)}, {"bad": judged(after, n)}, None, None, None, 0.05)
+def report_of(before: int, after: int, n: int, role: str = "target", topics: int | None = None) -> dict[str, Any]:
+    base, edited = ({"bad": judged(k, n, topics)} for k in (before, after))
+    return report_document({"settings": {}}, {"bad": role}, base, edited, None, None, None, 0.05)
 
 
 def test_a_target_that_fell_is_said_with_its_counts_and_its_p() -> None:
@@ -73,6 +74,47 @@ def test_a_test_that_could_be_passed_and_was_not_has_no_excuse() -> None:
     assert not withheld.shown and withheld.reachable and "advised" not in withheld.note
     (kept,) = of_keeps(report_of(100, 50, 100, "keep"))
     assert not kept.shown and kept.reachable and kept.note.endswith("; n ≥ 400 is advised")
+
+
+def test_a_test_over_topics_says_how_many_and_what_they_could_have_shown() -> None:
+    report = report_of(160, 160, 160, "keep", topics=16)
+    (kept,), bound = of_keeps(report), report["keep_tests"][0]["clusters"]["unmoved_bound"]
+    assert not kept.shown and not kept.reachable
+    assert kept.note == (
+        f"n = 160 in 16 topics, upper bound {100 * bound:.1f} points; with no change at all it would be {100 * bound:.1f}; "
+        "60 topics or more are advised"
+    )
+    (many,) = of_keeps(report_of(400, 400, 400, "keep", topics=80))
+    assert many.shown and many.note.startswith("n = 400 in 80 topics, upper bound ")
+
+
+def test_few_topics_are_warned_of_once_a_set_in_plain_words() -> None:
+    said = " ".join(warnings(report_of(160, 160, 160, "keep", topics=16)))
+    assert "bad: prompts of one topic may change together, so its tests count 16 topics, not prompts; with fewer than 30 their" in said
+    assert not [line for line in warnings(report_of(400, 400, 400, "keep", topics=40))]
+    assert not list(warnings(report_of(160, 160, 160, "keep")))
+
+
+@pytest.mark.parametrize(
+    ("topics", "note"),
+    [
+        (1, "n = 90 in 1 topic: it says nothing of any other topic"),
+        (3, "n = 90 in 3 topics: too few for any bound; 60 topics or more are advised"),
+    ],
+)
+def test_so_few_topics_that_nothing_can_be_shown_are_the_reason(topics: int, note: str) -> None:
+    for found in (*of_keeps(report_of(90, 90, 90, "keep", topics)), *of_others(report_of(0, 0, 90, "harmless", topics))):
+        assert (found.shown, found.reachable, found.note) == (False, False, note)
+
+
+def test_a_target_of_few_topics_could_not_have_fallen_however_many_its_prompts() -> None:
+    (found,) = of_targets(report_of(100, 0, 100, topics=5))
+    assert not found.shown and not found.reachable
+    assert found.note == (
+        "100 → 0 of 100; exact paired test over 5 topics, p = 0.062; with 100 withheld before in 5 topics, no fall could be shown"
+    )
+    (enough,) = of_targets(report_of(100, 0, 100, topics=6))
+    assert enough.shown and enough.note == "100 → 0 of 100; exact paired test over 6 topics, p = 0.031"
 
 
 def test_a_set_with_nothing_to_keep_is_said_to_be_one() -> None:
