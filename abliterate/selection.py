@@ -6,6 +6,7 @@ Nothing is generated here but short replies of the unedited model, and nothing i
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from abliterate.directions.causal import Scores, Yardstick, score_all, scoring_w
 from abliterate.directions.estimate import Directions
 from abliterate.directions.front import WEIGHTS, Point, Preference, pareto, prefer
 from abliterate.directions.search import search
-from abliterate.directions.select import Choice, choose, selection_document
+from abliterate.directions.select import Choice, choose, finite, selection_document
 from abliterate.directions.space import Space
 from abliterate.evaluation.openings import dealt
 from abliterate.model.forward import Continued
@@ -77,14 +78,15 @@ def select(
     tried = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied, kinds)
     scored, base_logprob = _scored(model, tried, val, prompts, kept)
     choice = choose(scored, config.max_kl, SHORTLIST)
-    ranked = starts(scored, config.prefer) if how == "gradient" else [scored[i][0] for i in choice.passing]
+    ranked = starts(scored, config.prefer, config.max_kl) if how == "gradient" else [scored[i][0] for i in choice.passing]
     shortlist, shares = ranked[:SHORTLIST], SHARES if how == "off" else SHARES[:1]
     seen = _measured(model, shortlist, shares, val, config, kept)
     start = shortlist[_best(seen, config)[0] // len(shares)]
     steps: list[Step] = []
     if how == "gradient":
-        more, steps = _tuned(model, learned, val, start, config, away, kept)
+        more, steps, ended = _tuned(model, learned, val, start, config, away, kept)
         seen += more
+        notes += ended
     elif how == "search":
         seen += _searched(model, shortlist, val, config)
     best, relaxed = _best(seen, config)
@@ -158,12 +160,17 @@ def _measured(
     return [Seen(f"{c.name}, strength {s:g}", 0, 0.0, plan, Point(**p)) for (c, s), plan, p in zip(tried, plans, found, strict=True)]
 
 
-def starts(scored: Sequence[tuple[Candidate, Scores]], how: Preference) -> list[Candidate]:
+def starts(scored: Sequence[tuple[Candidate, Scores]], how: Preference, max_kl: float | None = None) -> list[Candidate]:
     """Where the tuner may begin, the likeliest to be good first: with a direction of its own a block, since one for all is a long way from
-    what it comes to; ranked by what stays and what drifts, not filtered, since it is about to change both."""
-    cost = {id(c): scores.stays + WEIGHTS[how] * scores.kl for c, scores in scored}
+    what it comes to; ranked by what stays and what drifts, as edits are chosen, not filtered, since it is about to change both."""
+    cost = {id(c): _cost(Point(scores.stays, 0.0, scores.kl, 0.0, 0.0), how, max_kl) if scores.finite else math.inf for c, scores in scored}
     own = [c for c, _ in scored if c.kind == "per-layer"] or [c for c, _ in scored]
     return sorted(own, key=lambda c: cost[id(c)])
+
+
+def _cost(point: Point, how: Preference, max_kl: float | None) -> float:
+    """What an edit costs; infinitely much where it breaks the outputs."""
+    return float(point.cost(WEIGHTS[how], max_kl)) if point.finite else math.inf
 
 
 def _best(seen: Sequence[Seen], config: RunConfig) -> tuple[int, list[str]]:
@@ -172,24 +179,26 @@ def _best(seen: Sequence[Seen], config: RunConfig) -> tuple[int, list[str]]:
 
 def _tuned(
     model: Model, train: Examples, val: Examples, start: Candidate, config: RunConfig, away: Tensor | None, kept: Kept
-) -> tuple[list[Seen], list[Step]]:
-    """The way that gradients take from a candidate."""
+) -> tuple[list[Seen], list[Step], list[str]]:
+    """The way that gradients take from a candidate; and where it ended early, why."""
     assert isinstance(model, Resident)
     off = away[-1 - start.position].transpose(-1, -2) if away is not None and config.tune_directions == "scoped" else None
     learned = config.tune_directions != "off"
     parameters = Parameters.of(start.plan, min(START, config.strength), learned, config.strength, off)
-    settings, weight = Settings(steps=config.tune_steps, seed=config.seed), WEIGHTS[config.prefer]
+    settings = Settings(steps=config.tune_steps, seed=config.seed)
     with stage("tuning (steps and looks)", settings.total + settings.looks) as advance:
-        return descend(
+        seen, steps = descend(
             model,
             parameters,
             train,
             lambda plan: measure(model, [plan], val)[0],
-            lambda point: float(point.cost(weight)),
+            lambda point: _cost(point, config.prefer, config.max_kl),
             settings,
             advance,
-            kept.of([_replies_of(train), weight]),
+            kept.of([_replies_of(train), config.prefer, config.max_kl]),
         )
+    why = parameters.ended()
+    return seen, steps, [] if why is None else [f"tuning ended at step {len(steps)} of {settings.total}: {why}"]
 
 
 def _searched(model: Model, shortlist: Sequence[Candidate], val: Examples, config: RunConfig) -> list[Seen]:
@@ -234,7 +243,7 @@ def _document(
     document = selection_document(scored, choice, config.max_kl, config.max_layer)
     on_front = pareto([each.point for each in seen])
     front = [
-        {"name": s.name, "step": s.step, "weight": s.weight, **asdict(s.point), "on_front": on, "chosen": i == best}
+        {"name": s.name, "step": s.step, "weight": s.weight, **finite(asdict(s.point)), "on_front": on, "chosen": i == best}
         for i, (s, on) in enumerate(zip(seen, on_front, strict=True))
     ]
     tuning = {
@@ -243,12 +252,22 @@ def _document(
         "steps": len(steps) or None,
         "prefer": config.prefer,
         "max_kl": config.max_kl,
+        "given_up": _given_up(seen, best, config),
         "history": [
-            {"step": s.step, "weight": s.weight, "target": s.target, **s.stays, "edits": s.edits} for s in steps
+            finite({"step": s.step, "weight": s.weight, "target": s.target, **s.stays, "edits": s.edits}) for s in steps
         ],
         "front": front,
     }  # fmt: skip
     return document | {"name": seen[best].name, "strength": float(seen[best].plan.strength.max()), "tuning": tuning}
+
+
+def _given_up(seen: Sequence[Seen], best: int, config: RunConfig) -> list[str]:
+    """What would have been taken without the bound on KL, where that is another edit."""
+    free = seen[prefer([each.point for each in seen], config.prefer)[0]]
+    if free is seen[best]:
+        return []
+    left = f"{100 * free.point.target_left:.1f} % left, KL {free.point.kl:.3g} nats"
+    return [f"without --max-kl {config.max_kl:g}, {free.name} would be taken: {left}"]
 
 
 def _along_keep(plan: EditPlan, axes: Float[Tensor, "layer d_model n"]) -> float:

@@ -2,7 +2,7 @@
 
 ``statistics``: the mean coverage of the 95 % Wilson interval over a grid of rates (computed, not drawn), and the coverage of the
 cluster bootstrap, of a rate and of a paired difference, by the number of clusters and the correlation within them. Where it is
-too low, ``abliterate.evaluation.clusters.MIN_CLUSTERS`` makes the report say so.
+too low, ``abliterate.evaluation.clusters.MIN_CLUSTERS`` makes the report say so. Then the paired tests: bench_pairs.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import bench_pairs
 import numpy as np
 from scipy.stats import binom
 
@@ -107,9 +108,12 @@ def run(args: argparse.Namespace) -> None:
     """All that is asked for, as a table and, where asked for, as JSON."""
     wilsons = {n: wilson_coverage(n) for n in WILSON_N}
     found = measured(args.clusters, args.size, args.simulations)
-    print(table(found, wilsons))
+    print(table(found, wilsons), flush=True)
+    pairs = bench_pairs.measured(args.simulations)
+    print(bench_pairs.table(pairs))
     if args.json is not None:
-        args.json.write_text(json.dumps({"wilson": wilsons, "bootstrap": [asdict(c) for c in found]}, indent=1) + "\n")
+        figures = {"wilson": wilsons, "bootstrap": [asdict(c) for c in found], "pairs": [asdict(each) for each in pairs]}
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def counts(text: str) -> list[int]:

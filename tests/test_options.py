@@ -131,6 +131,8 @@ def test_a_wrong_flag_is_not_blamed_on_the_file(tmp_path: Path) -> None:
         ({"positions": "65"}, "--positions 65: must be at most 64"),
         ({"margin": "1"}, "--margin 1: must be less than 1.0"),
         ({"max_kl": "0"}, "--max-kl 0: must be more than 0.0"),
+        ({"max_kl": "inf"}, "--max-kl inf: not a finite number"),
+        ({"strength": "nan"}, "--strength nan: not a finite number"),
         ({"reference": ""}, "--reference '': must not be empty"),
         ({"target": ()}, "--target (): must name at least 1"),
         ({"target": 3}, "--target 3: must be a list of texts"),

@@ -85,6 +85,27 @@ def test_the_report_holds_the_keys_of_the_contract(tiny: Tiny, sets: dict[str, s
     assert report["cost"]["peak_rss_bytes"] > 10**7 and {"activations", "selection", "edit"} <= report["cost"]["seconds"].keys()
 
 
+def test_a_run_that_removes_nothing_ends_with_a_report_of_no_change(
+    tiny: Tiny, sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("abliterate.tuning.examples.WITHHELD", frozenset(OUTCOMES))  # so that there is something to tune
+    out = tmp_path / "run"
+    assert main([*arguments(tiny(), sets, out), "--strength", "0", "--tune-steps", "2"]) == 0
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["selection"]["strength"] == 0 and report["edit"]["tensors"] == 0
+    assert report["drift"]["kl_first_token"] == pytest.approx(0, abs=1e-6)
+    assert any("no strength was left" in note for note in report["selection"]["relaxed"])
+
+
+@pytest.mark.parametrize(("flag", "given"), [("--max-kl", "inf"), ("--margin", "0"), ("--margin", "1"), ("--limit", "1")])
+def test_settings_beyond_their_ends_are_one_line(
+    tiny: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, given: str
+) -> None:
+    assert main([*arguments(tiny(), sets, tmp_path / "run"), flag, given]) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"abliterate: {flag} {given}: ")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_activations_file_follows_the_contract(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert main([*arguments(tiny(), sets, out), "--positions", "3"]) == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,15 +16,20 @@ import torch
 
 from abliterate import pipeline, selection
 from abliterate.config import RunConfig
+from abliterate.directions.candidates import Candidate
+from abliterate.directions.causal import Scores
 from abliterate.directions.estimate import Directions, estimate, keep_axes
+from abliterate.directions.front import Point
 from abliterate.errors import InputError
 from abliterate.evaluation.outcomes import OUTCOMES
 from abliterate.model.passes import Pass
+from abliterate.model.plan import plan_from_direction
 from abliterate.model.resident import Resident, load_model
 from abliterate.model.thinking import decode
 from abliterate.pipeline import activations_of
 from abliterate.prompts import RoleSets
-from abliterate.selection import SHARES, SHORTLIST, select
+from abliterate.report.choice import picked
+from abliterate.selection import SHARES, SHORTLIST, select, starts
 from abliterate.tuning.kept import Kept
 from abliterate.tuning.way import way_of
 
@@ -120,6 +127,60 @@ def test_without_tuning_a_candidate_is_chosen(given: Any) -> None:
     plan, document = select(model, sets, RunConfig(**made, strength=0.5), directions, "off")
     assert document["tuning"]["kind"] == "off" and document["tuning"]["history"] == []
     assert float(plan.strength.max()) in [pytest.approx(0.5 * share) for share in SHARES]
+
+
+@pytest.mark.usefixtures("withholding")
+@pytest.mark.parametrize("how", ["gradient", "off", "search"])
+def test_an_edit_of_no_strength_is_chosen_like_any_other(given: Any, how: Any) -> None:
+    model, sets, made, directions, away = given
+    plan, document = select(model, sets, RunConfig(**made, strength=0.0, trials=4), directions, how, away)
+    assert not plan.strength.any() and document["strength"] == 0.0
+    ended = [note for note in document["relaxed"] if note.startswith("tuning ended")]
+    assert ended == (["tuning ended at step 0 of 6: no strength was left"] if how == "gradient" else [])
+    json.dumps(document, allow_nan=False)
+
+
+@pytest.mark.usefixtures("withholding")
+@pytest.mark.parametrize("broken", ["looks", "all"])
+def test_edits_that_break_the_outputs_are_told_apart_or_in_one_line(given: Any, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """Looks of the tuner, or whatever is measured, come to no number."""
+    model, sets, made, directions, away = given
+    real = selection.measure
+
+    def measured(model: Any, plans: Any, examples: Any, *more: Any) -> list[Point]:
+        found = real(model, plans, examples, *more)
+        return [replace(point, kl=math.nan, keep_kl=math.inf) for point in found] if broken == "all" or len(plans) == 1 else found
+
+    monkeypatch.setattr(selection, "measure", measured)
+    config = RunConfig(**made)
+    if broken == "all":
+        with pytest.raises(InputError, match="no edit that was tried leaves the model's outputs finite; try --dtype float32"):
+            select(model, sets, config, directions, "gradient", away)
+        return
+    _, document = select(model, sets, config, directions, "gradient", away)
+    looks = [row for row in document["tuning"]["front"] if row["step"] > 0]
+    assert looks and all(row["kl"] is None and row["keep_kl"] is None and not row["on_front"] for row in looks)
+    json.dumps(document, allow_nan=False)
+
+
+def test_the_tuner_begins_at_no_candidate_that_breaks_the_outputs() -> None:
+    plan = plan_from_direction(torch.ones(4), 2)
+    tried = [Candidate(str(i), "per-layer", "projected", -1, 0, plan, torch.ones(4), 0) for i in range(4)]
+    scores = [Scores(math.nan, 0.0, 1.0, 0.0), Scores(-1.0, 0.5, 1.0, 0.0), Scores(-1.0, 0.0, 1.0, math.inf), Scores(-1.0, 0.1, 1.0, 0.11)]
+    ranked = starts(list(zip(tried, scores, strict=True)), "balanced", 0.1)
+    assert [c.name for c in ranked[:2]] == ["3", "1"]
+
+
+@pytest.mark.usefixtures("withholding")
+def test_what_the_bound_on_kl_cost_is_told(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sets, made, directions, away = given
+    points = [Point(0.02, 0.0, 0.3, 0.0, 1.0), Point(0.6, 0.0, 0.05, 0.0, 1.0), Point(0.9, 0.0, 0.01, 0.0, 1.0)]
+    monkeypatch.setattr(selection, "measure", lambda model, plans, *more: [points[i % 3] for i in range(len(plans))])
+    _, document = select(model, sets, RunConfig(**made), directions, "off", away)
+    other = next(row["name"] for row in document["tuning"]["front"] if row["kl"] == 0.3)
+    (said,) = document["tuning"]["given_up"]
+    assert said == f"without --max-kl 0.1, {other} would be taken: 2.0 % left, KL 0.3 nats"
+    assert said in str(picked(document))
 
 
 def test_a_search_measures_as_many_edits_as_it_may(given: Any) -> None:

@@ -13,9 +13,9 @@ Sets = Annotated[tuple[str, ...], Field()]
 
 
 class Config(BaseModel):
-    """Frozen and validated; unknown keys are errors."""
+    """Frozen and validated; unknown keys are errors, and so are numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 def is_url(given: str) -> bool:

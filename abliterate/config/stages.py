@@ -98,7 +98,8 @@ class SelectConfig(Config):
         0.1,
         gt=0,
         description="First-token KL bound on harmless prompts, nats: candidates are filtered by it (relaxed by doubling where nothing "
-        "passes), and of all edits that were measured one within it is chosen where there is one.",
+        "passes), and an edit above it is chosen only where it leaves less of the target by more than it exceeds the bound "
+        "(10 % above it: 10 points less).",
     )
     max_layer: float = Field(0.8, gt=0, le=1, description="Single directions come from below this share of the depth.")
     estimators: Sets = Field(DEFAULT_ESTIMATORS, min_length=1, description=f"How directions are estimated: {', '.join(ESTIMATORS)}.")

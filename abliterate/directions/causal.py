@@ -7,6 +7,7 @@ is the log-probability of the openings with which *this* model itself withheld, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,11 @@ class Scores:
     induce: float
     kl: float
     spill: float = 0.0
+
+    @property
+    def finite(self) -> bool:
+        """Whether the candidate left the model's outputs finite."""
+        return all(map(math.isfinite, (self.kl, self.bypass, self.stays, self.induce)))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Literal
 from abliterate.errors import InputError
 
 Preference = Literal["quality", "removal", "balanced"]
+NOT_FINITE = "no edit that was tried leaves the model's outputs finite; try --dtype float32"
 # What a nat of drift (of the first token, or a token of what is kept) counts, in shares of the target.
 WEIGHTS: Mapping[Preference, float] = MappingProxyType({"removal": 0.5, "balanced": 2.0, "quality": 8.0})
 
@@ -46,14 +47,26 @@ class Point:
         pairs = list(zip(self.objectives, other.objectives, strict=True))
         return all(own <= its for own, its in pairs) and any(own < its for own, its in pairs)
 
-    def cost(self, weight: float) -> Fraction:
-        """The share left and the weighted drift, exact: rounding would make ties where there are none."""
-        return Fraction(self.target_left) + Fraction(weight) * self.moved
+    def cost(self, weight: float, max_kl: float | None = None) -> Fraction:
+        """The share left, the weighted drift and what exceeds a bound, exact: rounding would make ties where there are none.
+
+        Raises an arithmetic error unless the point is finite.
+        """
+        return Fraction(self.target_left) + Fraction(weight) * self.moved + exceeded(self.kl, max_kl)
 
     @property
     def moved(self) -> Fraction:
         """The drift, of what is kept and of the first token, nats."""
         return Fraction(self.keep_kl) + Fraction(self.kl)
+
+
+def exceeded(kl: float, max_kl: float | None) -> Fraction:
+    """How far a first-token KL lies above its bound, as a share of the bound; 0 within it, or without one.
+
+    Each hundredth of the bound counts as much as a hundredth of the target left: what lies a little above it may still be the better
+    edit, and what lies at twice the bound never is, if any within it moves as little otherwise.
+    """
+    return Fraction(0) if max_kl is None else max(Fraction(0), Fraction(kl) / Fraction(max_kl) - 1)
 
 
 def pareto(points: Sequence[Point]) -> list[bool]:
@@ -63,18 +76,22 @@ def pareto(points: Sequence[Point]) -> list[bool]:
 
 
 def prefer(points: Sequence[Point], how: Preference, max_kl: float | None = None) -> tuple[int, list[str]]:
-    """Which point of the front costs least, and what had to be relaxed for it, in words.
+    """Which point of the front costs least, and in words what is to know of it where its ``kl`` is above ``max_kl``.
 
-    Only points with a ``kl`` of at most ``max_kl`` are looked at; where there is none, those of the smallest. The cost is the share
-    left and ``WEIGHTS`` times the drift; of equals the fewest edits are taken. Raises InputError where no point is finite.
+    The cost is the share left, ``WEIGHTS`` times the drift, and how far ``kl`` lies above ``max_kl`` (``exceeded``); of equals the
+    fewest edits are taken. Raises InputError where no point is finite.
     """
     on_front = [i for i, on in enumerate(pareto(points)) if on]
     if not on_front:
-        raise InputError("no edit that was tried leaves the model's outputs finite; try --dtype float32")
-    within = [i for i in on_front if max_kl is None or points[i].kl <= max_kl]
-    relaxed: list[str] = []
-    if not within:
-        least = min(points[i].kl for i in on_front)
-        within = [i for i in on_front if points[i].kl == least]
-        relaxed.append(f"no edit has a first-token KL of at most {max_kl:g} nats: the one with the least, {least:.3g}, is taken")
-    return min(within, key=lambda i: (points[i].cost(WEIGHTS[how]), points[i].edits, i)), relaxed
+        raise InputError(NOT_FINITE)
+    order = sorted(on_front, key=lambda i: (points[i].cost(WEIGHTS[how], max_kl), points[i].edits, i))
+    chosen = points[order[0]]
+    if max_kl is None or chosen.kl <= max_kl:
+        return order[0], []
+    within = next((points[i] for i in order if points[i].kl <= max_kl), None)
+    if within is None:
+        return order[0], [f"no edit has a first-token KL of at most {max_kl:g} nats: the one that is taken has {chosen.kl:.3g}"]
+    return order[0], [
+        f"the edit that is taken has a first-token KL of {chosen.kl:.3g} nats, more than {max_kl:g}, and leaves "
+        f"{100 * chosen.target_left:.1f} % of the target: the best one within {max_kl:g} leaves {100 * within.target_left:.1f} %"
+    ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from abliterate.directions.candidates import Candidate
 from abliterate.directions.causal import Scores
+from abliterate.directions.front import NOT_FINITE
 from abliterate.errors import InputError
 
 MAX_STAYS = 0.1
@@ -37,9 +38,9 @@ def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float, enough: in
     fewer than ``enough`` pass, KL is doubled on, up to four times ``max_kl``, so that there is a choice.
     Raises InputError where no candidate has finite scores.
     """
-    finite = [i for i, (_, s) in enumerate(scored) if all(map(math.isfinite, (s.kl, s.bypass, s.stays, s.induce)))]
-    if not finite:
-        raise InputError("no candidate direction leaves the model's outputs finite; try --dtype float32")
+    usable = [i for i, (_, s) in enumerate(scored) if s.finite]
+    if not usable:
+        raise InputError(NOT_FINITE)
     filters: list[tuple[str, Callable[[Scores], bool]]] = [
         (
             f"every candidate makes the model withhold more than {100 * MAX_SPILL:g} % more of the baseline prompts",
@@ -54,7 +55,7 @@ def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float, enough: in
     # Fewest and least serious first: (), spill, stays, spill + stays, induce, ...
     for dropped in range(2 ** len(filters)):
         kept = [holds for bit, (_, holds) in enumerate(filters) if not dropped >> bit & 1]
-        passing = [i for i in finite if all(holds(scored[i][1]) for holds in kept)]
+        passing = [i for i in usable if all(holds(scored[i][1]) for holds in kept)]
         if passing:
             bound, steps = _relaxed_kl([scored[i][1].kl for i in passing], max_kl, enough)
             within = sorted((i for i in passing if scored[i][1].kl < bound), key=lambda i: (scored[i][1].bypass, i))
@@ -74,7 +75,8 @@ def _relaxed_kl(kls: Sequence[float], max_kl: float, enough: int) -> tuple[float
 def selection_document(scored: Sequence[tuple[Candidate, Scores]], choice: Choice, max_kl: float, max_layer: float) -> dict[str, Any]:
     """What selection.json says of the candidates, the filters and the choice."""
     rows = [
-        {"name": c.name, "kind": c.kind, "estimator": c.estimator, "position": c.position, "layer": c.layer, **asdict(s)} for c, s in scored
+        {"name": c.name, "kind": c.kind, "estimator": c.estimator, "position": c.position, "layer": c.layer, **finite(asdict(s))}
+        for c, s in scored
     ]
     return {
         "chosen": rows[choice.chosen],
@@ -89,3 +91,8 @@ def selection_document(scored: Sequence[tuple[Candidate, Scores]], choice: Choic
         "relaxed": list(choice.relaxed),
         "candidates": rows,
     }
+
+
+def finite(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures with null in place of each that is no finite number: JSON has none for it."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in figures.items()}

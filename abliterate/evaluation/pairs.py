@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,10 +79,10 @@ class Pairs:
     def fall_bound(self, alpha: float = 0.05) -> float:
         """One-sided upper bound (level 1 - alpha) of the fall, share before minus share after, for clusters of this kind.
 
-        Tango's score interval (1998) with its standard error widened by the design effect of clusters (Yang, Sun and Hardin 2012 do so
-        with Obuchowski's variance, 1998), which is that of the pairs or of ``LEAST_CORRELATION``, whichever is more, and the quantile
-        of t in place of the normal one, with one degree of freedom less than there would be clusters were they of one size. 1, which
-        claims nothing, where there are too few clusters for any bound. Raises ValueError for no pairs.
+        Tango's score interval (1998) with its standard error widened by the design effect of the clusters: the variance between them
+        (Obuchowski 1998) over that of single pairs, or what ``LEAST_CORRELATION`` makes of it, whichever is more; and the quantile of t
+        in place of the normal one, with one degree of freedom less than there would be clusters were they of one size. 1, which claims
+        nothing, where there are too few clusters for any bound. Raises ValueError for no pairs.
         """
         if self.n == 0:
             raise ValueError("no pairs")
@@ -113,12 +114,18 @@ class Pairs:
     def _quantile(self, alpha: float, seen: float) -> float:
         """How many standard errors of independent pairs the bound lies away; infinite where the clusters are too few to tell."""
         if not self.clustered:
-            return float(norm.ppf(1 - alpha))
+            return _quantile_of(1 - alpha, math.inf)
         if self.clusters < 2:
             return math.inf
-        quantile = float(t.ppf(1 - alpha, self.alike - 1))
+        quantile = _quantile_of(1 - alpha, self.alike - 1)
         left = 1 - quantile**2 / self.alike  # the fall that is tried spreads the clusters too, as in any score test
         if not left > 0:
             return math.inf
         assumed = 1 + LEAST_CORRELATION * (self.n / self.alike - 1)
         return quantile * math.sqrt(max(assumed, seen / left))
+
+
+@lru_cache(maxsize=64)
+def _quantile_of(share: float, degrees: float) -> float:
+    """Of t, which with degrees of freedom without end is the normal distribution."""
+    return float(norm.ppf(share) if math.isinf(degrees) else t.ppf(share, degrees))

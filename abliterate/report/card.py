@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -15,12 +14,10 @@ from abliterate.report import choice, provenance, sentences, verdicts
 from abliterate.report.licences import UNKNOWN, displayed, names_of, notices, terms_of
 from abliterate.report.model_index import eval_results
 from abliterate.report.numbers import corrected, interval, percent
+from abliterate.report.places import HUB_ID, judge_without_paths, without_paths
 
-_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _TAGS = ("abliterated", "directional-ablation", "abliterate")
 _WEIGHTS = (".safetensors",)
-# Settings whose values are paths, or may be; a model that came from the Hub has its id in run.json.
-_PATHS = ("model", "reference", "layout", "study", "target", "baseline", "keep", "harmless", "prompts", "plan", "direction")
 
 
 def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
@@ -120,51 +117,7 @@ def _alpha(proof: Mapping[str, Any]) -> str | None:
 
 
 def _hub_id(base: str) -> str | None:
-    return base if _HUB_ID.fullmatch(base) else None
-
-
-def without_paths(run: Mapping[str, Any]) -> dict[str, Any]:
-    """run.json with every folder, file and server called by no more than its own name: where they lie is nobody else's business.
-
-    Models that came from the Hub are called by their ids there, the base with the revision that it had.
-    """
-    ids = {"model": run.get("hub_id"), "reference": (run.get("reference") or {}).get("hub_id")}
-
-    def named(key: str, value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [named(key, item) for item in value]
-        if not isinstance(value, str):
-            return value
-        return ids.get(key) or _named(key, value)
-
-    settings = {key: named(key, value) for key, value in run["settings"].items()}
-    if run.get("hub_id") and run.get("revision"):
-        settings["revision"] = run["revision"]
-    return {**run, "settings": settings}
-
-
-def _named(key: str, value: str) -> str:
-    """A setting's value without the way to it: a URL becomes a word that stands for it, a path its last part."""
-    if "://" in value:
-        return "DATABASE" if key == "study" else "SERVER"
-    if value.startswith("hf:"):
-        dataset, colon, rest = value.removeprefix("hf:").partition(":")
-        return f"hf:{dataset if _HUB_ID.fullmatch(dataset) else Path(dataset).name}{colon}{rest}"
-    if key not in _PATHS and not value.startswith(("/", "~", ".")):
-        return value
-    name = Path(value).name
-    return name if name.strip("~.") else key.upper()
-
-
-def judge_without_paths(name: str) -> str:
-    """A judge's name without where its server or its folder is; a classifier of the Hub keeps its id there."""
-    kind, _, given = name.partition(":")
-    if kind == "chat":
-        _, mark, model = given.partition("#")
-        return f"chat:SERVER{mark}{_named('judge', model)}"
-    if kind == "classifier" and (not _HUB_ID.fullmatch(given) or Path(given).is_dir()):
-        return f"classifier:{_named('model', given)}"
-    return name
+    return base if HUB_ID.fullmatch(base) else None
 
 
 def _weights_of(run: Mapping[str, Any]) -> dict[str, str]:

@@ -17,7 +17,8 @@ def picked(selection: Mapping[str, Any] | None) -> str | None:
     if name is None or point is None:
         return name
     left = f"{100 * point['target_left']:.1f} % of the target's openings left on val"
-    return f"{name} ({left}, KL {point['kl']:.3f} nats)"
+    given_up = "".join(f"; {said}" for said in _tuning(selection).get("given_up") or ())
+    return f"{name} ({left}, KL {point['kl']:.3f} nats{given_up})"
 
 
 def mark(selection: Mapping[str, Any] | None) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 from abliterate.errors import InputError
 from abliterate.place import check_new
 from abliterate.report import verdicts
-from abliterate.report.card import without_paths
 from abliterate.report.document import SCHEMA, write_text
 from abliterate.report.page import environment, two_models
+from abliterate.report.places import without_paths
 from abliterate.report.provenance import after, command, model_name
 from abliterate.report.rates import round_up
 
@@ -35,12 +35,13 @@ def compare_runs(folders: Sequence[Path], out: Path) -> str:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """A name for each run: its folder's own where no other has it. Raises InputError for a folder given twice."""
-    whole = [str(folder.resolve()) for folder in folders]
+    """A name for each run: its folder's own, with as much of the way to it as tells them apart. Raises InputError for one given twice."""
+    whole = [folder.resolve() for folder in folders]
     if len(set(whole)) < len(whole):
         raise InputError("--compare: a run is given twice")
-    own = [folder.resolve().name for folder in folders]
-    return own if len(set(own)) == len(own) else [str(folder) for folder in folders]
+    most = max(len(folder.parts) for folder in whole)
+    named = ([str(Path(*folder.parts[-parts:])) for folder in whole] for parts in range(1, most + 1))
+    return next(names for names in named if len(set(names)) == len(names))
 
 
 def _report(folder: Path) -> dict[str, Any]:

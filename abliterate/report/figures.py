@@ -93,6 +93,7 @@ def _front(tuning: Mapping[str, Any]) -> Plot:
     points = [
         {"x": p["kl"], "y": 100 * p["target_left"], "front": p["on_front"], "chosen": p["chosen"], "improved": improved(tuning, p)}
         for p in tuning["front"]
+        if p["kl"] is not None and p["target_left"] is not None  # else it broke the model's outputs
     ]
     said = "Each point is an edit, measured on val prompts: left is less side effect, low is less of the target left."
     axis = ("drift: KL, first token (nats)", "target left (%)")

@@ -6,7 +6,6 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,9 +15,9 @@ from abliterate.config import Transcripts
 from abliterate.evaluation.summary import Judged
 from abliterate.report import choice, figures, heatmap, provenance, rates, sentences, tables, verdicts
 from abliterate.report.browser import Browser, browser
-from abliterate.report.card import without_paths
 from abliterate.report.inert import language, shown
 from abliterate.report.numbers import corrected, duration, interval, outcome, percent
+from abliterate.report.places import judge_without_paths, without_paths
 
 LIMIT = 1_950_000  # bytes of a page without whole transcripts
 _SAID_FIRST = 4  # sentences on the first screen; the others are behind them
@@ -41,6 +40,7 @@ def environment() -> Environment:
     made.filters["outcome"] = outcome
     made.filters["nats"] = lambda value: "not measured" if value is None else f"{value:.3f}"
     made.filters["duration"] = duration
+    made.filters["judge"] = judge_without_paths
     made.globals["policy"] = content_policy()
     made.globals["style"] = Markup(_static("style.css"))
     made.globals["script"] = Markup(_static("browser.js"))
@@ -133,15 +133,8 @@ def _content(report: Mapping[str, Any], auc: Mapping[str, Any] | None) -> dict[s
         "cuts": tables.cuts(report),
         "thoughts": tables.thoughts(report),
         "command": provenance.command(without_paths(report["run"])),
-        "record": _pathless(without_paths(report["run"])),
+        "record": without_paths(report["run"]),
         "kind": provenance.kind(report["run"]),
         "cost": provenance.cost(report.get("cost")),
         "cite": provenance.citation(report),
     }
-
-
-def _pathless(record: Mapping[str, Any]) -> dict[str, Any]:
-    """run.json in which the models' folders, too, are called by their own names."""
-    found = {key: _pathless(value) if isinstance(value, Mapping) else value for key, value in record.items()}
-    path = record.get("model_path")
-    return {**found, "model_path": Path(path).name} if path else found

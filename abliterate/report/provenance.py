@@ -115,19 +115,22 @@ def model_name(run: Mapping[str, Any]) -> str:
 
 def _sides(run: Mapping[str, Any]) -> list[str]:
     """The name of the model, or of a comparison's base and derived one."""
-    settings = run["settings"]
+    settings, engines = run["settings"], run.get("resolved", {}).get("engines", {})
+    served = [engines.get(which, {}).get("model") for which in ("base", "edited")]
     if "derived" in settings:
-        return [_called(settings["base"], run), _called(settings["derived"], run.get("derived") or {})]
-    served = run.get("resolved", {}).get("engines", {}).get("base", {}).get("model")
-    return [_called(served if served and run.get("model_path") is None else settings["model"], run)]
+        return [_called(settings["base"], run, served[0]), _called(settings["derived"], run.get("derived") or {}, served[1])]
+    return [_called(settings["model"], run, served[0])]
 
 
-def _called(given: Any, model: Mapping[str, Any]) -> str:
-    """``model``: what run.json says of it."""
-    name, path = str(given), model.get("model_path")
+def _called(given: Any, model: Mapping[str, Any], served: str | None) -> str:
+    """``model``: what run.json says of it; ``served``: what a server calls it."""
+    path = model.get("model_path")
+    name = str(served if served and path is None else given)
     if model.get("hub_id"):
         return str(model["hub_id"])
-    if "://" in name or (path is None and not name.startswith(("/", "~", "."))):
+    if "://" in name:
+        return "a model on a server"
+    if path is None and not name.startswith(("/", "~", ".")):
         return name
     folder = Path(name if path is None else path)
     plain = "/" not in name and not name.startswith(("~", "."))

@@ -8,6 +8,7 @@ from typing import Any
 from abliterate.evaluation.clusters import MIN_CLUSTERS
 from abliterate.report import provenance, verdicts
 from abliterate.report.numbers import percent
+from abliterate.report.places import said_without_paths
 
 
 def against_control(report: Mapping[str, Any]) -> Iterator[str]:
@@ -226,7 +227,7 @@ def weights(report: Mapping[str, Any]) -> Iterator[str]:
     if found is None:
         return
     if not found["compared"]:
-        yield f"weights not compared: {found['why']}."
+        yield f"weights not compared: {said_without_paths(found['why'], report['run'])}."
         return
     total = sum(found["changed"].values()) + sum(found["same"].values())
     yield f"weights: {sum(found['changed'].values())} of {total} tensors differ; {_VERDICTS[found['verdict']]}."

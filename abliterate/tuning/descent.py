@@ -26,6 +26,7 @@ from abliterate.tuning.parameters import Parameters
 from abliterate.tuning.state import STATE, Seen, Step, packed, restored
 
 BETAS = (0.8, 0.95)  # of Adam: there are few steps, so its means are short
+_SELDOM = 6  # steps between two looks at val, where patience leaves time for it
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Settings:
     ``steps`` a phase; ``weights``: what a nat of drift counts beside a nat of suppression, one phase each, in order. ``batch`` examples of
     each role a step, and of a single one that stays twice as many. Rates are Adam's, for strengths and directions: halved in the second
     phase, a third in the third. A strength that has come to nothing stays so. ``few`` is what a strength of one costs, ``near`` a direction
-    at a right angle to where it began; in nats. ``every``: steps between two looks at val; after ``patience`` looks that saw nothing better
-    than before, a phase is over.
+    at a right angle to where it began; in nats. ``every``: steps between two looks at val; None: at most six, and so few that patience can
+    run out. After ``patience`` looks that saw nothing better than before, a phase is over.
     """
 
     steps: int = 16
@@ -46,7 +47,7 @@ class Settings:
     direction_rate: float = 0.01
     few: float = 0.002
     near: float = 1.0
-    every: int = 6
+    every: int | None = None
     patience: int = 2
     seed: int = 0
 
@@ -58,7 +59,14 @@ class Settings:
     @property
     def looked(self) -> list[int]:
         """The steps of a phase after which val is looked at: the last one among them."""
-        return [n for n in range(1, self.steps + 1) if n % self.every == 0 or n == self.steps]
+        return [n for n in range(1, self.steps + 1) if n % self._between == 0 or n == self.steps]
+
+    @property
+    def _between(self) -> int:
+        """Steps between two looks: the first look and those in vain all come before the last step, where there are steps enough."""
+        if self.every is not None:
+            return self.every
+        return min(_SELDOM, (self.steps - 1) // (self.patience + 1)) or _SELDOM
 
     @property
     def looks(self) -> int:
@@ -78,6 +86,7 @@ def descend(
 ) -> tuple[list[Seen], list[Step]]:
     """Walk from the given parameters phase after phase; ``look`` measures an edit on val, and ``cost`` says how bad that is. ``advance``
     hears of every step and look. Goes on from the last look that was ``kept``, for which model, examples and cost are taken to be the same.
+    Ends early where nothing is left that could be learned (``Parameters.ended``).
     """
     assert settings.steps > 0
     deck = _Deck(train, settings.batch, settings.seed)
@@ -88,7 +97,7 @@ def descend(
     for number in range(1, len(state.steps) + 1):
         deck.deal(number)
     micro = micro_batch(model, deck.longest())
-    while state.phase < len(settings.weights):
+    while state.phase < len(settings.weights) and parameters.ended() is None:
         weight, number = settings.weights[state.phase], len(state.steps) + 1
         for group in optimiser.param_groups:
             group["lr"] = group["rate"] / (1 + state.phase)

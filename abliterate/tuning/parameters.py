@@ -47,6 +47,12 @@ class Parameters:
         """Everything that says where they are and where they may go."""
         return [self.strength, self.vectors, self.start, *([] if self.away is None else [self.away])]
 
+    def ended(self) -> str | None:
+        """Why no step can follow, in words; None where one can."""
+        if not all(bool(torch.isfinite(each).all()) for each in (self.strength, self.vectors)):
+            return "its gradients were not finite; try --dtype float32"
+        return None if bool(self.strength.any()) else "no strength was left"
+
     def edits(self) -> Float[Tensor, ""]:
         """The sum of all strengths."""
         return self.strength.sum()

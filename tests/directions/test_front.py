@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abliterate.directions.front import WEIGHTS, Point, Preference, pareto, prefer
+from abliterate.directions.front import WEIGHTS, Point, Preference, exceeded, pareto, prefer
 from abliterate.errors import InputError
 
 SHARES = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
@@ -60,17 +62,53 @@ def test_a_dominated_point_never_changes_the_choice(
 @settings(max_examples=300)
 @given(SOME, BOUND)
 def test_a_preference_for_removal_never_leaves_more_nor_moves_less_than_one_for_quality(points: list[Point], max_kl: float | None) -> None:
+    """What exceeds the bound counts as what is left."""
+
+    def left(point: Point) -> Fraction:
+        return Fraction(point.target_left) + exceeded(point.kl, max_kl)
+
     removal, balanced, quality = (points[prefer(points, how, max_kl)[0]] for how in ("removal", "balanced", "quality"))
-    assert removal.target_left <= balanced.target_left <= quality.target_left
+    assert left(removal) <= left(balanced) <= left(quality)
     assert removal.moved >= balanced.moved >= quality.moved
 
 
 @given(SOME, HOW, st.floats(1e-3, 6))
-def test_the_bound_holds_or_the_smallest_kl_is_taken_and_said(points: list[Point], how: Preference, max_kl: float) -> None:
+def test_a_bound_is_exceeded_only_by_less_than_what_is_gained_and_said_to_be(points: list[Point], how: Preference, max_kl: float) -> None:
     chosen, relaxed = prefer(points, how, max_kl)
-    least = min(p.kl for p in points)
-    assert bool(relaxed) == (least > max_kl)
-    assert points[chosen].kl <= max_kl or points[chosen].kl == least
+    point = points[chosen]
+    assert bool(relaxed) == (point.kl > max_kl)
+    for other in points:
+        if point.kl > max_kl >= other.kl and other.moved <= point.moved:
+            assert exceeded(point.kl, max_kl) <= Fraction(other.target_left) - Fraction(point.target_left)
+
+
+@given(SOME, HOW, st.floats(1e-3, 6))
+def test_what_lies_at_twice_the_bound_loses_to_whatever_lies_within_it_and_moves_no_more(
+    points: list[Point], how: Preference, max_kl: float
+) -> None:
+    far = Point(0.0, 5.0, 2 * max_kl, 0.0, 0.0)
+    near = Point(1.0, 5.0, max_kl, 0.0, 0.0)
+    assert prefer([far, near, *points], how, max_kl)[0] != 0
+
+
+def test_a_bound_is_no_cliff() -> None:
+    over, within = _point(0.02, kl=0.11), _point(0.95, kl=0.06)
+    for how in ("removal", "balanced", "quality"):
+        assert prefer([within, over], how, 0.1) == (
+            1,
+            [
+                "the edit that is taken has a first-token KL of 0.11 nats, more than 0.1, and leaves 2.0 % of the target: "
+                "the best one within 0.1 leaves 95.0 %"
+            ],
+        )
+        assert prefer([within, _point(0.02, kl=0.3)], how, 0.1) == (0, [])
+
+
+@given(NATS, NATS, st.floats(1e-3, 6))
+def test_what_exceeds_a_bound_grows_from_nothing_without_a_jump(kl: float, more: float, max_kl: float) -> None:
+    low, high = exceeded(kl, max_kl), exceeded(kl + more, max_kl)
+    assert 0 <= low <= high <= low + Fraction(kl + more) / Fraction(max_kl) - Fraction(kl) / Fraction(max_kl)
+    assert (low == 0) == (kl <= max_kl) and exceeded(kl, None) == 0
 
 
 @given(SOME, HOW, st.lists(BROKEN, min_size=1, max_size=4))
@@ -94,5 +132,5 @@ def test_the_weights_trade_the_share_left_against_nats() -> None:
     assert prefer(points, "removal", 0.1) == (1, [])
     assert prefer(points[:2], "removal", 0.01) == (
         1,
-        ["no edit has a first-token KL of at most 0.01 nats: the one with the least, 0.05, is taken"],
+        ["no edit has a first-token KL of at most 0.01 nats: the one that is taken has 0.05"],
     )

@@ -11,10 +11,11 @@ from huggingface_hub import ModelCard
 from abliterate.evaluation.summary import Judged
 from abliterate.evaluation.transcripts import Transcript
 from abliterate.report import provenance
-from abliterate.report.card import judge_without_paths, model_card, one_line, without_paths
+from abliterate.report.card import model_card, one_line
 from abliterate.report.document import report_document
 from abliterate.report.model_index import keep_tests
 from abliterate.report.numbers import corrected
+from abliterate.report.places import judge_without_paths, without_paths
 
 HASHES = {"model.safetensors": "ab" * 32, "config.json": "cd" * 32}
 KEYS = {

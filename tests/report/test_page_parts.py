@@ -188,6 +188,7 @@ def local(given: str, **fields: Any) -> dict[str, Any]:
         (local("smollm2-refuser", model_path="/root/.cache/smollm2-refuser-cac94708"), "smollm2-refuser"),
         (local("org/x", model_path=None), "org/x"),
         (local("http://host:1/v1", model_path=None, resolved={"engines": {"base": {"model": HOME}}}), "model"),
+        (local("http://host:1/v1", model_path=None), "a model on a server"),
         (local("", settings={"base": HOME, "derived": "/srv/bob/edit"}, derived={"model_path": "/srv/bob/edit"}), "edit against model"),
     ],
 )

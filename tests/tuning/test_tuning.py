@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import save_tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from abliterate.config import RunConfig
 from abliterate.directions.front import Point
 from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS
 from abliterate.model.passes import Change, Pass
@@ -109,6 +113,21 @@ def test_val_is_looked_at_now_and_then_and_at_the_end() -> None:
     assert settings.total == 10 and settings.looked == [4, 5]
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(0, 5))
+def test_patience_can_run_out_before_a_phase_is_over_anyway(steps: int, patience: int) -> None:
+    looked = Settings(steps=steps, patience=patience).looked
+    assert looked[-1] == steps and all(1 <= later - earlier <= 6 for earlier, later in itertools.pairwise([0, *looked]))
+    assert len([step for step in looked if step < steps]) > patience or steps <= patience + 1
+
+
+def test_the_default_steps_leave_patience_time_to_run_out(model: Resident, examples: Examples) -> None:
+    settings = replace(Settings(steps=RunConfig(model="m").tune_steps), weights=(5.0,), batch=2)
+    point = Point(0.0, 0.0, 0.0, 0.0, 0.0)
+    _, steps = descend(model, Parameters.of(some_plan(model), 0.5, True), examples, lambda plan: point, cost, settings)
+    assert len(steps) < settings.steps
+
+
 def test_the_target_becomes_less_likely_than_where_it_began(model: Resident, examples: Examples) -> None:
     settings = Settings(steps=10, weights=(0.5,), batch=6, every=10, strength_rate=0.1, direction_rate=0.05, near=0.0, few=0.0)
     parameters = Parameters.of(some_plan(model), 0.5, True)
@@ -145,6 +164,25 @@ def test_a_phase_that_sees_nothing_better_is_over(model: Resident, examples: Exa
     point = Point(0.0, 0.0, 0.0, 0.0, 0.0)
     seen, steps = descend(model, Parameters.of(some_plan(model), 0.5, True), examples, lambda plan: point, cost, settings)
     assert len(steps) == len(seen) == 6  # the first look of a phase is its best, and two more are waited for
+
+
+@pytest.mark.parametrize("begun", [0.0, 0.5])
+def test_where_no_strength_is_left_the_descent_is_over(model: Resident, examples: Examples, begun: float) -> None:
+    """With so heavy a drift every strength comes to nothing, and a strength of nothing has no gradient."""
+    settings = Settings(steps=6, weights=(500.0, 500.0), batch=2, every=1, patience=9, strength_rate=0.3)
+    parameters = Parameters.of(some_plan(model), begun, True)
+    seen, steps = descend(model, parameters, examples, lambda plan: measure(model, [plan], examples)[0], cost, settings)
+    assert len(steps) < settings.total and parameters.ended() == "no strength was left"
+    assert len(seen) == len(steps) and all(each.point.finite for each in seen)
+
+
+@pytest.mark.parametrize("which", ["strength", "vectors"])
+def test_parameters_that_are_no_numbers_any_more_end_the_descent(model: Resident, examples: Examples, which: str) -> None:
+    parameters = Parameters.of(some_plan(model), 0.5, True)
+    with torch.no_grad():
+        getattr(parameters, which).view(-1)[0] = float("nan")
+    seen, steps = descend(model, parameters, examples, lambda plan: measure(model, [plan], examples)[0], cost, SETTINGS)
+    assert not seen and not steps and "--dtype float32" in str(parameters.ended())
 
 
 SETTINGS = Settings(steps=5, weights=(5.0, 12.0), batch=3, every=2, patience=2, seed=3)
