@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from abliterate.cache import cache_folder
+from abliterate.cache import OWN_FILE, cache_folder
 from abliterate.errors import InputError, first_line
 from abliterate.progress import say
 
@@ -60,9 +60,16 @@ def _build(final: Path, build: Callable[[Path], None]) -> None:
 @contextmanager
 def _alone(final: Path) -> Iterator[None]:
     """Waits until no other process builds the same; the system lets go of the lock of a process that ends, however it ends."""
-    with final.with_name(f".{final.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = os.open(final.with_name(f".{final.name}.lock"), os.O_RDWR | os.O_CREAT, OWN_FILE)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"another process makes the model {final}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _check_room(final: Path, needed: int) -> None:

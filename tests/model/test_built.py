@@ -61,14 +61,15 @@ def test_what_is_built_under_another_name_is_left_alone(cache: Path) -> None:
     assert folders(cache) == [".model-2-abc", "model-1"]
 
 
-def test_of_two_that_want_the_same_one_builds_and_the_other_waits(cache: Path) -> None:
-    begun, go = threading.Event(), threading.Event()
+def test_of_two_that_want_the_same_one_builds_and_the_other_says_that_it_waits(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, waits = threading.Event(), threading.Event()
     builds: list[str] = []
+    monkeypatch.setattr("abliterate.model.built.say", lambda line: waits.set() if "waiting for it" in line else None)
 
     def slowly(folder: Path) -> None:
         builds.append("first")
         begun.set()
-        assert go.wait(60)
+        assert waits.wait(60)
         write(folder)
 
     def other(folder: Path) -> None:
@@ -79,7 +80,6 @@ def test_of_two_that_want_the_same_one_builds_and_the_other_waits(cache: Path) -
     first.start()
     assert begun.wait(60)
     second.start()
-    go.set()
     first.join()
     second.join()
     assert builds == ["first"] and folders(cache) == ["model-1"]
