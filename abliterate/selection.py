@@ -254,7 +254,7 @@ def _document(
         "max_kl": config.max_kl,
         "given_up": _given_up(seen, best, config),
         "history": [
-            finite({"step": s.step, "weight": s.weight, "target": s.target, **s.stays, "edits": s.edits}) for s in steps
+            finite({"step": s.step, "weight": s.weight, "target": s.target, **{str(role): kl for role, kl in s.stays.items()}, "edits": s.edits}) for s in steps
         ],
         "front": front,
     }  # fmt: skip
