@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,10 +21,10 @@ from abliterate.tuning.examples import Examples
 from abliterate.tuning.kept import NOWHERE, Kept
 from abliterate.tuning.losses import closing, drift, suppression
 from abliterate.tuning.measure import moved
+from abliterate.tuning.optimiser import Optimiser
 from abliterate.tuning.parameters import Parameters
 from abliterate.tuning.state import STATE, Seen, Step, packed, restored
 
-BETAS = (0.8, 0.95)  # of Adam: there are few steps, so its means are short
 _SELDOM = 6  # steps between two looks at val, where patience leaves time for it
 
 
@@ -34,17 +33,18 @@ class Settings:
     """How the tuner goes on.
 
     ``steps`` a phase; ``weights``: what a nat of drift counts beside a nat of suppression, one phase each, in order. ``batch`` examples of
-    each role a step, and of a single one that stays twice as many. Rates are Adam's, for strengths and directions: halved in the second
-    phase, a third in the third. A strength that has come to nothing stays so. ``few`` is what a strength of one costs, ``near`` a direction
-    at a right angle to where it began; in nats. ``every``: steps between two looks at val; None: at most six, and so few that patience can
-    run out. After ``patience`` looks that saw nothing better than before, a phase is over.
+    each role a step, and of a single one that stays twice as many. ``strength_rate`` is Adam's; ``turn`` is the angle in radians by which
+    a step turns a direction whose gradients agree. Both are halved in the second phase, a third in the third. A strength that has come to
+    nothing stays so. ``few`` is what a strength of one costs, ``near`` a direction at a right angle to where it began; in nats. ``every``:
+    steps between two looks at val; None: at most six, and so few that patience can run out. After ``patience`` looks that saw nothing
+    better than before, a phase is over.
     """
 
     steps: int = 16
     weights: tuple[float, ...] = (5.0, 12.0, 30.0)
     batch: int = 12
     strength_rate: float = 0.05
-    direction_rate: float = 0.01
+    turn: float = 0.24
     few: float = 0.002
     near: float = 1.0
     every: int | None = None
@@ -90,7 +90,7 @@ def descend(
     """
     assert settings.steps > 0
     deck = _Deck(train, settings.batch, settings.seed)
-    optimiser = _optimiser(parameters, settings)
+    optimiser = Optimiser.of(parameters, settings.strength_rate, settings.turn)
     kept = kept.of([asdict(settings), parameters.most], parameters.tensors())
     state = restored(kept.state(STATE), parameters, optimiser)
     advance(len(state.steps) + len(state.seen))
@@ -99,10 +99,10 @@ def descend(
     micro = micro_batch(model, deck.longest())
     while state.phase < len(settings.weights) and parameters.ended() is None:
         weight, number = settings.weights[state.phase], len(state.steps) + 1
-        for group in optimiser.param_groups:
-            group["lr"] = group["rate"] / (1 + state.phase)
-        optimiser.zero_grad()
+        optimiser.slow_down(1 + state.phase)
+        optimiser.forget_gradients()
         target, stays = _gradients(model, parameters, train, deck.deal(number), weight, settings, micro)
+        parameters.settle_gradient()
         optimiser.step()
         parameters.settle()
         state.steps.append(Step(number, weight, target, stays, float(parameters.strength.detach().sum())))
@@ -115,13 +115,6 @@ def descend(
             state.judge(cost(state.seen[-1].point), settings.steps, settings.patience)
             kept.keep_state(STATE, *packed(state, parameters, optimiser))
     return state.seen, state.steps
-
-
-def _optimiser(parameters: Parameters, settings: Settings) -> torch.optim.Adam:
-    groups: list[dict[str, Any]] = [{"params": [parameters.strength], "rate": settings.strength_rate}]
-    if parameters.vectors.requires_grad:
-        groups.append({"params": [parameters.vectors], "rate": settings.direction_rate})
-    return torch.optim.Adam(groups, betas=BETAS)
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,19 @@ class Parameters:
     def settle(self) -> None:
         """Bring everything back to where it may be: strengths into [0, most], directions off ``away`` and to length one."""
         self.strength.clamp_(0, self.most)
-        if self.away is not None:
-            along = torch.einsum("lckd,lnd->lckn", self.vectors, self.away)
-            self.vectors -= torch.einsum("lckn,lnd->lckd", along, self.away)
+        self._take_off_away(self.vectors)
         self.vectors /= self.vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+    @torch.no_grad()
+    def settle_gradient(self) -> None:
+        """Take out of the directions' gradient what ``settle`` would take back: a step is then as long as it is meant to be."""
+        if self.vectors.grad is not None:
+            self._take_off_away(self.vectors.grad)
+
+    def _take_off_away(self, rows: Float[Tensor, "layer component k d_model"]) -> None:
+        if self.away is not None:
+            along = torch.einsum("lckd,lnd->lckn", rows, self.away)
+            rows -= torch.einsum("lckn,lnd->lckd", along, self.away)
 
 
 def orthonormal(vectors: Float[Tensor, "layer component k d_model"]) -> Float[Tensor, "layer component k d_model"]:

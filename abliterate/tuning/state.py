@@ -13,6 +13,7 @@ from torch import Tensor
 from abliterate.directions.front import Point
 from abliterate.model.plan import EditPlan
 from abliterate.prompts import Role
+from abliterate.tuning.optimiser import Optimiser
 from abliterate.tuning.parameters import Parameters
 
 STATE = "descent"  # the name under which it is kept
@@ -59,11 +60,10 @@ class State:
             self.phase, self.step, self.best, self.worse = self.phase + 1, 0, math.inf, 0
 
 
-def packed(state: State, parameters: Parameters, optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def packed(state: State, parameters: Parameters, optimiser: Optimiser) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Everything that a descent needs to go on from here."""
     tensors = {"strength": parameters.strength, "vectors": parameters.vectors}
-    for number, moments in optimiser.state_dict()["state"].items():
-        tensors |= {f"moment.{number}.{name}": tensor for name, tensor in moments.items()}
+    tensors |= {f"moment.{name}": tensor for name, tensor in optimiser.moments().items()}
     for number, each in enumerate(state.seen):
         tensors |= {f"seen.{number}.direction": each.plan.direction, f"seen.{number}.strength": each.plan.strength}
     facts = {name: getattr(state, name) for name in ("phase", "step", "best", "worse")}
@@ -71,9 +71,7 @@ def packed(state: State, parameters: Parameters, optimiser: torch.optim.Optimize
     return tensors, facts | {"steps": [asdict(step) for step in state.steps]}
 
 
-def restored(
-    kept: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None, parameters: Parameters, optimiser: torch.optim.Optimizer
-) -> State:
+def restored(kept: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None, parameters: Parameters, optimiser: Optimiser) -> State:
     """The state that was packed, its parameters and moments put back into these; a new one where nothing was."""
     if kept is None:
         return State()
@@ -81,12 +79,7 @@ def restored(
     with torch.no_grad():
         parameters.strength.copy_(tensors["strength"])
         parameters.vectors.copy_(tensors["vectors"])
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith("moment."):
-            _, number, name = key.split(".")
-            moments.setdefault(int(number), {})[name] = tensor
-    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    optimiser.restore({name.removeprefix("moment."): tensor for name, tensor in tensors.items() if name.startswith("moment.")})
     plans = [EditPlan(tensors[f"seen.{n}.direction"], tensors[f"seen.{n}.strength"], "skip") for n in range(len(facts["seen"]))]
     seen = [Seen(s["name"], s["step"], s["weight"], plan, Point(**s["point"])) for s, plan in zip(facts["seen"], plans, strict=True)]
     steps = [Step(**step) for step in facts["steps"]]

@@ -12,6 +12,7 @@ import torch
 from conftest import save_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from isometric import widen
 
 from abliterate.config import RunConfig
 from abliterate.directions.front import Point
@@ -129,7 +130,7 @@ def test_the_default_steps_leave_patience_time_to_run_out(model: Resident, examp
 
 
 def test_the_target_becomes_less_likely_than_where_it_began(model: Resident, examples: Examples) -> None:
-    settings = Settings(steps=10, weights=(0.5,), batch=6, every=10, strength_rate=0.1, direction_rate=0.05, near=0.0, few=0.0)
+    settings = Settings(steps=10, weights=(0.5,), batch=6, every=10, strength_rate=0.1, turn=0.3, near=0.0, few=0.0)
     parameters = Parameters.of(some_plan(model), 0.5, True)
     before = measure(model, [parameters.baked()], examples)[0]
     heard: list[float] = []
@@ -279,3 +280,24 @@ def test_no_hook_is_left_behind(model: Resident, examples: Examples) -> None:
     descend(model, Parameters.of(some_plan(model), 0.5, True), examples, lambda plan: point, cost, Settings(steps=1, batch=2))
     assert torch.equal(next(iter(model.logits([Pass(ids)])))[2], before)
     assert not torch.equal(next(iter(model.logits([Pass(ids, Change(some_plan(model)))])))[2], before)
+
+
+@pytest.mark.parametrize("wider", [64, 576, 4096])
+def test_a_model_carried_into_a_wider_stream_is_tuned_to_the_same_edit(
+    model: Resident, examples: Examples, tmp_path: Path, wider: int
+) -> None:
+    carry = widen(model.folder.path, tmp_path / "wide", wider)
+    wide = load_model(tmp_path / "wide", "float32", "cpu")
+    settings = Settings(steps=4, weights=(2.0,), batch=6, every=2)
+    found = []
+    for each, there in ((model, torch.eye(model.folder.d_model)), (wide, carry)):
+        plan = some_plan(model)
+        start = replace(plan, direction=plan.direction @ there.T)
+        own = gather(each, PROMPTS)
+        assert own.target == examples.target  # the same replies
+        found.append(descend(each, Parameters.of(start, 0.5, True), own, lambda p: measure(each, [p], own)[0], cost, settings)[0])  # noqa: B023
+    for narrow_seen, wide_seen in zip(*found, strict=True):
+        assert wide_seen.point.objectives == pytest.approx(narrow_seen.point.objectives, rel=1e-3)
+        cosine = ((narrow_seen.plan.direction @ carry.T) * wide_seen.plan.direction).sum(-1)
+        assert cosine.min() > 1 - 1e-4  # each direction turned by the same angle, the same way
+        assert torch.allclose(narrow_seen.plan.strength, wide_seen.plan.strength, atol=1e-4)
