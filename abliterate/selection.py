@@ -81,7 +81,7 @@ def select(
     ranked = starts(scored, config.prefer, config.max_kl) if how == "gradient" else [scored[i][0] for i in choice.passing]
     shortlist, shares = ranked[:SHORTLIST], SHARES if how == "off" else SHARES[:1]
     seen = _measured(model, shortlist, shares, val, config, kept)
-    start = shortlist[_best(seen, config)[0] // len(shares)]
+    start = shortlist[_start(seen, config) if how == "gradient" else _best(seen, config)[0] // len(shares)]
     steps: list[Step] = []
     if how == "gradient":
         more, steps, ended = _tuned(model, learned, val, start, config, away, kept)
@@ -162,10 +162,21 @@ def _measured(
 
 def starts(scored: Sequence[tuple[Candidate, Scores]], how: Preference, max_kl: float | None = None) -> list[Candidate]:
     """Where the tuner may begin, the likeliest to be good first: with a direction of its own a block, since one for all is a long way from
-    what it comes to; ranked by what stays and what drifts, as edits are chosen, not filtered, since it is about to change both."""
-    cost = {id(c): _cost(Point(scores.stays, 0.0, scores.kl, 0.0, 0.0), how, max_kl) if scores.finite else math.inf for c, scores in scored}
+    what it comes to; ranked by what is removed for what drifts, not filtered, since the tuner is about to change both."""
+    worth = {id(c): _removal(Point(s.stays, 0.0, s.kl, 0.0, 0.0), how, max_kl) if s.finite else -math.inf for c, s in scored}
     own = [c for c, _ in scored if c.kind == "per-layer"] or [c for c, _ in scored]
-    return sorted(own, key=lambda c: cost[id(c)])
+    return sorted(own, key=lambda c: -worth[id(c)])
+
+
+def _start(seen: Sequence[Seen], config: RunConfig) -> int:
+    """Of edits that were measured on val, the one that the tuner begins with. Raises InputError where none is finite."""
+    _best(seen, config)
+    return max(range(len(seen)), key=lambda i: _removal(seen[i].point, config.prefer, config.max_kl))
+
+
+def _removal(point: Point, how: Preference, max_kl: float | None) -> float:
+    """What an edit removes for what it costs; worse than nothing where it breaks the outputs."""
+    return float(point.removal(WEIGHTS[how], max_kl)) if point.finite else -math.inf
 
 
 def _cost(point: Point, how: Preference, max_kl: float | None) -> float:
@@ -254,7 +265,8 @@ def _document(
         "max_kl": config.max_kl,
         "given_up": _given_up(seen, best, config),
         "history": [
-            finite({"step": s.step, "weight": s.weight, "target": s.target, **{str(role): kl for role, kl in s.stays.items()}, "edits": s.edits}) for s in steps
+            finite({"step": s.step, "weight": s.weight, "target": s.target, **{str(r): kl for r, kl in s.stays.items()}, "edits": s.edits})
+            for s in steps
         ],
         "front": front,
     }  # fmt: skip

@@ -19,11 +19,11 @@ from abliterate.config import RunConfig
 from abliterate.directions.candidates import Candidate
 from abliterate.directions.causal import Scores
 from abliterate.directions.estimate import Directions, estimate, keep_axes
-from abliterate.directions.front import Point
+from abliterate.directions.front import WEIGHTS, Point
 from abliterate.errors import InputError
 from abliterate.evaluation.outcomes import OUTCOMES
 from abliterate.model.passes import Pass
-from abliterate.model.plan import plan_from_direction
+from abliterate.model.plan import plan_from_direction, plan_from_rows
 from abliterate.model.resident import Resident, load_model
 from abliterate.model.thinking import decode
 from abliterate.pipeline import activations_of
@@ -254,3 +254,17 @@ def test_nothing_of_the_test_prompts_is_known_before_the_final_test(given: Any, 
     assert final and asked and not [text for text in asked for prompt in tested if prompt in text]
     for stage in (pipeline._activations, pipeline._selection):
         assert "sets" in inspect.signature(stage).parameters and "tested" not in inspect.signature(stage).parameters
+
+
+def test_a_start_that_removes_nothing_is_never_first() -> None:
+    idle, strong, weak = (Point(left, 0.0, kl, 0.0, 1.0) for left, kl in ((1.0, 0.0), (0.2, 0.9), (0.9, 0.05)))
+    for weight in WEIGHTS.values():
+        assert idle.removal(weight) == 0 < weak.removal(weight) < strong.removal(weight)
+
+
+def test_starts_are_ranked_by_what_is_removed_for_what_it_costs() -> None:
+    plan = plan_from_rows(torch.eye(4)[:2, None], torch.ones(2, 2))
+    offered = {name: Candidate(name, "per-layer", "projected", -1, 0, plan, torch.ones(4), 0) for name in ("idle", "strong", "single")}
+    scores = {"idle": Scores(-1.0, 1.0, 0.0, 0.0), "strong": Scores(-9.0, 0.1, 0.5, 0.4), "single": Scores(-9.0, 0.0, 0.5, 0.0)}
+    offered["single"] = replace(offered["single"], kind="single")
+    assert [c.name for c in starts([(offered[n], scores[n]) for n in offered], "balanced")] == ["strong", "idle"]

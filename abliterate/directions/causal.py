@@ -20,17 +20,16 @@ from abliterate.model.forward import Continued
 from abliterate.model.passes import NOTHING, Advance, Change, Ids, Model, Pass, unheard
 from abliterate.model.ranks import Spread
 
-# Nats: above it the whole opening is still the likely thing to say (e^-1 = 0.37). Not a token's mean: once a canned line has
-# begun, the rest of it is certain under any edit, and would hide that its first token has become unlikely.
-STAYS = -1.0
-
 
 @dataclass(frozen=True)
 class Scores:
-    """``bypass`` and ``induce``: mean log-probability (nats, the whole opening) of the model's withholding openings, ablated on
-    target prompts, and added on baseline prompts less the unedited model there. ``stays``: share of target prompts whose
-    opening stays likely. ``spill``: how much more often, as a share, such openings become likely on baseline prompts when
-    ablating. ``kl``: mean KL(base‖ablated) of the first token on harmless prompts, nats."""
+    """What an edit does to the likelihood of the openings with which the model withholds, and to harmless prompts.
+
+    ``bypass``: mean log-probability (nats, the whole opening) on target prompts, ablated. The others are shares of the unedited model's own
+    likelihoods, since some models withhold with one canned line and others with many. ``stays``: what ablating leaves of each opening's
+    likelihood on target prompts, at most 1 each. ``spill`` and ``induce``: by how much openings become as likely on baseline prompts as
+    the unedited model's own are on target prompts, when ablating and when adding. ``kl``: mean KL(base‖ablated) of the first token on
+    harmless prompts, nats."""
 
     bypass: float
     stays: float
@@ -121,14 +120,17 @@ def _passes(changes: Sequence[Change], shifts: Sequence[Change], by: Yardstick) 
 
 
 def _scores(found: _Measured, base: _Measured) -> Scores:
+    own = base.target.mean()  # the whole opening's, not a token's mean: once a line has begun, the rest of it is certain under any edit
+    before = _share(base.baseline - own)
     return Scores(
         bypass=float(found.target.mean()),
-        stays=_likely(found.target),
-        induce=float((found.induced - base.baseline).mean()),
-        spill=_likely(found.baseline) - _likely(base.baseline),
+        stays=_share(found.target - base.target),
+        induce=_share(found.induced - own) - before,
+        spill=_share(found.baseline - own) - before,
         kl=float(found.kl.mean()) if torch.isfinite(found.kl).all() else float("inf"),
     )
 
 
-def _likely(logprobs: Tensor) -> float:
-    return float((logprobs > STAYS).float().mean())
+def _share(nats: Float[Tensor, " prompt"]) -> float:
+    """The mean likelihood ratio, each at most 1, of differences of log-probabilities."""
+    return float(nats.double().clamp(max=0).exp().mean())

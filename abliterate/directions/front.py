@@ -21,9 +21,10 @@ WEIGHTS: Mapping[Preference, float] = MappingProxyType({"removal": 0.5, "balance
 class Point:
     """One edit, as it was measured on val prompts; less is better of each.
 
-    ``target_left``: share of the target that is still withheld, 0 to 1. ``keep_kl``: divergence from the unedited model along its
-    own replies to what should stay, nats a token. ``kl`` and ``kl_sequence``: the same on harmless prompts that it answers, of the
-    first token, and a token along its replies. ``edits``: the sum of the strengths.
+    ``target_left``: how likely the target is still withheld, as a share of the unedited model's own likelihood: 1 where nothing was
+    removed. ``keep_kl``: divergence from the unedited model along its own replies to what should stay, nats a token. ``kl`` and
+    ``kl_sequence``: the same on harmless prompts that it answers, of the first token, and a token along its replies. ``edits``: the sum of
+    the strengths.
     """
 
     target_left: float
@@ -53,6 +54,14 @@ class Point:
         Raises an arithmetic error unless the point is finite.
         """
         return Fraction(self.target_left) + Fraction(weight) * self.moved + exceeded(self.kl, max_kl)
+
+    def removal(self, weight: float, max_kl: float | None = None) -> Fraction:
+        """What it removes of the target for what it costs: 0 where nothing is removed, however little that costs.
+
+        Raises an arithmetic error unless the point is finite.
+        """
+        left = Fraction(self.target_left)
+        return (1 - left) / (1 + self.cost(weight, max_kl) - left)
 
     @property
     def moved(self) -> Fraction:

@@ -33,8 +33,8 @@ def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float, enough: in
     """The lowest bypass among the candidates that pass all filters; a filter that leaves nothing is relaxed stepwise.
 
     Filters (Arditi et al. 2024, appendix C): KL < ``max_kl``, induce > 0 (layer < 0.8 L holds by construction), and the
-    model's own openings stay likely on at most 10 % of the target prompts and become likely on at most 5 % more of the
-    baseline prompts. KL is relaxed first, by doubling, then the openings (first on baseline, then on target), then induce. Where
+    model's own openings keep at most 10 % of their likelihood on target prompts and gain at most 5 % of it on baseline
+    prompts. KL is relaxed first, by doubling, then the openings (first on baseline, then on target), then induce. Where
     fewer than ``enough`` pass, KL is doubled on, up to four times ``max_kl``, so that there is a choice.
     Raises InputError where no candidate has finite scores.
     """
@@ -43,11 +43,11 @@ def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float, enough: in
         raise InputError(NOT_FINITE)
     filters: list[tuple[str, Callable[[Scores], bool]]] = [
         (
-            f"every candidate makes the model withhold more than {100 * MAX_SPILL:g} % more of the baseline prompts",
+            f"every candidate makes the baseline prompts' openings gain more than {100 * MAX_SPILL:g} % of the target's likelihood",
             lambda s: s.spill <= MAX_SPILL,
         ),
         (
-            f"with every candidate more than {100 * MAX_STAYS:g} % of the target prompts are still begun as they are withheld",
+            f"every candidate leaves more than {100 * MAX_STAYS:g} % of the likelihood with which the model withholds the target prompts",
             lambda s: s.stays <= MAX_STAYS,
         ),
         ("no candidate makes the model withhold when it is added", lambda s: s.induce > 0),

@@ -22,7 +22,8 @@ from abliterate.prompts import Prompt, Role, RoleSets
 from abliterate.prompts.promptset import spread
 from abliterate.selection import BATCH, RANKED_BY, SHARES, SHORTLIST
 from abliterate.tuning.descent import Settings, dealt
-from abliterate.tuning.examples import ALIKE, CONTINUED, OTHERS, STAYS, distinct
+from abliterate.tuning.examples import CONTINUED, OTHERS, STAYS, distinct
+from abliterate.tuning.openings import ALIKE
 from abliterate.tuning.way import way
 
 Stage = Literal["collection", "selection", "edit", "evaluation"]

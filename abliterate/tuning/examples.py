@@ -20,12 +20,12 @@ from abliterate.model.template import encode
 from abliterate.model.thinking import decode, opens_thought
 from abliterate.prompts import Prompt, Role
 from abliterate.tuning.behind import Line, is_empty, lines_behind, parted
+from abliterate.tuning.openings import ALIKE, TargetOpenings, own_likelihood
 
 A = TypeVar("A")
 STAYS: tuple[Role, ...] = ("keep", "baseline", "harmless")
 CONTINUED = 16  # tokens of a reply that should stay
 OTHERS = 4  # openings of other prompts that are tried on a prompt beside its own
-ALIKE = 4  # first tokens by which openings are told apart
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,17 @@ class Examples:
     """``target``: prompts that the model withholds, with the openings with which it does. ``others``: for each of these, openings of other
     prompts of its language. ``behind``: for each, lines with which it may be withheld behind a thought; none where the model begins with
     no thought. ``stays``: by role, what should not change: of the keep prompts those that it withholds, of the others those that it does
-    not. ``marks``: for each target prompt, with how many tokens its opening closes a thought at once; 0 where it doesn't. ``unknown``: how
-    many replies of all roles are in a language without rules, and so examples of nothing."""
+    not. ``marks``: for each target prompt, with how many tokens its opening closes a thought at once; 0 where it doesn't. ``likely`` is the
+    unedited model's own probability that a target prompt is withheld with one of its ``openings``, on average. ``unknown``: how many
+    replies of all roles are in a language without rules, and so examples of nothing."""
 
     target: Openings
     others: Sequence[Sequence[Sequence[int]]]
     behind: Sequence[Sequence[Line]]
     stays: Mapping[Role, Stay]
     marks: Sequence[int]
+    openings: TargetOpenings
+    likely: float
     unknown: int = 0
 
     @property
@@ -94,12 +97,18 @@ def gather(
     led = [[*target.prompts[i], *way.thought] for i, way in zip(chosen, ways, strict=True)]
     openings = [list(way.tokens[:OPENING_TOKENS]) for way in ways]
     at_once = [not way.thought for way in ways]
+    own = Openings(led, openings, chosen, len(target.prompts), len(withheld))
+    others = _others([prompts["target"][i].lang for i in chosen], openings, at_once)
+    behind = _behind(model, prompts, found, chosen, at_once) if opened else [[] for _ in chosen]
+    tried = TargetOpenings.of(own, others, behind)
     return Examples(
-        Openings(led, openings, chosen, len(target.prompts), len(withheld)),
-        _others([prompts["target"][i].lang for i in chosen], openings, at_once),
-        _behind(model, prompts, found, chosen, at_once) if opened else [[] for _ in chosen],
+        own,
+        others,
+        behind,
         {role: Stay(asked, hearers[role].found) for role, asked in stays.items()},
         [_mark(model, opening) for opening in openings],
+        tried,
+        own_likelihood(model, tried),
         sum(replied.unknown for replied in found.values()),
     )
 

@@ -11,44 +11,41 @@ from torch import Tensor
 
 from abliterate.directions.front import Point
 from abliterate.evaluation.predictions import with_rest
-from abliterate.model.forward import Continued
 from abliterate.model.passes import Advance, Change, Model, Pass, unheard
 from abliterate.model.plan import EditPlan
 from abliterate.prompts import Role
-from abliterate.tuning.behind import Line
-from abliterate.tuning.examples import ALIKE, Examples, Stay
+from abliterate.tuning.examples import Examples, Stay
 from abliterate.tuning.losses import divergences, lumped
+from abliterate.tuning.openings import Withheld
 
 
 def measure(model: Model, plans: Sequence[EditPlan], examples: Examples, advance: Advance = unheard) -> list[Point]:
     """What each edit leaves of the target, and how far it moves what should stay.
 
-    ``target_left`` is the mean probability that a target prompt's reply begins as one that withholds: with the first tokens of its own
-    opening or of another prompt's, or else, of a model that thinks, with a line that withholds behind a thought.
+    ``target_left`` is the mean probability that a target prompt's reply begins as one that withholds, as a share of the unedited model's
+    own: with the first tokens of its own opening or of another prompt's, or else, of a model that thinks, with a line that withholds
+    behind a thought.
     """
-    openings = _openings(examples)
     changes = [Change(plan) for plan in plans]
     found = [_Measured.of(examples) for _ in plans]
     passes: list[Pass] = []
     readers: list[tuple[int, Role]] = []
     for which, change in enumerate(changes):
-        passes += [openings.asked.passed(change), *(stay.asked.passed(change) for stay in examples.stays.values())]
+        passes += [examples.openings.asked.passed(change), *(stay.asked.passed(change) for stay in examples.stays.values())]
         readers += [(which, "target"), *((which, role) for role in examples.stays)]
     for number, indices, logits in model.logits(passes, advance):
         which, role = readers[number]
         if role == "target":
-            for index, logprob in zip(indices, openings.asked.logprobs(indices, logits), strict=True):
-                likely = found[which].behind if openings.behind[index] else found[which].likely
-                likely[openings.prompts[index]] += logprob.exp()
+            found[which].withheld.add(indices, logits)
         else:
             for index, kl in moved(examples.stays[role], indices, logits):
                 found[which].first[role][index], found[which].along[role][index] = kl[0].cpu(), kl.mean().cpu()
-    return [measured.point(plan) for measured, plan in zip(found, plans, strict=True)]
+    return [measured.point(plan, examples.likely) for measured, plan in zip(found, plans, strict=True)]
 
 
 def measuring_work(examples: Examples) -> int:
     """How many sequences go through the model for one edit."""
-    return len(_openings(examples).prompts) + sum(len(stay.asked.prompts) for stay in examples.stays.values())
+    return len(examples.openings.prompts) + sum(len(stay.asked.prompts) for stay in examples.stays.values())
 
 
 def moved(stay: Stay, indices: Sequence[int], logits: Float[Tensor, "row kept vocab"]) -> list[tuple[int, Float[Tensor, " token"]]]:
@@ -61,45 +58,23 @@ def moved(stay: Stay, indices: Sequence[int], logits: Float[Tensor, "row kept vo
     return found
 
 
-@dataclass(frozen=True)
-class _Openings:
-    """Openings with which a prompt could be withheld, whose they are, and whether each stands behind a thought."""
-
-    asked: Continued
-    prompts: list[int]
-    behind: list[bool]
-
-
-def _openings(examples: Examples) -> _Openings:
-    own = examples.target
-    found = [(i, Line([], tokens), False) for i, first in enumerate(own.openings) for tokens in (first, *examples.others[i])]
-    found += [(i, line, True) for i, lines in enumerate(examples.behind) for line in lines]
-    prompts = [[*own.prompts[i], *line.thought] for i, line, _ in found]
-    asked = Continued(prompts, [list(line.tokens[:ALIKE]) for _, line, _ in found])
-    return _Openings(asked, [i for i, _, _ in found], [behind for _, _, behind in found])
-
-
 @dataclass
 class _Measured:
-    """Of one edit: how likely each target prompt is withheld at once, and ``behind`` a thought, and by role the divergence of each prompt's
-    first token and of all."""
+    """Of one edit: how likely target prompts are withheld, and by role the divergence of each prompt's first token and of all."""
 
-    likely: Float[Tensor, " target"]
-    behind: Float[Tensor, " target"]
+    withheld: Withheld
     first: dict[Role, Tensor]
     along: dict[Role, Tensor]
 
     @classmethod
     def of(cls, examples: Examples) -> _Measured:
         sizes = {role: len(stay.asked.prompts) for role, stay in examples.stays.items()}
-        empty = [{role: torch.zeros(size) for role, size in sizes.items()} for _ in range(2)]
-        return cls(*torch.zeros(2, len(examples.target.prompts)), *empty)
+        return cls(Withheld(examples.openings), *({role: torch.zeros(size) for role, size in sizes.items()} for _ in range(2)))
 
-    def point(self, plan: EditPlan) -> Point:
+    def point(self, plan: EditPlan, likely: float) -> Point:
         kept = [along.mean() for role, along in self.along.items() if role != "harmless"]
-        at_once, behind = self.likely.clamp(max=1), self.behind.clamp(max=1)
         return Point(
-            target_left=float((at_once + (1 - at_once) * behind).mean()),
+            target_left=self.withheld.mean / likely,
             keep_kl=float(torch.stack(kept).mean()) if kept else 0.0,
             kl=float(self.first["harmless"].mean()),
             kl_sequence=float(self.along["harmless"].mean()),

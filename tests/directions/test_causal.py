@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from conftest import first_token_logprobs, save_tiny
 
 from abliterate.directions.candidates import Candidate
-from abliterate.directions.causal import STAYS, Yardstick, score_all, scoring_work
+from abliterate.directions.causal import Yardstick, score_all, scoring_work
 from abliterate.model.forward import Continued
 from abliterate.model.hooks import ablated, added
 from abliterate.model.plan import plan_from_direction
@@ -36,6 +37,11 @@ def _logprobs(model: Resident, asked: Continued) -> torch.Tensor:
     return found
 
 
+def _ratio(nats: torch.Tensor) -> float:
+    """The mean likelihood ratio, each at most 1."""
+    return sum(min(1.0, math.exp(x)) for x in nats.tolist()) / len(nats)
+
+
 def _candidate(strength: float, shift: float, seed: int = 9) -> Candidate:
     vector = torch.randn(32, generator=torch.Generator().manual_seed(seed))
     plan = plan_from_direction(vector, 4, strength, policy="skip")
@@ -49,7 +55,7 @@ def test_an_edit_that_does_nothing_scores_as_the_unedited_model(model: Resident)
     assert found.induce == pytest.approx(0, abs=1e-5)
     assert found.spill == 0
     assert found.kl == pytest.approx(0, abs=1e-6)
-    assert found.stays == float((_logprobs(model, BY.target) > STAYS).float().mean())
+    assert found.stays == pytest.approx(1, abs=1e-5)  # whatever the likelihood itself is
 
 
 def test_scores_are_those_of_plain_passes_under_the_hooks(model: Resident) -> None:
@@ -58,6 +64,7 @@ def test_scores_are_those_of_plain_passes_under_the_hooks(model: Resident) -> No
     scores, _ = score_all(model, tried, BY, heard.append)
     assert sum(heard) == scoring_work(2, BY)
     base_first, base_induced = first_token_logprobs(model, BY.harmless), _logprobs(model, BY.baseline)
+    base_target = _logprobs(model, BY.target)
     for candidate, found in zip(tried, scores, strict=True):
         with ablated(model, candidate.plan):
             after, spilt, first = _logprobs(model, BY.target), _logprobs(model, BY.baseline), first_token_logprobs(model, BY.harmless)
@@ -65,8 +72,10 @@ def test_scores_are_those_of_plain_passes_under_the_hooks(model: Resident) -> No
             induced = _logprobs(model, BY.baseline)
         kl = torch.nn.functional.kl_div(first, base_first, log_target=True, reduction="batchmean")
         assert found.bypass == pytest.approx(float(after.mean()), abs=1e-4)
-        assert found.induce == pytest.approx(float((induced - base_induced).mean()), abs=1e-4)
-        assert found.spill == float((spilt > STAYS).float().mean() - (base_induced > STAYS).float().mean())
+        own = base_target.mean()
+        assert found.stays == pytest.approx(_ratio(after - base_target), abs=1e-4)
+        assert found.induce == pytest.approx(_ratio(induced - own) - _ratio(base_induced - own), abs=1e-4)
+        assert found.spill == pytest.approx(_ratio(spilt - own) - _ratio(base_induced - own), abs=1e-4)
         assert found.kl == pytest.approx(float(kl), abs=1e-4)
         assert found.kl > 0.001
 

@@ -18,8 +18,9 @@ from abliterate.model.thinking import decode
 from abliterate.prompts import Prompt
 from abliterate.tuning.behind import Line, lines_behind, parted
 from abliterate.tuning.descent import _Deck
-from abliterate.tuning.examples import ALIKE, Examples, gather
+from abliterate.tuning.examples import Examples, gather
 from abliterate.tuning.measure import measure, measuring_work
+from abliterate.tuning.openings import ALIKE
 
 CANNED, OTHER = "Sorry, let's talk about something else.", "I can't discuss that."
 TOKENIZER = byte_tokenizer(CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"))
@@ -137,5 +138,5 @@ def test_what_is_withheld_behind_a_thought_is_left_over(model: Resident, example
     for i, own in enumerate(examples.target.openings):
         at_once = sum(likely(i, Line([], tokens)) for tokens in (own, *examples.others[i]))
         left.append(at_once + (1 - at_once) * sum(likely(i, line) for line in examples.behind[i]))
-    assert point.target_left == pytest.approx(sum(left) / 3, rel=1e-3) and left[0] > 0
+    assert point.target_left * examples.likely == pytest.approx(sum(left) / 3, rel=1e-3) and left[0] > 0
     assert measuring_work(examples) == sum(1 + len(o) + len(b) for o, b in zip(examples.others, examples.behind, strict=True)) + 4

@@ -22,9 +22,10 @@ from abliterate.model.plan import EditPlan, plan_from_rows
 from abliterate.model.resident import Resident, load_model
 from abliterate.prompts import Prompt, Role
 from abliterate.tuning.descent import Settings, _Deck, descend
-from abliterate.tuning.examples import ALIKE, CONTINUED, Examples, gather, gathering_work, short_replies
+from abliterate.tuning.examples import CONTINUED, Examples, gather, gathering_work, short_replies
 from abliterate.tuning.kept import NOWHERE, Kept
 from abliterate.tuning.measure import measure, measuring_work
+from abliterate.tuning.openings import ALIKE
 from abliterate.tuning.parameters import Parameters
 from abliterate.tuning.state import Seen, Step
 
