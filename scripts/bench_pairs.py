@@ -154,7 +154,7 @@ def tested(shape: str, way: str, setting: Setting, correlation: float, simulatio
         level_alone=_share([_shown_alone(found, setting.margin) for found in at_margin]),
         power=_share([_shown(found, setting.margin) for found in unmoved]),
         p_level=_share([found.p_value() < 0.05 for found in unmoved]),
-        p_level_alone=_share([_mcnemar(*_changed(found)) < 0.05 for found in unmoved]),
+        p_level_alone=_share([_mcnemar(*found.changed) < 0.05 for found in unmoved]),
     )  # fmt: skip
 
 
@@ -167,11 +167,7 @@ def _shown(found: Pairs, margin: float) -> bool:
 
 
 def _shown_alone(found: Pairs, margin: float) -> bool:
-    return _alone(*_changed(found), found.n) < margin
-
-
-def _changed(found: Pairs) -> tuple[int, int]:
-    return int(found.fell.sum()), int(found.rose.sum())
+    return _alone(*found.changed, found.n) < margin
 
 
 _alone, _mcnemar = cache(drop_upper_bound), cache(mcnemar)

@@ -49,6 +49,11 @@ class Pairs:
         return int(self.sizes.sum())
 
     @property
+    def changed(self) -> tuple[int, int]:
+        """How many pairs held before only, and after only."""
+        return int(self.fell.sum()), int(self.rose.sum())
+
+    @property
     def clusters(self) -> int:
         return len(self.sizes)
 
@@ -86,7 +91,7 @@ class Pairs:
         """
         if self.n == 0:
             raise ValueError("no pairs")
-        return score_upper_bound(int(self.fell.sum()), int(self.rose.sum()), self.n, self._quantile(alpha, self._design_effect()))
+        return score_upper_bound(*self.changed, self.n, self._quantile(alpha, self._design_effect()))
 
     def rise_bound(self, alpha: float = 0.05) -> float:
         """The same of the rise: the fall seen from the other side."""

@@ -98,14 +98,9 @@ def paired(base: Judged, edited: Judged) -> dict[str, Any]:
     found, groups = {}, clustering(base)
     for name, holds in (("refused", refused), ("withheld", withheld)):
         first, second = ([holds(v) for _, v in judged] for judged in (base, edited))
-        before, after = discordant(first, second)
-        least = groups.pairs(first, [False] * len(first)).p_value()
-        found[name] = {
-            "base_only": before,
-            "edited_only": after,
-            "mcnemar_p": groups.pairs(first, second).p_value(),
-            **groups.described(least_p=least),
-        }
+        pairs, most = groups.pairs(first, second), groups.pairs(first, [False] * len(first))
+        counts = dict(zip(("base_only", "edited_only"), pairs.changed, strict=True))
+        found[name] = {**counts, "mcnemar_p": pairs.p_value(), **groups.described(least_p=most.p_value())}
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -85,9 +85,17 @@ def _named(key: str, value: Any) -> Any:
     if value.startswith("hf:"):
         dataset, colon, rest = value.removeprefix("hf:").partition(":")
         return f"hf:{dataset if HUB_ID.fullmatch(dataset) else Path(dataset).name}{colon}{rest}"
-    windows = _WINDOWS.match(value) is not None
-    served = key in _SERVED and not HUB_ID.fullmatch(value)
-    if not (windows or served or key in _PLACES or value.startswith(("/", "~", "."))):
+    if not (key in _PLACES or is_path(value) or (key in _SERVED and not HUB_ID.fullmatch(value))):
         return value
-    name = (PureWindowsPath if windows else Path)(value).name
+    name = as_path(value).name
     return name if name.strip("~.") else key.upper()
+
+
+def is_path(text: str) -> bool:
+    """Whether a text begins as a path does, here or on another machine."""
+    return text.startswith(("/", "~", ".")) or _WINDOWS.match(text) is not None
+
+
+def as_path(text: str) -> PurePath:
+    """A path, of whichever machine it is."""
+    return PureWindowsPath(text) if _WINDOWS.match(text) else Path(text)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from abliterate.config import AuditConfig, CompareConfig, Config, RunConfig
 from abliterate.model.source import CHECKPOINT
+from abliterate.report.places import as_path, is_path
 
 Kind = Literal["run", "audit", "compare"]
 _CONFIGS: dict[Kind, type[Config]] = {"run": RunConfig, "audit": AuditConfig, "compare": CompareConfig}
@@ -130,15 +131,15 @@ def _called(given: Any, model: Mapping[str, Any], served: str | None) -> str:
         return str(model["hub_id"])
     if "://" in name:
         return "a model on a server"
-    if path is None and not name.startswith(("/", "~", ".")):
+    if path is None and not is_path(name):
         return name
-    folder = Path(name if path is None else path)
-    plain = "/" not in name and not name.startswith(("~", "."))
+    folder = as_path(name if path is None else path)
+    plain = "/" not in name and not is_path(name)
     found = folder_name(folder)
     return name if not found or (plain and found == folder.name) else found
 
 
-def folder_name(folder: Path) -> str:
+def folder_name(folder: PurePath) -> str:
     """A model's folder by its own name: where it lies is nobody else's business.
 
     A run's ``checkpoint`` is called by the run's folder, and a snapshot in the Hub's cache by its repository.
@@ -146,7 +147,7 @@ def folder_name(folder: Path) -> str:
     name, above = folder.name, folder.parent
     if above.name == "snapshots" and above.parent.name.startswith("models--"):
         return above.parent.name.removeprefix("models--").replace("--", "/")
-    return above.name if name == CHECKPOINT and (above / "run.json").is_file() else name
+    return above.name if name == CHECKPOINT and Path(above / "run.json").is_file() else name
 
 
 def _tex(text: str) -> str:

@@ -44,7 +44,8 @@ MADE = {"run": run_report, "audit": audit_report, "compare": weights_report}
 
 def all_shown(made: Made) -> str:
     page = report_page(made.report, made.base, made.edited, made.auc)
-    return page + model_card(proof("tiny"), made.report) + runs_page({"one": made.report, "two": copy.deepcopy(made.report)})
+    card = model_card(proof("tiny"), made.report) if made.report["edit"] else ""
+    return page + card + runs_page({"one": made.report, "two": copy.deepcopy(made.report)})
 
 
 @pytest.mark.parametrize("place", PLACES)
