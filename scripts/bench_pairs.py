@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from abliterate.evaluation.pairs import Pairs
+from abliterate.evaluation.pairs import Pairs, Unit
 from abliterate.evaluation.statistics import drop_upper_bound, mcnemar
 
 CORRELATIONS = (0.0, 0.1, 0.3, 0.6)
@@ -32,6 +32,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "1 of 100, 20 of 4": (100, *(4,) * 20),
     "100 of 4": (4,) * 100,
 }
+CATEGORIES = ("16 of 27", "16 of 4 to 72")  # shapes of sets that have no topics
 _NODES, _WEIGHTS = hermegauss(80)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 _FAR = 50.0  # deviations: nearly every chance is 0 or 1
@@ -144,10 +145,11 @@ def tested(shape: str, way: str, setting: Setting, correlation: float, simulatio
     """One kind of data."""
     place = (list(SHAPES).index(shape), list(WAYS).index(way), SETTINGS.index(setting), round(100 * correlation))
     rng, sizes = np.random.default_rng([seed, *place]), np.array(SHAPES[shape])
+    unit: Unit = "category" if shape in CATEGORIES else "topic"
     fall, rise = setting.margin + setting.rises, setting.rises
-    at_margin = [Pairs(sizes, *WAYS[way](rng, sizes, fall, rise, setting.base, correlation)) for _ in range(simulations)]
+    at_margin = [Pairs(sizes, *WAYS[way](rng, sizes, fall, rise, setting.base, correlation), unit) for _ in range(simulations)]
     still = rise or FEW
-    unmoved = [Pairs(sizes, *rates(rng, sizes, still, still, setting.base, correlation)) for _ in range(simulations)]
+    unmoved = [Pairs(sizes, *rates(rng, sizes, still, still, setting.base, correlation), unit) for _ in range(simulations)]
     return Tested(
         shape, way, setting, correlation, simulations,
         level=_share([_shown(found, setting.margin) for found in at_margin]),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from abliterate.evaluation.pairs import Pairs
+from abliterate.evaluation.pairs import Pairs, Unit
 from abliterate.evaluation.transcripts import Transcript
-
-Unit = Literal["topic", "category", "prompt"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Clustering:
 
     def pairs(self, before: Sequence[bool], after: Sequence[bool]) -> Pairs:
         """An outcome of each prompt before and after, by cluster."""
-        return Pairs.of(before, after, self.names)
+        return Pairs.of(before, after, self.names, self.unit)
 
     def described(self, **figures: float) -> dict[str, Any]:
         """What a test says of them under ``clusters``, with figures of its own; nothing where each prompt is for itself."""

@@ -7,9 +7,11 @@ observations. Where each prompt is a cluster of its own, these are McNemar's exa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,22 +19,26 @@ from scipy.stats import binom, norm, t
 
 from abliterate.evaluation.statistics import mcnemar, score_upper_bound
 
-# Within a cluster, the correlation of the changes that a bound reckons with at least. Where few pairs change, the pairs themselves
-# can't tell how they cluster; with this much the tests keep their level up to a true correlation of 0.6 (scripts/bench statistics).
-LEAST_CORRELATION = 0.45
+Unit = Literal["topic", "category", "prompt"]  # what a cluster is
+# Within a cluster, the correlation of the changes that a bound reckons with at least: where few pairs change, the pairs themselves can't
+# tell how they cluster. A topic's prompts are one question in other words and languages; a category's are different requests.
+# scripts/bench statistics measures up to which true correlation the tests keep their level with it.
+LEAST_CORRELATION: Mapping[Unit, float] = MappingProxyType({"topic": 0.45, "category": 0.2, "prompt": 0.0})
 FEWEST = 5  # clusters of one size from which there is a bound
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Of each cluster the number of pairs, of those that held before only (``fell``), and of those that hold after only (``rose``)."""
+    """Of each cluster the number of pairs, of those that held before only (``fell``), and of those that hold after only (``rose``);
+    ``unit`` is what a cluster is."""
 
     sizes: NDArray[np.int64]
     fell: NDArray[np.int64]
     rose: NDArray[np.int64]
+    unit: Unit = "topic"
 
     @classmethod
-    def of(cls, before: Sequence[bool], after: Sequence[bool], clusters: Sequence[str]) -> Pairs:
+    def of(cls, before: Sequence[bool], after: Sequence[bool], clusters: Sequence[str], unit: Unit = "topic") -> Pairs:
         """From outcomes before and after, pair by pair, and the name of each pair's cluster. Raises ValueError for unpaired samples."""
         numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
         sizes, fell, rose = np.zeros((3, len(numbers)), dtype=np.int64)
@@ -41,7 +47,7 @@ class Pairs:
             sizes[place] += 1
             fell[place] += first and not second
             rose[place] += second and not first
-        return cls(sizes, fell, rose)
+        return cls(sizes, fell, rose, unit)
 
     @property
     def n(self) -> int:
@@ -95,7 +101,7 @@ class Pairs:
 
     def rise_bound(self, alpha: float = 0.05) -> float:
         """The same of the rise: the fall seen from the other side."""
-        return Pairs(self.sizes, self.rose, self.fell).fall_bound(alpha)
+        return replace(self, fell=self.rose, rose=self.fell).fall_bound(alpha)
 
     def unmoved_bound(self, alpha: float = 0.05) -> float:
         """What the bounds would be had no pair changed: with these clusters nothing smaller can be shown."""
@@ -126,7 +132,7 @@ class Pairs:
         left = 1 - quantile**2 / self.alike  # the fall that is tried spreads the clusters too, as in any score test
         if not left > 0:
             return math.inf
-        assumed = 1 + LEAST_CORRELATION * (self.n / self.alike - 1)
+        assumed = 1 + LEAST_CORRELATION[self.unit] * (self.n / self.alike - 1)
         return quantile * math.sqrt(max(assumed, seen / left))
 
 

@@ -86,7 +86,7 @@ def test_without_any_change_the_bound_is_as_wide_as_the_assumed_correlation_make
     found, n = pairs(sizes), sum(sizes)
     alike = n * n / sum(size * size for size in sizes)
     quantile = float(t.ppf(0.95, alike - 1))
-    z = quantile * math.sqrt(max(1 + LEAST_CORRELATION * (n / alike - 1), 1 / (1 - quantile**2 / alike)))
+    z = quantile * math.sqrt(max(1 + LEAST_CORRELATION["topic"] * (n / alike - 1), 1 / (1 - quantile**2 / alike)))
     assert found.fall_bound() == found.rise_bound() == found.unmoved_bound() == pytest.approx(score_upper_bound(0, 0, n, z))
     assert found.p_value() == 1.0
 
@@ -153,6 +153,18 @@ def test_a_fall_of_exactly_the_margin_is_seldom_taken_for_less(size: int, count:
     lost = np.array([found.fell.sum() for found in drawn])  # counting each prompt for itself, a loss of up to so many was no fall
     alone = max(k for k in range(size * count // 5) if drop_upper_bound(k, 0, size * count) < 0.05)
     assert size == 2 or (lost <= alone).mean() > 0.07
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.1, 0.3])
+def test_a_fall_of_the_margin_within_categories_is_seldom_taken_for_less(correlation: float) -> None:
+    rng, sizes, none = np.random.default_rng(5), np.full(16, 27), np.zeros(16, dtype=np.int64)
+    drawn = [Pairs(sizes, falls(rng, sizes, 0.05, max(correlation, 1e-6)), none, "category") for _ in range(250)]
+    assert np.mean([found.fall_bound() < 0.05 for found in drawn]) <= 0.06 + 2 * (0.05 * 0.95 / 250) ** 0.5
+
+
+def test_the_prompts_of_sixteen_categories_can_show_that_nothing_fell() -> None:
+    sizes, none = np.full(16, 27), np.zeros(16, dtype=np.int64)
+    assert Pairs(sizes, none, none, "category").fall_bound() < 0.05 < Pairs(sizes, none, none, "topic").fall_bound()
 
 
 def test_many_topics_show_that_nothing_fell() -> None:

@@ -258,7 +258,7 @@ AFTER: list[Outcome] = ["answered"] * 4 + ["refused"] * 176
 def test_the_keep_test_counts_topics_and_without_topics_categories(kind: str) -> None:
     base, edited = (in_groups(outcomes, 6, **{kind: "g"}) for outcomes in (BEFORE, AFTER))
     found = keep_test("k", base, edited, 0.05)
-    pairs = Pairs.of([True] * 180, [False] * 4 + [True] * 176, [str(i // 6) for i in range(180)])
+    pairs = Pairs.of([True] * 180, [False] * 4 + [True] * 176, [str(i // 6) for i in range(180)], kind)
     assert found["upper_bound"] == pairs.fall_bound() and found["holds"] is False
     assert found["clusters"] == {"unit": kind, "count": 30, "unmoved_bound": pairs.unmoved_bound()}
     alone = keep_test("k", judged(*BEFORE), judged(*AFTER), 0.05)
