@@ -18,11 +18,14 @@ class Message(TypedDict):
     content: str
 
 
-def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-    """The text up to and including the generation prompt. Raises InputError where the template fails, in whatever way."""
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], asks: bool = True) -> str:
+    """The text up to and including the generation prompt, or unless it ``asks`` for a reply up to the last turn's end.
+
+    Raises InputError where the template fails, in whatever way.
+    """
     try:
         turns = [{"role": m["role"], "content": m["content"]} for m in messages]
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asks))
     except Exception as error:  # a template is a program: it raises what it likes, and jinja2 and Python raise the rest
         kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
         raise InputError(f"{tokenizer.name_or_path}: the chat template fails: {kind}{first_line(error)}") from None

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Pret
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
-from abliterate.errors import InputError, first_line
+from abliterate.model.failure import refused
 
 
 def class_for(config: PretrainedConfig) -> Any:
@@ -28,15 +28,14 @@ def class_for(config: PretrainedConfig) -> Any:
 def as_loaded(folder: Path, config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
     """The model that a folder of this (whole) config is loaded as. Raises InputError where transformers can't build it.
 
-    Its attention is the plain one: names and shapes are the same in all, and not every machine has every other.
+    Its attention and experts are the plain ones: names and shapes are the same in all, and not every machine has every other.
     """
-    try:
-        with quiet(), no_init_weights(), init_empty_weights(include_buffers=False):
-            made: PreTrainedModel = class_for(config).from_config(
-                copy.deepcopy(config), dtype=torch.bfloat16, attn_implementation="eager", trust_remote_code=trust_remote_code
-            )
-    except Exception as error:  # each architecture fails in its own way
-        raise InputError(f"{folder}: transformers can't build it ({first_line(error)})") from None
+    plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    failed = refused(f"{folder}: transformers can't build it", config)
+    with failed, quiet(), no_init_weights(), init_empty_weights(include_buffers=False):
+        made: PreTrainedModel = class_for(config).from_config(
+            copy.deepcopy(config), dtype=torch.bfloat16, trust_remote_code=trust_remote_code, **plain
+        )
     return made
 
 

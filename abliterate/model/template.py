@@ -100,10 +100,9 @@ def _check_known(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
 
 def written_turn(tokenizer: PreTrainedTokenizerBase, said: str) -> str | None:
     """A conversation that ends with ``said`` as the assistant's turn, as the chat template writes it; None where it refuses such a one."""
-    messages = [{"role": "user", "content": _PROBES[0]}, {"role": "assistant", "content": said}]
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except Exception:  # templates refuse in many ways, jinja2's and their own
+        return rendered(tokenizer, [*_asking(_PROBES[0]), Message(role="assistant", content=said)], asks=False)
+    except InputError:
         return None
 
 
