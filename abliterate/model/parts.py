@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from abliterate.model.thought_marks import Marks, table
+from abliterate.model.thought_marks import Marks, table, that_may_be_in
 
 _QUOTED = re.compile(
     r"""(?<![\w"'`])(?:"[^"\n]{0,200}"|'[^'\n]{0,200}'|“[^”\n]{0,200}”|‘[^’\n]{0,200}’|「[^」\n]{0,200}」|`+[^`\n]{0,200}`+)(?![\w"'`])"""
@@ -70,22 +70,20 @@ def _marks_of(text: str, begins_in_thought: bool) -> Marks | None:
     """The family that a reply's own marks are of: that which opens it, else which first closes or opens a thought in it."""
     if marks := next((marks for marks in table() if marks.opens.match(text) or marks.begins.match(text)), None):
         return marks
-    closed = [
-        (end.start(), marks) for marks in table() if (end := _closing(text, 0, marks)) and _may_close(text, end, marks, begins_in_thought)
-    ]
+    there = that_may_be_in(text)
+    ends = [(end, marks) for marks in there if (end := _closing(text, 0, marks))]
+    closed = [(end.start(), marks) for end, marks in ends if _may_close(text, end, marks, begins_in_thought)]
     if closed:
         return min(closed, key=lambda found: found[0])[1]
     if begins_in_thought:
         return table()[0]
-    opened = [(begin.start(), marks) for marks in table() if (begin := _opening(text, 0, marks))]
+    opened = [(begin.start(), marks) for marks in there if (begin := _opening(text, 0, marks))]
     return min(opened, key=lambda found: found[0])[1] if opened else None
 
 
 def _may_close(text: str, end: re.Match[str], marks: Marks, begins_in_thought: bool) -> bool:
     """Whether what stands before a closing mark is a thought: the template opened it, and what was stored may not say so."""
-    if begins_in_thought:
-        return marks.is_written
-    return marks.stray and not marks.opens.search(text, 0, end.start())
+    return begins_in_thought or (marks.stray and not marks.opens.search(text, 0, end.start()))
 
 
 def _spans(text: str, marks: Marks, begins_in_thought: bool) -> Iterator[_Span]:

@@ -44,6 +44,20 @@ def table() -> tuple[Marks, ...]:
     return tuple(_marks(row) for row in rows)
 
 
+@cache
+def _signs() -> tuple[str, ...]:
+    """Words of which every text with marks holds one: quickly looked for, since nearly all texts have none."""
+    words = {max(re.findall(r"\w+", mark), key=len) for marks in table() for mark in (marks.open, marks.close)}
+    return tuple(sorted(word for word in words if not any(other in word for other in words - {word})))
+
+
+def that_may_be_in(text: str) -> list[Marks]:
+    """The families that a text holds a mark of, in the order of the table."""
+    if not any(sign in text for sign in _signs()):
+        return []
+    return [marks for marks in table() if any(token in text for token in marks.tokens)]
+
+
 def _marks(row: dict[str, Any]) -> Marks:
     opening, close = row["open"], row["close"]
     return Marks(
