@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from abliterate.model.failure import refused
 from abliterate.model.folder import ModelFolder
 from abliterate.model.template import written_turn
+from abliterate.model.thinking import mark_ids
 from abliterate.progress import say
 
 Advice = int | Sequence[int] | None
@@ -42,13 +43,17 @@ def advice_of(folder: ModelFolder) -> Advice:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template puts right behind an assistant's last words; None where it puts another one, or none."""
+    """The special token that the chat template puts right behind an assistant's last words; None where it puts another one, or none.
+
+    A token that also marks thoughts is not meant: gpt-oss's ``<|end|>`` closes a channel, and the answer comes behind it.
+    """
     written = written_turn(tokenizer, _SAID)
     if written is None or _SAID not in written:
         return None
     behind = written.rpartition(_SAID)[2].lstrip()
     ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special} | set(tokenizer.all_special_ids)
+    special -= mark_ids(tokenizer)
     return int(ids[0]) if ids and ids[0] in special else None
 
 

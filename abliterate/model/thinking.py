@@ -31,9 +31,14 @@ def tokens_before(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], place:
     return low
 
 
+def mark_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids of the special tokens that this model's thoughts are marked with."""
+    return _special(tokenizer)[0]
+
+
 def marks_are_dropped(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether whoever decodes without special tokens loses the marks of this model's thoughts."""
-    return bool(_special(tokenizer)[0])
+    return bool(mark_ids(tokenizer))
 
 
 def opens_thought(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -123,3 +123,11 @@ def test_a_pad_token_beyond_the_embedding_pads_nothing(tmp_path: Path, held: str
     assert model.tokenizer.pad_token_id == model.folder.config.vocab_size
     prompts = encode(model.tokenizer, ["Sing", "Why do leaves fall in autumn?", "Hi"])
     assert replies(model, Pass(prompts), 5) == [replies(model, Pass([prompt]), 5)[0] for prompt in prompts]
+
+
+def test_a_mark_that_closes_a_thought_ends_no_reply() -> None:
+    """gpt-oss writes past turns as its final channel, closed as every channel is: the end of an analysis must not end the reply."""
+    template = LOOP + "<|start|>{{ m['role'] }}<|channel|>final<|message|>{{ m['content'] }}<|end|>" + OVER
+    tokenizer = byte_tokenizer(template)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|channel|>", "<|message|>", "<|start|>", "<|end|>"]})
+    assert end_of_turn(tokenizer) is None and end_ids(None, tokenizer) == {tokenizer.eos_token_id}
