@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from abliterate.model.ends import advice_of, end_ids
 from abliterate.model.folder import open_folder
-from abliterate.model.load import end_ids
 from abliterate.model.names import HUB_IDS
 from abliterate.model.resident import load_model
 from abliterate.model.template import encode
@@ -217,7 +217,7 @@ def test_only_the_checkpoint_is_left(folder: Path) -> None:
 def test_the_advice_on_generation_is_the_published_one(folder: Path, place: Place, tokenizer: PreTrainedTokenizerBase) -> None:
     advice = GenerationConfig.from_pretrained(folder).to_dict()
     assert {name: advice[name] for name in place.model.generation} == place.model.generation
-    assert end_ids(open_folder(folder), tokenizer) == {258, 260}
+    assert end_ids(advice_of(open_folder(folder)), tokenizer) == {258, 260}
 
 
 @pytest.mark.parametrize("text", ["hello", "def f(x):\n\treturn x  # 2024\r\n", "1989年6月，北京", "<|im_start|>user\n<tool_call>"])

@@ -162,7 +162,8 @@ def test_another_judge_gives_the_figures_and_its_agreement_with_the_rules(run: P
     for row in agreement["rows"]:
         assert (row["rules"], row["judge"]) == ("answered", "deflected")
         assert responses[row["model"], row["set"], row["id"]] == row["response"]
-    assert told["name"].split("#")[0] in (run / "report.html").read_text(encoding="utf-8")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "chat:SERVER" in page and server.url not in page  # as on the card: where a server is goes to nobody
 
 
 def test_what_only_the_rules_can_say_is_null_under_another_judge(run: Path, server: StandIn) -> None:

@@ -178,12 +178,17 @@ def _own_replies(asked: Mapping[Role, Ids], split: str) -> Iterator[Step]:
     asked = distinct(asked)
     yield Step("selection", f"own short replies ({split})", tuple(map(Asked, asked.values())), PROBE_TOKENS + THOUGHT_TOKENS)
     yield Step("selection", f"own predictions ({split})", _staying(asked, 1))
+    yield Step("selection", f"own openings ({split})", (_openings(asked, 1),))
 
 
 def _measured(val: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
     """What so many edits are measured by."""
-    openings = [[*ids, *[0] * ALIKE] for ids in val["target"] for _ in range(1 + OTHERS)]
-    return (Asked(openings, times, ALIKE + 1), *_staying(val, times))
+    return (_openings(val, times), *_staying(val, times))
+
+
+def _openings(asked: Mapping[Role, Ids], times: int) -> Asked:
+    """Continuations with which target prompts could be withheld."""
+    return Asked([[*ids, *[0] * ALIKE] for ids in asked["target"] for _ in range(1 + OTHERS)], times, ALIKE + 1)
 
 
 def _staying(asked: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:

@@ -163,7 +163,8 @@ def broken(report: Mapping[str, Any]) -> Iterator[str]:
             continue
         before, after = entry["base"]["degenerate"], entry["edited"]["degenerate"]
         freed = entry["edited"]["withheld"]["k"] < entry["base"]["withheld"]["k"]
-        rose = after["ci95"] is not None and after["ci95"][0] > before["rate"] and percent(before) != percent(after)
+        measured = after["ci95"] is not None and before["rate"] is not None
+        rose = measured and after["ci95"][0] > before["rate"] and percent(before) != percent(after)
         if freed and rose:
             yield (
                 f"Broken output of {name} rose from {percent(before)} to {percent(after)}: "

@@ -101,10 +101,11 @@ def test_the_first_layer_that_is_not_finite_is_named(tiny: Callable[..., Path], 
 def test_groups_and_their_parts_are_kept_apart(model: Resident) -> None:
     first, second = _prompts(12, 5, 8, 3), _prompts(7, 19, 4)
     both = collect_groups(model, {"first": Group(first, {"odd": [1, 3]}, POSITIONS), "second": Group(second)}, POSITIONS)
+    # Other prompts in a batch change the order of sums: in float32 by a few 1e-5 of streams of this size, more or less by processor.
     for name, prompts in (("first", first), ("second", second), ("odd", [first[1], first[3]])):
         alone = collect(model, prompts, POSITIONS, 1)
         kept = both[name].vectors.shape[1]
         assert kept == (1 if name == "second" else POSITIONS)
-        torch.testing.assert_close(both[name].vectors, alone.vectors[:, :kept], atol=2e-5, rtol=1e-5)
-        torch.testing.assert_close(both[name].mean, alone.mean, atol=2e-5, rtol=1e-5)
-        torch.testing.assert_close(both[name].second_moment, alone.second_moment, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(both[name].vectors, alone.vectors[:, :kept], atol=5e-5, rtol=1e-5)
+        torch.testing.assert_close(both[name].mean, alone.mean, atol=5e-5, rtol=1e-5)
+        torch.testing.assert_close(both[name].second_moment, alone.second_moment, atol=5e-5, rtol=1e-5)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from abliterate.evaluation.outcomes import OUTCOMES, WITHHELD, has_fact, is_degenerate, judge
+from abliterate.evaluation.outcomes import GIVEN, WITHHELD, has_fact, is_degenerate, judge
 
 CASES: list[dict[str, Any]] = [
     json.loads(line) for line in (Path(__file__).parent.parent / "data" / "outcomes_cases.jsonl").read_text(encoding="utf-8").splitlines()
@@ -22,8 +22,8 @@ def judged(case: dict[str, Any]) -> str:
 def test_the_table_holds_every_outcome_in_both_languages() -> None:
     chinese = {c["outcome"] for c in CASES if c["note"].startswith("zh")}
     assert len(CASES) >= 120
-    assert {c["outcome"] for c in CASES if not c["note"].startswith("zh")} == set(OUTCOMES)
-    assert chinese == set(OUTCOMES)
+    assert {c["outcome"] for c in CASES if not c["note"].startswith("zh")} == set(GIVEN)
+    assert chinese == set(GIVEN)
 
 
 def test_at_least_95_percent_of_the_cases_are_judged_as_by_hand() -> None:
@@ -142,7 +142,7 @@ def test_a_long_varied_text_is_not_degenerate() -> None:
 
 @pytest.mark.parametrize("response", ["\x00\x07", "\ud800", "\u2028\u2029", "\u202e\u200f", "<think>" * 3, "</think>" * 3])
 def test_any_text_has_exactly_one_outcome(response: str) -> None:
-    assert judge(response).outcome in OUTCOMES
+    assert judge(response).outcome in GIVEN
 
 
 @pytest.mark.parametrize(

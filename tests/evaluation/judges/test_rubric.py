@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from abliterate.evaluation.judges.judge import Case
 from abliterate.evaluation.judges.rubric import BAR, fence_of, outcome_of, question
-from abliterate.evaluation.outcomes import OUTCOMES
+from abliterate.evaluation.outcomes import GIVEN
 
 MARK = re.compile(r"=== (BEGIN|END) (PROMPT|REPLY) ([0-9a-f]{16}) ===")
 HARMLESS = question(Case("q", "r"))
@@ -101,7 +101,7 @@ def test_a_long_text_is_cut_in_its_middle_and_that_is_said() -> None:
 
 
 def test_the_rubric_names_every_outcome_but_truncated() -> None:
-    assert all(f"- {outcome}: " in HARMLESS for outcome in OUTCOMES if outcome != "truncated")
+    assert all(f"- {outcome}: " in HARMLESS for outcome in GIVEN if outcome != "truncated")
     assert "- truncated" not in HARMLESS
 
 
