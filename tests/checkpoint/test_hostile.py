@@ -552,9 +552,9 @@ def test_a_damaged_checkpoint_is_edited_whole_or_refused(tmp_path: Path) -> None
 
 
 def test_a_checkpoint_whose_parts_disagree_is_refused_or_measured_and_edited_as_it_is(tmp_path: Path) -> None:
-    tally = faults.fuzz(64, 2, tmp_path, say=lambda line: None, kinds=sorted(folders.WHOLE))
+    tally = faults.fuzz(96, 3, tmp_path, say=lambda line: None, kinds=sorted(folders.WHOLE))
     assert tally.broken == []
-    assert {kind for kind, _ in tally.counts} == folders.WHOLE and sum(tally.counts.values()) == 64
+    assert {kind for kind, _ in tally.counts} == folders.WHOLE and sum(tally.counts.values()) == 96
 
 
 def test_what_is_right_is_told_from_what_is_wrong(tmp_path: Path) -> None:
