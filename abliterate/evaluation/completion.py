@@ -17,7 +17,7 @@ _UNFINISHED = ("abort", "error")
 
 @dataclass(frozen=True)
 class Reply:
-    """``text`` as the model wrote it, thinking block included; ``marked`` where the server had told a thought apart, be it an empty one;
+    """``text`` as the model wrote it, thinking block included; ``marked`` where the server had told a thought apart, even an empty one;
     ``cut`` where it might have no more tokens."""
 
     text: str

@@ -116,7 +116,7 @@ def _opening(text: str, place: int, marks: Marks) -> re.Match[str] | None:
 
 
 def _may_begin(behind: str, marks: Marks) -> bool:
-    """Whether what stands behind a thought is an answer, be it empty: channels name theirs, and before its name there is none."""
+    """Whether an answer follows a thought; it may be empty. Where channels name theirs, there is none before its name."""
     return marks.without is None or marks.begins.match(behind.lstrip()) is not None
 
 

@@ -119,7 +119,7 @@ def distinct(prompts: Mapping[Role, A]) -> dict[Role, A]:
 
 
 def _way(model: Model, reply: Sequence[int]) -> Line:
-    """How a reply of a model that thinks withholds: at once, and be it by closing its thought; or with a line behind a thought."""
+    """How a reply of a model that thinks withholds: at once, which closing its thought counts as; or with a line behind a thought."""
     thought, line = parted(model.tokenizer, reply)
     return Line(thought, line) if line and not is_empty(model.tokenizer, thought) else Line([], reply)
 
