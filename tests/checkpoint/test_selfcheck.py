@@ -203,13 +203,13 @@ BARE = """
 
 
 def test_a_copy_that_breaks_off_in_any_way_is_one_line(strange: Callable[..., Path], tmp_path: Path) -> None:
-    model = strange(SECOND, "breaking")
+    model = strange(SECOND, "second_call")
     folder = open_folder(model, True, tmp_path / "l.toml")
-    with pytest.raises(InputError, match=r"'breaking' can't be tried on a small copy \(expected Half\)$"):
+    with pytest.raises(InputError, match=r"'second_call' can't be tried on a small copy \(expected Half\)$"):
         self_check(folder, open_index(model))
     with pytest.raises(
         InputError,
-        match=r"'breaking' can't be run block by block: its small copy can't either \(expected Half\)|'breaking'.*\(expected Half\)",
+        match=r"'second_call' can't be run block by block: its small copy can't either \(expected Half\)|'second_call'.*\(expected Half\)",
     ):
         abilities_of(folder)
 
