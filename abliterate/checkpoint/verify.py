@@ -133,6 +133,14 @@ def _described(
             raise CheckError(f"{folder.path}: {NAME}: {what} is {document[what]}, found was {value}")
 
 
+def allowed(dtype: str, size: float, before: float) -> float:
+    """How far from its aim a component may be, of a tensor of norm ``size`` that held ``before`` of the direction until it was edited.
+
+    Never less than the proof allowed, which goes by the norm before: that is ``size`` and what was taken out, at a right angle to it.
+    """
+    return max(TOLERANCE[dtype] * math.hypot(size, before), FLOOR)
+
+
 def _measured(index: ShardIndex, task: EditTask, entry: Mapping[str, Any]) -> None:
     """One edited tensor against its entry. Raises CheckError."""
     name, info = task.name, index.tensors.get(task.name)
@@ -145,7 +153,7 @@ def _measured(index: ShardIndex, task: EditTask, entry: Mapping[str, Any]) -> No
     if digest_of(*stored) != entry["blake3_after"]:
         raise CheckError(f"{index.folder}: the bytes of {name} are not those that were proven (BLAKE3 differs)")
     found = read_component(values(task, stored), task.removal, task.axis)
-    limit = max(TOLERANCE[info.dtype] * max(found.size, entry["before"]), FLOOR)
+    limit = allowed(info.dtype, found.size, entry["before"])
     if not abs(found.along - entry["after"]) <= max(_SAME * found.size, 1e-12):
         raise CheckError(f"{index.folder}: {name} holds {found.along:.3e} of the direction, the proof says {entry['after']:.3e}")
     if not abs(found.along - entry["aim"]) <= limit:

@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 import torch
 from conftest import save_tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from packed import save_fp8, save_mxfp4, set_config, store, tensors_of
 from safetensors.torch import load_file, save_file
 
 from abliterate.checkpoint import selfcheck, stream
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.output import UNTIED_SHARD
-from abliterate.checkpoint.proof import NAME, PLAN, measure
+from abliterate.checkpoint.proof import NAME, PLAN, TOLERANCE, measure
 from abliterate.checkpoint.tasks import edit_tasks
-from abliterate.checkpoint.verify import verify
+from abliterate.checkpoint.verify import allowed, verify
 from abliterate.errors import CheckError, InputError
 from abliterate.model.folder import open_folder
 from abliterate.model.index import SINGLE, open_index
@@ -453,3 +455,15 @@ def test_a_new_card_changes_nothing_that_was_proven(changed: Callable[[str, Dama
 
 def test_the_new_unembedding_of_a_sharded_checkpoint_has_its_own_shard(made: Made) -> None:
     assert open_index(made("untied")[1]).tensors["lm_head.weight"].shard == UNTIED_SHARD
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 1000), st.floats(0, 1), st.floats(0, 50))
+def test_what_the_proof_allows_verify_allows_too(seed: int, strength: float, along: float) -> None:
+    """Though the tensor is smaller by then, by most of its length where it lay along the direction."""
+    chance = torch.Generator().manual_seed(seed)
+    r = torch.nn.functional.normalize(torch.randn(8, generator=chance, dtype=torch.float64), dim=0)
+    weight = torch.randn(8, 3, generator=chance, dtype=torch.float64) + along * r[:, None]
+    edited = weight - strength * torch.outer(r, r @ weight)
+    for dtype in ("BF16", "F32", "F8_E4M3"):
+        assert allowed(dtype, float(edited.norm()), float((r @ weight).norm())) >= TOLERANCE[dtype] * float(weight.norm()) * (1 - 1e-12)
