@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -22,6 +23,12 @@ FIRST = 60.0  # seconds after which a stage says how far it is; then after twice
 def say(line: str) -> None:
     """One line to stderr."""
     console.print(line, markup=False, soft_wrap=True)
+
+
+@cache
+def say_once(line: str) -> None:
+    """The same, where one process comes to it again and again."""
+    say(line)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from functools import cache
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -11,7 +10,7 @@ from abliterate.model.failure import refused
 from abliterate.model.folder import ModelFolder
 from abliterate.model.template import written_turn
 from abliterate.model.thinking import mark_ids
-from abliterate.progress import say
+from abliterate.progress import say_once
 
 Advice = int | Sequence[int] | None
 _SAID = "Zanzibar"  # an assistant's whole turn, which no template has in it
@@ -29,7 +28,8 @@ def end_ids(advised: Advice, tokenizer: PreTrainedTokenizerBase) -> frozenset[in
     turn = end_of_turn(tokenizer)
     if turn is None or turn in known:
         return frozenset(known)
-    _tell(str(tokenizer.name_or_path).rpartition("/")[2], str(tokenizer.convert_ids_to_tokens(turn)))
+    name, token = str(tokenizer.name_or_path).rpartition("/")[2], tokenizer.convert_ids_to_tokens(turn)
+    say_once(f"{name}: a reply also ends at {token}, with which the chat template ends an assistant's turn")
     return frozenset(known | {turn})
 
 
@@ -60,8 +60,3 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def said_nothing(ends: Collection[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The reply that says nothing, as token ids: its end token."""
     return [tokenizer.eos_token_id] if tokenizer.eos_token_id in ends else sorted(ends)[:1]
-
-
-@cache
-def _tell(name: str, token: str) -> None:
-    say(f"{name}: a reply also ends at {token}, with which the chat template ends an assistant's turn")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
@@ -23,7 +22,7 @@ from abliterate.model.failure import refused
 from abliterate.model.folder import ModelFolder, whole_config
 from abliterate.model.layouts import in_memory
 from abliterate.model.meta import class_for
-from abliterate.progress import say
+from abliterate.progress import say_once
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 # What computes attention and experts on every device, by the config's name for the choice.
@@ -116,10 +115,5 @@ def implementations(folder: ModelFolder) -> dict[str, Any]:
     asked = {name: getattr(folder.config, f"_{name}", None) for name in _ANYWHERE}
     others = {name: found for name, found in asked.items() if found not in (None, *_ANYWHERE[name])}
     for name, found in others.items():
-        _tell(folder.path, name, str(found))
+        say_once(f"{folder.path.name}: its config asks for {name} {str(found)!r}, which isn't used here; transformers' own choice is")
     return dict.fromkeys(others)
-
-
-@cache
-def _tell(path: Path, name: str, asked: str) -> None:
-    say(f"{path.name}: its config asks for {name} {asked!r}, which isn't used here; transformers' own choice is")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from abliterate.errors import InputError
-from abliterate.progress import say
+from abliterate.progress import say_once
 
 # Where a processor (of a vision-language model) has its template, in the order in which they are looked at.
 _PROCESSORS = ("chat_template.json", "processor_config.json")
@@ -34,7 +33,7 @@ def chosen(own: Any, path: Path) -> str | None:
             "chat_template.jinja"
         )
     if name != "default":
-        _say_once(f"{path}: of its chat templates ({', '.join(sorted(found))}) none is called default; {name!r} is used")
+        say_once(f"{path}: of its chat templates ({', '.join(sorted(found))}) none is called default; {name!r} is used")
     return str(found[name])
 
 
@@ -71,9 +70,3 @@ def _by_name(found: Any) -> str | dict[str, str] | None:
     if isinstance(found, Mapping):
         return {str(name): str(template) for name, template in found.items()} or None
     return str(found) if found else None
-
-
-@cache
-def _say_once(line: str) -> None:
-    """A tokenizer is opened many times in a run."""
-    say(line)

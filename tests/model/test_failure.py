@@ -18,9 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from abliterate.cli import main
 from abliterate.errors import CheckError, InputError
 from abliterate.model.failure import refused
-from abliterate.model.load import _tell
 from abliterate.model.passes import Pass
 from abliterate.model.resident import load_model
+from abliterate.progress import say_once
 
 Tiny = Callable[..., Path]
 HELD: dict[str, Callable[[Path], Any]] = {"whole": lambda folder: load_model(folder, "float32", "cpu"), "block by block": open_alike}
@@ -79,7 +79,7 @@ def test_an_implementation_that_is_not_there_gives_way_to_another(
 ) -> None:
     plain, asking = tiny(layers=2), tiny(layers=2)
     reconfigured(asking, **{key: "flash_attention_2"})
-    _tell.cache_clear()
+    say_once.cache_clear()
     made = [replies(HELD[held](folder), Pass([[5, 6, 7], [8, 9]]), 4) for folder in (plain, asking, asking)]
     assert made[0] == made[1] == made[2]
     assert capsys.readouterr().err.count(f"{asking.name}: its config asks for {key.strip('_')} 'flash_attention_2'") == 1
