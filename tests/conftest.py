@@ -28,6 +28,11 @@ CHATML = (
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes comes first, so that no process is left alone with it in the end (with ``--no-loadscope-reorder``)."""
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)
+
+
 def byte_tokenizer(chat_template: str | None = CHATML, bos: str | None = None) -> PreTrainedTokenizerFast:
     """One token a byte, beside the special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
