@@ -24,8 +24,9 @@ from abliterate.model.slots import Growing, Slots
 REFILLED = 8  # a share of the places, one in so many, is free before waiting prompts enter
 TOGETHER = 4  # times as many tokens of prompts at once, where rows can only come together
 
-# Which sequences, and the logits of their next token.
-Heard = Callable[[Sequence[int], Float[Tensor, "row vocab"]], None]
+# Which sequences, how many tokens each of their replies has, and the logits of the next one.
+Heard = Callable[[Sequence[int], Sequence[int], Float[Tensor, "row vocab"]], None]
+Entered = Callable[[Sequence[int], Sequence[int]], None]  # which sequences have just gone through, and as which rows; each once
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Manner:
 
     ``refills``: rows that are done leave their places to waiting prompts. ``shares``: what all prompts begin with is computed once.
     ``slack``: columns that nobody needs any more, before the others are moved together. ``pace``: tokens after
-    which a reply is looked at again, whether it is settled.
+    which a reply is looked at again, whether it is settled. Each prompt keeps ``reach`` of its last tokens for itself.
     """
 
     pad: int
@@ -45,6 +46,7 @@ class Manner:
     shares: bool = True
     slack: int = 32
     pace: int = 8
+    reach: int = 1
 
 
 @dataclass
@@ -62,10 +64,17 @@ class Decoding:
     """The replies to some sequences, under whatever hooks the model has while they are written."""
 
     def __init__(
-        self, module: PreTrainedModel, manner: Manner, sequences: Ids, settled: Settled | None = None, heard: Heard | None = None
+        self,
+        module: PreTrainedModel,
+        manner: Manner,
+        sequences: Ids,
+        settled: Settled | None = None,
+        heard: Heard | None = None,
+        entered: Entered | None = None,
     ) -> None:
         self._module, self._manner, self._sequences = module, manner, sequences
-        self._settled, self._heard = settled, heard
+        self._settled, self._heard, self._entered = settled, heard, entered
+        self._told: set[int] = set()  # of these the caller knows that they have entered
         self._waiting = self._in_line(range(len(sequences)))
         self._live: list[Row] = []
         self._prefix: Prefix | None = None
@@ -77,7 +86,7 @@ class Decoding:
 
         Raises NotFiniteError where logits are NaN or infinite.
         """
-        shared = prefix_length(self._sequences, 1) if self._manner.shares else 0
+        shared = prefix_length(self._sequences, self._manner.reach) if self._manner.shares else 0
         if shared:
             self._prefix = computed(self._module, self._sequences[0][:shared])
         while self._waiting or self._live:
@@ -130,12 +139,20 @@ class Decoding:
             at_once = min(free, len(self._waiting), self._at_most(width, store.refills))
             chosen = [self._waiting[i] for i in range(at_once)]
             logits = self._prompts(store, chosen, width)
+            self._tell(chosen)
             for index in chosen:
                 self._waiting.popleft()
                 length = len(self._sequences[index])
                 self._live.append(Row(index, self._column - (length - self._shared), length))
             free = free - at_once if store.refills else 0
             self._take(len(self._live) - at_once, logits)
+
+    def _tell(self, chosen: Sequence[int]) -> None:
+        """Who has gone through, unless that was told before memory ran out."""
+        new = [row for row, index in enumerate(chosen) if index not in self._told]
+        if self._entered is not None and new:
+            self._told.update(chosen)
+            self._entered([chosen[row] for row in new], new)
 
     def _at_most(self, width: int, in_parts: bool) -> int:
         """How many prompts go through the model together."""
@@ -195,7 +212,7 @@ class Decoding:
         """Add the likeliest token to the rows from ``first`` on."""
         rows = self._live[first:]
         if self._heard is not None:
-            self._heard([row.index for row in rows], logits)
+            self._heard([row.index for row in rows], [len(row.reply) for row in rows], logits)
         likeliest, chosen = logits.max(-1)  # twice as fast as argmax on a CPU
         self._tokens[first : first + len(rows)] = chosen
         for row, token, fit in zip(rows, chosen.tolist(), torch.isfinite(likeliest).tolist(), strict=True):

@@ -60,6 +60,20 @@ class Pass:
     settled: Settled | None = None
 
 
+# Number of the pass, which of its sequences, which token of each reply, and the logits that it is chosen from.
+Heard = Callable[[int, Sequence[int], Sequence[int], Float[Tensor, "row vocab"]], None]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is told while replies are written: ``seen`` of the prompts' streams at the ``last`` positions, as ``Model.watch`` tells it, and
+    ``heard`` of the logits."""
+
+    last: int
+    seen: Seen
+    heard: Heard
+
+
 @runtime_checkable
 class Model(Protocol):
     """A model that can be asked. Several passes are given at once, so that weights that are read from disk are read once for all.

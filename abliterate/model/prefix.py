@@ -55,7 +55,8 @@ def only_attends(config: PretrainedConfig, longest: int) -> bool:
 
 
 class Following(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """One block's keys and values of a prefix, [1, head, token, dim], which go before those of any rows; nothing else is kept."""
+    """One block's keys and values of a prefix, [1, head, token, dim], which go before those of any rows, or [row, head, token, dim], each
+    of which goes before one row's; nothing else is kept."""
 
     keys: Any
     values: Any
@@ -82,7 +83,7 @@ class Following(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 
 def before(shared: Tensor, own: Tensor) -> Tensor:
-    """Keys or values of a prefix [1, head, token, dim], then each row's own."""
+    """Keys or values of a prefix, [1 or row, head, token, dim], then each row's own."""
     return torch.cat([shared.expand(own.shape[0], -1, -1, -1), own], dim=-2)
 
 
@@ -105,8 +106,13 @@ def computed(module: PreTrainedModel, ids: Sequence[int]) -> Prefix:
     row = torch.tensor([list(ids)], device=module.device)
     positions = torch.arange(len(ids), device=module.device)[None]
     module.base_model(input_ids=row, attention_mask=torch.ones_like(row), position_ids=positions, past_key_values=cache, use_cache=True)
-    return Prefix(len(ids), [_following(layer) for layer in cache.layers])
+    asked = next(layer for layer in cache.layers if getattr(layer, "keys", None) is not None)
+    return Prefix(len(ids), [_following(layer, asked) for layer in cache.layers])
 
 
-def _following(layer: Any) -> Following | DummyLayer:
-    return layer if isinstance(layer, DummyLayer) else Following(layer.keys, layer.values, layer.is_sliding)
+def _following(layer: Any, asked: Any) -> Following | DummyLayer:
+    """A block that was passed over keeps what another one does: it will be passed over again, but is asked how long the past is."""
+    if isinstance(layer, DummyLayer):
+        return layer
+    full = layer if getattr(layer, "keys", None) is not None else asked
+    return Following(full.keys, full.values, layer.is_sliding)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,9 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokeni
 from transformers.utils import logging
 
 from abliterate.errors import InputError
-from abliterate.model.at_once import LOGIT_NUMBERS, AtOnce, at_once, each_batch, trim
+from abliterate.model.at_once import AtOnce, at_once, each_batch, trim
+from abliterate.model.batching import Batching
+from abliterate.model.below import Below, distinct
 from abliterate.model.context import Context
 from abliterate.model.decoding import Decoding, Manner
 from abliterate.model.ends import advice_of, end_ids
@@ -24,14 +27,17 @@ from abliterate.model.folder import open_folder
 from abliterate.model.forward import Batch, pad_id
 from abliterate.model.hooks import captured, changed
 from abliterate.model.load import DTypeName, InMemory, from_pretrained, pick_device, pick_dtype
-from abliterate.model.passes import Advance, Pass, Seen, Settled, unheard
-from abliterate.model.prefix import Prefix, after, computed, only_attends, prefix_length
+from abliterate.model.logits import pass_logits, streams_into
+from abliterate.model.memory import free
+from abliterate.model.passes import Advance, Ids, Model, Pass, Seen, Settled, Told, unheard
+from abliterate.model.prefix import Prefix, after
 from abliterate.model.reuse import Reuse, reuse_of
 from abliterate.model.strides import lie_by_columns
 from abliterate.model.template import load_tokenizer
 
 T = TypeVar("T")
 SEGMENT = 4  # times as many prompts as are answered at once: enough for places to be taken again
+STREAMS = 0.25  # of the memory that is free, for streams that are kept
 GENERATED = 64  # replies at once by transformers' generate, which is slower with more: nobody leaves
 
 
@@ -87,8 +93,13 @@ class Resident(InMemory):
         for number, asked in enumerate(passes):
             self.context.check(asked.sequences, 0, self.tokenizer)
             with changed(self, asked.change), captured(self, last) as streams:
-                prefix = self._prefix(asked, last)
-                for batch, _ in self._batches(asked, prefix, lambda inputs: self.module.base_model(**inputs)):
+                prefix = self.batching.prefix(asked.sequences, last)
+                shared = prefix.length if prefix is not None else 0
+
+                def compute(batch: Batch, prefix: Prefix | None = prefix) -> None:
+                    self.module.base_model(**batch.inputs(), **after(prefix))
+
+                for batch, _ in self.batching.each(asked.sequences, compute, shared):
                     for index in range(self.folder.layers + 1):
                         seen(number, batch.indices, index, streams[index].cpu())
                     advance(len(batch.indices))
@@ -101,32 +112,33 @@ class Resident(InMemory):
         for number, asked in enumerate(passes):
             self.context.check(asked.sequences, 0, self.tokenizer)
             with traced(self, asked.change), changed(self, asked.change):
-                prefix, kept = self._prefix(asked, asked.kept), asked.kept
-                rows = max(1, LOGIT_NUMBERS // (kept * int(self.folder.config.vocab_size)))
-                made = self._batches(asked, prefix, lambda inputs: self.module(**inputs, logits_to_keep=kept).logits.float(), rows)  # noqa: B023
-                for batch, logits in made:
-                    check_logits(asked, batch.indices, logits)
-                    yield number, batch.indices, logits
-                    advance(len(batch.indices))
+                for indices, logits in pass_logits(self.batching, asked, self._below_of(asked)):
+                    check_logits(asked, indices, logits)
+                    yield number, indices, logits
+                    advance(len(indices))
             trim()
 
     @torch.inference_mode()
     def replies(
-        self, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = unheard
+        self, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = unheard, told: Told | None = None
     ) -> Iterator[tuple[int, Sequence[int], list[list[int]]]]:
+        """As ``Model.replies`` says; ``told`` what the prompts' streams and the replies' logits are, where the model ``tells``."""
         for number, asked in enumerate(passes):
             self.context.check(asked.sequences, max_new_tokens, self.tokenizer)
             with traced(self, asked.change), changed(self, asked.change):
-                for index, reply in self._replies(asked, max_new_tokens):
+                made = self._replies(asked, max_new_tokens) if told is None else self._telling(number, asked, max_new_tokens, told)
+                for index, reply in made:
                     yield number, (index,), [reply]
                     advance(1)
             trim()
 
+    def tells(self, sequences: Ids, max_new_tokens: int) -> bool:
+        """Whether replies to the sequences are written by a loop that can tell what goes on."""
+        return self.reuse.leaves or self._manner(sequences, max_new_tokens).refills
+
     def _replies(self, asked: Pass, longest: int) -> Iterator[tuple[int, list[int]]]:
         """Each reply as it is done: by a loop of our own as far as it is exact, else by transformers' ``generate``."""
-        manner = Manner(self._pad, self.ends, longest, self.at_once)
-        plain = self._only_attends(asked, longest + manner.slack)
-        manner = replace(manner, refills=self.reuse.refills and plain, shares=self.reuse.shares and self.reuse.refills and plain)
+        manner = self._manner(asked.sequences, longest)
         if manner.refills or self.reuse.leaves:
             yield from Decoding(self.module, manner, asked.sequences, asked.settled).replies()
             return
@@ -136,6 +148,23 @@ class Resident(InMemory):
         for batch, replies in made:
             for index, reply in zip(batch.indices, replies, strict=True):
                 yield index, up_to_settled(asked.sequences[index], reply, asked.settled, manner.pace)
+
+    def _manner(self, sequences: Ids, longest: int) -> Manner:
+        manner = Manner(self._pad, self.ends, longest, self.at_once)
+        plain = self.batching.only_attends(sequences, longest + manner.slack)
+        return replace(manner, refills=self.reuse.refills and plain, shares=self.reuse.shares and self.reuse.refills and plain)
+
+    def _telling(self, number: int, asked: Pass, longest: int, told: Told) -> Iterator[tuple[int, list[int]]]:
+        """The same by our own loop, which tells of everything that goes through."""
+        seen = watched([asked], lambda _, *found: told.seen(number, *found))
+        with captured(self, told.last) as streams:
+
+            def entered(indices: Sequence[int], rows: Sequence[int]) -> None:
+                for index in range(self.folder.layers + 1):
+                    seen(0, indices, index, streams[index][list(rows)].cpu())
+
+            manner = replace(self._manner(asked.sequences, longest), reach=told.last)
+            yield from Decoding(self.module, manner, asked.sequences, asked.settled, partial(told.heard, number), entered).replies()
 
     def _generated(self, batch: Batch, manner: Manner) -> list[list[int]]:
         out = self.module.generate(  # type: ignore[operator]
@@ -149,29 +178,39 @@ class Resident(InMemory):
         )
         return [up_to_end(row, manner.ends) for row in out[:, batch.input_ids.shape[1] :].tolist()]
 
-    def _batches(
-        self, asked: Pass, prefix: Prefix | None, compute: Callable[[dict[str, Any]], T], rows: int = 1 << 30
-    ) -> Iterator[tuple[Batch, T]]:
-        """Every batch of a pass, and what ``compute`` makes of what the model is called with."""
-        shared = prefix.length if prefix is not None else 0
-        return each_batch(
-            asked.sequences, self._pad, self.at_once, self.device,
-            lambda batch: compute({**batch.inputs(), **after(prefix)}), shared, self.reuse.pads, rows,
-        )  # fmt: skip
+    @property
+    def batching(self) -> Batching:
+        return Batching(self, self._pad, self.at_once, self.reuse)
 
-    def _prefix(self, asked: Pass, reach: int) -> Prefix | None:
-        """What the sequences of a pass begin with alike, under its change; each keeps ``reach`` last tokens for itself."""
-        length = prefix_length(asked.sequences, reach)
-        if not length or not self.reuse.shares or not self._only_attends(asked, 0):
-            return None
-        return computed(self.module, asked.sequences[0][:length])
-
-    def _only_attends(self, asked: Pass, further: int) -> bool:
-        return only_attends(self.folder.config, max(map(len, asked.sequences), default=0) + further)
+    def _below_of(self, asked: Pass) -> Below | None:
+        """The streams with which a pass may begin, where they are there."""
+        below: Below | None = self.__dict__.get("below")
+        return below if below is not None and below.serves(asked.change, asked.sequences) else None
 
     @property
     def _pad(self) -> int:
         return pad_id(self.tokenizer, self.folder.config)
+
+
+@contextmanager
+def shared_below(model: Model, layer: int | float, sequences: Ids) -> Iterator[None]:
+    """Edits of block ``layer`` and those above it are asked about these sequences, again and again: what lies below is computed once.
+
+    Only of a model that is in memory whole, whose small copy says that it is exact; and as far as memory for the streams is there.
+    """
+    if not isinstance(model, Resident) or not 0 < layer < model.folder.layers or not model.reuse.skips:
+        yield
+        return
+    asked = distinct(sequences)
+    size = sum(map(len, asked)) * model.folder.d_model * model.module.dtype.itemsize
+    if size > STREAMS * (free(model.device) if model.memory is None else model.memory):
+        yield
+        return
+    model.__dict__["below"] = streams_into(model.batching, int(layer), asked)
+    try:
+        yield
+    finally:
+        del model.__dict__["below"]
 
 
 def up_to_end(reply: list[int], ends: Collection[int]) -> list[int]:

@@ -1,6 +1,7 @@
 """What a model in memory may use again, asked of a tiny copy of its architecture: never assumed, and off where the copy is inexact.
 
-The keys and values of a prefix may serve every row; rows may leave while others are being written; others may take their places.
+The keys and values of a prefix may serve every row, and those of a prompt every reply to it; rows may leave while others are being written;
+others may take their places.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from abliterate.model.at_once import AtOnce
+from abliterate.model.below import Below, watching
+from abliterate.model.branches import grown, grown_on
 from abliterate.model.decoding import Decoding, Manner
 from abliterate.model.folder import ModelFolder
 from abliterate.model.forward import packed
@@ -33,11 +36,14 @@ _SHARED, _REACH, _PLACES, _NEW = 4, 2, 2, 4
 @dataclass(frozen=True)
 class Reuse:
     """``pads``: rows of several lengths are computed together. ``shares``: a prefix is computed once for all rows. ``leaves``: a row that
-    is done leaves the others. ``refills``: and another one takes its place. Sharing and refilling hold for as many tokens as
-    ``only_attends`` says."""
+    is done leaves the others. ``refills``: and another one takes its place. ``branches``: what a prompt keeps serves several replies to it.
+    Sharing, branching and refilling hold for as many tokens as ``only_attends`` says. ``skips``: blocks below the first one that is edited
+    need not be computed again."""
 
     pads: bool = True
     shares: bool = False
+    branches: bool = False
+    skips: bool = False
     leaves: bool = False
     refills: bool = False
 
@@ -73,6 +79,8 @@ def _tried(folder: ModelFolder) -> Reuse:
     return Reuse(
         pads=pads,
         shares=shares,
+        branches=shares and _holds(lambda: _off_branches(model)),
+        skips=_holds(lambda: max(_off_below(model, layer) for layer in range(1, blocks))),
         leaves=leaves,
         refills=_holds(lambda: _off_decoding(wide, refills=True, shares=shares)),
     )
@@ -103,11 +111,52 @@ def _off_forward(model: InMemory, shared: int) -> float:
     return worst
 
 
+def _off_branches(model: InMemory) -> float:
+    """How far logits along replies are, from prompts that were computed once, behind a prefix too, from those of each sequence alone."""
+    worst = 0.0
+    prefix = computed(model.module, _PROMPTS[0][:_SHARED])
+    tails = [ids[-_REACH:] for ids in _PROMPTS]
+    of = [(which + 1) % len(_PROMPTS) for which in range(len(_PROMPTS))]
+    for batch in packed(_PROMPTS, 0, 1000, 3, model.device, _SHARED):
+        stems = grown(model.module, batch, prefix)
+        chosen = [(i, row) for row, which in enumerate(batch.indices) for i, stem in enumerate(of) if stem == which for _ in range(2)]
+        behind = next(packed([tails[i] for i, _ in chosen], 0, 1000, 1000, model.device))
+        rows = [chosen[i] for i in behind.indices]
+        for (i, row), logits in zip(rows, grown_on(model.module, stems, [row for _, row in rows], behind), strict=True):
+            ids = torch.tensor([[*_PROMPTS[batch.indices[row]], *tails[i]]])
+            wanted = model.module(input_ids=ids, use_cache=False).logits[0, -_REACH - 1 :]
+            worst = max(worst, _distance(logits, wanted))
+    return worst
+
+
+def _off_below(model: InMemory, layer: int) -> float:
+    """How far logits are, of a pass that begins with the streams that enter a block, from those of each prompt by itself."""
+    worst = 0.0
+    kept: list[tuple[Tensor, int | None]] = []
+
+    def forward(inputs: dict[str, Tensor]) -> Tensor:
+        out: Tensor = model.module(**inputs, use_cache=False, logits_to_keep=_REACH).logits
+        return out
+
+    def seen(stream: Tensor, arity: int | None) -> None:
+        kept[:] = [(stream, arity)]
+
+    for batch in packed(_PROMPTS, 0, 1000, 3, model.device):
+        with watching(model, layer, seen) as run:
+            run(lambda: forward(batch.inputs()))  # noqa: B023
+        with Below(layer, kept[0][1], {}).entering(model, kept[0][0]):
+            out = forward(batch.inputs())
+        for row, which in enumerate(batch.indices):
+            wanted = model.module(input_ids=torch.tensor([_PROMPTS[which]]), use_cache=False).logits[0, -_REACH:]
+            worst = max(worst, _distance(out[row], wanted))
+    return worst
+
+
 def _off_decoding(module: PreTrainedModel, refills: bool, shares: bool) -> float:
     """How far the logits of every token of replies are from those of a prompt and its reply so far, alone and without a cache."""
     heard: list[list[Tensor]] = [[] for _ in _PROMPTS]
 
-    def hear(indices: Sequence[int], logits: Tensor) -> None:
+    def hear(indices: Sequence[int], steps: Sequence[int], logits: Tensor) -> None:
         for index, row in zip(indices, logits, strict=True):
             heard[index].append(row)
 
