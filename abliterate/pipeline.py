@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from abliterate.activations.collect import Group, SetActivations, collect
+from abliterate.activations.collect import Group, SetActivations, Watched, collect
 from abliterate.activations.file import Activations, load_activations, save_activations
 from abliterate.checkpoint.edit import check_editable, edit_checkpoint, work_of
 from abliterate.checkpoint.proof import NAME as PROOF
@@ -32,22 +32,25 @@ from abliterate.evaluation.summary import judge_all
 from abliterate.finaltest import benchmarked, drift_base, drift_edited, publish, random_control, respond
 from abliterate.model.clock import reads_clock
 from abliterate.model.load import pick_dtype
-from abliterate.model.passes import Model
 from abliterate.model.plan import EditPlan, load_plan, save_plan
 from abliterate.model.session import Session
 from abliterate.model.source import ModelSource, resolve_model
 from abliterate.model.template import encode, template_positions
 from abliterate.progress import say, stage
 from abliterate.prompts import Prompt, PromptSet, Role, RoleSets
+from abliterate.prompts.promptset import Split
 from abliterate.reference import open_reference, recovery_base, recovery_edited
 from abliterate.report.card import model_card
 from abliterate.report.document import read_json, report_document, write_json
 from abliterate.runfolder import RunFolder, file_hashes, open_run, recorded_clock
 from abliterate.selection import select
-from abliterate.tuning.examples import behind_prompts
+from abliterate.tuning.examples import CONTINUED, behind_prompts, short
+from abliterate.tuning.heard import keep_heard
 from abliterate.tuning.kept import Kept
+from abliterate.tuning.probe import probe_of
 from abliterate.tuning.way import Way, way_of
 
+SPLITS: tuple[Split, ...] = ("train", "val")  # what is known before the final test
 MIN_PER_LANGUAGE = 16  # prompts of a language in a role, for a direction of its own
 
 
@@ -73,14 +76,15 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> dict[str
     reference = open_reference(config.reference, config, [base], tested)
     record = run_record(source, sets.described(), resolved(base, config, config.positions))
     folder = open_run(out, config.model_dump(mode="json"), reference.recorded(record) if reference else record)
+    kept = Kept(out / ".selection").of([folder.identity(), str(base.device), str(base.fit.dtype)])
     activations = folder.stage(
-        "activations", "activations.safetensors", lambda: _activations(base, known, config), save_activations, load_activations
+        "activations", "activations.safetensors", lambda: _activations(base, known, config, kept), save_activations, load_activations
     )
     directions = folder.stage(
         "directions", "directions.safetensors", lambda: _directions(activations, config), save_directions, load_directions
     )
     folder.stage("directions", "directions.json", lambda: quality_document(activations, directions), write_json, read_json)
-    plan, selection = _selection(folder, base, known, config, activations, directions, how)
+    plan, selection = _selection(folder, base, known, config, activations, directions, how, kept)
     before = judge_all(respond(folder, lambda: engine_of(config, base, wanted_of(source)), tested, "base"))
     harmless = sets.sets("harmless")[0].of("test", sets.limit)
     measured = drift_base(folder, base, harmless, before[harmless.name])
@@ -154,11 +158,19 @@ def run_record(source: ModelSource | None, prompts: Mapping[str, Any], resolved:
     }
 
 
-def _activations(base: Session, sets: RoleSets, config: RunConfig) -> Activations:
-    return activations_of(base.model, sets, positions_of(base.model, config))
+def _activations(base: Session, sets: RoleSets, config: RunConfig, kept: Kept) -> Activations:
+    """Activations; the short replies that the choice rests on come of the same pass, where the model can tell both."""
+    prompts = {split: {role: sets.prompts(role, split) for role in sets.played} for split in SPLITS}
+    asked = [ids for each in prompts.values() for role in each for ids in encode(base.model.tokenizer, [p.text for p in each[role]])]
+    probe = probe_of(base.model, asked, short(base.model.tokenizer), CONTINUED)
+    activations = activations_of(probe or base.model, sets, positions_of(base.model, config))
+    if probe is not None:
+        for split, each in prompts.items():
+            keep_heard(kept, split, each, probe)
+    return activations
 
 
-def activations_of(model: Model, sets: RoleSets, positions: int) -> Activations:
+def activations_of(model: Watched, sets: RoleSets, positions: int) -> Activations:
     """Statistics of every role's train prompts at the last ``positions`` tokens, and the val vectors that rank the directions."""
     val = sets.played if sets.sets("keep") else ("target", "baseline")
     train = {role: sets.prompts(role, "train") for role in sets.played}
@@ -166,7 +178,7 @@ def activations_of(model: Model, sets: RoleSets, positions: int) -> Activations:
 
 
 def gathered(
-    model: Model, sets: RoleSets, train: Mapping[Role, Sequence[Prompt]], val: Mapping[Role, Sequence[Prompt]], positions: int
+    model: Watched, sets: RoleSets, train: Mapping[Role, Sequence[Prompt]], val: Mapping[Role, Sequence[Prompt]], positions: int
 ) -> Activations:
     """Statistics of the ``train`` prompts by role, by language and by keep set, and the vectors of the ``val`` prompts.
 
@@ -205,7 +217,7 @@ def by_language(prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, dict[str, 
     }
 
 
-def positions_of(model: Model, config: CollectConfig) -> int:
+def positions_of(model: Watched, config: CollectConfig) -> int:
     """How many last tokens are looked at: as told, else all that the chat template appends, and with keep sets the instruction's last."""
     return config.positions or _last_tokens(model.tokenizer, config)
 
@@ -224,23 +236,29 @@ def _directions(activations: Activations, config: RunConfig) -> Directions:
     return directions
 
 
-def grouped(model: Model, prompts: Sequence[Prompt], parts: Mapping[str, Sequence[int]], kept: int = 1) -> Group:
+def grouped(model: Watched, prompts: Sequence[Prompt], parts: Mapping[str, Sequence[int]], kept: int = 1) -> Group:
     """Prompts as they are collected on."""
     return Group(encode(model.tokenizer, [p.text for p in prompts]), parts, kept)
 
 
-def collected(model: Model, groups: Mapping[str, Group], positions: int) -> dict[str, SetActivations]:
+def collected(model: Watched, groups: Mapping[str, Group], positions: int) -> dict[str, SetActivations]:
     """Activations of groups of prompts, with progress."""
     with stage("activations (prompts)", sum(len(group.prompts) for group in groups.values())) as advance:
         return collect(model, groups, positions, advance)
 
 
 def _selection(
-    folder: RunFolder, base: Session, sets: RoleSets, config: RunConfig, activations: Activations, directions: Directions, how: Way
+    folder: RunFolder,
+    base: Session,
+    sets: RoleSets,
+    config: RunConfig,
+    activations: Activations,
+    directions: Directions,
+    how: Way,
+    kept: Kept,
 ) -> tuple[EditPlan, dict[str, Any]]:
     """The chosen plan and how it was chosen; from train and val prompts only. What is done of it is kept until all of it is."""
     file = folder.path / "selection.json"
-    kept = Kept(folder.path / ".selection").of([folder.identity(), str(base.device), str(base.fit.dtype)])
     if not file.exists():
         with folder.timed("selection"):
             plan, document = select(base.model, sets, config, directions, how, keep_axes(activations), kept)

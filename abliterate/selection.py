@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from blake3 import blake3
@@ -18,25 +18,27 @@ from torch import Tensor
 
 from abliterate.config import RunConfig
 from abliterate.directions.candidates import KINDS, Candidate, Kind, candidates, scoped_document
-from abliterate.directions.causal import Scores, Yardstick, score_all, scoring_work
+from abliterate.directions.causal import Scores, Yardstick, asked_of, score_all, scoring_work
 from abliterate.directions.estimate import Directions
 from abliterate.directions.front import WEIGHTS, Point, Preference, pareto, prefer
 from abliterate.directions.search import search
 from abliterate.directions.select import Choice, choose, finite, selection_document
 from abliterate.directions.space import Space
 from abliterate.evaluation.openings import dealt
+from abliterate.model.below import first_changed
 from abliterate.model.forward import Continued
-from abliterate.model.passes import Model
+from abliterate.model.passes import Change, Model
 from abliterate.model.plan import EditPlan
-from abliterate.model.resident import Resident
+from abliterate.model.resident import Resident, shared_below
 from abliterate.model.template import encode
 from abliterate.progress import say, stage
 from abliterate.prompts import Prompt, Role, RoleSets
-from abliterate.prompts.promptset import spread
+from abliterate.prompts.promptset import Split, spread
 from abliterate.tuning.descent import Settings, descend
-from abliterate.tuning.examples import Examples, gather, gathering_work, short_replies
+from abliterate.tuning.examples import Examples, Stay, distinct, gather, gathering_work, short_replies
+from abliterate.tuning.heard import heard, keep_replies
 from abliterate.tuning.kept import NOWHERE, Kept
-from abliterate.tuning.measure import measure, measuring_work
+from abliterate.tuning.measure import measure, measured_on, measuring_work
 from abliterate.tuning.parameters import Parameters
 from abliterate.tuning.state import Seen, Step
 from abliterate.tuning.way import Way
@@ -44,6 +46,7 @@ from abliterate.tuning.way import Way
 Prompts = Mapping[Role, Sequence[Prompt]]
 RANKED_BY = 24  # val prompts of each role, for the scores by cause; the shortlist is measured on all
 SHORTLIST = 4  # candidates that are measured
+STARTS = 2  # of them, where the tuner follows
 SHARES = (1.0, 0.85, 0.7)  # of the strength, where it isn't tuned
 BATCH = 8  # edits that the search measures in one reading of the weights
 START = 0.5  # the strength at which the tuner begins
@@ -76,10 +79,10 @@ def select(
     kept = kept.of(_replies_of(val))
     kinds: tuple[Kind, ...] = ("per-layer",) if how == "gradient" else KINDS
     tried = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied, kinds)
-    scored, base_logprob = _scored(model, tried, val, prompts, kept)
+    scored, base_logprob = _scored(model, tried, val, prompts, how, kept)
     choice = choose(scored, config.max_kl, SHORTLIST)
     ranked = starts(scored, config.prefer, config.max_kl) if how == "gradient" else [scored[i][0] for i in choice.passing]
-    shortlist, shares = ranked[:SHORTLIST], SHARES if how == "off" else SHARES[:1]
+    shortlist, shares = ranked[: STARTS if how == "gradient" else SHORTLIST], SHARES if how == "off" else SHARES[:1]
     seen = _measured(model, shortlist, shares, val, config, kept)
     start = shortlist[_start(seen, config) if how == "gradient" else _best(seen, config)[0] // len(shares)]
     steps: list[Step] = []
@@ -106,19 +109,21 @@ def select(
     return replace(seen[best].plan, keep_norms=config.norms == "keep"), document
 
 
-def _prompts(sets: RoleSets, split: Literal["train", "val"]) -> Prompts:
+def _prompts(sets: RoleSets, split: Split) -> Prompts:
     return {role: sets.prompts(role, split) for role in sets.played}
 
 
-def _gathered(model: Model, prompts: Prompts, split: str, kept: Kept) -> Examples:
-    name = f"replies-{split}"
-    replies = kept.value(name)
-    what = "the model's own short replies" if replies is None else "predictions along the replies that were kept"
-    with stage(f"{what} ({split})", gathering_work(prompts, replies is not None)) as advance:
-        if replies is None:
-            replies = short_replies(model, prompts, advance)
-            kept.keep_value(name, replies)
-        return gather(model, prompts, advance, replies)
+def _gathered(model: Model, prompts: Prompts, split: Split, kept: Kept) -> Examples:
+    """The examples of a split; what the probe has heard is not asked again."""
+    asked = distinct(prompts)
+    replies, predicted = heard(kept, split)
+    missing = {role: each for role, each in asked.items() if role not in replies}
+    work = gathering_work(prompts, replies, predicted)
+    with stage(f"the model's own short replies ({split})" if missing else f"predictions along short replies ({split})", work) as advance:
+        if missing:
+            replies |= short_replies(model, missing, advance)
+            keep_replies(kept, split, replies)
+        return gather(model, prompts, advance, replies, predicted, measured=split == "val")
 
 
 def _replies_of(examples: Examples) -> list[Sequence[Sequence[int]]]:
@@ -127,22 +132,39 @@ def _replies_of(examples: Examples) -> list[Sequence[Sequence[int]]]:
 
 
 def _scored(
-    model: Model, tried: Sequence[Candidate], val: Examples, prompts: Prompts, kept: Kept
+    model: Model, tried: Sequence[Candidate], val: Examples, prompts: Prompts, how: Way, kept: Kept
 ) -> tuple[list[tuple[Candidate, Scores]], float]:
-    """Each candidate with its scores by cause, and the unedited model's mean log-probability of its own openings."""
-    baseline, harmless = (encode(model.tokenizer, [p.text for p in prompts[role]]) for role in ("baseline", "harmless"))
-    induced = dealt(val.target, prompts["target"], prompts["baseline"])
-    asked = (val.target.prompts, val.target.openings), (baseline, induced)
-    withheld, answered = (Continued(spread(ids, RANKED_BY), spread(replies, RANKED_BY)) for ids, replies in asked)
-    by = Yardstick(withheld, answered, spread(harmless, RANKED_BY))
+    """Each candidate with its scores by cause, and the unedited model's mean log-probability of its own openings. Where the tuner begins
+    is chosen by what goes and what drifts alone, so nothing is asked of the baseline prompts."""
+    withheld = Continued(spread(val.target.prompts, RANKED_BY), spread(val.target.openings, RANKED_BY))
+    answered = Continued([], []) if how == "gradient" else _induced(model, val, prompts)
+    by = Yardstick(withheld, answered, _led(val.stays["harmless"]))
     kept = kept.of([[c.name, c.shift_layer] for c in tried], [t for c in tried for t in (c.plan.direction, c.plan.strength, c.shift)])
     found = kept.value("scores")
     if found is None:
-        with stage("candidates scored by cause (prompts)", scoring_work(len(tried), by)) as advance:
+        below = shared_below(model, _first(c.plan for c in tried), asked_of(by))
+        with stage("candidates scored by cause (prompts)", scoring_work(len(tried), by)) as advance, below:
             scores, base_logprob = score_all(model, tried, by, advance)
         found = [[asdict(each) for each in scores], base_logprob]
         kept.keep_value("scores", found)
     return [(candidate, Scores(**each)) for candidate, each in zip(tried, found[0], strict=True)], found[1]
+
+
+def _first(plans: Iterable[EditPlan]) -> int | float:
+    """The first block that one of some edits changes."""
+    return min(first_changed(Change(plan)) for plan in plans)
+
+
+def _led(stay: Stay) -> list[list[int]]:
+    """Prompts up to the first token that tells anything."""
+    each = enumerate(zip(stay.asked.prompts, stay.asked.continuations, strict=True))
+    return spread([[*prompt, *reply[: stay.first(i)]] for i, (prompt, reply) in each], RANKED_BY)
+
+
+def _induced(model: Model, val: Examples, prompts: Prompts) -> Continued:
+    """Baseline prompts with the openings that would withhold them."""
+    encoded = encode(model.tokenizer, [p.text for p in prompts["baseline"]])
+    return Continued(spread(encoded, RANKED_BY), spread(dealt(val.target, prompts["target"], prompts["baseline"]), RANKED_BY))
 
 
 def _measured(
@@ -154,7 +176,8 @@ def _measured(
     kept = kept.of(None, [t for plan in plans for t in (plan.direction, plan.strength)])
     found = kept.value("points")
     if found is None:
-        with stage("the best candidates measured (prompts)", len(plans) * measuring_work(val)) as advance:
+        below = shared_below(model, _first(plans), measured_on(val))
+        with stage("the best candidates measured (prompts)", len(plans) * measuring_work(val)) as advance, below:
             found = [asdict(point) for point in measure(model, plans, val, advance)]
         kept.keep_value("points", found)
     return [Seen(f"{c.name}, strength {s:g}", 0, 0.0, plan, Point(**p)) for (c, s), plan, p in zip(tried, plans, found, strict=True)]
@@ -197,7 +220,8 @@ def _tuned(
     learned = config.tune_directions != "off"
     parameters = Parameters.of(start.plan, min(START, config.strength), learned, config.strength, off)
     settings = Settings(steps=config.tune_steps, seed=config.seed)
-    with stage("tuning (steps and looks)", settings.total + settings.looks) as advance:
+    below = shared_below(model, _first([start.plan]), measured_on(val))
+    with stage("tuning (steps and looks)", settings.total + settings.looks) as advance, below:
         seen, steps = descend(
             model,
             parameters,

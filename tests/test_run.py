@@ -190,7 +190,8 @@ def test_a_run_that_is_interrupted_in_tuning_goes_on_from_its_last_look(
 
     monkeypatch.setattr(selection, "measure", measure)
     assert main(call) == 130
-    assert {p.name for p in (out / ".selection").iterdir()} == {"replies-val", "replies-train", "scores", "points", "descent"}
+    heard = {f"{what}-{split}" for what in ("replies", "predictions") for split in ("train", "val")}
+    assert {p.name for p in (out / ".selection").iterdir()} == heard | {"scores", "points", "descent"}
     (out / ".selection" / "points").write_bytes(b"broken")
     assert main(call) == 0
     assert len(measured) == 3 + 1 + 2  # the shortlist once more, and the looks that were left

@@ -233,10 +233,10 @@ def test_nothing_of_the_test_prompts_is_known_before_the_final_test(given: Any, 
     def watched(name: str) -> Callable[..., Any]:
         real = getattr(Resident, name)
 
-        def watching(self: Resident, passes: list[Pass], *more: Any) -> Any:
+        def watching(self: Resident, passes: list[Pass], *more: Any, **named: Any) -> Any:
             if not final:
                 asked.extend(decode(self.tokenizer, ids) for one in passes for ids in one.sequences)
-            return real(self, passes, *more)
+            return real(self, passes, *more, **named)
 
         return watching
 

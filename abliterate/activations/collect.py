@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from abliterate.activations.statistics import RunningMoments
 from abliterate.errors import InputError
-from abliterate.model.passes import Advance, Ids, Model, Pass, unheard
+from abliterate.model.folder import ModelFolder
+from abliterate.model.passes import Advance, Ids, Pass, Seen, unheard
 from abliterate.model.ranks import Spread
 
 
@@ -64,7 +67,20 @@ class Gathered:
         )
 
 
-def collect(model: Model, groups: Mapping[str, Group], positions: int, advance: Advance = unheard) -> dict[str, SetActivations]:
+@runtime_checkable
+class Watched(Protocol):
+    """A model whose streams are told: ``Model.watch`` says how."""
+
+    @property
+    def folder(self) -> ModelFolder: ...
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None: ...
+
+
+def collect(model: Watched, groups: Mapping[str, Group], positions: int, advance: Advance = unheard) -> dict[str, SetActivations]:
     """Activations of groups of prompts at their last ``positions`` tokens, by the names of the groups and their parts.
 
     All go through in one reading of the weights; over several processes each takes every so-many-th prompt. Raises InputError
@@ -82,7 +98,7 @@ def collect(model: Model, groups: Mapping[str, Group], positions: int, advance: 
     return found | {part: gathered.found(part, chosen, name) for name, g in groups.items() for part, chosen in g.parts.items()}
 
 
-def gather(model: Model, groups: Mapping[str, Group], positions: int, advance: Advance = unheard) -> Gathered:
+def gather(model: Watched, groups: Mapping[str, Group], positions: int, advance: Advance = unheard) -> Gathered:
     """What ``collect`` sums up, of one process's prompts."""
     layers, width, names = model.folder.layers + 1, model.folder.d_model, list(groups)
     keys = [*names, *(part for group in groups.values() for part in group.parts)]

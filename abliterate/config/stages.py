@@ -111,7 +111,7 @@ class SelectConfig(Config):
         description="How strengths and directions are improved on: by gradients through the frozen model, by a search without them (for "
         "models too large), or not. auto: gradients where the model is held whole.",
     )
-    tune_steps: int = Field(12, ge=1, le=1000, description="Gradient steps in each of the tuner's phases.")
+    tune_steps: int = Field(8, ge=1, le=1000, description="Gradient steps in each of the tuner's phases.")
     tune_directions: Literal["on", "off", "scoped"] = Field(
         "on", description="Whether the tuner turns the directions too; scoped: only as far as they stay orthogonal to the keep sets' own."
     )

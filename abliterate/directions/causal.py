@@ -28,19 +28,19 @@ class Scores:
     ``bypass``: mean log-probability (nats, the whole opening) on target prompts, ablated. The others are shares of the unedited model's own
     likelihoods, since some models withhold with one canned line and others with many. ``stays``: what ablating leaves of each opening's
     likelihood on target prompts, at most 1 each. ``spill`` and ``induce``: by how much openings become as likely on baseline prompts as
-    the unedited model's own are on target prompts, when ablating and when adding. ``kl``: mean KL(base‖ablated) of the first token on
-    harmless prompts, nats."""
+    the unedited model's own are on target prompts, when ablating and when adding; None where no baseline prompts were asked. ``kl``: mean
+    KL(base‖ablated) of the first token on harmless prompts, nats."""
 
     bypass: float
     stays: float
-    induce: float
+    induce: float | None
     kl: float
-    spill: float = 0.0
+    spill: float | None = 0.0
 
     @property
     def finite(self) -> bool:
         """Whether the candidate left the model's outputs finite."""
-        return all(map(math.isfinite, (self.kl, self.bypass, self.stays, self.induce)))
+        return all(map(math.isfinite, (self.kl, self.bypass, self.stays, self.induce or 0.0)))
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Yardstick:
     """The val prompts (encoded) that candidates are tried on.
 
     ``target`` are prompts that the model withholds, with the openings with which it did; ``baseline`` have openings that would
-    withhold them. ``harmless`` show the drift.
+    withhold them, and may be none. ``harmless`` show the drift.
     """
 
     target: Continued
@@ -100,6 +100,11 @@ def score_share(model: Model, tried: Sequence[Candidate], by: Yardstick, advance
     return [_scores(row, found[0]) for row in found[1:]], float(found[0].target.mean())
 
 
+def asked_of(by: Yardstick) -> list[list[int]]:
+    """Every sequence that goes through the model for a candidate."""
+    return [list(ids) for each in (by.target, by.baseline) for ids in each.passed().sequences] + [list(ids) for ids in by.harmless]
+
+
 def scoring_work(candidates: int, by: Yardstick) -> int:
     """How many prompts go through the model when so many candidates are scored."""
     each = len(by.target.prompts) + len(by.baseline.prompts) + len(by.harmless)
@@ -111,8 +116,12 @@ def _passes(changes: Sequence[Change], shifts: Sequence[Change], by: Yardstick) 
     passes: list[Pass] = []
     readers: list[tuple[str, int]] = []
     for which, change in enumerate(changes):
-        passes += [by.target.passed(change), by.baseline.passed(change), Pass(by.harmless, change)]
-        readers += [("target", which), ("baseline", which), ("harmless", which)]
+        passes += [by.target.passed(change), Pass(by.harmless, change)]
+        readers += [("target", which), ("harmless", which)]
+        if not by.baseline.prompts:
+            continue
+        passes.append(by.baseline.passed(change))
+        readers.append(("baseline", which))
         if which:
             passes.append(by.baseline.passed(shifts[which - 1]))
             readers.append(("induced", which))
@@ -121,12 +130,13 @@ def _passes(changes: Sequence[Change], shifts: Sequence[Change], by: Yardstick) 
 
 def _scores(found: _Measured, base: _Measured) -> Scores:
     own = base.target.mean()  # the whole opening's, not a token's mean: once a line has begun, the rest of it is certain under any edit
+    asked = bool(len(base.baseline))
     before = _share(base.baseline - own)
     return Scores(
         bypass=float(found.target.mean()),
         stays=_share(found.target - base.target),
-        induce=_share(found.induced - own) - before,
-        spill=_share(found.baseline - own) - before,
+        induce=_share(found.induced - own) - before if asked else None,
+        spill=_share(found.baseline - own) - before if asked else None,
         kl=float(found.kl.mean()) if torch.isfinite(found.kl).all() else float("inf"),
     )
 

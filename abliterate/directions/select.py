@@ -35,7 +35,8 @@ def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float, enough: in
     Filters (Arditi et al. 2024, appendix C): KL < ``max_kl``, induce > 0 (layer < 0.8 L holds by construction), and the
     model's own openings keep at most 10 % of their likelihood on target prompts and gain at most 5 % of it on baseline
     prompts. KL is relaxed first, by doubling, then the openings (first on baseline, then on target), then induce. Where
-    fewer than ``enough`` pass, KL is doubled on, up to four times ``max_kl``, so that there is a choice.
+    fewer than ``enough`` pass, KL is doubled on, up to four times ``max_kl``, so that there is a choice. What was not measured is
+    not asked.
     Raises InputError where no candidate has finite scores.
     """
     usable = [i for i, (_, s) in enumerate(scored) if s.finite]
@@ -44,13 +45,13 @@ def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float, enough: in
     filters: list[tuple[str, Callable[[Scores], bool]]] = [
         (
             f"every candidate makes the baseline prompts' openings gain more than {100 * MAX_SPILL:g} % of the target's likelihood",
-            lambda s: s.spill <= MAX_SPILL,
+            lambda s: s.spill is None or s.spill <= MAX_SPILL,
         ),
         (
             f"every candidate leaves more than {100 * MAX_STAYS:g} % of the likelihood with which the model withholds the target prompts",
             lambda s: s.stays <= MAX_STAYS,
         ),
-        ("no candidate makes the model withhold when it is added", lambda s: s.induce > 0),
+        ("no candidate makes the model withhold when it is added", lambda s: s.induce is None or s.induce > 0),
     ]
     # Fewest and least serious first: (), spill, stays, spill + stays, induce, ...
     for dropped in range(2 ** len(filters)):

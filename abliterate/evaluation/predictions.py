@@ -55,6 +55,13 @@ class Predicted:
     starts: Int[Tensor, " sequence_and_end"]
     nats: Float[Tensor, " sequence"]
 
+    def of(self, chosen: Sequence[int]) -> Predicted:
+        """Those along some of the sequences."""
+        places = [self.place(i) for i in chosen]
+        starts = torch.tensor([0, *(place.stop - place.start for place in places)]).cumsum(0)
+        rows = torch.tensor([row for place in places for row in range(place.start, place.stop)], dtype=torch.long)
+        return Predicted(self.tokens[rows], self.logprobs[rows], starts, self.nats[torch.tensor(list(chosen), dtype=torch.long)])
+
     def place(self, index: int) -> slice:
         """Where the positions of a sequence are."""
         return slice(int(self.starts[index]), int(self.starts[index + 1]))

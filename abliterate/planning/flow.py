@@ -9,6 +9,7 @@ import torch
 
 from abliterate.config import RunConfig
 from abliterate.model.at_once import AtOnce, at_once
+from abliterate.model.branches import branches
 from abliterate.model.folder import ModelFolder
 from abliterate.model.forward import packed
 from abliterate.model.memory import Fit
@@ -27,7 +28,8 @@ class Flow:
 
     ``largest`` tokens are in the largest micro-batch, ``logits`` positions get logits, ``heads`` micro-batches do and at most
     ``logits_at_once`` numbers of them are there together. ``held`` tokens of keys and values are kept at once, ``live`` rows of
-    replies are written at once. ``context`` tokens is the longest sequence with its reply.
+    replies are written at once. ``context`` tokens is the longest sequence with its reply. ``passed_over``: the share of the blocks that
+    the tokens of prompts don't go through.
     """
 
     rows: int
@@ -40,10 +42,11 @@ class Flow:
     held: int
     live: int
     context: int
+    passed_over: float = 0.0
 
     def flops(self, costs: Arithmetic) -> tuple[float, float]:
         """Floating-point operations of the prompts, and of the tokens that follow them."""
-        prompts = costs.flops(1, self.tokens, self.context, self.logits)
+        prompts = costs.flops(1, self.tokens, self.context, self.logits) - self.passed_over * costs.flops(1, self.tokens, self.context, 0)
         return prompts, costs.flops(self.rows, self.replied, self.context, self.replied)
 
 
@@ -78,12 +81,12 @@ def flow_of(step: Step, folder: ModelFolder, manner: Manner) -> Flow:
     largest, most, heads, logits = shared, 0, 0, 0
     for asked in step.asked:
         kept = asked.kept or (1 if new else 0)
-        for rows, width in _micro_batches(asked, manner, kept * vocabulary, shared):
+        for rows, width, with_logits in _micro_batches(asked, manner, kept, vocabulary, shared):
             tokens += rows * width * asked.times
             largest = max(largest, rows * width)
-            logits += rows * kept * asked.times
-            heads += asked.times if kept else 0
-            most = max(most, rows * kept * vocabulary)
+            logits += rows * with_logits * asked.times
+            heads += asked.times if with_logits else 0
+            most = max(most, rows * with_logits * vocabulary)
     rows = step.prompts
     live = min(rows, manner.live) if new else 0
     return Flow(
@@ -97,6 +100,7 @@ def flow_of(step: Step, folder: ModelFolder, manner: Manner) -> Flow:
         held=_held(step, live, new) if new else 0,
         live=live,
         context=longest + new,
+        passed_over=0.0 if manner.together else step.passed_over,
     )
 
 
@@ -115,8 +119,15 @@ def _shared(step: Step, folder: ModelFolder, reach: int, longest: int) -> int:
     return prefix_length([ids for asked in step.asked for ids in asked.sequences], reach) if plain else 0
 
 
-def _micro_batches(asked: Asked, manner: Manner, logits: int, shared: int) -> Iterator[tuple[int, int]]:
-    """Rows and tokens a row of each, under one change; ``logits`` numbers come out for a row."""
-    rows = min(manner.rows, max(1, LOGIT_NUMBERS // logits) if logits else _MANY)
-    for batch in packed(asked.sequences, 0, manner.tokens, rows, _CPU, shared):
-        yield batch.input_ids.shape[0], batch.input_ids.shape[1]
+def _micro_batches(asked: Asked, manner: Manner, kept: int, vocabulary: int, shared: int) -> Iterator[tuple[int, int, int]]:
+    """Rows, tokens a row and positions with logits of each, under one change; what several sequences go on from is computed once."""
+    rows = min(manner.rows, max(1, LOGIT_NUMBERS // (kept * vocabulary)) if kept else _MANY)
+    forked = branches(asked.sequences, kept, shared) if kept and shared and not manner.together else None
+    if forked is None:
+        for batch in packed(asked.sequences, 0, manner.tokens, rows, _CPU, shared):
+            yield batch.input_ids.shape[0], batch.input_ids.shape[1], kept
+        return
+    for batch in packed(forked.stems, 0, manner.tokens, manner.rows, _CPU, shared):
+        yield batch.input_ids.shape[0], batch.input_ids.shape[1], 1
+    for batch in packed(forked.tails, 0, manner.tokens, rows, _CPU):
+        yield batch.input_ids.shape[0], batch.input_ids.shape[1], kept - 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from abliterate.config import RunConfig
-from abliterate.directions.candidates import KINDS, at_most
+from abliterate.directions.candidates import FIRST_SHARES, KINDS, at_most
 from abliterate.evaluation.drift import REPLY, bundled_prose
 from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS, THOUGHT_TOKENS
 from abliterate.evaluation.random_directions import SEEDS
@@ -20,7 +20,7 @@ from abliterate.model.template import encode, load_tokenizer, template_positions
 from abliterate.pipeline import by_language
 from abliterate.prompts import Prompt, Role, RoleSets
 from abliterate.prompts.promptset import spread
-from abliterate.selection import BATCH, RANKED_BY, SHARES, SHORTLIST
+from abliterate.selection import BATCH, RANKED_BY, SHARES, SHORTLIST, STARTS
 from abliterate.tuning.descent import Settings, dealt
 from abliterate.tuning.examples import CONTINUED, OTHERS, STAYS, distinct
 from abliterate.tuning.openings import ALIKE
@@ -28,6 +28,7 @@ from abliterate.tuning.way import way
 
 Stage = Literal["collection", "selection", "edit", "evaluation"]
 Encode = Callable[[Sequence[Prompt]], list[list[int]]]
+SHORT = PROBE_TOKENS + THOUGHT_TOKENS  # tokens of a short reply, at most
 POSITIONS = 4  # of a chat template that isn't here
 _TEMPLATE, _LETTERS = 16, 4.2  # tokens that a chat template adds; letters of a token
 _CJK = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
@@ -46,13 +47,15 @@ class Asked:
 @dataclass(frozen=True)
 class Step:
     """One call of the model, with all that goes through it together, and the tokens of the replies that are wanted of it; ``gradients``:
-    they are taken on the way back."""
+    they are taken on the way back. ``passed_over``: the share of the blocks that lies below everything that is edited, where the model is
+    held whole."""
 
     stage: Stage
     name: str
     asked: tuple[Asked, ...]
     new_tokens: int = 0
     gradients: bool = False
+    passed_over: float = 0.0
 
     @property
     def sweeps(self) -> int:
@@ -139,12 +142,12 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
     gradient = way(config, whole) == "gradient"
     tried = at_most(config.candidates, layers, prompts.languages, len(config.estimators), ("per-layer",) if gradient else KINDS)
     opened = {role: [[*ids, *[0] * OPENING_TOKENS] for ids in spread(val[role], RANKED_BY)] for role in ("target", "baseline")}
-    judging = [ids for role, ids in val.items() if role != "harmless" or "keep" in val]
+    opened |= {"baseline": []} if gradient else {}
     kept = OPENING_TOKENS + 1
-    shortlisted = min(SHORTLIST, tried) * (1 if gradient or config.tune == "search" else len(SHARES))
-    steps = [
-        Step("collection", "activations", tuple(Asked(ids) for ids in (*train.values(), *judging))),
-        *_own_replies(val, "val"),
+    below = int(min(FIRST_SHARES) * layers) / layers if gradient else 0.0
+    shortlisted = min(STARTS if gradient else SHORTLIST, tried) * (1 if gradient or config.tune == "search" else len(SHARES))
+    steps = [*_probed(prompts, whole), *_own_predictions(val, "val", whole), Step("selection", "own openings", (_openings(val, 1),))]
+    steps += [
         Step(
             "selection",
             "candidates by cause",
@@ -153,13 +156,14 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
                 Asked(opened["baseline"], 2 * tried + 1, kept),
                 Asked(spread(val["harmless"], RANKED_BY), tried + 1, 1),
             ),
+            passed_over=below,
         ),
-        Step("selection", "candidates more weakly", _measured(val, shortlisted)),
+        Step("selection", "candidates more weakly", _measured(val, shortlisted), passed_over=below),
     ]
     if config.tune == "search":
         steps += [Step("selection", "search", _measured(val, min(BATCH, config.trials))) for _ in range(-(-config.trials // BATCH))]
     elif gradient:
-        steps += _tuning_steps(config, train, val)
+        steps += _tuning_steps(config, train, val, below)
     tested = tuple(Asked(ids) for ids in prompts.test.values())
     if config.engine == "transformers":
         steps += [Step("evaluation", f"replies of the {which} model", tested, config.max_new_tokens) for which in ("base", "edited")]
@@ -173,12 +177,26 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
     return [*steps, *_recovery_steps(tested)] if config.reference is not None else steps
 
 
-def _own_replies(asked: Mapping[Role, Ids], split: str) -> Iterator[Step]:
-    """The short replies that the choice rests on, and what is predicted along those that should stay."""
-    asked = distinct(asked)
-    yield Step("selection", f"own short replies ({split})", tuple(map(Asked, asked.values())), PROBE_TOKENS + THOUGHT_TOKENS)
-    yield Step("selection", f"own predictions ({split})", _staying(asked, 1))
-    yield Step("selection", f"own openings ({split})", (_openings(asked, 1),))
+def _probed(prompts: Prompts, whole: bool) -> Iterator[Step]:
+    """Activations, and the short replies that the choice rests on: of the same pass where the model is held whole."""
+    train, val = prompts.train, prompts.val
+    judging = {role: ids for role, ids in val.items() if role != "harmless" or "keep" in val}
+    asked = (*map(Asked, train.values()), *map(Asked, judging.values()))
+    if not whole:
+        yield Step("collection", "activations", asked)
+        yield Step("selection", "own short replies (val)", tuple(map(Asked, distinct(val).values())), SHORT)
+        return
+    yield Step("collection", "activations and own short replies", asked, SHORT)
+    if rest := [ids for role, ids in val.items() if role not in judging and ids != val.get("baseline")]:
+        yield Step("selection", "own short replies (val)", tuple(map(Asked, rest)), SHORT)
+
+
+def _own_predictions(asked: Mapping[Role, Ids], split: str, whole: bool) -> Iterator[Step]:
+    """What is predicted along the short replies that should stay, where they were not heard of when they were written."""
+    if not whole:
+        yield Step("selection", f"own predictions ({split})", _staying(asked, 1))
+    elif "keep" not in asked and split == "val":
+        yield Step("selection", "own predictions (val)", _staying({"harmless": asked["harmless"]}, 1))
 
 
 def _measured(val: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
@@ -196,15 +214,15 @@ def _staying(asked: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
     return tuple(Asked([[*ids, *[0] * CONTINUED] for ids in asked[role]], times, CONTINUED + 1) for role in roles)
 
 
-def _tuning_steps(config: RunConfig, train: Mapping[Role, Ids], val: Mapping[Role, Ids]) -> Iterator[Step]:
-    """The tuner's: each step some examples of each role, and looks at val."""
-    yield from _own_replies(train, "train")
+def _tuning_steps(config: RunConfig, train: Mapping[Role, Ids], val: Mapping[Role, Ids], below: float) -> Iterator[Step]:
+    """The tuner's, which is for models that are held whole: each step some examples of each role, and looks at val."""
+    yield from _own_predictions(train, "train", True)
     settings = Settings(steps=config.tune_steps)
     counts = {role: len(ids) for role, ids in distinct(train).items()}
     rounds = {role: -(-settings.total * each // max(counts[role], 1)) for role, each in dealt(counts, settings.batch).items()}
     asked = tuple(Asked([[*ids, *[0] * CONTINUED] for ids in train[role]], rounds[role], CONTINUED + 1) for role in counts)
     yield Step("selection", "tuning", asked, gradients=True)
-    yield Step("selection", "looks at val", _measured(val, settings.looks))
+    yield Step("selection", "looks at val", _measured(val, settings.looks), passed_over=below)
 
 
 def _recovery_steps(tested: Sequence[Asked]) -> Iterator[Step]:

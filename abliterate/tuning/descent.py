@@ -40,15 +40,15 @@ class Settings:
     better than before, a phase is over.
     """
 
-    steps: int = 16
+    steps: int = 8
     weights: tuple[float, ...] = (5.0, 12.0, 30.0)
-    batch: int = 12
+    batch: int = 6
     strength_rate: float = 0.05
     turn: float = 0.24
     few: float = 0.002
     near: float = 1.0
     every: int | None = None
-    patience: int = 2
+    patience: int = 1
     seed: int = 0
 
     @property
@@ -215,7 +215,8 @@ def _gradients(
 def _loss(examples: Examples, card: _Card, row: Float[Tensor, "kept vocab"]) -> Float[Tensor, ""]:
     """What a reply costs, from the logits that end with its last token's: its likelihood, or how far the model has moved along it."""
     if card.role != "target":
-        return drift(moved(examples.stays[card.role], [card.place], row[None])[0][1])
+        stay = examples.stays[card.role]
+        return drift(moved(stay, [card.place], row[None])[0][1], stay.first(card.place))
     logprobs = row[-len(card.reply) - 1 : -1].log_softmax(-1)
     chosen = torch.tensor(list(card.reply), device=row.device)
     likely = logprobs.gather(-1, chosen[:, None])[:, 0]

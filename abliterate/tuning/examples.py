@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS, THOUGHT_TOKENS, Openings
 from abliterate.evaluation.outcomes import NOT_JUDGED, WITHHELD, judge
 from abliterate.evaluation.predictions import Predicted, Predictions, Texts, ask
+from abliterate.evaluation.ruleset import Outcome
 from abliterate.model.ends import advice_of, end_ids, said_nothing
 from abliterate.model.forward import Continued
 from abliterate.model.parts import split_thought
@@ -25,15 +28,22 @@ from abliterate.tuning.openings import ALIKE, TargetOpenings, own_likelihood
 A = TypeVar("A")
 STAYS: tuple[Role, ...] = ("keep", "baseline", "harmless")
 CONTINUED = 16  # tokens of a reply that should stay
+LEADING = 0.95  # of replies that begin alike, and so say nothing by it
 OTHERS = 4  # openings of other prompts that are tried on a prompt beside its own
 
 
 @dataclass(frozen=True)
 class Stay:
-    """Prompts with the model's own continuations, and what it predicts along these."""
+    """Prompts with the model's own continuations, and what it predicts along these. ``lead``: with how many tokens they begin alike; the
+    first token that tells anything is the one behind them."""
 
     asked: Continued
     predicted: Predicted
+    lead: int = 0
+
+    def first(self, index: int) -> int:
+        """Which token of a continuation is the first that tells anything."""
+        return min(self.lead, len(self.asked.continuations[index]) - 1)
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,8 @@ class Examples:
     prompts of its language. ``behind``: for each, lines with which it may be withheld behind a thought; none where the model begins with
     no thought. ``stays``: by role, what should not change: of the keep prompts those that it withholds, of the others those that it does
     not. ``marks``: for each target prompt, with how many tokens its opening closes a thought at once; 0 where it doesn't. ``likely`` is the
-    unedited model's own probability that a target prompt is withheld with one of its ``openings``, on average. ``unknown``: how many
-    replies of all roles are in a language without rules, and so examples of nothing."""
+    unedited model's own probability that a target prompt is withheld with one of its ``openings``, on average; NaN where nobody asks.
+    ``unknown``: how many replies of all roles are in a language without rules, and so examples of nothing."""
 
     target: Openings
     others: Sequence[Sequence[Sequence[int]]]
@@ -62,36 +72,38 @@ class Examples:
 
 @dataclass(frozen=True)
 class _Replied:
-    """``withheld``: whether a reply withholds; None where it isn't judged, and then it is no example of either."""
-
     prompts: list[list[int]]
     replies: list[list[int]]
-    withheld: list[bool | None]
+    outcomes: list[Outcome]
 
     @property
-    def unknown(self) -> int:
-        """How many replies aren't judged."""
-        return self.withheld.count(None)
+    def withheld(self) -> list[bool | None]:
+        """Whether each reply withholds; None where it isn't judged, and then it is no example of either."""
+        return [None if outcome == NOT_JUDGED else outcome in WITHHELD for outcome in self.outcomes]
 
     def chosen(self, indices: Sequence[int], length: int) -> Continued:
         return Continued([self.prompts[i] for i in indices], [self.replies[i][:length] for i in indices])
 
 
 def gather(
-    model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Advance = unheard, replies: Mapping[Role, Ids] | None = None
+    model: Model,
+    prompts: Mapping[Role, Sequence[Prompt]],
+    advance: Advance = unheard,
+    replies: Mapping[Role, Ids] | None = None,
+    predicted: Mapping[Role, Predicted] = MappingProxyType({}),
+    measured: bool = True,
 ) -> Examples:
     """Let the unedited model reply briefly to the prompts of each role, and note what it predicts along its replies.
 
-    ``replies``: its short replies, where they are there already. ``advance`` hears of every reply that is made and of every one that is
-    read again, ``gathering_work`` in all.
+    ``replies``: its short replies, where they are there already, and by role what it has ``predicted`` along them. ``measured``: edits will
+    be measured on these examples. ``advance`` hears of every reply that is made and of every one that is read again, ``gathering_work`` in
+    all.
     """
     found = _judged(model, distinct(prompts), short_replies(model, prompts, advance) if replies is None else replies)
     target = found["target"]
     withheld = [i for i, held in enumerate(target.withheld) if held]
     chosen = withheld or list(range(len(target.prompts)))
-    stays = {role: _staying(found[role], role) for role in STAYS if role in found}
-    hearers = {role: Predictions(model, Texts(asked.prompts, asked.continuations, [])) for role, asked in stays.items()}
-    ask(model, list(hearers.values()), advance)
+    stays = _stays(model, found, predicted, advance)
     opened = opens_thought(model.tokenizer)
     ways = [_way(model, target.replies[i]) if opened else Line([], target.replies[i]) for i in chosen]
     led = [[*target.prompts[i], *way.thought] for i, way in zip(chosen, ways, strict=True)]
@@ -105,11 +117,11 @@ def gather(
         own,
         others,
         behind,
-        {role: Stay(asked, hearers[role].found) for role, asked in stays.items()},
+        stays,
         [_mark(model, opening) for opening in openings],
         tried,
-        own_likelihood(model, tried),
-        sum(replied.unknown for replied in found.values()),
+        own_likelihood(model, tried) if measured else math.nan,
+        sum(replied.outcomes.count(NOT_JUDGED) for replied in found.values()),
     )
 
 
@@ -146,17 +158,40 @@ def _mark(model: Model, opening: Sequence[int]) -> int:
     return 0
 
 
-def _staying(found: _Replied, role: Role) -> Continued:
-    """What should stay as it is: refusals of the keep prompts, answers to the others; all of them where there are none."""
-    wanted = [i for i, held in enumerate(found.withheld) if held is (role == "keep")]
-    return found.chosen(wanted or range(len(found.prompts)), CONTINUED)
+def _stays(model: Model, found: Mapping[Role, _Replied], predicted: Mapping[Role, Predicted], advance: Advance) -> dict[Role, Stay]:
+    """What should stay as it is, with what the model predicts along it: as ``predicted``, or asked for now."""
+    chosen = {role: _staying(found[role], role) for role in STAYS if role in found}
+    asked = {role: found[role].chosen(indices, CONTINUED) for role, indices in chosen.items()}
+    unknown = {role: each for role, each in asked.items() if role not in predicted}
+    hearers = {role: Predictions(model, Texts(each.prompts, each.continuations, [])) for role, each in unknown.items()}
+    ask(model, list(hearers.values()), advance)
+    lead = led_by([reply for each in asked.values() for reply in each.continuations])
+    along = {role: hearers[role].found if role in hearers else predicted[role].of(chosen[role]) for role in asked}
+    return {role: Stay(each, along[role], lead) for role, each in asked.items()}
 
 
-def gathering_work(prompts: Mapping[Role, Sequence[Prompt]], replied: bool = False) -> int:
-    """Rows that ``gather`` tells ``advance`` of, at most; without the replies themselves where the model has ``replied`` already."""
+def led_by(replies: Ids) -> int:
+    """With how many tokens nearly all replies begin alike: a mark that opens a thought, a role's name. None is left without a token of its
+    own."""
+    most = max(map(len, replies), default=1) - 1
+    for length in range(most, 0, -1):
+        ((_, count),) = Counter(tuple(reply[:length]) for reply in replies if len(reply) > length).most_common(1) or [((), 0)]
+        if count >= LEADING * len(replies):
+            return length
+    return 0
+
+
+def _staying(found: _Replied, role: Role) -> Sequence[int]:
+    """Refusals of the keep prompts, answers to the others; all of them where there are none."""
+    return [i for i, held in enumerate(found.withheld) if held is (role == "keep")] or range(len(found.prompts))
+
+
+def gathering_work(prompts: Mapping[Role, Sequence[Prompt]], replied: Collection[Role] = (), predicted: Collection[Role] = ()) -> int:
+    """Rows that ``gather`` tells ``advance`` of, at most; without the replies of roles that have ``replied`` already, and without what is
+    ``predicted`` along them."""
     asked = distinct(prompts)
-    again = sum(len(each) for role, each in asked.items() if role in STAYS)
-    return again if replied else again + sum(map(len, asked.values()))
+    again = sum(len(each) for role, each in asked.items() if role in STAYS and role not in predicted)
+    return again + sum(len(each) for role, each in asked.items() if role not in replied)
 
 
 def short(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -177,27 +212,31 @@ def short_replies(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advanc
     encoded = {role: encode(model.tokenizer, [p.text for p in asked[role]]) for role in roles}
     replies: dict[Role, list[list[int]]] = {role: [[] for _ in encoded[role]] for role in roles}
     longest = short(model.tokenizer)
-    nothing = said_nothing(end_ids(advice_of(model.folder), model.tokenizer), model.tokenizer)
+    silence = nothing(model)
     for number, indices, found in model.replies([Pass(encoded[role]) for role in roles], longest, advance):
         for index, reply in zip(indices, found, strict=True):
-            replies[roles[number]][index] = list(reply) or nothing
+            replies[roles[number]][index] = list(reply) or silence
     return replies
 
 
+def nothing(model: Model) -> list[int]:
+    """What stands for an empty reply: the end token."""
+    return said_nothing(end_ids(advice_of(model.folder), model.tokenizer), model.tokenizer)
+
+
 def _judged(model: Model, prompts: Mapping[Role, Sequence[Prompt]], replies: Mapping[Role, Ids]) -> dict[Role, _Replied]:
-    """Prompts with their replies, and whether each of these withholds."""
+    """Prompts with their replies, and what each of these is."""
     opened, longest = opens_thought(model.tokenizer), short(model.tokenizer)
 
-    def held(role: Role, i: int) -> bool | None:
+    def outcome(role: Role, i: int) -> Outcome:
         text, cut = decode(model.tokenizer, replies[role][i]), len(replies[role][i]) >= longest
-        outcome = judge(text, begins_in_thought=opened, prompt=prompts[role][i].text, cut=cut).outcome
-        return None if outcome == NOT_JUDGED else outcome in WITHHELD
+        return judge(text, begins_in_thought=opened, prompt=prompts[role][i].text, cut=cut).outcome
 
     return {
         role: _Replied(
             encode(model.tokenizer, [p.text for p in asked]),
             [list(ids) for ids in replies[role]],
-            [held(role, i) for i in range(len(asked))],
+            [outcome(role, i) for i in range(len(asked))],
         )
         for role, asked in prompts.items()
     }

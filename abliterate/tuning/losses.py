@@ -41,6 +41,7 @@ def divergences(base: Float[Tensor, "token kept_and_rest"], edited: Float[Tensor
     return (base.exp() * (base - edited)).sum(-1)
 
 
-def drift(kl: Float[Tensor, " token"]) -> Float[Tensor, ""]:
-    """What a reply's divergences cost: half for the first token, by which the rest is led, half for the mean of all."""
-    return (kl[0] + kl.mean()) / 2
+def drift(kl: Float[Tensor, " token"], first: int = 0) -> Float[Tensor, ""]:
+    """What a reply's divergences cost: half for the ``first`` token that tells anything, by which the rest is led, half for the mean of
+    all."""
+    return (kl[first] + kl.mean()) / 2

@@ -38,9 +38,16 @@ def measure(model: Model, plans: Sequence[EditPlan], examples: Examples, advance
         if role == "target":
             found[which].withheld.add(indices, logits)
         else:
-            for index, kl in moved(examples.stays[role], indices, logits):
-                found[which].first[role][index], found[which].along[role][index] = kl[0].cpu(), kl.mean().cpu()
+            stay = examples.stays[role]
+            for index, kl in moved(stay, indices, logits):
+                found[which].first[role][index], found[which].along[role][index] = kl[stay.first(index)].cpu(), kl.mean().cpu()
     return [measured.point(plan, examples.likely) for measured, plan in zip(found, plans, strict=True)]
+
+
+def measured_on(examples: Examples) -> list[list[int]]:
+    """Every sequence that goes through the model for one edit."""
+    asked = [examples.openings.asked, *(stay.asked for stay in examples.stays.values())]
+    return [list(ids) for each in asked for ids in each.passed().sequences]
 
 
 def measuring_work(examples: Examples) -> int:

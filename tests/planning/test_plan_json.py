@@ -13,7 +13,7 @@ from abliterate.cli import main
 
 def test_where_a_run_would_tune_the_plan_says_what_it_saves_not_to(tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     model = str(tiny())
-    assert main(["plan", "--model", model, "--limit", "40"]) == 0
+    assert main(["plan", "--model", model, "--limit", "40", "--tune-steps", "100"]) == 0
     assert "cheaper      --tune off (" in capsys.readouterr().out
     assert main(["plan", "--model", model, "--limit", "40", "--tune", "off"]) == 0
     assert "--tune off" not in capsys.readouterr().out

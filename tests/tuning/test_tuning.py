@@ -22,7 +22,7 @@ from abliterate.model.plan import EditPlan, plan_from_rows
 from abliterate.model.resident import Resident, load_model
 from abliterate.prompts import Prompt, Role
 from abliterate.tuning.descent import Settings, _Deck, descend
-from abliterate.tuning.examples import CONTINUED, Examples, gather, gathering_work, short_replies
+from abliterate.tuning.examples import CONTINUED, Examples, Stay, gather, gathering_work, led_by, short_replies
 from abliterate.tuning.kept import NOWHERE, Kept
 from abliterate.tuning.measure import measure, measuring_work
 from abliterate.tuning.openings import ALIKE
@@ -268,7 +268,7 @@ def test_examples_of_replies_that_were_kept_are_the_same(model: Resident, exampl
     heard: list[float] = []
     replies = short_replies(model, PROMPTS)
     again = gather(model, PROMPTS, heard.append, replies)
-    assert sum(heard) <= gathering_work(PROMPTS, replied=True) < gathering_work(PROMPTS)
+    assert sum(heard) <= gathering_work(PROMPTS, replied=PROMPTS) < gathering_work(PROMPTS)
     assert again.target == examples.target and again.others == examples.others and again.marks == examples.marks
     for role, stay in examples.stays.items():
         assert again.stays[role].asked == stay.asked and torch.equal(again.stays[role].predicted.logprobs, stay.predicted.logprobs)
@@ -302,3 +302,18 @@ def test_a_model_carried_into_a_wider_stream_is_tuned_to_the_same_edit(
         cosine = ((narrow_seen.plan.direction @ carry.T) * wide_seen.plan.direction).sum(-1)
         assert cosine.min() > 1 - 1e-4  # each direction turned by the same angle, the same way
         assert torch.allclose(narrow_seen.plan.strength, wide_seen.plan.strength, atol=1e-4)
+
+
+def test_replies_that_begin_alike_tell_nothing_by_it() -> None:
+    alike = [[9, 8, n, n] for n in range(30)]
+    assert led_by(alike) == 2 and led_by([*alike, [1, 2, 3]]) == 2 and led_by([*alike, *[[n, n] for n in range(5)]]) == 0
+    assert led_by([[9, 8]] * 4) == 1 and led_by([[9], [9, 8]]) == 0 and led_by([]) == 0
+
+
+def test_behind_a_common_beginning_the_first_token_is_the_one_that_differs(model: Resident, examples: Examples) -> None:
+    led = replace(examples, stays={role: replace(stay, lead=1) for role, stay in examples.stays.items()})
+    plan = some_plan(model)
+    (first,), (second,) = measure(model, [plan], examples), measure(model, [plan], led)
+    assert second.kl != first.kl and second.keep_kl == first.keep_kl and second.target_left == first.target_left
+    stay: Stay = led.stays["harmless"]
+    assert [stay.first(i) for i in range(len(stay.asked.continuations))] == [min(1, len(c) - 1) for c in stay.asked.continuations]
