@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -27,7 +28,7 @@ from abliterate.directions.space import Space
 from abliterate.evaluation.openings import dealt
 from abliterate.model.below import first_changed
 from abliterate.model.forward import Continued
-from abliterate.model.passes import Change, Model
+from abliterate.model.passes import Change, Model, unheard
 from abliterate.model.plan import EditPlan
 from abliterate.model.resident import Resident, shared_below
 from abliterate.model.template import encode
@@ -119,7 +120,8 @@ def _gathered(model: Model, prompts: Prompts, split: Split, kept: Kept) -> Examp
     replies, predicted = heard(kept, split)
     missing = {role: each for role, each in asked.items() if role not in replies}
     work = gathering_work(prompts, replies, predicted)
-    with stage(f"the model's own short replies ({split})" if missing else f"predictions along short replies ({split})", work) as advance:
+    what = "the model's own short replies" if missing else "predictions along short replies"
+    with stage(f"{what} ({split})", work) if work else nullcontext(unheard) as advance:
         if missing:
             replies |= short_replies(model, missing, advance)
             keep_replies(kept, split, replies)
