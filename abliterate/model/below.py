@@ -13,6 +13,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from abliterate.model.hooks import computing, entered_by, entering
 from abliterate.model.load import InMemory
 from abliterate.model.passes import Change, Ids
 
@@ -45,9 +46,9 @@ class Below:
         """A forward pass begins with the stream at the block; what it is called with is still said of the same tokens."""
         with ExitStack() as stack:
             for layer in range(self.layer):
-                stack.enter_context(_doing_nothing(model.block(layer), self.arity))
+                stack.enter_context(computing(model.block(layer), _nothing(self.arity)))
             handle = model.block(self.layer).register_forward_pre_hook(
-                lambda _, args, kwargs: _given(args, kwargs, stream), with_kwargs=True
+                lambda _, args, kwargs: entered_by(args, kwargs, stream.to(entering(args, kwargs))), with_kwargs=True
             )
             stack.callback(handle.remove)
             yield
@@ -77,7 +78,7 @@ def watching(model: InMemory, layer: int, seen: Callable[[Tensor, int | None], N
         arity[:] = [len(output) if isinstance(output, tuple) else None]
 
     def entered(module: nn.Module, args: Any, kwargs: Any) -> None:
-        seen(args[0] if args else kwargs["hidden_states"], arity[0])
+        seen(entering(args, kwargs), arity[0])
         raise _EnoughError
 
     def run(forward: Callable[[], Any]) -> None:
@@ -93,28 +94,14 @@ def watching(model: InMemory, layer: int, seen: Callable[[Tensor, int | None], N
         yield run
 
 
-@contextmanager
-def _doing_nothing(block: nn.Module, arity: int | None) -> Iterator[None]:
-    """A block whose output is what enters it."""
+def _nothing(arity: int | None) -> Callable[..., Any]:
+    """What a block computes whose output is what enters it."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        stream = args[0] if args else kwargs["hidden_states"]
+        stream = entering(args, kwargs)
         return stream if arity is None else (stream, *[None] * (arity - 1))
 
-    before = block.__dict__.get("forward")  # where a model is spread over GPUs it has one of its own
-    block.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        block.__dict__.pop("forward")
-        if before is not None:
-            block.__dict__["forward"] = before
-
-
-def _given(args: Any, kwargs: Any, stream: Tensor) -> Any:
-    if args:
-        return (stream.to(args[0]), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": stream.to(kwargs["hidden_states"])}
+    return forward
 
 
 def distinct(sequences: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -17,7 +17,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from abliterate.model.forward import Batch
 from abliterate.model.passes import Ids
-from abliterate.model.prefix import DummyLayer, Following, Prefix, before
+from abliterate.model.prefix import DummyLayer, Following, Prefix
 
 LEAST_SAVED = 0.25  # of the tokens: below it a second forward pass costs more than it saves
 
@@ -69,9 +69,8 @@ class Stem(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """It takes what it is given."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = key_states, value_states
-        if self.prefix is not None:
-            self.keys, self.values = before(self.prefix.keys, key_states), before(self.prefix.values, value_states)
+        own = key_states, value_states
+        self.keys, self.values = own if self.prefix is None else self.prefix.update(*own)
         return self.keys, self.values
 
     def get_seq_length(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
 from abliterate.model.forward import packed, pad_id
-from abliterate.model.hooks import changed
+from abliterate.model.hooks import changed, computing
 from abliterate.model.memory import free
 from abliterate.model.passes import Change, Ids
 from abliterate.model.prefix import after, computed, only_attends, prefix_length
@@ -67,17 +67,11 @@ def logits(
 @contextmanager
 def recomputing(model: Resident) -> Iterator[None]:
     """Each block's insides are computed again on the way back instead of being kept (gradient checkpointing)."""
-    blocks = [model.block(layer) for layer in range(model.folder.layers)]
-    before = [block.__dict__.get("forward") for block in blocks]  # where a model is spread over GPUs it has one of its own
-    for block in blocks:
-        block.__dict__["forward"] = _recomputed(block.forward)
-    try:
+    with ExitStack() as stack:
+        for layer in range(model.folder.layers):
+            block = model.block(layer)
+            stack.enter_context(computing(block, _recomputed(block.forward)))
         yield
-    finally:
-        for block, forward in zip(blocks, before, strict=True):
-            block.__dict__.pop("forward")
-            if forward is not None:
-                block.__dict__["forward"] = forward
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

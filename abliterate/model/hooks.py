@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,30 @@ def _stream(output: Any) -> Tensor:
     """A block's output tensor; some blocks return it as the first of a tuple."""
     stream: Tensor = output[0] if isinstance(output, tuple) else output
     return stream
+
+
+def entering(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The stream that a block is called with."""
+    stream: Tensor = args[0] if args else kwargs["hidden_states"]
+    return stream
+
+
+def entered_by(args: tuple[Any, ...], kwargs: dict[str, Any], stream: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a block is called with, and another stream in place of its own."""
+    return ((stream, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": stream})
+
+
+@contextmanager
+def computing(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """A block computes ``forward`` instead of its own."""
+    before = block.__dict__.get("forward")  # where a model is spread over GPUs it has one of its own
+    block.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        block.__dict__.pop("forward")
+        if before is not None:
+            block.__dict__["forward"] = before
 
 
 def as_one(stream: Float[Tensor, "row position *streams d_model"]) -> Float[Tensor, "row position d_model"]:
@@ -204,14 +228,14 @@ def captured(model: InMemory, last: int) -> Iterator[dict[int, Float[Tensor, "ro
     def keep(index: int, stream: Tensor) -> None:
         seen[index] = as_one(stream)[:, -last:].detach().to(torch.float32)
 
-    def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
-        keep(0, args[0] if args else kwargs["hidden_states"])
+    def first_entered(module: nn.Module, args: Any, kwargs: Any) -> None:
+        keep(0, entering(args, kwargs))
 
     def leaving(index: int) -> Callable[..., None]:
         return lambda module, args, output: keep(index, _stream(output))
 
     with ExitStack() as stack:
-        first = model.block(0).register_forward_pre_hook(entering, with_kwargs=True)
+        first = model.block(0).register_forward_pre_hook(first_entered, with_kwargs=True)
         stack.callback(first.remove)
         for layer in range(model.folder.layers):
             stack.enter_context(_hooked(model.block(layer), leaving(layer + 1)))
@@ -223,10 +247,8 @@ def cleared(model: InMemory, rows: Float[Tensor, "k d_model"]) -> Iterator[None]
     """Nothing of the directions enters the first block, so that what lies along them later was written by blocks."""
 
     def clear(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if args:
-            return (without(args[0], rows.to(args[0].dtype), 1.0), *args[1:]), kwargs
-        stream = kwargs["hidden_states"]
-        return args, {**kwargs, "hidden_states": without(stream, rows.to(stream.dtype), 1.0)}
+        stream = entering(args, kwargs)
+        return entered_by(args, kwargs, without(stream, rows.to(stream.dtype), 1.0))
 
     handle = model.block(0).register_forward_pre_hook(clear, with_kwargs=True)
     try:

@@ -15,7 +15,7 @@ from abliterate.model.batching import Batching
 from abliterate.model.below import Below, Span, watching
 from abliterate.model.branches import Branches, Grown, branches, grown, grown_on
 from abliterate.model.forward import Batch
-from abliterate.model.passes import Advance, Ids, Pass, unheard
+from abliterate.model.passes import Ids, Pass
 from abliterate.model.prefix import Prefix, after
 
 Logits = Iterator[tuple[Sequence[int], Float[Tensor, "row kept vocab"]]]
@@ -69,7 +69,7 @@ def _entering(by: Batching, below: Below | None, spans: Sequence[Span], batch: B
 
 
 @torch.inference_mode()
-def streams_into(by: Batching, layer: int, sequences: Ids, advance: Advance = unheard) -> Below:
+def streams_into(by: Batching, layer: int, sequences: Ids) -> Below:
     """The streams that enter block ``layer`` of the unedited model, of each sequence whole."""
     found: dict[tuple[int, ...], Tensor] = {}
     entered: list[tuple[Tensor, int | None]] = []
@@ -86,5 +86,4 @@ def streams_into(by: Batching, layer: int, sequences: Ids, advance: Advance = un
         for batch, stream in by.each(sequences, compute):
             for row, index in zip(stream, batch.indices, strict=True):
                 found[tuple(sequences[index])] = row[-len(sequences[index]) :].clone()
-            advance(len(batch.indices))
     return Below(layer, entered[0][1], found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def _tried(folder: ModelFolder) -> Reuse:
         pads=pads,
         shares=shares,
         branches=shares and _holds(lambda: _off_branches(model)),
-        skips=_holds(lambda: max(_off_below(model, layer) for layer in range(1, blocks))),
+        skips=blocks > 1 and _holds(lambda: _off_below(model)),
         leaves=leaves,
         refills=_holds(lambda: _off_decoding(wide, refills=True, shares=shares)),
     )
@@ -129,9 +130,10 @@ def _off_branches(model: InMemory) -> float:
     return worst
 
 
-def _off_below(model: InMemory, layer: int) -> float:
-    """How far logits are, of a pass that begins with the streams that enter a block, from those of each prompt by itself."""
+def _off_below(model: InMemory) -> float:
+    """How far logits are, of passes that begin with the streams that enter one block or another, from those of each prompt by itself."""
     worst = 0.0
+    alone = [model.module(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -_REACH:] for ids in _PROMPTS]
     kept: list[tuple[Tensor, int | None]] = []
 
     def forward(inputs: dict[str, Tensor]) -> Tensor:
@@ -141,14 +143,12 @@ def _off_below(model: InMemory, layer: int) -> float:
     def seen(stream: Tensor, arity: int | None) -> None:
         kept[:] = [(stream, arity)]
 
-    for batch in packed(_PROMPTS, 0, 1000, 3, model.device):
+    for batch, layer in product(packed(_PROMPTS, 0, 1000, 3, model.device), range(1, model.folder.layers)):
         with watching(model, layer, seen) as run:
             run(lambda: forward(batch.inputs()))  # noqa: B023
         with Below(layer, kept[0][1], {}).entering(model, kept[0][0]):
             out = forward(batch.inputs())
-        for row, which in enumerate(batch.indices):
-            wanted = model.module(input_ids=torch.tensor([_PROMPTS[which]]), use_cache=False).logits[0, -_REACH:]
-            worst = max(worst, _distance(out[row], wanted))
+        worst = max(worst, *(_distance(out[row], alone[which]) for row, which in enumerate(batch.indices)))
     return worst
 
 

@@ -146,7 +146,7 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
     kept = OPENING_TOKENS + 1
     below = int(min(FIRST_SHARES) * layers) / layers if gradient else 0.0
     shortlisted = min(STARTS if gradient else SHORTLIST, tried) * (1 if gradient or config.tune == "search" else len(SHARES))
-    steps = [*_probed(prompts, whole), *_own_predictions(val, "val", whole), Step("selection", "own openings", (_openings(val, 1),))]
+    steps = [*_probed(prompts, whole), *_own_predictions(val, whole), Step("selection", "own openings", (_openings(val, 1),))]
     steps += [
         Step(
             "selection",
@@ -191,12 +191,12 @@ def _probed(prompts: Prompts, whole: bool) -> Iterator[Step]:
         yield Step("selection", "own short replies (val)", tuple(map(Asked, rest)), SHORT)
 
 
-def _own_predictions(asked: Mapping[Role, Ids], split: str, whole: bool) -> Iterator[Step]:
+def _own_predictions(val: Mapping[Role, Ids], whole: bool) -> Iterator[Step]:
     """What is predicted along the short replies that should stay, where they were not heard of when they were written."""
     if not whole:
-        yield Step("selection", f"own predictions ({split})", _staying(asked, 1))
-    elif "keep" not in asked and split == "val":
-        yield Step("selection", "own predictions (val)", _staying({"harmless": asked["harmless"]}, 1))
+        yield Step("selection", "own predictions (val)", _staying(val, 1))
+    elif "keep" not in val:
+        yield Step("selection", "own predictions (val)", _staying({"harmless": val["harmless"]}, 1))
 
 
 def _measured(val: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
@@ -216,7 +216,6 @@ def _staying(asked: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
 
 def _tuning_steps(config: RunConfig, train: Mapping[Role, Ids], val: Mapping[Role, Ids], below: float) -> Iterator[Step]:
     """The tuner's, which is for models that are held whole: each step some examples of each role, and looks at val."""
-    yield from _own_predictions(train, "train", True)
     settings = Settings(steps=config.tune_steps)
     counts = {role: len(ids) for role, ids in distinct(train).items()}
     rounds = {role: -(-settings.total * each // max(counts[role], 1)) for role, each in dealt(counts, settings.batch).items()}

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS, THOUGHT_TOKENS, Openings
 from abliterate.evaluation.outcomes import NOT_JUDGED, WITHHELD, judge
 from abliterate.evaluation.predictions import Predicted, Predictions, Texts, ask
-from abliterate.evaluation.ruleset import Outcome
 from abliterate.model.ends import advice_of, end_ids, said_nothing
 from abliterate.model.forward import Continued
 from abliterate.model.parts import split_thought
@@ -72,14 +71,11 @@ class Examples:
 
 @dataclass(frozen=True)
 class _Replied:
+    """``withheld``: whether a reply withholds; None where it isn't judged, and then it is no example of either."""
+
     prompts: list[list[int]]
     replies: list[list[int]]
-    outcomes: list[Outcome]
-
-    @property
-    def withheld(self) -> list[bool | None]:
-        """Whether each reply withholds; None where it isn't judged, and then it is no example of either."""
-        return [None if outcome == NOT_JUDGED else outcome in WITHHELD for outcome in self.outcomes]
+    withheld: list[bool | None]
 
     def chosen(self, indices: Sequence[int], length: int) -> Continued:
         return Continued([self.prompts[i] for i in indices], [self.replies[i][:length] for i in indices])
@@ -95,9 +91,9 @@ def gather(
 ) -> Examples:
     """Let the unedited model reply briefly to the prompts of each role, and note what it predicts along its replies.
 
-    ``replies``: its short replies, where they are there already, and by role what it has ``predicted`` along them. ``measured``: edits will
-    be measured on these examples. ``advance`` hears of every reply that is made and of every one that is read again, ``gathering_work`` in
-    all.
+    ``replies``: its short replies, where they are there already. ``predicted``: what it predicts along them, by role, where that is there.
+    ``measured``: whether edits will be measured on these examples. ``advance`` hears of each row that goes through the model; there are at
+    most ``gathering_work`` of them.
     """
     found = _judged(model, distinct(prompts), short_replies(model, prompts, advance) if replies is None else replies)
     target = found["target"]
@@ -121,7 +117,7 @@ def gather(
         [_mark(model, opening) for opening in openings],
         tried,
         own_likelihood(model, tried) if measured else math.nan,
-        sum(replied.outcomes.count(NOT_JUDGED) for replied in found.values()),
+        sum(replied.withheld.count(None) for replied in found.values()),
     )
 
 
@@ -225,18 +221,19 @@ def nothing(model: Model) -> list[int]:
 
 
 def _judged(model: Model, prompts: Mapping[Role, Sequence[Prompt]], replies: Mapping[Role, Ids]) -> dict[Role, _Replied]:
-    """Prompts with their replies, and what each of these is."""
+    """Prompts with their replies, and whether each of these withholds."""
     opened, longest = opens_thought(model.tokenizer), short(model.tokenizer)
 
-    def outcome(role: Role, i: int) -> Outcome:
+    def held(role: Role, i: int) -> bool | None:
         text, cut = decode(model.tokenizer, replies[role][i]), len(replies[role][i]) >= longest
-        return judge(text, begins_in_thought=opened, prompt=prompts[role][i].text, cut=cut).outcome
+        outcome = judge(text, begins_in_thought=opened, prompt=prompts[role][i].text, cut=cut).outcome
+        return None if outcome == NOT_JUDGED else outcome in WITHHELD
 
     return {
         role: _Replied(
             encode(model.tokenizer, [p.text for p in asked]),
             [list(ids) for ids in replies[role]],
-            [outcome(role, i) for i in range(len(asked))],
+            [held(role, i) for i in range(len(asked))],
         )
         for role, asked in prompts.items()
     }

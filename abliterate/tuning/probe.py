@@ -16,10 +16,10 @@ from abliterate.model.passes import Advance, Model, Pass, Seen, Told, unheard
 from abliterate.model.resident import Resident
 
 
-@dataclass
+@dataclass(frozen=True)
 class Said:
     """A prompt's ``reply`` up to and without its end token, and at each of its first positions (one, where it is empty) the likeliest
-    tokens with their log-probabilities, and that of the token that was chosen."""
+    tokens with their log-probabilities."""
 
     reply: list[int]
     tokens: Int[Tensor, "position kept"]
