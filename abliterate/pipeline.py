@@ -44,10 +44,11 @@ from abliterate.report.card import model_card
 from abliterate.report.document import read_json, report_document, write_json
 from abliterate.runfolder import RunFolder, file_hashes, open_run, recorded_clock
 from abliterate.selection import select
-from abliterate.tuning.examples import CONTINUED, behind_prompts, short
+from abliterate.tuning.examples import CONTINUED, behind_prompts
 from abliterate.tuning.heard import keep_heard
 from abliterate.tuning.kept import Kept
 from abliterate.tuning.probe import probe_of
+from abliterate.tuning.replies import short
 from abliterate.tuning.way import Way, way_of
 
 SPLITS: tuple[Split, ...] = ("train", "val")  # what is known before the final test

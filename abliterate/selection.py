@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -18,13 +19,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from abliterate.config import RunConfig
-from abliterate.directions.candidates import KINDS, Candidate, Kind, candidates, scoped_document
+from abliterate.directions.candidates import FIRST_SHARES, KINDS, Candidate, Kind, beside, by_effect, candidates, scoped_document
 from abliterate.directions.causal import Scores, Yardstick, asked_of, score_all, scoring_work
 from abliterate.directions.estimate import Directions
 from abliterate.directions.front import WEIGHTS, Point, Preference, pareto, prefer
 from abliterate.directions.search import search
 from abliterate.directions.select import Choice, choose, finite, selection_document
 from abliterate.directions.space import Space
+from abliterate.errors import InputError
 from abliterate.evaluation.openings import dealt
 from abliterate.model.below import first_changed
 from abliterate.model.forward import Continued
@@ -36,11 +38,13 @@ from abliterate.progress import say, stage
 from abliterate.prompts import Prompt, Role, RoleSets
 from abliterate.prompts.promptset import Split, spread
 from abliterate.tuning.descent import Settings, descend
-from abliterate.tuning.examples import Examples, Stay, distinct, gather, gathering_work, short_replies
+from abliterate.tuning.examples import Examples, Stay, gather, gathering_work
+from abliterate.tuning.first_order import RIDGES, first_order, work_of
 from abliterate.tuning.heard import heard, keep_replies
 from abliterate.tuning.kept import NOWHERE, Kept
 from abliterate.tuning.measure import measure, measured_on, measuring_work
 from abliterate.tuning.parameters import Parameters
+from abliterate.tuning.replies import distinct, judged, short_replies, withholds
 from abliterate.tuning.state import Seen, Step
 from abliterate.tuning.way import Way
 
@@ -65,21 +69,19 @@ def select(
     """The chosen plan, strengths included, and the content of ``selection.json``; train and val prompts only.
 
     ``away`` [position, layer, d_model, n]: the keep sets' axes, which tuned directions may have to stay orthogonal to. What is done of the
-    work is ``kept``, of this model with these sets and this config, so that the same call goes on where it was stopped.
+    work is ``kept``, of this model with these sets and this config, so that the same call goes on where it was stopped. Raises InputError
+    where the model withholds none of the target's prompts.
     """
     prompts, notes = _prompts(sets, "val"), []
-    val = _gathered(model, prompts, "val", kept)
-    learned = _gathered(model, _prompts(sets, "train"), "train", kept) if how == "gradient" else val
-    if not val.target.withheld:
-        notes.append("the model withholds none of the val prompts: its replies to all of them are the yardstick")
-    if how == "gradient" and not (val.target.withheld and learned.target.withheld):
-        how = "off"  # there is nothing to make unlikely but answers
-        notes.append("no edit was tuned: the model withholds none of the train or of the val prompts")
+    val = _gathered(model, sets, "val", kept)
+    learned = _gathered(model, sets, "train", kept) if how == "gradient" else val
     if unknown := val.unknown + (learned.unknown if learned is not val else 0):
         notes.append(f"{unknown} train or val replies are in a language that the rules don't know: neither withheld nor answered")
     kept = kept.of(_replies_of(val))
     kinds: tuple[Kind, ...] = ("per-layer",) if how == "gradient" else KINDS
     tried = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied, kinds)
+    if how == "gradient" and config.tune_directions != "off":
+        tried = [*_by_effect(model, learned, config, away, kept), *beside(tried)]
     scored, base_logprob = _scored(model, tried, val, prompts, how, kept)
     choice = choose(scored, config.max_kl, SHORTLIST)
     ranked = starts(scored, config.prefer, config.max_kl) if how == "gradient" else [scored[i][0] for i in choice.passing]
@@ -101,7 +103,7 @@ def select(
     document = _document(scored, replace(choice, chosen=chosen, relaxed=(*notes, *filtered, *relaxed)), seen, best, steps, how, config)
     document["yardstick"] = {"asked": val.target.asked, "withheld": val.target.withheld, "base_logprob": base_logprob}
     document["scoped"] = scoped_document(directions, start)
-    if document["scoped"] is not None and away is not None:
+    if away is not None:
         document["scoped"]["along_keep"] = _along_keep(seen[best].plan, away[-1 - start.position])
     document["tuning"] |= {"examples": dict(learned.counts), **_shape(seen[best].plan, start.plan)}
     point = seen[best].point
@@ -114,8 +116,9 @@ def _prompts(sets: RoleSets, split: Split) -> Prompts:
     return {role: sets.prompts(role, split) for role in sets.played}
 
 
-def _gathered(model: Model, prompts: Prompts, split: Split, kept: Kept) -> Examples:
-    """The examples of a split; what the probe has heard is not asked again."""
+def _gathered(model: Model, sets: RoleSets, split: Split, kept: Kept) -> Examples:
+    """The examples of a split; what the probe has heard is not asked again. Raises InputError where nothing is withheld."""
+    prompts = _prompts(sets, split)
     asked = distinct(prompts)
     replies, predicted = heard(kept, split)
     missing = {role: each for role, each in asked.items() if role not in replies}
@@ -125,12 +128,48 @@ def _gathered(model: Model, prompts: Prompts, split: Split, kept: Kept) -> Examp
         if missing:
             replies |= short_replies(model, missing, advance)
             keep_replies(kept, split, replies)
+        _check_withheld(model, sets, split, replies["target"])
         return gather(model, prompts, advance, replies, predicted, measured=split == "val")
+
+
+def _check_withheld(model: Model, sets: RoleSets, split: Split, replies: Sequence[Sequence[int]]) -> None:
+    """Raises InputError where none of the replies withholds: an edit would then be made against the openings of answers."""
+    target = sets.prompts("target", split)
+    outcomes = judged(model, {"target": target}, {"target": replies})["target"].outcomes
+    if any(map(withholds, outcomes)):
+        return
+    names = ", ".join(group.name for group in sets.sets("target"))
+    found = ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in Counter(outcomes).most_common())
+    raise InputError(
+        f"--target {names}: the model withholds none of its {len(target)} {split} prompts (short replies: {found}), so there is nothing to "
+        "remove; ask the model with audit first, and take a target that it withholds"
+    )
 
 
 def _replies_of(examples: Examples) -> list[Sequence[Sequence[int]]]:
     """Everything that examples were made of: prompts, openings, what should stay."""
     return [examples.target.prompts, examples.target.openings, *(stay.asked.continuations for stay in examples.stays.values())]
+
+
+def _by_effect(model: Model, train: Examples, config: RunConfig, away: Tensor | None, kept: Kept) -> list[Candidate]:
+    """A direction a block by its first-order effect, one edit for each ridge."""
+    assert isinstance(model, Resident)
+    first = int(FIRST_SHARES[0] * model.folder.layers)
+    kept = kept.of([_replies_of(train), config.tune_directions, config.seed], [] if away is None else [away])
+    state = kept.state("first-order")
+    if state is None:
+        off = _off(away, -1, config)
+        with stage("first-order effects (prompts)", work_of(model, train, first)) as advance:
+            plans = first_order(model, train, first, off, config.seed, advance)
+        state = {f"{part}/{i}": getattr(plan, part) for i, plan in enumerate(plans) for part in ("direction", "strength")}, None
+        kept.keep_state("first-order", *state)
+    plans = [EditPlan(state[0][f"direction/{i}"], state[0][f"strength/{i}"], "skip") for i in range(len(RIDGES))]
+    return by_effect([(f"ridge {ridge:g}", plan) for ridge, plan in zip(RIDGES, plans, strict=True) if plan.strength.any()], first)
+
+
+def _off(away: Tensor | None, position: int, config: RunConfig) -> Float[Tensor, "layer n d_model"] | None:
+    """What the directions have to stay orthogonal to; None where they may turn anywhere."""
+    return away[-1 - position].transpose(-1, -2) if away is not None and config.tune_directions == "scoped" else None
 
 
 def _scored(
@@ -218,7 +257,7 @@ def _tuned(
 ) -> tuple[list[Seen], list[Step], list[str]]:
     """The way that gradients take from a candidate; and where it ended early, why."""
     assert isinstance(model, Resident)
-    off = away[-1 - start.position].transpose(-1, -2) if away is not None and config.tune_directions == "scoped" else None
+    off = _off(away, start.position, config)
     learned = config.tune_directions != "off"
     parameters = Parameters.of(start.plan, min(START, config.strength), learned, config.strength, off)
     settings = Settings(steps=config.tune_steps, seed=config.seed)

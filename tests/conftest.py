@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from jaxtyping import install_import_hook
 install_import_hook("abliterate", "beartype.beartype")
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast  # noqa: E402
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast  # noqa: E402
 
 # A shell ignores interrupts for what it runs in the background, and children inherit that; some tests interrupt theirs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -59,9 +61,13 @@ def save_tiny(
     seed: int = 0,
     tokenizer: PreTrainedTokenizerFast | None = None,
     positions: int = 512,
+    says: str | None = None,
     **config: Any,
 ) -> Path:
-    """A random model of a few thousand weights in ``folder``: ``family`` is its ``model_type``; ``shards`` ("20KB") splits it."""
+    """A random model of a few thousand weights in ``folder``: ``family`` is its ``model_type``; ``shards`` ("20KB") splits it.
+
+    ``says``: what it replies to everything, each of its characters once; None: what a random model says.
+    """
     torch.manual_seed(seed)
     tokenizer = tokenizer or byte_tokenizer()
     made = AutoConfig.for_model(
@@ -83,9 +89,20 @@ def save_tiny(
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.normal_(1.0 if "norm" in name else 0.0, 0.3)
+        if says is not None:
+            lead_through(model, [*tokenizer.encode("\n" + says), tokenizer.eos_token_id])
     model.to(dtype).save_pretrained(folder, **({"max_shard_size": shards} if shards else {}))
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def lead_through(model: PreTrainedModel, ids: list[int]) -> None:
+    """Each of some tokens makes the next one likeliest, whatever blocks write: its embedding is long, and the next one's row of the head
+    points there."""
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    axes = torch.linalg.qr(torch.randn(embedding.shape[1], embedding.shape[1], generator=torch.Generator().manual_seed(0)))[0]
+    for axis, (token, following) in zip(axes, pairwise(ids), strict=False):
+        embedding[token], head[following] = 100.0 * axis, 3.0 * axis
 
 
 @pytest.fixture(scope="session")
@@ -108,6 +125,12 @@ def tiny(tmp_path: Path) -> Callable[..., Path]:
     """``tiny("llama", tied=True, shards="20KB")`` gives a new model folder."""
     count = iter(range(1000))
     return lambda family="llama", **options: save_tiny(tmp_path / f"{family}-{next(count)}", family, **options)
+
+
+@pytest.fixture
+def refuser(tiny: Callable[..., Path]) -> Callable[..., Path]:
+    """The same, of models that refuse everything."""
+    return partial(tiny, says="I won't.")
 
 
 @pytest.fixture

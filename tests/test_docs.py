@@ -306,10 +306,10 @@ def out_of(command: Command) -> str | None:
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """Stand-ins under the names that the pages use, in a folder where commands run one after the other."""
     place = tmp_path_factory.mktemp("docs")
-    model = save_tiny(place / "path/to/model", layers=3, shards="60KB")
+    model = save_tiny(place / "path/to/model", layers=3, shards="60KB", says="I won't.")
     (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A tiny model\n", encoding="utf-8")
     (model / "LICENSE").write_text("Apache License\n", encoding="utf-8")
-    save_tiny(place / "path/to/other", layers=3, seed=1)
+    save_tiny(place / "path/to/other", layers=3, seed=1, says="I won't.")
     save_tiny(place / "path/to/thinker", layers=2, tokenizer=byte_tokenizer(THINKS))
     save_file({"direction": torch.randn(32, generator=torch.Generator().manual_seed(1))}, place / "r.safetensors")
     things = ["stone", "river", "cloud", "paper", "candle", "window", "garden", "bridge", "mirror", "harbour", "lantern", "meadow"]

@@ -34,7 +34,7 @@ class Made:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     place = tmp_path_factory.mktemp("reference")
-    model, reference = save_tiny(place / "model", seed=1), save_tiny(place / "truth", seed=2)
+    model, reference = save_tiny(place / "model", seed=1, says="I won't."), save_tiny(place / "truth", seed=2)
     flags = []
     for role, text in ROLES.items():
         (place / f"{role}.txt").write_text("".join(text.format(word) + "\n" for word in WORDS), encoding="utf-8")

@@ -56,7 +56,7 @@ def refusal(capsys: Capture, *arguments: str) -> str:
 def test_a_run_gives_the_same_figures_again(tiny: Tiny, sets: dict[str, str], tmp_path: Path, capsys: Capture) -> None:
     roles = [part for role, path in sets.items() for part in (f"--{role}", path)]
     flags = ["--max-new-tokens", "4", "--batch-size", "4", "--candidates", "2"]
-    assert main(["run", "--model", str(tiny()), *roles, *flags, "--out", str(tmp_path / "run")]) == 0
+    assert main(["run", "--model", str(tiny(says="I won't.")), *roles, *flags, "--out", str(tmp_path / "run")]) == 0
     capsys.readouterr()
     assert main(["reproduce", str(tmp_path / "run" / "run.json"), "--out", str(tmp_path / "again")]) == 0
     found, shown = reproduced(tmp_path / "again"), capsys.readouterr().out

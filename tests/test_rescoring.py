@@ -39,7 +39,7 @@ def write_set(folder: Path, role: str) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run, and under audit/ that of an audit; their model is gone."""
     place = tmp_path_factory.mktemp("rescoring")
-    model = save_tiny(place / "model")
+    model = save_tiny(place / "model", says="I won't.")
     sets = [part for role in ASKED for part in (f"--{role}", write_set(place, role))]
     short = ["--max-new-tokens", "4", "--batch-size", "4"]
     assert main(["run", "--model", str(model), *sets, *short, "--candidates", "2", "--out", str(place / "run")]) == 0

@@ -54,9 +54,9 @@ def without_cost(report: Path) -> dict[str, object]:
     return document
 
 
-def test_a_run_leaves_every_file_of_the_contract(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_leaves_every_file_of_the_contract(refuser: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert main(arguments(tiny(), sets, out)) == 0
+    assert main(arguments(refuser(), sets, out)) == 0
     names = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     assert {"run.json", "activations.safetensors", "directions.safetensors", "selection.json", "report.json", "report.html"} <= names
     assert {"transcripts/base.jsonl", "transcripts/edited.jsonl", "checkpoint/README.md", "checkpoint/abliteration.json"} <= names
@@ -65,9 +65,9 @@ def test_a_run_leaves_every_file_of_the_contract(tiny: Tiny, sets: dict[str, str
     assert check_sums(out / "checkpoint") == sum(n.startswith("checkpoint/") for n in names) - 1
 
 
-def test_the_report_holds_the_keys_of_the_contract(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
+def test_the_report_holds_the_keys_of_the_contract(refuser: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert main(arguments(tiny(), sets, out)) == 0
+    assert main(arguments(refuser(), sets, out)) == 0
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert report["schema"] == "abliterate/report/1"
     assert {k: v["role"] for k, v in report["sets"].items()} == {"bad": "target", "good": "baseline", "kept": "keep", "plain": "harmless"}
@@ -86,11 +86,11 @@ def test_the_report_holds_the_keys_of_the_contract(tiny: Tiny, sets: dict[str, s
 
 
 def test_a_run_that_removes_nothing_ends_with_a_report_of_no_change(
-    tiny: Tiny, sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refuser: Tiny, sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("abliterate.tuning.examples.WITHHELD", frozenset(OUTCOMES))  # so that there is something to tune
+    monkeypatch.setattr("abliterate.tuning.replies.WITHHELD", frozenset(OUTCOMES))  # so that there is something to tune
     out = tmp_path / "run"
-    assert main([*arguments(tiny(), sets, out), "--strength", "0", "--tune-steps", "2"]) == 0
+    assert main([*arguments(refuser(), sets, out), "--strength", "0", "--tune-steps", "2"]) == 0
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert report["selection"]["strength"] == 0 and report["edit"]["tensors"] == 0
     assert report["drift"]["kl_first_token"] == pytest.approx(0, abs=1e-6)
@@ -99,16 +99,16 @@ def test_a_run_that_removes_nothing_ends_with_a_report_of_no_change(
 
 @pytest.mark.parametrize(("flag", "given"), [("--max-kl", "inf"), ("--margin", "0"), ("--margin", "1"), ("--limit", "1")])
 def test_settings_beyond_their_ends_are_one_line(
-    tiny: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, given: str
+    refuser: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, given: str
 ) -> None:
-    assert main([*arguments(tiny(), sets, tmp_path / "run"), flag, given]) == 2
+    assert main([*arguments(refuser(), sets, tmp_path / "run"), flag, given]) == 2
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith(f"abliterate: {flag} {given}: ")
     assert not (tmp_path / "run").exists()
 
 
-def test_the_activations_file_follows_the_contract(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
+def test_the_activations_file_follows_the_contract(refuser: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert main([*arguments(tiny(), sets, out), "--positions", "3"]) == 0
+    assert main([*arguments(refuser(), sets, out), "--positions", "3"]) == 0
     with safe_open(out / "activations.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["positions"]) == [-1, -2, -3]
         assert list(file.get_slice("target_mean").get_shape()) == [3, 5, 32]
@@ -139,8 +139,8 @@ def killed(where: str, how: str, call: list[str]) -> subprocess.CompletedProcess
     )
 
 
-def test_a_run_killed_at_every_stage_ends_with_the_same_report(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
-    model = tiny()
+def test_a_run_killed_at_every_stage_ends_with_the_same_report(refuser: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
+    model = refuser()
     assert main(arguments(model, sets, tmp_path / "whole")) == 0
     call = arguments(model, sets, tmp_path / "killed")
     for where in KILLS:
@@ -150,8 +150,8 @@ def test_a_run_killed_at_every_stage_ends_with_the_same_report(tiny: Tiny, sets:
     assert without_cost(tmp_path / "killed" / "report.json") == without_cost(tmp_path / "whole" / "report.json")
 
 
-def test_a_run_killed_while_it_answers_goes_on_with_the_next_batch(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
-    model = tiny()
+def test_a_run_killed_while_it_answers_goes_on_with_the_next_batch(refuser: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
+    model = refuser()
     assert main(arguments(model, sets, tmp_path / "whole")) == 0
     out = tmp_path / "cut"
     assert main(arguments(model, sets, out)) == 0
@@ -165,8 +165,8 @@ def test_a_run_killed_while_it_answers_goes_on_with_the_next_batch(tiny: Tiny, s
     assert without_cost(out / "report.json") == without_cost(tmp_path / "whole" / "report.json")
 
 
-def test_an_interrupt_exits_130_and_says_how_to_go_on(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
-    call = arguments(tiny(), sets, tmp_path / "run")
+def test_an_interrupt_exits_130_and_says_how_to_go_on(refuser: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
+    call = arguments(refuser(), sets, tmp_path / "run")
     done = killed("select", "SIGINT", call)
     assert done.returncode == 130
     assert "the same command goes on" in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
@@ -174,10 +174,10 @@ def test_an_interrupt_exits_130_and_says_how_to_go_on(tiny: Tiny, sets: dict[str
 
 
 def test_a_run_that_is_interrupted_in_tuning_goes_on_from_its_last_look(
-    tiny: Tiny, sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refuser: Tiny, sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("abliterate.tuning.examples.WITHHELD", frozenset(OUTCOMES))  # whatever the random model says
-    model, out = tiny(), tmp_path / "run"
+    monkeypatch.setattr("abliterate.tuning.replies.WITHHELD", frozenset(OUTCOMES))  # whatever the random model says
+    model, out = refuser(), tmp_path / "run"
     assert main([*arguments(model, sets, tmp_path / "whole"), "--tune-steps", "2"]) == 0
     call = [*arguments(model, sets, out), "--tune-steps", "2"]
     real, measured = selection.measure, []
@@ -191,7 +191,7 @@ def test_a_run_that_is_interrupted_in_tuning_goes_on_from_its_last_look(
     monkeypatch.setattr(selection, "measure", measure)
     assert main(call) == 130
     heard = {f"{what}-{split}" for what in ("replies", "predictions") for split in ("train", "val")}
-    assert {p.name for p in (out / ".selection").iterdir()} == heard | {"scores", "points", "descent"}
+    assert {p.name for p in (out / ".selection").iterdir()} == heard | {"first-order", "scores", "points", "descent"}
     (out / ".selection" / "points").write_bytes(b"broken")
     assert main(call) == 0
     assert len(measured) == 3 + 1 + 2  # the shortlist once more, and the looks that were left
@@ -201,8 +201,8 @@ def test_a_run_that_is_interrupted_in_tuning_goes_on_from_its_last_look(
     assert without_cost(out / "report.json") == without_cost(tmp_path / "whole" / "report.json")
 
 
-def test_a_second_call_changes_nothing(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
-    call = arguments(tiny(), sets, tmp_path / "run")
+def test_a_second_call_changes_nothing(refuser: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
+    call = arguments(refuser(), sets, tmp_path / "run")
     assert main(call) == 0
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     assert main(call) == 0
@@ -210,9 +210,9 @@ def test_a_second_call_changes_nothing(tiny: Tiny, sets: dict[str, str], tmp_pat
 
 
 def test_a_run_folder_of_other_settings_is_refused_by_the_setting(
-    tiny: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    refuser: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call = arguments(tiny(), sets, tmp_path / "run")
+    call = arguments(refuser(), sets, tmp_path / "run")
     assert main(call) == 0
     capsys.readouterr()
     assert main([*call, "--max-kl", "0.3"]) == 2
@@ -220,9 +220,9 @@ def test_a_run_folder_of_other_settings_is_refused_by_the_setting(
 
 
 def test_other_prompts_under_the_same_name_are_refused(
-    tiny: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    refuser: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call = arguments(tiny(), sets, tmp_path / "run")
+    call = arguments(refuser(), sets, tmp_path / "run")
     assert main(call) == 0
     with Path(sets["keep"]).open("a", encoding="utf-8") as file:
         file.write("One more?\n")
@@ -245,16 +245,16 @@ def test_a_missing_model_folder_is_bad_input(sets: dict[str, str], tmp_path: Pat
 
 
 def test_a_model_without_chat_template_is_bad_input(
-    tiny: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    refuser: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = tiny()
+    model = refuser()
     (model / "chat_template.jinja").unlink()
     assert main(arguments(model, sets, tmp_path / "run")) == 2
     assert "chat template" in one_line(capsys)
 
 
-def test_a_truncated_shard_is_bad_input(tiny: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = tiny(shards="20KB")
+def test_a_truncated_shard_is_bad_input(refuser: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = refuser(shards="20KB")
     shard = sorted(model.glob("*.safetensors"))[2]
     shard.write_bytes(shard.read_bytes()[:-7])
     assert main(arguments(model, sets, tmp_path / "run")) == 2
@@ -264,23 +264,23 @@ def test_a_truncated_shard_is_bad_input(tiny: Tiny, sets: dict[str, str], tmp_pa
 
 
 def test_target_equal_to_baseline_is_bad_input(
-    tiny: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    refuser: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments(tiny(), {**sets, "baseline": sets["target"]}, tmp_path / "run")) == 2
+    assert main(arguments(refuser(), {**sets, "baseline": sets["target"]}, tmp_path / "run")) == 2
     assert "no direction" in one_line(capsys)
 
 
 def test_the_same_prompts_under_two_names_have_no_direction(
-    tiny: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    refuser: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "copy.txt"
     copy.write_bytes(Path(sets["target"]).read_bytes())
-    assert main(arguments(tiny(), {**sets, "baseline": str(copy)}, tmp_path / "run")) == 2
+    assert main(arguments(refuser(), {**sets, "baseline": str(copy)}, tmp_path / "run")) == 2
     assert "no direction" in one_line(capsys)
 
 
 def test_a_train_prompt_in_a_test_split_is_bad_input(
-    tiny: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    refuser: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"text": f"Row {i}", "split": s} for i, s in enumerate(["train"] * 4 + ["val"] * 2 + ["test"] * 4)]
     rows[9]["text"] = "row  0"
@@ -288,25 +288,25 @@ def test_a_train_prompt_in_a_test_split_is_bad_input(
     leaky.write_text("".join(json.dumps(r) + "\n" for r in [*rows, {"text": "Extra", "split": "test"}]), encoding="utf-8")
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"text": "Row 1", "split": "test"}) + "\n" + json.dumps({"text": "x", "split": "train"}) + "\n")
-    assert main(arguments(tiny(), {**sets, "target": str(leaky), "keep": str(other)}, tmp_path / "run")) == 2
+    assert main(arguments(refuser(), {**sets, "target": str(leaky), "keep": str(other)}, tmp_path / "run")) == 2
     assert "would prove nothing" in one_line(capsys)
 
 
 def test_an_output_folder_that_holds_something_is_refused(
-    tiny: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    refuser: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "full"
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
-    assert main(arguments(tiny(), sets, out)) == 2
+    assert main(arguments(refuser(), sets, out)) == 2
     assert "not empty" in one_line(capsys)
     assert [p.name for p in out.iterdir()] == ["thesis.txt"]
 
 
 def test_an_output_inside_the_model_folder_is_refused(
-    tiny: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    refuser: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = tiny()
+    model = refuser()
     before = sorted(p.name for p in model.iterdir())
     assert main(arguments(model, sets, model / "run")) == 2
     assert "inside the model's folder" in one_line(capsys)
@@ -314,11 +314,11 @@ def test_an_output_inside_the_model_folder_is_refused(
 
 
 def test_a_disk_that_is_full_leaves_no_checkpoint(
-    tiny: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    refuser: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
 
-    call = arguments(tiny(), sets, tmp_path / "run")
+    call = arguments(refuser(), sets, tmp_path / "run")
     real = shutil.disk_usage
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
     assert main(call) == 2
@@ -328,15 +328,15 @@ def test_a_disk_that_is_full_leaves_no_checkpoint(
     assert main(call) == 0
 
 
-def test_an_empty_prompt_file_is_bad_input(tiny: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_prompt_file_is_bad_input(refuser: Tiny, sets: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = write_prompts(tmp_path / "empty.txt", ["", "  "])
-    assert main(arguments(tiny(), {**sets, "target": str(empty)}, tmp_path / "run")) == 2
+    assert main(arguments(refuser(), {**sets, "target": str(empty)}, tmp_path / "run")) == 2
     assert "empty.txt" in one_line(capsys)
 
 
-def test_several_sets_a_role_follow_one_flag(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
+def test_several_sets_a_role_follow_one_flag(refuser: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
     more = write_prompts(tmp_path / "more.txt", [f"Break {n} plates" for n in range(8)])
-    call = arguments(tiny(), sets, tmp_path / "run")
+    call = arguments(refuser(), sets, tmp_path / "run")
     at = call.index(sets["target"])
     assert main([*call[: at + 1], str(more), *call[at + 1 :]]) == 0
     roles = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))["sets"]
@@ -344,9 +344,9 @@ def test_several_sets_a_role_follow_one_flag(tiny: Tiny, sets: dict[str, str], t
 
 
 def test_a_run_block_by_block_gives_the_report_of_one_in_memory(
-    tiny: Tiny, sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refuser: Tiny, sets: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny(shards="20KB")
+    model = refuser(shards="20KB")
     untuned = ["--tune", "off"]  # gradients need the model whole
     assert main([*arguments(model, sets, tmp_path / "whole"), *untuned]) == 0
     read = lambda *_: Fit(1, torch.float32, resident=False, peak=0, tokens=100)  # noqa: E731

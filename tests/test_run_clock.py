@@ -57,7 +57,7 @@ def at(clock: datetime, folder: Path) -> Model:
 def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model whose template shows the time, and the audit of it then."""
     folder = tmp_path_factory.mktemp("audited")
-    model = save_tiny(folder / "model", layers=2, tokenizer=CLOCK)
+    model = save_tiny(folder / "model", layers=2, tokenizer=CLOCK, says="I won't.")
     audit(AuditConfig(model=str(model), prompts=(asked(folder),), max_new_tokens=8), folder / "out", THEN)
     return folder
 

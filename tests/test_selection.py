@@ -16,7 +16,7 @@ import torch
 
 from abliterate import pipeline, selection
 from abliterate.config import RunConfig
-from abliterate.directions.candidates import Candidate
+from abliterate.directions.candidates import BY_EFFECT, Candidate
 from abliterate.directions.causal import Scores
 from abliterate.directions.estimate import Directions, estimate, keep_axes
 from abliterate.directions.front import WEIGHTS, Point
@@ -54,7 +54,7 @@ def given(tiny: Tiny, tmp_path: Path) -> tuple[Resident, RoleSets, dict[str, Any
 @pytest.fixture
 def withholding(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the random model says counts as withheld."""
-    monkeypatch.setattr("abliterate.tuning.examples.WITHHELD", frozenset(OUTCOMES))
+    monkeypatch.setattr("abliterate.tuning.replies.WITHHELD", frozenset(OUTCOMES))
 
 
 @pytest.mark.usefixtures("withholding")
@@ -68,7 +68,10 @@ def test_what_is_chosen_is_on_the_front_and_in_the_document(given: Any) -> None:
     assert {"keep", "baseline", "harmless", "target"} <= tuning["history"][0].keys() and tuning["examples"]["target"] >= 1
     assert tuning["front"][0]["step"] == 0 and tuning["front"][-1]["step"] == 6 and len(tuning["front"]) <= SHORTLIST + 3
     assert tuning["strength"] == plan.strength.tolist() and document["strength"] == float(plan.strength.max())
-    assert document["scoped"]["sets"] == ["keep"] and 0 < document["scoped"]["share_left"] <= 1
+    assert document["scoped"]["sets"] == ["keep"] and 0 <= document["scoped"]["along_keep"] <= 1
+    by_effect = document["chosen"]["estimator"] == BY_EFFECT
+    assert (document["scoped"]["share_left"] is None) == by_effect
+    assert sum(row["estimator"] == BY_EFFECT for row in document["candidates"]) == 3
 
 
 class Counted:
@@ -212,14 +215,17 @@ def test_how_it_is_improved_on_is_known_before_anything_runs() -> None:
         way_of(RunConfig(model="m", tune="gradient", embedding="edit"), whole=True)
 
 
-def test_where_nothing_is_withheld_no_answers_are_trained_away(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["gradient", "search", "off"])
+def test_where_nothing_is_withheld_nothing_is_edited(given: Any, monkeypatch: pytest.MonkeyPatch, how: Any) -> None:
     model, sets, made, directions, away = given
-    monkeypatch.setattr("abliterate.tuning.examples.WITHHELD", frozenset())
-    _, document = select(model, sets, RunConfig(**made), directions, "gradient", away)
-    assert document["tuning"]["kind"] == "off" and document["tuning"]["history"] == []
-    assert [note for note in document["relaxed"] if note.startswith("no edit was tuned")]
+    monkeypatch.setattr("abliterate.tuning.replies.WITHHELD", frozenset())
+    asked = len(sets.prompts("target", "val"))
+    said = rf"^--target target: the model withholds none of its {asked} val prompts \(short replies: \d+ \w+.*ask the model"
+    with pytest.raises(InputError, match=said):
+        select(model, sets, RunConfig(**made), directions, how, away)
 
 
+@pytest.mark.usefixtures("withholding")
 def test_nothing_of_the_test_prompts_is_known_before_the_final_test(given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is estimated and chosen goes through functions that are given the sets without their test prompts, and asks none of them."""
     _, _, made, _, _ = given

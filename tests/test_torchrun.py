@@ -28,7 +28,7 @@ def prompts(path: Path, count: int, word: str) -> Path:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("torchrun")
-    save_tiny(path / "model", layers=4, shards="20KB")
+    save_tiny(path / "model", layers=4, shards="20KB", says="I won't.")
     prompts(path / "target.txt", 25, "weapons")
     prompts(path / "baseline.txt", 27, "gardens")
     return path

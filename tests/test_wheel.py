@@ -85,7 +85,7 @@ def test_the_installed_program_is_the_wheels_and_knows_its_prompts(installed: Pa
 
 
 def test_run_and_audit_work_from_the_wheel_and_colour_nothing_in_a_pipe(installed: Path, tiny: Tiny, tmp_path: Path) -> None:
-    model = str(tiny())
+    model = str(tiny(says="I won't."))
     audited = run(
         installed, tmp_path, "audit", "--model", model, "--prompts", "censorship", "--limit", "2", "--max-new-tokens", "4", "--out", "a"
     )

@@ -20,6 +20,7 @@ Kind = Literal["single", "interpolated", "per-layer"]
 KINDS: tuple[Kind, ...] = ("single", "interpolated", "per-layer")
 # A direction a block: from these shares of the depth up.
 FIRST_SHARES = (0.25, 1 / 3, 0.5)
+BY_EFFECT = "first-order effect"  # in the place of an estimator's name
 _EMPTY = 1e-5  # of the longest row: a shorter one is no direction
 
 
@@ -69,6 +70,21 @@ def candidates(
     return made
 
 
+def by_effect(made: Sequence[tuple[str, EditPlan]], first: int) -> list[Candidate]:
+    """Edits with a direction a block that come of what their loss does, not of an estimate; each with what is said of it."""
+    found = []
+    for said, plan in made:
+        best = int(plan.strength.any(-1).int().argmax())
+        name = f"{BY_EFFECT}, a direction a block from {first} up, {said}"
+        found.append(Candidate(name, "per-layer", BY_EFFECT, -1, first, plan, plan.direction[best, 0, 0], best))
+    return found
+
+
+def beside(estimated: Sequence[Candidate]) -> list[Candidate]:
+    """Of estimated edits with a direction a block those that are tried beside others that come of their effect: one an estimator."""
+    return list({candidate.estimator: candidate for candidate in reversed(estimated)}.values())
+
+
 def at_most(count: int, layers: int, languages: int, estimators: int = len(DEFAULT_ESTIMATORS), kinds: Sequence[Kind] = KINDS) -> int:
     """How many edits ``candidates`` gives at most, where the prompts are in so many languages that have directions of their own."""
     each: dict[Kind, int] = {
@@ -81,10 +97,12 @@ def at_most(count: int, layers: int, languages: int, estimators: int = len(DEFAU
 
 def scoped_document(directions: Directions, chosen: Candidate) -> dict[str, Any] | None:
     """What selection.json says of the chosen edit's scope: the share that is left of the directions that it removes, on average, and
-    their cosine with each keep set's own; None where there is no keep set."""
-    scoping = directions.scoping.get(chosen.estimator)
-    if scoping is None:
+    their cosine with each keep set's own, both null where they come of no estimate; None where there is no keep set."""
+    if not directions.scoping:
         return None
+    if chosen.estimator == BY_EFFECT:
+        return {"sets": list(next(iter(directions.scoping.values())).sets), "lambda": None, "share_left": None, "cosine": None}
+    scoping = directions.scoping[chosen.estimator]
     edited = chosen.plan.strength.any(-1) if chosen.kind == "per-layer" else torch.arange(chosen.plan.layers) == chosen.layer
     position = -1 - chosen.position
     return {

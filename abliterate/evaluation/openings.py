@@ -16,15 +16,18 @@ THOUGHT_TOKENS = 16  # more where a thought may come before: an empty one, or a 
 class Openings:
     """``prompts[i]`` (encoded) is withheld with a reply that begins with ``openings[i]``.
 
-    ``indices[i]`` is its place among the prompts asked. ``withheld`` counts them;
-    where it is 0 the lists hold all prompts with whatever the model says.
+    ``indices[i]`` is its place among the prompts ``asked``.
     """
 
     prompts: list[list[int]]
     openings: list[list[int]]
     indices: list[int]
     asked: int
-    withheld: int
+
+    @property
+    def withheld(self) -> int:
+        """How many of the prompts asked are withheld."""
+        return len(self.prompts)
 
 
 def dealt(own: Openings, target: Sequence[Prompt], baseline: Sequence[Prompt]) -> list[list[int]]:

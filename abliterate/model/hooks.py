@@ -28,8 +28,8 @@ def _hooked(module: nn.Module, hook: Callable[..., Any], before: bool = False) -
         handle.remove()
 
 
-def _stream(output: Any) -> Tensor:
-    """A block's output tensor; some blocks return it as the first of a tuple."""
+def left_by(output: Any) -> Tensor:
+    """The stream that a block returns; some blocks return it as the first of a tuple."""
     stream: Tensor = output[0] if isinstance(output, tuple) else output
     return stream
 
@@ -150,7 +150,7 @@ def _adding(model: InMemory, vector: Tensor) -> Callable[..., Any]:
     shift = vector.to(model.device, model.module.dtype)
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
-        moved = _stream(output) + shift.to(_stream(output))
+        moved = left_by(output) + shift.to(left_by(output))
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     return hook
@@ -232,7 +232,7 @@ def captured(model: InMemory, last: int) -> Iterator[dict[int, Float[Tensor, "ro
         keep(0, entering(args, kwargs))
 
     def leaving(index: int) -> Callable[..., None]:
-        return lambda module, args, output: keep(index, _stream(output))
+        return lambda module, args, output: keep(index, left_by(output))
 
     with ExitStack() as stack:
         first = model.block(0).register_forward_pre_hook(first_entered, with_kwargs=True)

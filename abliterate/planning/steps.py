@@ -22,8 +22,10 @@ from abliterate.prompts import Prompt, Role, RoleSets
 from abliterate.prompts.promptset import spread
 from abliterate.selection import BATCH, RANKED_BY, SHARES, SHORTLIST, STARTS
 from abliterate.tuning.descent import Settings, dealt
-from abliterate.tuning.examples import CONTINUED, OTHERS, STAYS, distinct
+from abliterate.tuning.examples import CONTINUED, OTHERS, STAYS
+from abliterate.tuning.first_order import ASKED, RIDGES
 from abliterate.tuning.openings import ALIKE
+from abliterate.tuning.replies import distinct
 from abliterate.tuning.way import way
 
 Stage = Literal["collection", "selection", "edit", "evaluation"]
@@ -141,12 +143,16 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
     train, val = prompts.train, prompts.val
     gradient = way(config, whole) == "gradient"
     tried = at_most(config.candidates, layers, prompts.languages, len(config.estimators), ("per-layer",) if gradient else KINDS)
+    by_effect = gradient and config.tune_directions != "off"
+    if by_effect:
+        tried = len(RIDGES) + len(config.estimators)
     opened = {role: [[*ids, *[0] * OPENING_TOKENS] for ids in spread(val[role], RANKED_BY)] for role in ("target", "baseline")}
     opened |= {"baseline": []} if gradient else {}
     kept = OPENING_TOKENS + 1
     below = int(min(FIRST_SHARES) * layers) / layers if gradient else 0.0
     shortlisted = min(STARTS if gradient else SHORTLIST, tried) * (1 if gradient or config.tune == "search" else len(SHARES))
     steps = [*_probed(prompts, whole), *_own_predictions(val, whole), Step("selection", "own openings", (_openings(val, 1),))]
+    steps += [_effects(train)] if by_effect else []
     steps += [
         Step(
             "selection",
@@ -212,6 +218,13 @@ def _openings(asked: Mapping[Role, Ids], times: int) -> Asked:
 def _staying(asked: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
     roles = [role for role in STAYS if role in distinct(asked)]
     return tuple(Asked([[*ids, *[0] * CONTINUED] for ids in asked[role]], times, CONTINUED + 1) for role in roles)
+
+
+def _effects(train: Mapping[Role, Ids]) -> Step:
+    """What tells the first-order effects: some examples of each role, and the keep prompts' own refusals."""
+    asked = [Asked([[*ids, *[0] * CONTINUED] for ids in spread(train[role], ASKED)], 1, CONTINUED + 1) for role in distinct(train)]
+    asked += [Asked([[*ids, *[0] * OPENING_TOKENS] for ids in spread(train.get("keep", []), ASKED)], 1, OPENING_TOKENS + 1)]
+    return Step("selection", "first-order effects", tuple(asked), gradients=True)
 
 
 def _tuning_steps(config: RunConfig, train: Mapping[Role, Ids], val: Mapping[Role, Ids], below: float) -> Iterator[Step]:

@@ -19,7 +19,7 @@ from abliterate.prompts import Role
 from abliterate.tuning.behind import Line
 from abliterate.tuning.examples import Examples
 from abliterate.tuning.kept import NOWHERE, Kept
-from abliterate.tuning.losses import closing, drift, suppression
+from abliterate.tuning.losses import drift, withheld
 from abliterate.tuning.measure import moved
 from abliterate.tuning.optimiser import Optimiser
 from abliterate.tuning.parameters import Parameters
@@ -217,7 +217,4 @@ def _loss(examples: Examples, card: _Card, row: Float[Tensor, "kept vocab"]) -> 
     if card.role != "target":
         stay = examples.stays[card.role]
         return drift(moved(stay, [card.place], row[None])[0][1], stay.first(card.place))
-    logprobs = row[-len(card.reply) - 1 : -1].log_softmax(-1)
-    chosen = torch.tensor(list(card.reply), device=row.device)
-    likely = logprobs.gather(-1, chosen[:, None])[:, 0]
-    return suppression(likely) + (closing(likely[: card.mark]) if card.mark else 0.0)
+    return withheld(row, card.reply, card.mark)

@@ -7,24 +7,20 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from abliterate.evaluation.openings import OPENING_TOKENS, PROBE_TOKENS, THOUGHT_TOKENS, Openings
-from abliterate.evaluation.outcomes import NOT_JUDGED, WITHHELD, judge
+from abliterate.evaluation.openings import OPENING_TOKENS, Openings
 from abliterate.evaluation.predictions import Predicted, Predictions, Texts, ask
-from abliterate.model.ends import advice_of, end_ids, said_nothing
 from abliterate.model.forward import Continued
 from abliterate.model.parts import split_thought
-from abliterate.model.passes import Advance, Ids, Model, Pass, unheard
-from abliterate.model.template import encode
+from abliterate.model.passes import Advance, Ids, Model, unheard
 from abliterate.model.thinking import decode, opens_thought
 from abliterate.prompts import Prompt, Role
 from abliterate.tuning.behind import Line, is_empty, lines_behind, parted
 from abliterate.tuning.openings import ALIKE, TargetOpenings, own_likelihood
+from abliterate.tuning.replies import Replied, distinct, judged, short, short_replies
 
-A = TypeVar("A")
 STAYS: tuple[Role, ...] = ("keep", "baseline", "harmless")
 CONTINUED = 16  # tokens of a reply that should stay
 LEADING = 0.95  # of replies that begin alike, and so say nothing by it
@@ -69,18 +65,6 @@ class Examples:
         return {"target": len(self.target.prompts), **{role: len(stay.asked.prompts) for role, stay in self.stays.items()}}
 
 
-@dataclass(frozen=True)
-class _Replied:
-    """``withheld``: whether a reply withholds; None where it isn't judged, and then it is no example of either."""
-
-    prompts: list[list[int]]
-    replies: list[list[int]]
-    withheld: list[bool | None]
-
-    def chosen(self, indices: Sequence[int], length: int) -> Continued:
-        return Continued([self.prompts[i] for i in indices], [self.replies[i][:length] for i in indices])
-
-
 def gather(
     model: Model,
     prompts: Mapping[Role, Sequence[Prompt]],
@@ -95,17 +79,16 @@ def gather(
     ``measured``: whether edits will be measured on these examples. ``advance`` hears of each row that goes through the model; there are at
     most ``gathering_work`` of them.
     """
-    found = _judged(model, distinct(prompts), short_replies(model, prompts, advance) if replies is None else replies)
+    found = judged(model, distinct(prompts), short_replies(model, prompts, advance) if replies is None else replies)
     target = found["target"]
-    withheld = [i for i, held in enumerate(target.withheld) if held]
-    chosen = withheld or list(range(len(target.prompts)))
+    chosen = [i for i, held in enumerate(target.withheld) if held]
     stays = _stays(model, found, predicted, advance)
     opened = opens_thought(model.tokenizer)
     ways = [_way(model, target.replies[i]) if opened else Line([], target.replies[i]) for i in chosen]
     led = [[*target.prompts[i], *way.thought] for i, way in zip(chosen, ways, strict=True)]
     openings = [list(way.tokens[:OPENING_TOKENS]) for way in ways]
     at_once = [not way.thought for way in ways]
-    own = Openings(led, openings, chosen, len(target.prompts), len(withheld))
+    own = Openings(led, openings, chosen, len(target.prompts))
     others = _others([prompts["target"][i].lang for i in chosen], openings, at_once)
     behind = _behind(model, prompts, found, chosen, at_once) if opened else [[] for _ in chosen]
     tried = TargetOpenings.of(own, others, behind)
@@ -121,11 +104,6 @@ def gather(
     )
 
 
-def distinct(prompts: Mapping[Role, A]) -> dict[Role, A]:
-    """A baseline of harmless prompts is these once more, and left out."""
-    return {role: asked for role, asked in prompts.items() if role != "baseline" or asked != prompts.get("harmless")}
-
-
 def _way(model: Model, reply: Sequence[int]) -> Line:
     """How a reply of a model that thinks withholds: at once, which closing its thought counts as; or with a line behind a thought."""
     thought, line = parted(model.tokenizer, reply)
@@ -133,7 +111,7 @@ def _way(model: Model, reply: Sequence[int]) -> Line:
 
 
 def _behind(
-    model: Model, prompts: Mapping[Role, Sequence[Prompt]], found: Mapping[Role, _Replied], chosen: Sequence[int], at_once: Sequence[bool]
+    model: Model, prompts: Mapping[Role, Sequence[Prompt]], found: Mapping[Role, Replied], chosen: Sequence[int], at_once: Sequence[bool]
 ) -> list[list[Line]]:
     """Lines behind a thought, of prompts that are withheld ``at_once``; the others' own lines are such already."""
     role: Role = "baseline" if "baseline" in found else "harmless"
@@ -154,7 +132,7 @@ def _mark(model: Model, opening: Sequence[int]) -> int:
     return 0
 
 
-def _stays(model: Model, found: Mapping[Role, _Replied], predicted: Mapping[Role, Predicted], advance: Advance) -> dict[Role, Stay]:
+def _stays(model: Model, found: Mapping[Role, Replied], predicted: Mapping[Role, Predicted], advance: Advance) -> dict[Role, Stay]:
     """What should stay as it is, with what the model predicts along it: as ``predicted``, or asked for now."""
     chosen = {role: _staying(found[role], role) for role in STAYS if role in found}
     asked = {role: found[role].chosen(indices, CONTINUED) for role, indices in chosen.items()}
@@ -177,7 +155,7 @@ def led_by(replies: Ids) -> int:
     return 0
 
 
-def _staying(found: _Replied, role: Role) -> Sequence[int]:
+def _staying(found: Replied, role: Role) -> Sequence[int]:
     """Refusals of the keep prompts, answers to the others; all of them where there are none."""
     return [i for i, held in enumerate(found.withheld) if held is (role == "keep")] or range(len(found.prompts))
 
@@ -190,53 +168,10 @@ def gathering_work(prompts: Mapping[Role, Sequence[Prompt]], replied: Collection
     return again + sum(len(each) for role, each in asked.items() if role not in replied)
 
 
-def short(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The most tokens of a short reply."""
-    return PROBE_TOKENS + (THOUGHT_TOKENS if opens_thought(tokenizer) else 0)
-
-
 def behind_prompts(tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens that are tried behind a prompt: a short reply, or a thought, closed, and a line that withholds."""
     closed = len(closing(tokenizer)) + OPENING_TOKENS if opens_thought(tokenizer) else 0
     return short(tokenizer) + closed
-
-
-def short_replies(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Advance = unheard) -> dict[Role, list[list[int]]]:
-    """Short replies (token ids) to all prompts, in one call; an empty one is the end token."""
-    asked = distinct(prompts)
-    roles = list(asked)
-    encoded = {role: encode(model.tokenizer, [p.text for p in asked[role]]) for role in roles}
-    replies: dict[Role, list[list[int]]] = {role: [[] for _ in encoded[role]] for role in roles}
-    longest = short(model.tokenizer)
-    silence = nothing(model)
-    for number, indices, found in model.replies([Pass(encoded[role]) for role in roles], longest, advance):
-        for index, reply in zip(indices, found, strict=True):
-            replies[roles[number]][index] = list(reply) or silence
-    return replies
-
-
-def nothing(model: Model) -> list[int]:
-    """What stands for an empty reply: the end token."""
-    return said_nothing(end_ids(advice_of(model.folder), model.tokenizer), model.tokenizer)
-
-
-def _judged(model: Model, prompts: Mapping[Role, Sequence[Prompt]], replies: Mapping[Role, Ids]) -> dict[Role, _Replied]:
-    """Prompts with their replies, and whether each of these withholds."""
-    opened, longest = opens_thought(model.tokenizer), short(model.tokenizer)
-
-    def held(role: Role, i: int) -> bool | None:
-        text, cut = decode(model.tokenizer, replies[role][i]), len(replies[role][i]) >= longest
-        outcome = judge(text, begins_in_thought=opened, prompt=prompts[role][i].text, cut=cut).outcome
-        return None if outcome == NOT_JUDGED else outcome in WITHHELD
-
-    return {
-        role: _Replied(
-            encode(model.tokenizer, [p.text for p in asked]),
-            [list(ids) for ids in replies[role]],
-            [held(role, i) for i in range(len(asked))],
-        )
-        for role, asked in prompts.items()
-    }
 
 
 def _others(langs: Sequence[str], openings: Sequence[Sequence[int]], at_once: Sequence[bool]) -> list[list[list[int]]]:

@@ -11,9 +11,10 @@ from abliterate.model.passes import Ids
 from abliterate.model.template import encode
 from abliterate.prompts import Prompt, Role
 from abliterate.prompts.promptset import Split
-from abliterate.tuning.examples import STAYS, distinct, nothing
+from abliterate.tuning.examples import STAYS
 from abliterate.tuning.kept import Kept
 from abliterate.tuning.probe import Probe, predicted
+from abliterate.tuning.replies import distinct, nothing
 
 _PARTS = ("tokens", "logprobs", "starts", "nats")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -45,3 +47,20 @@ def drift(kl: Float[Tensor, " token"], first: int = 0) -> Float[Tensor, ""]:
     """What a reply's divergences cost: half for the ``first`` token that tells anything, by which the rest is led, half for the mean of
     all."""
     return (kl[first] + kl.mean()) / 2
+
+
+def withheld(row: Float[Tensor, "kept vocab"], reply: Sequence[int], mark: int = 0) -> Float[Tensor, ""]:
+    """How likely a reply that withholds is, from the logits that end with its last token's; its first ``mark`` tokens close a thought."""
+    logprobs = row[-len(reply) - 1 : -1].log_softmax(-1)
+    likely = logprobs.gather(-1, torch.tensor(list(reply), device=row.device)[:, None])[:, 0]
+    return suppression(likely) + (closing(likely[:mark]) if mark else 0.0)
+
+
+def guessed(row: Float[Tensor, "kept vocab"], length: int, first: int, chance: torch.Generator) -> Float[Tensor, ""]:
+    """A score whose gradients' second moment is that of the Fisher information of a reply of so many tokens, each token weighted as in
+    ``drift``: the log-probability of a token that is drawn at each place, by the root of its weight (Martens 2020, section 5)."""
+    logprobs = row[-length - 1 : -1].log_softmax(-1)
+    drawn = torch.multinomial(logprobs.detach().exp().cpu(), 1, generator=chance).to(row.device)
+    weights = torch.full((length,), 0.5 / length, device=row.device)
+    weights[first] += 0.5
+    return (weights.sqrt() * logprobs.gather(-1, drawn)[:, 0]).sum()

@@ -47,7 +47,7 @@ def call(tmp_path: Path) -> Callable[..., list[str]]:
     for role, text in {"target": "Burn the {}!", "baseline": "Draw the {}.", "harmless": "Name a {}"}.items():
         (tmp_path / f"{role}.txt").write_text("\n".join(text.format(w) for w in words) + "\n", encoding="utf-8")
         flags += [f"--{role}", str(tmp_path / f"{role}.txt")]
-    fixed = ["run", "--model", str(save_tiny(tmp_path / "tiny")), *flags, "--max-new-tokens", "4", "--candidates", "2"]
+    fixed = ["run", "--model", str(save_tiny(tmp_path / "tiny", says="I won't.")), *flags, "--max-new-tokens", "4", "--candidates", "2"]
     return lambda *more: [*fixed, "--out", str(tmp_path / "run"), *more]
 
 

@@ -6,7 +6,7 @@ from abliterate.evaluation.openings import Openings, dealt
 from abliterate.prompts import Prompt
 
 TARGET = [Prompt("t1", "a", "en"), Prompt("t2", "b", "zh"), Prompt("t3", "c", "en"), Prompt("t4", "d", "zh")]
-OWN = Openings([[1], [2], [3]], [[10], [20], [30]], [0, 1, 2], 4, 3)
+OWN = Openings([[1], [2], [3]], [[10], [20], [30]], [0, 1, 2], 4)
 
 
 def test_a_baseline_prompt_gets_the_opening_of_its_twin() -> None:

@@ -55,7 +55,7 @@ def test_a_real_run_reads_its_weights_as_often_as_planned(
     monkeypatch.setattr("abliterate.model.session.fit", lambda *_: Fit(1, torch.float32, resident=False, peak=0, tokens=100))
     if not ends:
         monkeypatch.setattr("abliterate.model.session.end_ids", lambda *_: frozenset())
-    config = RunConfig(model=str(tiny(shards="20KB")), max_new_tokens=3, candidates=2, **sets)
+    config = RunConfig(model=str(tiny(shards="20KB", says="I won't.")), max_new_tokens=3, candidates=2, **sets)
     run(config, tmp_path / "run")
     steps = planned(config, Path(config.model))
     assert sweeps <= sweeps_of(steps)

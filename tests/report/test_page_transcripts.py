@@ -21,7 +21,7 @@ def page(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("transcripts") / "model")
+    return save_tiny(tmp_path_factory.mktemp("transcripts") / "model", says="I won't.")
 
 
 def test_an_audit_shows_as_much_as_it_is_told_and_its_report_as_much_as_that_is(model: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def report_of(command: str, out: Path, *flags: str) -> dict[str, Any]:
 @pytest.fixture
 def reports(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> dict[str, dict[str, Any]]:
     """Of a run with every role, an audit, a comparison with its weights, and one of weights alone."""
-    base, other = str(tiny()), str(tiny(layers=2))
+    base, other = str(tiny(says="I won't.")), str(tiny(layers=2))
     roles = [part for role, path in sets.items() for part in (f"--{role}", path)]
     run = report_of("run", tmp_path / "run", "--model", base, *roles, "--candidates", "2")
     pair = ["--base", base, "--derived", str(tmp_path / "run" / "checkpoint")]

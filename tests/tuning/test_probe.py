@@ -20,10 +20,11 @@ from abliterate.model.resident import Resident, load_model
 from abliterate.model.reuse import Reuse
 from abliterate.model.template import encode
 from abliterate.prompts import Prompt
-from abliterate.tuning.examples import CONTINUED, Examples, gather, nothing, short
+from abliterate.tuning.examples import CONTINUED, Examples, gather
 from abliterate.tuning.heard import heard, keep_heard
 from abliterate.tuning.kept import NOWHERE, Kept
 from abliterate.tuning.probe import Probe, predicted, probe_of
+from abliterate.tuning.replies import nothing, short
 
 WORDS = ["red", "a green one", "blue", "why is grey grey", "pink", "no"]
 LAST, LONGEST, ALONG = 3, 12, 5

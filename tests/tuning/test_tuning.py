@@ -22,11 +22,12 @@ from abliterate.model.plan import EditPlan, plan_from_rows
 from abliterate.model.resident import Resident, load_model
 from abliterate.prompts import Prompt, Role
 from abliterate.tuning.descent import Settings, _Deck, descend
-from abliterate.tuning.examples import CONTINUED, Examples, Stay, gather, gathering_work, led_by, short_replies
+from abliterate.tuning.examples import CONTINUED, Examples, Stay, gather, gathering_work, led_by
 from abliterate.tuning.kept import NOWHERE, Kept
 from abliterate.tuning.measure import measure, measuring_work
 from abliterate.tuning.openings import ALIKE
 from abliterate.tuning.parameters import Parameters
+from abliterate.tuning.replies import short_replies
 from abliterate.tuning.state import Seen, Step
 
 WORDS = ["stone", "river", "cloud", "paper", "candle", "window"]
