@@ -1,7 +1,7 @@
 """Learn the weights of phrases that the outcome detector goes by (abliterate/evaluation/phrases.py).
 
 From written responses with their outcomes: tests/data/outcomes_written.jsonl, the phrasings and cases of the rules' tests, and the
-*train* parts of the labelled set and of the labelled transcripts. Their test and check parts are never read. ``--folds`` first shows
+*train* parts of the labelled set, of the labelled transcripts and of a real model's. Their test and check parts are never read. ``--folds`` first shows
 how well the responses of writers are judged that nothing was learned from. Run by ``scripts/train_detector``.
 """
 
@@ -50,7 +50,7 @@ def examples() -> list[Example]:
     made = [example(row, str(row["writer"]), 1.0) for row in written]
     made += [example({**row, "prompt": None}, str(row["writer"]), 0.25) for row in written]  # transcripts may lack their prompts
     made += [example(row, "transcripts", 3.0) for row in rows("transcripts") if row["split"] == "train"]
-    made += [example(row, "labelled", 3.0) for row in rows("labelled") if row["split"] == "train"]
+    made += [example(row, name, 3.0) for name in ("labelled", "real") for row in rows(name) if row["split"] == "train"]
     made += [example(row, name, 3.0) for name in ("phrasings", "cases") for row in rows(name) if not row.get("facts")]
     return [e for e in made if e is not None]
 

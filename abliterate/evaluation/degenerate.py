@@ -70,7 +70,7 @@ def _repeated(text: str, prompt: str | None) -> str | None:
     long = len(units) > most["short_units"]
     if len(units) >= most["least_units"]:
         n = 3 if zh and not long else 4 if zh else 3
-        floor = most["distinct_long" if long else "distinct_short_zh" if zh else "distinct_short_en"]
+        floor = most["distinct_long" if long else "distinct_short"]
         if (share := distinct_share(units, n)) < floor:
             return f"repeats: {share:.0%} distinct {n}-grams"
     said = [part for part in re.split(r"[.!?。\n]+\s*", text) if part.strip()]
