@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from abliterate.config import RunConfig
-from abliterate.directions.candidates import FIRST_SHARES, KINDS, Candidate, Kind, beside, by_effect, candidates, scoped_document
+from abliterate.directions.candidates import BY_EFFECT, FIRST_SHARES, KINDS, Candidate, Kind, by_effect, candidates, scoped_document
 from abliterate.directions.causal import Scores, Yardstick, asked_of, score_all, scoring_work
 from abliterate.directions.estimate import Directions
 from abliterate.directions.front import WEIGHTS, Point, Preference, pareto, prefer
@@ -79,9 +79,9 @@ def select(
         notes.append(f"{unknown} train or val replies are in a language that the rules don't know: neither withheld nor answered")
     kept = kept.of(_replies_of(val))
     kinds: tuple[Kind, ...] = ("per-layer",) if how == "gradient" else KINDS
-    tried = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied, kinds)
-    if how == "gradient" and config.tune_directions != "off":
-        tried = [*_by_effect(model, learned, config, away, kept), *beside(tried)]
+    effects = _by_effect(model, learned, config, away, kept) if how == "gradient" and config.tune_directions != "off" else []
+    estimated = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied, kinds, not effects)
+    tried = [*effects, *estimated]
     scored, base_logprob = _scored(model, tried, val, prompts, how, kept)
     choice = choose(scored, config.max_kl, SHORTLIST)
     ranked = starts(scored, config.prefer, config.max_kl) if how == "gradient" else [scored[i][0] for i in choice.passing]
@@ -226,10 +226,13 @@ def _measured(
 
 def starts(scored: Sequence[tuple[Candidate, Scores]], how: Preference, max_kl: float | None = None) -> list[Candidate]:
     """Where the tuner may begin, the likeliest to be good first: with a direction of its own a block, since one for all is a long way from
-    what it comes to; ranked by what is removed for what drifts, not filtered, since the tuner is about to change both."""
+    what it comes to; ranked by what is removed for what drifts, not filtered, since the tuner is about to change both. The best by effect
+    and the best that is estimated come before all others: which of the two acts differs from model to model."""
     worth = {id(c): _removal(Point(s.stays, 0.0, s.kl, 0.0, 0.0), how, max_kl) if s.finite else -math.inf for c, s in scored}
     own = [c for c, _ in scored if c.kind == "per-layer"] or [c for c, _ in scored]
-    return sorted(own, key=lambda c: -worth[id(c)])
+    ranked = sorted(own, key=lambda c: -worth[id(c)])
+    firsts = {c.estimator == BY_EFFECT: c for c in reversed(ranked)}
+    return sorted(ranked, key=lambda c: c is not firsts[c.estimator == BY_EFFECT])
 
 
 def _start(seen: Sequence[Seen], config: RunConfig) -> int:

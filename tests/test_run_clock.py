@@ -18,6 +18,7 @@ from abliterate.cli import main
 from abliterate.commands import audit
 from abliterate.comparison import compare
 from abliterate.config import AuditConfig, CompareConfig, ModelConfig, RunConfig
+from abliterate.evaluation.outcomes import OUTCOMES
 from abliterate.model.passes import Model
 from abliterate.model.session import Session
 from abliterate.pipeline import resolved, run
@@ -57,7 +58,7 @@ def at(clock: datetime, folder: Path) -> Model:
 def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model whose template shows the time, and the audit of it then."""
     folder = tmp_path_factory.mktemp("audited")
-    model = save_tiny(folder / "model", layers=2, tokenizer=CLOCK, says="I won't.")
+    model = save_tiny(folder / "model", layers=2, tokenizer=CLOCK)
     audit(AuditConfig(model=str(model), prompts=(asked(folder),), max_new_tokens=8), folder / "out", THEN)
     return folder
 
@@ -126,7 +127,8 @@ def test_both_models_of_a_comparison_are_shown_the_same_time(audited: Path, tmp_
     assert record(out)["resolved"]["clock"] == record(out)["derived"]["resolved"]["clock"] == "2001-02-03T04:05:06"
 
 
-def test_the_edited_model_and_the_reference_are_shown_the_same_time(audited: Path, tmp_path: Path) -> None:
+def test_the_edited_model_and_the_reference_are_shown_the_same_time(audited: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("abliterate.tuning.replies.WITHHELD", frozenset(OUTCOMES))  # whatever the random model says
     model, out = audited / "model", tmp_path / "out"
     sets = {"target": (asked(tmp_path, "Burn", 12),), "baseline": (asked(tmp_path, count=12),), "harmless": asked(tmp_path, "Name", 12)}
     few = {"max_new_tokens": 8, "candidates": 2, "tune": "off"}

@@ -48,11 +48,13 @@ def candidates(
     policy: EmbeddingPolicy,
     tied: bool,
     kinds: Sequence[Kind] = KINDS,
+    by_language: bool = True,
 ) -> list[Candidate]:
     """The ``count`` best-separating single-layer edits, dealt out among the estimators, and the per-layer edits at the best position.
 
     Kind ``interpolated`` adds, for each estimator, an edit with the direction between its best block and the better of that one's
-    neighbours. Where directions are scoped, no place is used at which too little of them is left.
+    neighbours. Where directions are scoped, no place is used at which too little of them is left. ``by_language``: where there are
+    directions of languages, per-layer edits that remove all of them too.
     """
     made: list[Candidate] = []
     names = directions.competing
@@ -66,7 +68,7 @@ def candidates(
             made += _per_layer(directions, name, [name])
         for name in names:
             own = [each for lang in languages(directions.direction) if (each := f"{name}@{lang}") in directions.direction]
-            made += _per_layer(directions, name, own) if own else []
+            made += _per_layer(directions, name, own) if own and by_language else []
     return made
 
 
@@ -78,11 +80,6 @@ def by_effect(made: Sequence[tuple[str, EditPlan]], first: int) -> list[Candidat
         name = f"{BY_EFFECT}, a direction a block from {first} up, {said}"
         found.append(Candidate(name, "per-layer", BY_EFFECT, -1, first, plan, plan.direction[best, 0, 0], best))
     return found
-
-
-def beside(estimated: Sequence[Candidate]) -> list[Candidate]:
-    """Of estimated edits with a direction a block those that are tried beside others that come of their effect: one an estimator."""
-    return list({candidate.estimator: candidate for candidate in reversed(estimated)}.values())
 
 
 def at_most(count: int, layers: int, languages: int, estimators: int = len(DEFAULT_ESTIMATORS), kinds: Sequence[Kind] = KINDS) -> int:

@@ -142,10 +142,10 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
     """Every call that a run makes, in its order, of a model that is held ``whole`` or not. Replies that end early make it less."""
     train, val = prompts.train, prompts.val
     gradient = way(config, whole) == "gradient"
-    tried = at_most(config.candidates, layers, prompts.languages, len(config.estimators), ("per-layer",) if gradient else KINDS)
     by_effect = gradient and config.tune_directions != "off"
-    if by_effect:
-        tried = len(RIDGES) + len(config.estimators)
+    languages = 0 if by_effect else prompts.languages
+    tried = at_most(config.candidates, layers, languages, len(config.estimators), ("per-layer",) if gradient else KINDS)
+    tried += len(RIDGES) if by_effect else 0
     opened = {role: [[*ids, *[0] * OPENING_TOKENS] for ids in spread(val[role], RANKED_BY)] for role in ("target", "baseline")}
     opened |= {"baseline": []} if gradient else {}
     kept = OPENING_TOKENS + 1
@@ -221,9 +221,11 @@ def _staying(asked: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
 
 
 def _effects(train: Mapping[Role, Ids]) -> Step:
-    """What tells the first-order effects: some examples of each role, and the keep prompts' own refusals."""
-    asked = [Asked([[*ids, *[0] * CONTINUED] for ids in spread(train[role], ASKED)], 1, CONTINUED + 1) for role in distinct(train)]
-    asked += [Asked([[*ids, *[0] * OPENING_TOKENS] for ids in spread(train.get("keep", []), ASKED)], 1, OPENING_TOKENS + 1)]
+    """What tells the first-order effects: target prompts with their own openings and with others', keep prompts with theirs, and some
+    examples of each role that stays."""
+    refused = [*spread(train["target"], ASKED) * 2, *spread(train.get("keep", []), ASKED)]
+    asked = [Asked([[*ids, *[0] * OPENING_TOKENS] for ids in refused], 1, OPENING_TOKENS + 1)]
+    asked += _staying({role: spread(ids, ASKED) for role, ids in distinct(train).items()}, 1)
     return Step("selection", "first-order effects", tuple(asked), gradients=True)
 
 

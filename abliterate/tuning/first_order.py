@@ -11,6 +11,7 @@ is the first vector of a generalised eigenvalue problem.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -65,12 +66,28 @@ def first_order(
 
 def work_of(model: Resident, train: Examples, first: int) -> int:
     """How many examples go through the model, forth and back."""
-    asked = [
-        train.counts["target"],
-        *(train.counts[role] for role in train.stays),
-        *([train.counts["keep"]] if "keep" in train.stays else []),
-    ]
-    return sum(min(ASKED, each) for each in asked) * len(_parts(model, first))
+    stays = sum(min(ASKED, train.counts[role]) * (2 if role == "keep" else 1) for role in train.stays)
+    return (sum(map(len, ways(train))) + stays) * len(_parts(model, first))
+
+
+@dataclass(frozen=True)
+class Way:
+    """A prompt, with a thought behind it where there is one, and a reply that withholds, whose first ``mark`` tokens close a thought."""
+
+    prompt: Sequence[int]
+    reply: Sequence[int]
+    mark: int = 0
+
+
+def ways(train: Examples) -> list[list[Way]]:
+    """How target prompts are withheld, kind by kind: with their own openings, with other prompts', with lines behind a thought. What is
+    taken from the first alone comes back as the second."""
+    target, chosen = train.target, spread(range(len(train.target.prompts)), ASKED)
+    own = [Way(target.prompts[i], target.openings[i], train.marks[i]) for i in chosen]
+    others = [Way(target.prompts[i], each[n % len(each)]) for n, i in enumerate(chosen) if (each := train.others[i])]
+    lines = [(target.prompts[i], of[n % len(of)]) for n, i in enumerate(chosen) if (of := train.behind[i])]
+    behind = [Way([*prompt, *line.thought], line.tokens) for prompt, line in lines]
+    return [kind for kind in (own, others, behind) if kind]
 
 
 def best(gain: Matrix, cost: Matrix, ridge: float, away: Rows | None = None) -> tuple[Float[Tensor, " d_model"], float]:
@@ -133,8 +150,9 @@ def _effects(
                 found.forget()
                 advance(len(indices))
 
-    target = _some(train.target.prompts, train.target.openings)
-    add(gain, 1.0, False, target, partial(_withheld, target.continuations, spread(train.marks, ASKED)))
+    for kind in ways(train):
+        target = Continued([way.prompt for way in kind], [way.reply for way in kind])
+        add(gain, 1 / len(ways(train)), False, target, partial(_withheld, target.continuations, [way.mark for way in kind]))
     for role, stay in train.stays.items():
         asked, firsts = (
             _some(stay.asked.prompts, stay.asked.continuations),
