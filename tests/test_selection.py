@@ -115,7 +115,7 @@ def test_a_selection_that_was_stopped_goes_on_with_the_part_it_was_in(
 @pytest.mark.usefixtures("withholding")
 def test_what_was_kept_of_other_directions_is_not_used(given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, sets, made, directions, away = given
-    kept, config = Kept(tmp_path / "kept"), RunConfig(**made)
+    kept, config = Kept(tmp_path / "kept"), RunConfig(**made, tune_directions="off")  # what begins by effect knows no directions
     select(model, sets, config, directions, "gradient", away, kept)
     counted = Counted(monkeypatch)
     select(model, sets, config, directions, "gradient", away, kept)
