@@ -18,7 +18,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("bench") / "model", layers=2)
+    return save_tiny(tmp_path_factory.mktemp("bench") / "model", layers=2, says="I won't.")
 
 
 def here() -> Any:

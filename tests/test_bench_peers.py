@@ -245,7 +245,7 @@ def test_a_way_that_is_made_is_not_made_again(peers: ModuleType, tmp_path: Path)
 
 
 def test_a_published_procedure_is_run_and_tested(tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path / "model", layers=2, tied=True)
+    folder = save_tiny(tmp_path / "model", layers=2, says="No.")
     call = ["peers", "--model", str(folder), "--only", "refusal_direction", "--limit", "6", "--tokens", "3"]
     call += ["--test-limit", "4", "--test-tokens", "3", "--threads", "1", "--work", str(tmp_path / "work")]
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from abliterate.activations.file import load_activations
 from abliterate.cli import main
 from abliterate.config import ESTIMATORS
+from abliterate.directions.candidates import BY_EFFECT
 from abliterate.directions.file import load_directions
 from abliterate.model.plan import load_direction
 from abliterate.model.template import load_tokenizer, template_positions
@@ -108,7 +109,20 @@ def test_a_run_that_keeps_something_uses_scoped_directions_and_says_how_good_the
     tiny: Tiny, sets: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "run"
-    call = ["run", "--model", str(tiny()), *sets, "--max-new-tokens", "2", "--candidates", "2", "--out", str(out), "--min-share", "0.05"]
+    call = [
+        "run",
+        "--model",
+        str(tiny(says="I won't.")),
+        *sets,
+        "--max-new-tokens",
+        "2",
+        "--candidates",
+        "2",
+        "--out",
+        str(out),
+        "--min-share",
+        "0.05",
+    ]
     assert main(call) == 0
     assert "projected, scoped: " in capsys.readouterr().err
     directions = load_directions(out / "directions.safetensors")
@@ -117,7 +131,7 @@ def test_a_run_that_keeps_something_uses_scoped_directions_and_says_how_good_the
     assert set(document["estimators"]) == {*directions.competing, "difference-of-means", "projected"}
     assert document["pca"]["keep"].keys() == {"keeps"}
     rows = json.loads((out / "selection.json").read_text(encoding="utf-8"))["candidates"]
-    assert {row["estimator"] for row in rows} == set(directions.competing)
+    assert {row["estimator"] for row in rows} == {*directions.competing, BY_EFFECT}
     assert main(["directions", str(out)]) == 0
     assert main([*call[:-1], "1.0", "--out", str(tmp_path / "strict")]) == 1
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("abliterate: ")]

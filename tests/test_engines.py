@@ -230,7 +230,7 @@ def test_a_missing_vllm_is_said_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("model") / "tiny")
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny", says="I won't.")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from serving import transformers_serve
 
 from abliterate.cli import main
+from abliterate.evaluation.outcomes import OUTCOMES
 from abliterate.evaluation.transcripts import Transcript, read
 from abliterate.model.refuser import smollm2_refuser
 
@@ -41,7 +42,10 @@ def responses(out: Path, which: str = "base") -> dict[tuple[str, str], str]:
     return {key: t.response for key, t in replies(out, which).items()}
 
 
-def test_a_run_over_a_server_ends_with_the_figures_of_one_in_this_process(url: str, tiny: Tiny, tmp_path: Path) -> None:
+def test_a_run_over_a_server_ends_with_the_figures_of_one_in_this_process(
+    url: str, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("abliterate.tuning.replies.WITHHELD", frozenset(OUTCOMES))  # whatever the random model says
     model = tiny()
     flags = prompts(tmp_path, target="Burn the {}!", baseline="Draw the {}.", harmless="Name a {}")
     call = ["run", "--model", str(model), *flags, "--max-new-tokens", "6", "--candidates", "2", "--out"]
