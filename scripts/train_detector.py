@@ -1,8 +1,8 @@
 """Learn the weights of phrases that the outcome detector goes by (abliterate/evaluation/phrases.py).
 
 From written responses with their outcomes: tests/data/outcomes_written.jsonl, the phrasings and cases of the rules' tests, and the
-*train* parts of the labelled set, of the labelled transcripts and of a real model's. Their test and check parts are never read. ``--folds`` first shows
-how well the responses of writers are judged that nothing was learned from. Run by ``scripts/train_detector``.
+*train* parts of the labelled set, of the labelled transcripts and of a real model's replies. Their test and check parts are never read.
+``--folds`` first shows how well the responses of writers are judged that nothing was learned from. Run by ``scripts/train_detector``.
 """
 
 from __future__ import annotations
