@@ -44,7 +44,7 @@ from abliterate.tuning.heard import heard, keep_replies
 from abliterate.tuning.kept import NOWHERE, Kept
 from abliterate.tuning.measure import measure, measured_on, measuring_work
 from abliterate.tuning.parameters import Parameters
-from abliterate.tuning.replies import distinct, judged, short_replies, withholds
+from abliterate.tuning.replies import distinct, outcome_of, short_replies, withholds
 from abliterate.tuning.state import Seen, Step
 from abliterate.tuning.way import Way
 
@@ -68,9 +68,9 @@ def select(
 ) -> tuple[EditPlan, dict[str, Any]]:
     """The chosen plan, strengths included, and the content of ``selection.json``; train and val prompts only.
 
-    ``away`` [position, layer, d_model, n]: the keep sets' axes, which tuned directions may have to stay orthogonal to. What is done of the
-    work is ``kept``, of this model with these sets and this config, so that the same call goes on where it was stopped. Raises InputError
-    where the model withholds none of the target's prompts.
+    ``away`` [position, layer, d_model, n]: the keep sets' axes, which tuned directions may have to stay orthogonal to. ``kept``: work that
+    is done already, of this model with these sets and this config; it isn't done again. Raises InputError where the model withholds none
+    of the target's prompts.
     """
     prompts, notes = _prompts(sets, "val"), []
     val = _gathered(model, sets, "val", kept)
@@ -128,14 +128,13 @@ def _gathered(model: Model, sets: RoleSets, split: Split, kept: Kept) -> Example
         if missing:
             replies |= short_replies(model, missing, advance)
             keep_replies(kept, split, replies)
-        _check_withheld(model, sets, split, replies["target"])
+        _check_withheld(model, sets, split, prompts["target"], replies["target"])
         return gather(model, prompts, advance, replies, predicted, measured=split == "val")
 
 
-def _check_withheld(model: Model, sets: RoleSets, split: Split, replies: Sequence[Sequence[int]]) -> None:
+def _check_withheld(model: Model, sets: RoleSets, split: Split, target: Sequence[Prompt], replies: Sequence[Sequence[int]]) -> None:
     """Raises InputError where none of the replies withholds: an edit would then be made against the openings of answers."""
-    target = sets.prompts("target", split)
-    outcomes = judged(model, {"target": target}, {"target": replies})["target"].outcomes
+    outcomes = [outcome_of(model.tokenizer, prompt, reply) for prompt, reply in zip(target, replies, strict=True)]
     if any(map(withholds, outcomes)):
         return
     names = ", ".join(group.name for group in sets.sets("target"))

@@ -109,20 +109,8 @@ def test_a_run_that_keeps_something_uses_scoped_directions_and_says_how_good_the
     tiny: Tiny, sets: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
     out = tmp_path / "run"
-    call = [
-        "run",
-        "--model",
-        str(tiny(says="I won't.")),
-        *sets,
-        "--max-new-tokens",
-        "2",
-        "--candidates",
-        "2",
-        "--out",
-        str(out),
-        "--min-share",
-        "0.05",
-    ]
+    few = ["--max-new-tokens", "2", "--candidates", "2"]
+    call = ["run", "--model", str(tiny(says="I won't.")), *sets, *few, "--out", str(out), "--min-share", "0.05"]
     assert main(call) == 0
     assert "projected, scoped: " in capsys.readouterr().err
     directions = load_directions(out / "directions.safetensors")

@@ -52,22 +52,8 @@ def _done(call: list[str], place: Path, **extra: str) -> None:
 
 def run_arguments(place: Path, out: str) -> list[str]:
     sets = ["--target", "target.txt", "--baseline", "baseline.txt", "--harmless", "baseline.txt"]
-    return [
-        "run",
-        "--model",
-        "model",
-        *sets,
-        "--max-new-tokens",
-        "5",
-        "--batch-size",
-        "4",
-        "--device",
-        "cpu",
-        "--tune",
-        "off",
-        "--out",
-        out,
-    ]
+    fixed = ["--max-new-tokens", "5", "--batch-size", "4", "--device", "cpu", "--tune", "off"]
+    return ["run", "--model", "model", *sets, *fixed, "--out", out]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from abliterate.model.removal import Removal, removal
 
 
 @contextmanager
-def _hooked(module: nn.Module, hook: Callable[..., Any], before: bool = False) -> Iterator[None]:
+def hooked(module: nn.Module, hook: Callable[..., Any], before: bool = False) -> Iterator[None]:
+    """A hook behind a module's forward pass, or ``before`` it."""
     handle = module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)
     try:
         yield
@@ -106,9 +107,9 @@ def changed_block(model: InMemory, change: Change, layer: int) -> Iterator[None]
                 strength = change.plan.strength[layer, place.component]
                 if float(strength.detach()):
                     taken = removal(change.plan.direction[layer, place.component], place.gamma)
-                    stack.enter_context(_hooked(place.module, *place.hook(taken, strength)))
+                    stack.enter_context(hooked(place.module, *place.hook(taken, strength)))
         if change.shift is not None and layer == change.shift_layer:
-            stack.enter_context(_hooked(model.block(layer), _adding(model, change.shift)))
+            stack.enter_context(hooked(model.block(layer), _adding(model, change.shift)))
         yield
 
 
@@ -121,7 +122,7 @@ def changed_embedding(model: InMemory, change: Change) -> Iterator[None]:
             for embedding in (model.folder.layout.embedding_module, model.folder.layout.positions_module):
                 if embedding:
                     hook = _removing(model, rows, change.plan.embedding_strength)
-                    stack.enter_context(_hooked(model.part(embedding), hook))
+                    stack.enter_context(hooked(model.part(embedding), hook))
         yield
 
 
@@ -135,7 +136,7 @@ def changed_head(model: InMemory, change: Change) -> Iterator[None]:
         return
     lost, strength = rows.to(model.device, model.module.dtype), plan.embedding_strength
     head: nn.Module = model.module.get_output_embeddings()  # type: ignore[no-untyped-call]
-    with _hooked(head, lambda module, args: (without(args[0], lost.to(args[0]), strength), *args[1:]), before=True):
+    with hooked(head, lambda module, args: (without(args[0], lost.to(args[0]), strength), *args[1:]), before=True):
         yield
 
 
@@ -238,7 +239,7 @@ def captured(model: InMemory, last: int) -> Iterator[dict[int, Float[Tensor, "ro
         first = model.block(0).register_forward_pre_hook(first_entered, with_kwargs=True)
         stack.callback(first.remove)
         for layer in range(model.folder.layers):
-            stack.enter_context(_hooked(model.block(layer), leaving(layer + 1)))
+            stack.enter_context(hooked(model.block(layer), leaving(layer + 1)))
         yield seen
 
 

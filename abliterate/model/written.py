@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from abliterate.model.hooks import Place, entered_by, entering, left_by, places
+from abliterate.model.hooks import Place, entered_by, entering, hooked, left_by, places
 from abliterate.model.load import InMemory
 
 Tokens = Float[Tensor, "token d_model"]
@@ -74,12 +74,12 @@ def written(model: InMemory, layers: Sequence[int]) -> Iterator[Written]:
         stack.callback(model.block(layers[0]).register_forward_pre_hook(begin, with_kwargs=True).remove)
         for layer in layers:
             for place in places(model, layer):
-                stack.callback(_listen(found, layer, place))
+                stack.enter_context(hooked(place.module, *_hearing(found, layer, place)))
         yield found
 
 
-def _listen(found: Written, layer: int, place: Place) -> Any:
-    """What ends the listening that begins here."""
+def _hearing(found: Written, layer: int, place: Place) -> tuple[Callable[..., None], bool]:
+    """The hook that hears what is written at a place, and whether it stands before the module."""
     if place.gamma is None:
-        return place.module.register_forward_hook(lambda module, args, output: found.hear(layer, place, left_by(output))).remove
-    return place.module.register_forward_pre_hook(lambda module, args: found.hear(layer, place, args[0])).remove
+        return lambda module, args, output: found.hear(layer, place, left_by(output)), False
+    return lambda module, args: found.hear(layer, place, args[0]), True

@@ -162,11 +162,8 @@ class _Deck:
         return _Card(role, place, [*self._examples.target.prompts[place], *line.thought], line.tokens, mark)
 
     def _kinds(self, place: int) -> list[Sequence[Line]]:
-        """How a prompt may be withheld, dealt in turns: its own opening, another prompt's, a line behind a thought; what is gone shall not
-        come back so."""
-        others = [Line([], other) for other in self._examples.others[place]]
-        kinds: list[Sequence[Line]] = [[Line([], self._examples.target.openings[place])], others, self._examples.behind[place]]
-        return [kind for kind in kinds if kind]
+        """The kinds of lines with which a prompt may be withheld, dealt in turns: what is gone shall not come back as another kind."""
+        return [kind for kind in self._examples.kinds(place) if kind]
 
 
 def dealt(counts: Mapping[Role, int], batch: int) -> dict[Role, int]:

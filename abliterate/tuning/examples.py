@@ -64,6 +64,10 @@ class Examples:
         """How many prompts of each role there are."""
         return {"target": len(self.target.prompts), **{role: len(stay.asked.prompts) for role, stay in self.stays.items()}}
 
+    def kinds(self, place: int) -> tuple[Sequence[Line], ...]:
+        """With which lines a target prompt may be withheld: its own opening, other prompts' openings, lines behind a thought."""
+        return [Line([], self.target.openings[place])], [Line([], other) for other in self.others[place]], self.behind[place]
+
 
 def gather(
     model: Model,
@@ -76,8 +80,8 @@ def gather(
     """Let the unedited model reply briefly to the prompts of each role, and note what it predicts along its replies.
 
     ``replies``: its short replies, where they are there already. ``predicted``: what it predicts along them, by role, where that is there.
-    ``measured``: whether edits will be measured on these examples. ``advance`` hears of each row that goes through the model; there are at
-    most ``gathering_work`` of them.
+    ``measured``: whether edits will be measured on these examples. ``advance`` is told how many rows went through the model,
+    ``gathering_work`` of them at most.
     """
     found = judged(model, distinct(prompts), short_replies(model, prompts, advance) if replies is None else replies)
     target = found["target"]

@@ -11,7 +11,6 @@ is the first vector of a generalised eigenvalue problem.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -49,7 +48,7 @@ def first_order(
     """Edits of the blocks from ``first`` up, one for each of ``RIDGES``; a block that has no direction to gain by is left alone.
 
     The keep prompts' own refusals count against the target's, nat by nat. ``away``: orthonormal rows that the directions stay orthogonal
-    to. ``advance`` hears of each example that went forth and back; there are ``work_of`` them.
+    to. ``advance`` is told how many examples went forth and back, ``work_of`` in all.
     """
     layers, width = model.folder.layers, model.folder.d_model
     rows = torch.eye(1, width).repeat(len(RIDGES), layers, 1)
@@ -67,27 +66,19 @@ def first_order(
 def work_of(model: Resident, train: Examples, first: int) -> int:
     """How many examples go through the model, forth and back."""
     stays = sum(min(ASKED, train.counts[role]) * (2 if role == "keep" else 1) for role in train.stays)
-    return (sum(map(len, ways(train))) + stays) * len(_parts(model, first))
+    return (sum(len(marks) for _, marks in ways(train)) + stays) * len(_parts(model, first))
 
 
-@dataclass(frozen=True)
-class Way:
-    """A prompt, with a thought behind it where there is one, and a reply that withholds, whose first ``mark`` tokens close a thought."""
-
-    prompt: Sequence[int]
-    reply: Sequence[int]
-    mark: int = 0
-
-
-def ways(train: Examples) -> list[list[Way]]:
-    """How target prompts are withheld, kind by kind: with their own openings, with other prompts', with lines behind a thought. What is
-    taken from the first alone comes back as the second."""
-    target, chosen = train.target, spread(range(len(train.target.prompts)), ASKED)
-    own = [Way(target.prompts[i], target.openings[i], train.marks[i]) for i in chosen]
-    others = [Way(target.prompts[i], each[n % len(each)]) for n, i in enumerate(chosen) if (each := train.others[i])]
-    lines = [(target.prompts[i], of[n % len(of)]) for n, i in enumerate(chosen) if (of := train.behind[i])]
-    behind = [Way([*prompt, *line.thought], line.tokens) for prompt, line in lines]
-    return [kind for kind in (own, others, behind) if kind]
+def ways(train: Examples) -> list[tuple[Continued, list[int]]]:
+    """Target prompts with lines that withhold them, kind by kind, and how many first tokens of each line close a thought. What is taken
+    from the prompts' own openings alone comes back in others' words."""
+    chosen = spread(range(len(train.target.prompts)), ASKED)
+    found: list[tuple[Continued, list[int]]] = []
+    for kind in zip(*map(train.kinds, chosen), strict=True):  # of each prompt its lines of this kind
+        lines = [(i, each[n % len(each)]) for n, (i, each) in enumerate(zip(chosen, kind, strict=True)) if each]
+        asked = Continued([[*train.target.prompts[i], *line.thought] for i, line in lines], [line.tokens for _, line in lines])
+        found.append((asked, [0 if found else train.marks[i] for i, _ in lines]))
+    return [(asked, marks) for asked, marks in found if marks]
 
 
 def best(gain: Matrix, cost: Matrix, ridge: float, away: Rows | None = None) -> tuple[Float[Tensor, " d_model"], float]:
@@ -150,14 +141,12 @@ def _effects(
                 found.forget()
                 advance(len(indices))
 
-    for kind in ways(train):
-        target = Continued([way.prompt for way in kind], [way.reply for way in kind])
-        add(gain, 1 / len(ways(train)), False, target, partial(_withheld, target.continuations, [way.mark for way in kind]))
+    refused = ways(train)
+    for target, marks in refused:
+        add(gain, 1 / len(refused), False, target, partial(_withheld, target.continuations, marks))
     for role, stay in train.stays.items():
-        asked, firsts = (
-            _some(stay.asked.prompts, stay.asked.continuations),
-            spread([stay.first(i) for i in range(train.counts[role])], ASKED),
-        )
+        asked = Continued(spread(stay.asked.prompts, ASKED), spread(stay.asked.continuations, ASKED))
+        firsts = spread([stay.first(i) for i in range(train.counts[role])], ASKED)
         add(cost, 1 / len(train.stays), True, asked, partial(_guessed, asked.continuations, firsts, chance))
         if role == "keep":
             kept = Continued(asked.prompts, [reply[:OPENING_TOKENS] for reply in asked.continuations])
@@ -173,7 +162,3 @@ def _guessed(
     replies: Ids, firsts: Sequence[int], chance: torch.Generator, index: int, row: Float[Tensor, "kept vocab"]
 ) -> Float[Tensor, ""]:
     return guessed(row, len(replies[index]), firsts[index], chance)
-
-
-def _some(prompts: Ids, replies: Ids) -> Continued:
-    return Continued(spread(prompts, ASKED), spread(replies, ASKED))

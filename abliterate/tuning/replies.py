@@ -1,4 +1,4 @@
-"""The unedited model's short replies, and which of them withhold: what the contrast, the yardstick and the tuner's examples rest on."""
+"""The unedited model's short replies, and which of them withhold: what the yardstick and the tuner's examples rest on."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def withholds(outcome: Outcome) -> bool | None:
 
 
 def distinct(prompts: Mapping[Role, A]) -> dict[Role, A]:
-    """A baseline of harmless prompts is these once more, and left out."""
+    """The roles whose prompts are asked: a baseline that is the harmless set is left out, or its prompts would be asked twice."""
     return {role: asked for role, asked in prompts.items() if role != "baseline" or asked != prompts.get("harmless")}
 
 
