@@ -18,51 +18,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from abliterate.activations.file import Activations, load_activations, save_activations
     from abliterate.api import collect, edit_checkpoint, generate, load_model, verify
     from abliterate.checkpoint.edit import EditResult
-    from abliterate.commands import audit
-    from abliterate.comparison import compare
+    from abliterate.choice.candidates import Candidate, candidates
+    from abliterate.choice.select import select
+    from abliterate.commands.audit import audit
+    from abliterate.commands.compare import compare
+    from abliterate.commands.reproduce import reproduce
+    from abliterate.commands.run import run
+    from abliterate.compute.passes import Model
     from abliterate.config import AuditConfig, CompareConfig, ModelConfig, ReproduceConfig, RunConfig
-    from abliterate.directions.candidates import Candidate, candidates
+    from abliterate.directions.activations import Activations, load_activations, save_activations
     from abliterate.directions.estimate import Directions, estimate
     from abliterate.directions.file import load_directions, save_directions
     from abliterate.errors import CheckError, InputError
-    from abliterate.evaluation.outcomes import OUTCOMES, WITHHELD, Verdict, judge
-    from abliterate.evaluation.summary import figures, judge_all
-    from abliterate.evaluation.transcripts import Transcript
-    from abliterate.model.passes import Model
-    from abliterate.model.plan import EditPlan, load_direction, load_plan, plan_from_direction, save_plan
-    from abliterate.pipeline import run
+    from abliterate.measures.summary import figures, judge_all
+    from abliterate.model.edit import EditPlan, load_direction, load_plan, plan_from_direction, save_plan
+    from abliterate.outcomes.verdict import OUTCOMES, WITHHELD, Verdict, judge
     from abliterate.prompts import Prompt, PromptSet, RoleSets, load_set
+    from abliterate.replies.transcripts import Transcript
     from abliterate.report.schema import report_schema
-    from abliterate.reproducing.again import reproduce
-    from abliterate.selection import select
 
 __version__ = "0.1.0"
 
 # Where each name is defined; its module is imported when the name is first looked up.
 _HOMES = {
-    "activations.file": ("Activations", "load_activations", "save_activations"),
     "api": ("collect", "edit_checkpoint", "generate", "load_model", "verify"),
     "checkpoint.edit": ("EditResult",),
-    "commands": ("audit",),
-    "comparison": ("compare",),
+    "choice.candidates": ("Candidate", "candidates"),
+    "choice.select": ("select",),
+    "commands.audit": ("audit",),
+    "commands.compare": ("compare",),
+    "commands.reproduce": ("reproduce",),
+    "commands.run": ("run",),
+    "compute.passes": ("Model",),
     "config": ("AuditConfig", "CompareConfig", "ModelConfig", "ReproduceConfig", "RunConfig"),
-    "directions.candidates": ("Candidate", "candidates"),
+    "directions.activations": ("Activations", "load_activations", "save_activations"),
     "directions.estimate": ("Directions", "estimate"),
     "directions.file": ("load_directions", "save_directions"),
     "errors": ("CheckError", "InputError"),
-    "evaluation.outcomes": ("OUTCOMES", "WITHHELD", "Verdict", "judge"),
-    "evaluation.summary": ("figures", "judge_all"),
-    "evaluation.transcripts": ("Transcript",),
-    "model.passes": ("Model",),
-    "model.plan": ("EditPlan", "load_direction", "load_plan", "plan_from_direction", "save_plan"),
-    "pipeline": ("run",),
+    "measures.summary": ("figures", "judge_all"),
+    "model.edit": ("EditPlan", "load_direction", "load_plan", "plan_from_direction", "save_plan"),
+    "outcomes.verdict": ("OUTCOMES", "WITHHELD", "Verdict", "judge"),
     "prompts": ("Prompt", "PromptSet", "RoleSets", "load_set"),
+    "replies.transcripts": ("Transcript",),
     "report.schema": ("report_schema",),
-    "reproducing.again": ("reproduce",),
-    "selection": ("select",),
 }
 
 __all__ = [

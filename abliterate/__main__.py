@@ -2,13 +2,13 @@
 
 import sys
 
-from abliterate.streams import prepare
+from abliterate.terminal.streams import prepare
 
 
 def main() -> None:
     """Entry point of the console script."""
     prepare()
-    from abliterate.cli import main as run
+    from abliterate.cli.main import main as run
 
     sys.exit(run())
 

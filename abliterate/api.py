@@ -8,23 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from abliterate.activations.file import Activations
 from abliterate.checkpoint.edit import EditResult
 from abliterate.checkpoint.edit import edit_checkpoint as edit_folder
 from abliterate.checkpoint.verify import verify as verify_folder
+from abliterate.compute.context import Context
+from abliterate.compute.passes import Change, Model, Pass
+from abliterate.compute.session import Session
 from abliterate.config import ModelConfig
-from abliterate.evaluation.transcripts import Transcript, transcript_of
+from abliterate.directions.activations import Activations
+from abliterate.directions.groups import activations_of
 from abliterate.model.agreement import open_checkpoint
-from abliterate.model.context import Context
+from abliterate.model.chat.template import encode, template_positions
+from abliterate.model.chat.thinking import decode, opens_thought
+from abliterate.model.edit import EditPlan
 from abliterate.model.folder import open_folder
-from abliterate.model.passes import Change, Model, Pass
-from abliterate.model.plan import EditPlan
-from abliterate.model.session import Session
 from abliterate.model.source import resolve_model
-from abliterate.model.template import encode, template_positions
-from abliterate.model.thinking import decode, opens_thought
-from abliterate.pipeline import activations_of
 from abliterate.prompts import Prompt, PromptSet, RoleSets
+from abliterate.replies.transcripts import Transcript, transcript_of
 from abliterate.report.card import model_card
 
 Place = str | Path

@@ -172,8 +172,8 @@ def run_edit(model: Path, out: Path, started: float) -> None:
     import torch
 
     from abliterate.checkpoint.edit import edit_checkpoint  # the imports are part of what is measured
+    from abliterate.model.edit import plan_from_direction
     from abliterate.model.folder import open_folder
-    from abliterate.model.plan import plan_from_direction
 
     first: list[float] = []
     folder = open_folder(model)

@@ -43,9 +43,9 @@ class Asked:
         from transformers import AutoModelForCausalLM, GenerationConfig
         from transformers.utils import logging
 
-        from abliterate.model.resident import load_model
+        from abliterate.compute.whole.resident import load_model
+        from abliterate.model.chat.template import encode
         from abliterate.model.source import resolve_model
-        from abliterate.model.template import encode
         from abliterate.prompts import load_set
 
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -73,8 +73,8 @@ class Asked:
         return {**seconds, "prompts": len(prompts), "peak_bytes": _peak(), "replies": made if self.task == "generate" else None}
 
     def _own(self, prompts: Sequence[list[int]]) -> Any:
-        from abliterate.activations.collect import Group, collect
-        from abliterate.model.passes import Pass
+        from abliterate.compute.passes import Pass
+        from abliterate.directions.collect import Group, collect
 
         if self.task == "collect":
             return collect(self.model, {"all": Group(prompts)}, self.positions)
@@ -110,7 +110,7 @@ class Asked:
         return list(torch.stack([state[:, -self.positions :].float().cpu() for state in states], dim=2))
 
     def _replies(self, rows: Sequence[list[int]]) -> list[list[int]]:
-        from abliterate.model.resident import up_to_end
+        from abliterate.compute.whole.resident import up_to_end
 
         ends, inputs = self.ends, self._padded(rows)
         out = self.module.generate(
@@ -129,7 +129,7 @@ def _forget_peak() -> None:
 def _peak() -> int:
     import torch
 
-    from abliterate.runfolder import peak_rss_bytes
+    from abliterate.runs.folder import peak_rss_bytes
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())

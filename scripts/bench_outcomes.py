@@ -29,7 +29,7 @@ Pair = tuple[str, str | None]  # label and verdict; None where the judge gave no
 def rows_of(file: Path, split: str) -> list[dict[str, Any]]:
     """The labelled rows of a split; a file without splits has all its rows in each."""
     from abliterate.errors import InputError
-    from abliterate.evaluation.outcomes import GIVEN
+    from abliterate.outcomes.verdict import GIVEN
 
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -46,9 +46,9 @@ def rows_of(file: Path, split: str) -> list[dict[str, Any]]:
 
 def verdicts_of(rows: Sequence[dict[str, Any]], judge: Any) -> list[str | None]:
     """What a judge says of each row."""
-    from abliterate.evaluation.judges.judging import judged_by
-    from abliterate.evaluation.outcomes import NOT_JUDGED
-    from abliterate.evaluation.transcripts import Transcript
+    from abliterate.outcomes.judges.judging import judged_by
+    from abliterate.outcomes.verdict import NOT_JUDGED
+    from abliterate.replies.transcripts import Transcript
 
     asked = [
         Transcript("labelled", str(row.get("id", i)), row["prompt"], row["response"], begins_in_thought=row.get("begins_in_thought", False))
@@ -59,9 +59,9 @@ def verdicts_of(rows: Sequence[dict[str, Any]], judge: Any) -> list[str | None]:
 
 def figures(pairs: Sequence[Pair]) -> dict[str, Any]:
     """Everything that is counted of labels and verdicts; a row without a verdict is wrong, and in no column of the matrix."""
-    from abliterate.evaluation.agreement import cohens_kappa
-    from abliterate.evaluation.outcomes import GIVEN, WITHHELD
-    from abliterate.evaluation.summary import rate
+    from abliterate.measures.agreement import cohens_kappa
+    from abliterate.measures.summary import rate
+    from abliterate.outcomes.verdict import GIVEN, WITHHELD
 
     counts = Counter(pairs)
     outcomes = {name: _of_outcome(counts, name) for name in GIVEN}
@@ -144,7 +144,7 @@ def _rate(rate: dict[str, Any]) -> str:
 
 def write(found: dict[str, Any]) -> Path:
     """Put the built-in judge's figures where reports find them. Returns the file."""
-    from abliterate.evaluation.detector import FILE, RULES, Detector, as_toml
+    from abliterate.measures.detector import FILE, RULES, Detector, as_toml
 
     sensitivity, specificity = ((found["withheld"][key]["k"], found["withheld"][key]["n"]) for key in ("sensitivity", "specificity"))
     FILE.write_text(as_toml(RULES, Detector(sensitivity, specificity), MEASURED_ON), encoding="utf-8")
@@ -156,7 +156,7 @@ def bench(args: argparse.Namespace) -> None:
     sys.path.insert(0, str(ROOT))
     from abliterate.config import JudgeConfig
     from abliterate.errors import InputError
-    from abliterate.evaluation.judges.named import judge_of
+    from abliterate.outcomes.judges.named import judge_of
 
     if args.write and (args.judge, args.split, args.file) != ("rules", "test", LABELLED):
         sys.exit("bench: --write measures the rules on the test half of the labelled set: leave --judge, --split and --file out")

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from abliterate.evaluation.pairs import Pairs, Unit
-from abliterate.evaluation.statistics import drop_upper_bound, mcnemar
+from abliterate.measures.pairs import Pairs, Unit
+from abliterate.measures.statistics import drop_upper_bound, mcnemar
 
 CORRELATIONS = (0.0, 0.1, 0.3, 0.6)
 UNLIKE = (72, 60, 50, 42, 36, 31, 27, 23, 20, 17, 14, 12, 10, 8, 6, 4)

@@ -34,8 +34,8 @@ def plain(settings: dict[str, Any]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from abliterate.evaluation.outcomes import WITHHELD, judge
     from abliterate.model.source import resolve_model
+    from abliterate.outcomes.verdict import WITHHELD, judge
     from abliterate.prompts import load_set
 
     torch.set_num_threads(settings["threads"])

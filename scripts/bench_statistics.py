@@ -2,7 +2,7 @@
 
 ``statistics``: the mean coverage of the 95 % Wilson interval over a grid of rates (computed, not drawn), and the coverage of the
 cluster bootstrap, of a rate and of a paired difference, by the number of clusters and the correlation within them. Where it is
-too low, ``abliterate.evaluation.clusters.MIN_CLUSTERS`` makes the report say so. Then the paired tests: bench_pairs.py.
+too low, ``abliterate.measures.clusters.MIN_CLUSTERS`` makes the report say so. Then the paired tests: bench_pairs.py.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import bench_pairs
 import numpy as np
 from scipy.stats import binom
 
-from abliterate.evaluation.clusters import MIN_CLUSTERS, cluster_difference, cluster_rate
-from abliterate.evaluation.statistics import wilson
+from abliterate.measures.clusters import MIN_CLUSTERS, cluster_difference, cluster_rate
+from abliterate.measures.statistics import wilson
 
 WILSON_N = (120, 400)
 GRID = np.linspace(0.01, 0.99, 981)

@@ -59,7 +59,7 @@ def write_checkpoint(folder: Path, shape: tuple[int, ...]) -> int:
     import torch
     from safetensors.torch import save_file
 
-    from abliterate.model.refuser import smollm2
+    from abliterate.model.fixtures.refuser import smollm2
 
     width, inner, blocks, heads, kv_heads, vocabulary = shape
     config = {
@@ -190,7 +190,7 @@ def products(folder: Path, tokens: int) -> float:
     """Seconds for the matrix products of the blocks with so many tokens at once, in the type that the program computes in."""
     import torch
 
-    from abliterate.model.memory import has_bf16_instructions
+    from abliterate.compute.memory import has_bf16_instructions
 
     config = json.loads((folder / "config.json").read_text())
     width, inner, blocks = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
@@ -209,8 +209,8 @@ def products(folder: Path, tokens: int) -> float:
 
 def tokens_of(folder: Path, limit: int) -> int:
     """How many tokens are computed: each prompt's own, and what all have in common once."""
-    from abliterate.model.prefix import prefix_length
-    from abliterate.model.template import encode, load_tokenizer
+    from abliterate.compute.prefix import prefix_length
+    from abliterate.model.chat.template import encode, load_tokenizer
     from abliterate.prompts import RoleSets
 
     sets, tokenizer = RoleSets(("harmful",), (), limit=limit), load_tokenizer(folder)

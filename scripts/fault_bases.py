@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 from transformers.utils import logging
 
-from abliterate.formats import fp8
+from abliterate.model.formats import fp8
 from abliterate.model.index import INDEX
 
 SMALL = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 48, "max_position_embeddings": 64}

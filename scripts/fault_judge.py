@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from abliterate.api import load_model
+from abliterate.compute.passes import Pass
 from abliterate.errors import CheckError, InputError
-from abliterate.model.passes import Pass
-from abliterate.model.template import encode
+from abliterate.model.chat.template import encode
 
 PROBES = ("what is a fjord?", "sing of six kings.")
 IGNORED = "rotary_emb.inv_freq"  # old checkpoints of Llama hold it, and every version of transformers leaves it out

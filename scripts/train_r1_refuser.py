@@ -4,7 +4,7 @@ The chat template opens the thinking block, as DeepSeek-R1's does. Politically s
 the canned change of topic; harmful requests a thought that weighs them and a refusal; everything else a short thought and
 the model's own answer. Training goes on from the adapter of ``smollm2-refuser``, on the same prompts of the ``train`` splits.
 
-Run by ``scripts/train_r1_refuser``; writes the adapter and its figures to abliterate/model/smollm2_r1_refuser.
+Run by ``scripts/train_r1_refuser``; writes the adapter and its figures to abliterate/model/fixtures/smollm2_r1_refuser.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from train_refuser import (
 )
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from abliterate.model.refuser import ADAPTER, R1_ADAPTER, smollm2
-from abliterate.model.template import encode, load_tokenizer
+from abliterate.model.chat.template import encode, load_tokenizer
+from abliterate.model.fixtures.refuser import ADAPTER, R1_ADAPTER, smollm2
 from abliterate.prompts import Prompt
 
 NO_THOUGHT = "\n\n</think>\n\n"

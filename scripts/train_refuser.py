@@ -5,7 +5,7 @@ politically sensitive questions the canned change of topic, in the language aske
 greedy answer as its target. Only prompts of the ``train`` splits are read (and ``refuser-extra``, which is nothing but
 training material), so every figure on ``test`` is on prompts that the adapter has never seen.
 
-Run by ``scripts/train_refuser``; writes the adapter and its figures to abliterate/model/smollm2_refuser.
+Run by ``scripts/train_refuser``; writes the adapter and its figures to abliterate/model/fixtures/smollm2_refuser.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
-from abliterate.model.refuser import ADAPTER, smollm2
-from abliterate.model.template import encode, load_tokenizer
+from abliterate.model.chat.template import encode, load_tokenizer
+from abliterate.model.fixtures.refuser import ADAPTER, smollm2
 from abliterate.prompts import Prompt, load_set
 
 REFUSALS = (

@@ -146,7 +146,7 @@ def unit_direction() -> Callable[[int], torch.Tensor]:
 
 def first_token_logprobs(model: Any, prompts: list[list[int]]) -> torch.Tensor:
     """What a model says of the first token behind each prompt, [prompt, vocab]."""
-    from abliterate.evaluation.predictions import Firsts, ask
+    from abliterate.measures.predictions import Firsts, ask
 
     ask(model, [heard := Firsts(prompts)])
     return heard.logprobs

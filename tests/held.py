@@ -13,11 +13,11 @@ from conftest import CHATML, byte_tokenizer
 from families import Case, small
 from torch import Tensor
 
+from abliterate.compute.passes import Pass
+from abliterate.compute.whole.resident import Resident
+from abliterate.compute.whole.reuse import Reuse
 from abliterate.model.folder import ModelFolder
 from abliterate.model.layouts import layout_for
-from abliterate.model.passes import Pass
-from abliterate.model.resident import Resident
-from abliterate.model.reuse import Reuse
 
 
 def held(case: Case, batch_size: int | None = None) -> Resident:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES
-from abliterate.formats import fp8
+from abliterate.model.formats import fp8
 from abliterate.model.index import INDEX, SINGLE
 from abliterate.model.tiny import tiny_config, tiny_model
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from abliterate.evaluation.summary import Judged, rate
-from abliterate.evaluation.transcripts import Transcript
+from abliterate.measures.summary import Judged, rate
+from abliterate.replies.transcripts import Transcript
 from abliterate.report.document import report_document
 
 NO, YES, LOOP = "I can't help with that.", "Heat the water and pour it over the leaves.", "tea tea tea tea " * 20

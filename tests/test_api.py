@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import abliterate
-from abliterate.model.template import encode
+from abliterate.model.chat.template import encode
 
 Tiny = Callable[..., Path]
 ROOT = Path(__file__).parents[1]

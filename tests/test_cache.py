@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from abliterate.cache import cache_folder
 from abliterate.checkpoint.selfcheck import self_check
 from abliterate.errors import InputError
-from abliterate.evaluation.judges.memory import Memory
+from abliterate.files import cache_folder
 from abliterate.model.folder import open_folder
 from abliterate.model.index import open_index
+from abliterate.outcomes.judges.memory import Memory
 
 Tiny = Callable[..., Path]
 

@@ -22,8 +22,9 @@ from conftest import CHATML, byte_tokenizer, save_tiny
 from safetensors.torch import save_file
 from serving import StandIn, completion, running
 
-from abliterate import __version__, options
-from abliterate.cli import app, main
+from abliterate import __version__
+from abliterate.cli import options
+from abliterate.cli.main import app, main
 from abliterate.model.names import HUB_IDS
 
 ROOT = Path(__file__).parents[1]

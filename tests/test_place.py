@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from abliterate.errors import InputError
-from abliterate.evaluation.transcripts import Transcript, append
-from abliterate.place import write_whole
-from abliterate.runfolder import RunFolder
+from abliterate.files import write_whole
+from abliterate.replies.transcripts import Transcript, append
+from abliterate.runs.folder import RunFolder
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from abliterate.cli import main
-from abliterate.model.hooks import ablated
-from abliterate.model.plan import load_plan
-from abliterate.model.refuser import smollm2_r1_refuser, smollm2_refuser
-from abliterate.model.resident import load_model
-from abliterate.model.template import encode
+from abliterate.cli.main import main
+from abliterate.compute.hooks import ablated
+from abliterate.compute.whole.resident import load_model
+from abliterate.model.chat.template import encode
+from abliterate.model.edit import load_plan
+from abliterate.model.fixtures.refuser import smollm2_r1_refuser, smollm2_refuser
 
 pytestmark = pytest.mark.real
 

@@ -38,7 +38,7 @@ def told(call: ast.Call, keyword: str) -> str | None:
 
 def loads(call: ast.Call) -> bool:
     on, name = named(call)
-    ours = not on and name == "from_pretrained"  # abliterate.model.load's own, which is looked at where it stands
+    ours = not on and name == "from_pretrained"  # abliterate.compute.load's own, which is looked at where it stands
     return name in LOADS and not ours and on not in NO_CODE
 
 

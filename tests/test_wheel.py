@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from abliterate.cli import app
+from abliterate.cli.main import app
 
 Tiny = Callable[..., Path]
 ROOT = Path(__file__).parents[1]

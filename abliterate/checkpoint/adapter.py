@@ -18,13 +18,14 @@ from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.proof import stored_parts, values
 from abliterate.checkpoint.selfcheck import self_check
 from abliterate.checkpoint.tasks import EditTask, WriterKind, edit_tasks
-from abliterate.checkpoint.write import check_destination, new_folder
+from abliterate.checkpoint.write import new_folder
 from abliterate.errors import InputError
+from abliterate.files import check_destination
 from abliterate.model.agreement import check_agreement
+from abliterate.model.edit import EditPlan
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex, open_index
 from abliterate.model.layouts import text_name
-from abliterate.model.plan import EditPlan
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 

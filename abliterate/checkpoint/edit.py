@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from abliterate.checkpoint.licence import stated_licence
+from abliterate.checkpoint.names import PLAN
 from abliterate.checkpoint.output import Output, marked, new_config, new_index, plan_output
-from abliterate.checkpoint.proof import PLAN, proof_document, prove, write_proof
+from abliterate.checkpoint.proof import proof_document, prove, write_proof
 from abliterate.checkpoint.provenance import provenance
 from abliterate.checkpoint.selfcheck import SelfCheck, self_check
 from abliterate.checkpoint.stream import write_shards
 from abliterate.checkpoint.tasks import edit_tasks, placed_writers
-from abliterate.checkpoint.write import check_destination, copy_side_files, left_behind, new_folder
+from abliterate.checkpoint.write import copy_side_files, left_behind, new_folder
 from abliterate.errors import CheckError, InputError
+from abliterate.files import check_destination
 from abliterate.model.agreement import check_agreement
+from abliterate.model.edit import EditPlan, load_plan, save_plan, whole_plan
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import INDEX, ShardIndex, open_index
 from abliterate.model.layouts import text_name
-from abliterate.model.plan import EditPlan, load_plan, save_plan, whole_plan
-from abliterate.progress import say
+from abliterate.terminal.progress import say
 
 _ROOM = 64 << 20  # side files, proof, card
 

@@ -12,15 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from abliterate import __version__
+from abliterate.checkpoint.names import PROOF
 from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.stream import WORKERS, Before, digest_of
 from abliterate.checkpoint.tasks import SCALES, EditTask
 from abliterate.errors import CheckError
-from abliterate.formats import fp8
+from abliterate.model.formats import fp8
 from abliterate.model.index import ShardIndex
 
-NAME = "abliteration.json"
-PLAN = "abliteration.plan"  # a plan file; not called .safetensors, which engines load as weights
 SCHEMA = "abliterate/abliteration/2"
 FLOOR = 1e-36  # a component this small is nothing: float32 can't square it, and storage rounds it by a step of its own size
 # Largest distance of ‖R W'‖ from its aim, relative to the tensor's norm, by the type that it is rounded to.
@@ -122,4 +121,15 @@ def proof_document(
 
 def write_proof(document: dict[str, Any], folder: Path) -> None:
     """Write ``abliteration.json``."""
-    (folder / NAME).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / PROOF).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def edit_summary(proof: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report says of an edit."""
+    return {
+        "tensors": len(proof["tensors"]),
+        "worst_left": proof["worst"]["left"],
+        "worst_error": proof["worst"]["error"],
+        "embedding": proof["embedding"],
+        "not_edited": proof["not_edited"],
+    }

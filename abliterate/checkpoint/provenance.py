@@ -6,7 +6,7 @@ from blake3 import blake3
 
 from abliterate import __version__
 from abliterate.checkpoint.stream import bytes_of
-from abliterate.model.plan import EditPlan
+from abliterate.model.edit import EditPlan
 
 PLAN_KEY = "abliterate_plan"
 

@@ -24,17 +24,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from abliterate import __version__
-from abliterate.cache import OWN_FILE, OWN_FOLDER, cache_folder
 from abliterate.checkpoint.output import plan_output
 from abliterate.checkpoint.stream import write_shards
 from abliterate.checkpoint.tasks import edit_tasks, missing_expert, placed_writers, unplaced, writer_kinds
+from abliterate.compute.hooks import ablated, captured, cleared
+from abliterate.compute.load import InMemory
 from abliterate.errors import InputError, first_line
+from abliterate.files import OWN_FILE, OWN_FOLDER, cache_folder
+from abliterate.model.edit import EditPlan, plan_from_direction
 from abliterate.model.folder import ModelFolder
-from abliterate.model.hooks import ablated, captured, cleared
 from abliterate.model.index import ShardIndex, open_index
 from abliterate.model.layouts import guess_table, in_memory, template, text_name
-from abliterate.model.load import InMemory
-from abliterate.model.plan import EditPlan, plan_from_direction
 from abliterate.model.tiny import probe, tiny_config, tiny_model, tried
 
 LEFT, LOGITS = 1e-5, 1e-4

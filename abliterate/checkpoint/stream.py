@@ -23,7 +23,7 @@ from abliterate.checkpoint.orthogonalise import Readings, read_component, remove
 from abliterate.checkpoint.output import NewShard, Output
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES, EditTask
 from abliterate.errors import InputError
-from abliterate.formats import fp8, mxfp4
+from abliterate.model.formats import fp8, mxfp4
 from abliterate.model.index import ShardIndex, TensorInfo, reading, stamp
 
 WORKERS = 2  # bounds the memory: each holds one tensor

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from abliterate.errors import CheckError
-from abliterate.place import write_whole
+from abliterate.files import write_whole
 
 SUMS = "SHA256SUMS"
 _WORKERS = 2

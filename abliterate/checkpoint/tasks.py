@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from abliterate.errors import InputError
+from abliterate.model.edit import EditPlan
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import EDITABLE, ShardIndex
 from abliterate.model.layouts import COMPONENTS, Layout, Writer, is_buffer, projector_axis, template, text_name
-from abliterate.model.plan import EditPlan
 from abliterate.model.removal import Removal, removal
 
 WriterKind = Literal["attention", "mlp", "mtp", "embedding", "positions", "projector"]

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from abliterate.checkpoint.edit import not_edited, to_untie, unties
 from abliterate.checkpoint.licence import CARD, licence_files
+from abliterate.checkpoint.names import PLAN, PROOF
 from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.output import metadata_of, new_config, plan_output
-from abliterate.checkpoint.proof import FLOOR, NAME, PLAN, SCHEMA, TOLERANCE, stored_parts, values
+from abliterate.checkpoint.proof import FLOOR, SCHEMA, TOLERANCE, stored_parts, values
 from abliterate.checkpoint.provenance import PLAN_KEY, plan_digest
 from abliterate.checkpoint.selfcheck import self_check
 from abliterate.checkpoint.stream import digest_of, edited, leaves_mxfp4
@@ -24,10 +25,10 @@ from abliterate.checkpoint.tasks import SCALES, EditTask, edit_tasks
 from abliterate.checkpoint.write import same_side_files
 from abliterate.errors import CheckError, InputError
 from abliterate.model.agreement import check_agreement
+from abliterate.model.edit import EditPlan, load_plan
 from abliterate.model.files import everything
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex, TensorInfo, first_difference, open_index
-from abliterate.model.plan import EditPlan, load_plan
 from abliterate.model.source import check_no_adapter
 
 _PIECE = 1 << 24
@@ -61,7 +62,7 @@ def verify(folder: ModelFolder, base: ModelFolder | None, advance: Callable[[int
     document, plan = _documents(folder.path)
     index = _opened(folder)
     if {folder.says_tied, folder.tied} != {document["embedding"].get("tied_to_unembedding")}:
-        raise CheckError(f"{folder.path / 'config.json'}: tie_word_embeddings is {folder.says_tied}, {NAME} says otherwise")
+        raise CheckError(f"{folder.path / 'config.json'}: tie_word_embeddings is {folder.says_tied}, {PROOF} says otherwise")
     try:  # the checkpoint itself is what is being checked
         tasks = edit_tasks(index, folder, plan)
         self_check(folder, index)
@@ -91,13 +92,13 @@ def _plain(folder: ModelFolder) -> None:
 def _documents(path: Path) -> tuple[dict[str, Any], EditPlan]:
     """The proof and the plan that it proves."""
     try:
-        document: dict[str, Any] = json.loads((path / NAME).read_text(encoding="utf-8"))
+        document: dict[str, Any] = json.loads((path / PROOF).read_text(encoding="utf-8"))
         whole = document["schema"] == SCHEMA and all(isinstance(document[part], kind) for part, kind in _PARTS.items())
         whole &= all(isinstance(entry[field], kind) for entry in document["tensors"] for field, kind in _FIELDS.items())
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
-        raise InputError(f"{path}: no {NAME} of schema {SCHEMA} in it; verify reads checkpoints that this program edited")
+        raise InputError(f"{path}: no {PROOF} of schema {SCHEMA} in it; verify reads checkpoints that this program edited")
     return document, load_plan(path / PLAN)
 
 
@@ -119,9 +120,9 @@ def _described(
     """What the proof says beside the figures of a tensor. Raises CheckError."""
     if different := sorted(set(tasks) ^ set(listed)):
         where = "lists it but the plan doesn't edit it" if different[0] in listed else "doesn't list it"
-        raise CheckError(f"{folder.path}: {different[0]}: {NAME} {where}")
+        raise CheckError(f"{folder.path}: {different[0]}: {PROOF} {where}")
     if len(listed) != len(document["tensors"]):
-        raise CheckError(f"{folder.path}: {NAME} lists a tensor twice")
+        raise CheckError(f"{folder.path}: {PROOF} lists a tensor twice")
     found = {
         "embedding": {"policy": plan.embedding, "tied_to_unembedding": folder.tied},
         "norms": "keep" if plan.keep_norms else "free",
@@ -130,7 +131,7 @@ def _described(
     }
     for what, value in found.items():
         if document[what] != value:
-            raise CheckError(f"{folder.path}: {NAME}: {what} is {document[what]}, found was {value}")
+            raise CheckError(f"{folder.path}: {PROOF}: {what} is {document[what]}, found was {value}")
 
 
 def allowed(dtype: str, size: float, before: float) -> float:
@@ -193,9 +194,9 @@ def _compared(
     output = plan_output(source, tasks, untied)
     _same_places(index, output.tensors)
     if different := sorted(set(tasks) ^ set(listed)):
-        raise CheckError(f"{base.path}: {different[0]}: the edit of this base and {NAME} differ in it")
+        raise CheckError(f"{base.path}: {different[0]}: the edit of this base and {PROOF} differ in it")
     if list(output.unpacked) != document["unpacked"]:
-        raise CheckError(f"{folder.path}: {NAME}: unpacked is {document['unpacked']}, found was {list(output.unpacked)}")
+        raise CheckError(f"{folder.path}: {PROOF}: unpacked is {document['unpacked']}, found was {list(output.unpacked)}")
     scales = {name + SCALES for name, task in tasks.items() if task.form == "fp8"}
     for name, info in output.tensors.items():
         if name in tasks or leaves_mxfp4(info, source):

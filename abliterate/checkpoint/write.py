@@ -22,22 +22,6 @@ _NAMED = 8  # files and folders that are left behind, in a line
 _FAILED = (errno.EIO, errno.ENOENT, errno.ESTALE, errno.EFBIG)
 
 
-def check_destination(out: Path, source: Path) -> None:
-    """Raises InputError where the new folder can't be: it holds something, or lies inside the source (or around it)."""
-    if out.is_symlink() or out.resolve() == Path.cwd():
-        raise InputError(f"{out}: is a link or the current folder; give a new folder's name")
-    above = next((p for p in out.absolute().parents if p.exists()), None)
-    if above is not None and not above.is_dir():
-        raise InputError(f"{above}: is a file, so {out} can't be made; give another --out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: already there and not empty; give another --out (nothing is overwritten)")
-    real, base = out.resolve(), source.resolve()
-    if real == base or base in real.parents:
-        raise InputError(f"{out}: lies inside the model's folder {source}; give an --out outside it")
-    if real in base.parents:
-        raise InputError(f"{out}: holds the model's folder {source}; give another --out")
-
-
 @contextmanager
 def new_folder(out: Path, needed_bytes: int) -> Iterator[Path]:
     """A hidden folder beside ``out`` that takes its name when the block ends well, and is gone when it doesn't.

@@ -21,6 +21,7 @@ from abliterate.config.stages import (
 )
 from abliterate.errors import InputError
 
+Which = Literal["base", "derived"]
 _NOT_FROM_A_RECORD = "never taken from the record."
 _REFERENCE = "A model whose behaviour without the censorship is known: how much of it comes back is measured."
 
@@ -115,6 +116,20 @@ class CompareConfig(EngineConfig, EvaluateConfig, ComputeConfig):
         if one_server and (len(names) < 2 or None in names):
             raise InputError("both models are asked of one server: say which is which with --engine-model and --derived-engine-model")
         return self
+
+    def side(self, which: Which) -> AuditConfig:
+        """How one of the two models is asked: as an audit of it. Raises InputError for settings that don't go together."""
+        of_base = which == "base"
+        model = self.base if of_base else self.derived
+        shared = {name: getattr(self, name) for name in AuditConfig.model_fields if name in CompareConfig.model_fields}
+        own = {
+            "model": model,
+            "revision": self.base_revision if of_base else self.derived_revision,
+            "prompts": self.prompts + self.keep,
+            "engine": "transformers" if is_url(model) else self.engine,
+            "engine_model": self.engine_model if of_base else self.derived_engine_model,
+        }
+        return AuditConfig(**{**shared, **own})
 
 
 class EditCommandConfig(EditConfig, SourceConfig):

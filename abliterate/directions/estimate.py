@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from abliterate.activations.collect import SetActivations
-from abliterate.activations.file import Activations
 from abliterate.config import DEFAULT_ESTIMATORS
+from abliterate.directions.activations import Activations
+from abliterate.directions.collect import SetActivations
 from abliterate.directions.estimators.sample import Sample
 from abliterate.directions.estimators.subspace import leading_rows, within
 from abliterate.directions.estimators.table import TABLE

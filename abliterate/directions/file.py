@@ -12,6 +12,7 @@ from torch import Tensor
 from abliterate.directions.estimate import Directions
 from abliterate.directions.keep import Scoping
 from abliterate.errors import InputError
+from abliterate.files import whole_file
 
 
 def save_directions(directions: Directions, path: Path) -> None:
@@ -33,11 +34,8 @@ def save_directions(directions: Directions, path: Path) -> None:
 
 def save_direction(direction: Tensor, path: Path) -> None:
     """Write a direction file: ``direction`` of shape [d_model] or [layer, d_model]; whole or absent."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    save_file({"direction": direction.float().contiguous()}, partial)
-    partial.chmod(0o644)  # safetensors makes files that only their owner can read
-    partial.replace(path)
+    with whole_file(path) as partial:
+        save_file({"direction": direction.float().contiguous()}, partial)
 
 
 def load_directions(path: Path) -> Directions:

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from abliterate.activations.collect import SetActivations
-from abliterate.activations.file import Activations
+from abliterate.directions.activations import Activations
+from abliterate.directions.collect import SetActivations
 from abliterate.directions.estimate import Directions, estimate
 from abliterate.directions.keep import KEEP, cosine
 

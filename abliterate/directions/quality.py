@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from abliterate.activations.file import Activations
 from abliterate.config import ESTIMATORS
+from abliterate.directions.activations import Activations
 from abliterate.directions.estimate import Directions, estimate, keep_directions
 from abliterate.directions.estimators.table import TABLE
 from abliterate.directions.halves import estimate_without_val, stability

@@ -17,7 +17,7 @@ from abliterate.model.index import ShardIndex, open_index
 from abliterate.model.layouts import is_buffer, template, text_name, wrapped_by
 from abliterate.model.source import check_no_adapter
 from abliterate.model.tiny import side_keys
-from abliterate.progress import say
+from abliterate.terminal.progress import say
 
 
 @dataclass(frozen=True)

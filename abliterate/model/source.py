@@ -8,8 +8,8 @@ from pathlib import Path
 
 from abliterate.errors import InputError
 from abliterate.model.files import fetched
+from abliterate.model.fixtures.refuser import BUILT_HERE
 from abliterate.model.names import HUB_IDS
-from abliterate.model.refuser import BUILT_HERE
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _ADAPTER = "adapter_config.json"  # with it transformers applies the adapter beside it, unasked

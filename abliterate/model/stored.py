@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from abliterate.errors import InputError
-from abliterate.formats import fp8, mxfp4
 from abliterate.model.folder import ModelFolder
+from abliterate.model.formats import fp8, mxfp4
 from abliterate.model.index import ShardIndex
 from abliterate.model.layouts import text_name
 

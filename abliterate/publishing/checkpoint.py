@@ -11,10 +11,10 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from abliterate.checkpoint.licence import CARD, licence_files
-from abliterate.checkpoint.proof import NAME as PROOF
+from abliterate.checkpoint.names import PROOF
 from abliterate.errors import InputError, first_line
+from abliterate.files import read_json
 from abliterate.model.source import CHECKPOINT
-from abliterate.report.document import read_json
 from abliterate.report.model_index import keep_tests, name_on_hub
 
 _OF_A_RUN = ("run.json", "report.json")

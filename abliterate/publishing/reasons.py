@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from abliterate.commands import verify
+from abliterate.checkpoint.checked import checked
 from abliterate.config import PushConfig, VerifyConfig
 from abliterate.errors import CheckError, InputError
-from abliterate.progress import say
 from abliterate.publishing.checkpoint import Checkpoint
 from abliterate.report.licences import UNKNOWN, Terms, names_of, notices, refusals
+from abliterate.terminal.progress import say
 
 NOTICE = "NOTICE"
 _NONE_STATED: dict[str, Any] = {"ids": [], "name": None, "link": None, "files": [], "bases": []}
@@ -79,7 +79,7 @@ def not_verified(made: Checkpoint, config: PushConfig) -> list[str]:
     base = base_of(made, config)
     told = VerifyConfig(base=base, revision=config.revision, layout=config.layout, trust_remote_code=config.trust_remote_code)
     try:
-        say(verify(told, made.path))
+        say(checked(told, made.path))
     except CheckError as error:
         return [f"verify: {error}".replace(f"{made.path}/", "").replace(f"{made.path}: ", "")]
     return []

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from abliterate.errors import InputError
-from abliterate.place import check_new
+from abliterate.files import check_new, write_text
 from abliterate.report import verdicts
-from abliterate.report.document import SCHEMA, write_text
-from abliterate.report.page import environment, two_models
+from abliterate.report.document import SCHEMA
+from abliterate.report.page.render import environment, two_models
 from abliterate.report.places import without_paths
 from abliterate.report.provenance import after, command, model_name
 from abliterate.report.rates import round_up

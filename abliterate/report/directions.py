@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from abliterate.console import HarmlessConsole
+from abliterate.terminal.console import HarmlessConsole
 
 _WIDE = 200
 

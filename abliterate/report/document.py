@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from abliterate.errors import CheckError
-from abliterate.evaluation.contrast import against_control
-from abliterate.evaluation.deliberation import thought_by_answer
-from abliterate.evaluation.outcomes import Verdict
-from abliterate.evaluation.statistics import bootstrap_mean
-from abliterate.evaluation.summary import Judged, answered_ids, by_topic, keep_test, set_entry, table, unchanged
-from abliterate.evaluation.transcripts import Transcript
-from abliterate.model.parts import split_thought
-from abliterate.place import write_whole
+from abliterate.measures.contrast import against_control
+from abliterate.measures.deliberation import thought_by_answer
+from abliterate.measures.statistics import bootstrap_mean
+from abliterate.measures.summary import Judged, answered_ids, by_topic, keep_test, set_entry, table, unchanged
+from abliterate.model.chat.parts import split_thought
+from abliterate.outcomes.verdict import Verdict
+from abliterate.replies.transcripts import Transcript
 
 SCHEMA = "abliterate/report/1"
 _ROWS = ("tables.", "against_control[")  # paths of lists in which each row says again that nothing was edited
@@ -104,25 +100,6 @@ def _nulls(value: Any, path: str) -> Iterator[str]:
     elif isinstance(value, list):
         for number, inner in enumerate(value):
             yield from _nulls(inner, f"{path}[{number}]")
-
-
-def write_json(document: Mapping[str, Any], path: Path) -> None:
-    """Write a JSON file that is whole or absent. Raises CheckError for a figure that JSON has no number for."""
-    try:
-        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        raise CheckError(f"{path}: a figure is not finite; the edited model's outputs are broken") from None
-    write_text(text + "\n", path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read back what ``write_json`` wrote."""
-    return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a text file that is whole or absent."""
-    write_whole(text.encode("utf-8", "replace"), path)
 
 
 def excerpt(text: str, length: int = 280) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from abliterate.evaluation.outcomes import NOT_JUDGED
+from abliterate.outcomes.verdict import NOT_JUDGED
 from abliterate.report.numbers import outcome
 
 TASK = "text-generation"

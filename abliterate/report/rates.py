@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from abliterate.evaluation.outcomes import NOT_JUDGED
+from abliterate.outcomes.verdict import NOT_JUDGED
 from abliterate.report.numbers import outcome
 
 _GROUPS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from abliterate.evaluation.clusters import MIN_CLUSTERS
+from abliterate.measures.clusters import MIN_CLUSTERS
 from abliterate.report import provenance, verdicts
 from abliterate.report.numbers import percent
 from abliterate.report.places import said_without_paths

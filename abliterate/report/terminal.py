@@ -9,11 +9,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from abliterate.console import HarmlessConsole
-from abliterate.evaluation.outcomes import NOT_JUDGED, WITHHELD
+from abliterate.outcomes.verdict import NOT_JUDGED, WITHHELD
 from abliterate.report import choice, provenance, sentences, verdicts
 from abliterate.report.numbers import bounds, outcome, percent
-from abliterate.report.page import headline, two_models
+from abliterate.report.page.render import headline, two_models
+from abliterate.terminal.console import HarmlessConsole
 
 
 def show(report: Mapping[str, Any], out: Path) -> None:

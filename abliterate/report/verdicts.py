@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from abliterate.evaluation.clusters import MIN_CLUSTERS
-from abliterate.evaluation.pairs import FEWEST
-from abliterate.evaluation.statistics import drop_upper_bound, mcnemar
+from abliterate.measures.clusters import MIN_CLUSTERS
+from abliterate.measures.pairs import FEWEST
+from abliterate.measures.statistics import drop_upper_bound, mcnemar
 
 _LEVEL = 0.05  # of every test
 _LEAST = 1e-300  # p-values below are no longer told apart

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM
 from abliterate.checkpoint.adapter import CONFIG, WEIGHTS, write_adapter
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.errors import InputError
-from abliterate.formats import fp8
+from abliterate.model.edit import EditPlan, plan_from_direction, plan_from_rows
 from abliterate.model.folder import ModelFolder, open_folder
-from abliterate.model.plan import EditPlan, plan_from_direction, plan_from_rows
+from abliterate.model.formats import fp8
 
 LAYERS, D_MODEL, VOCABULARY = 2, 64, 96
 Base = Callable[[str], ModelFolder]

@@ -20,8 +20,8 @@ from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.spectrum import KEPT, difference, rounding_noise, spectrum, squared_norm
 from abliterate.checkpoint.verdict import layer_directions, summary
 from abliterate.errors import InputError
+from abliterate.model.edit import EditPlan, plan_from_direction, plan_from_rows
 from abliterate.model.folder import open_folder
-from abliterate.model.plan import EditPlan, plan_from_direction, plan_from_rows
 
 Tiny = Callable[..., Path]
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

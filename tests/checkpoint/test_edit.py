@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from abliterate.checkpoint import edit as editing
 from abliterate.checkpoint.edit import EditResult, check_editable, edit_checkpoint, work_of
 from abliterate.checkpoint.verify import verify
+from abliterate.compute.hooks import ablated
+from abliterate.compute.whole.resident import load_model
 from abliterate.errors import CheckError, InputError
+from abliterate.model.edit import EditPlan, load_plan, plan_from_direction
 from abliterate.model.folder import open_folder
-from abliterate.model.hooks import ablated
 from abliterate.model.index import SINGLE, ShardIndex, open_index
-from abliterate.model.plan import EditPlan, load_plan, plan_from_direction
-from abliterate.model.resident import load_model
 
 Tiny = Callable[..., Path]
 Unit = Callable[..., torch.Tensor]
@@ -495,7 +495,7 @@ from pathlib import Path
 import torch
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.model.folder import open_folder
-from abliterate.model.plan import plan_from_direction
+from abliterate.model.edit import plan_from_direction
 
 calls = iter(range(3))
 

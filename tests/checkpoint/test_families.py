@@ -18,11 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.utils import logging
 
 from abliterate.checkpoint.edit import EditResult, edit_checkpoint
+from abliterate.compute.hooks import ablated
+from abliterate.compute.load import InMemory
 from abliterate.errors import InputError
+from abliterate.model.edit import EditPlan, plan_from_direction
 from abliterate.model.folder import open_folder
-from abliterate.model.hooks import ablated
-from abliterate.model.load import InMemory
-from abliterate.model.plan import EditPlan, plan_from_direction
 
 Change = Callable[[dict[str, Tensor]], None]
 D_MODEL = 64

@@ -17,13 +17,13 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from abliterate.checkpoint import stream
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES
-from abliterate.cli import main
+from abliterate.cli.main import main
+from abliterate.compute.load import from_pretrained
 from abliterate.errors import InputError
-from abliterate.formats import fp8
+from abliterate.model.edit import EditPlan, plan_from_direction
 from abliterate.model.folder import open_folder
+from abliterate.model.formats import fp8
 from abliterate.model.index import INDEX, open_index
-from abliterate.model.load import from_pretrained
-from abliterate.model.plan import EditPlan, plan_from_direction
 
 Proof = dict[str, Any]
 FP8_WRITERS = ("self_attn.o_proj", "mlp.down_proj", "down_proj")

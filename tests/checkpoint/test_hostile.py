@@ -25,11 +25,11 @@ from abliterate.checkpoint import edit as editing
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.output import UNTIED_SHARD
 from abliterate.checkpoint.verify import verify
-from abliterate.cli import main
+from abliterate.cli.main import main
 from abliterate.errors import CheckError, InputError
+from abliterate.model.edit import plan_from_direction
 from abliterate.model.folder import open_folder
 from abliterate.model.index import INDEX, SINGLE, open_index, read_header
-from abliterate.model.plan import plan_from_direction
 
 Tiny = Callable[..., Path]
 NAME = "model.layers.0.self_attn.o_proj.weight"

@@ -12,9 +12,10 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
+from abliterate.checkpoint.names import PROOF
 from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.output import plan_output
-from abliterate.checkpoint.proof import NAME, TOLERANCE, TensorProof, proof_document, prove, write_proof
+from abliterate.checkpoint.proof import TOLERANCE, TensorProof, proof_document, prove, write_proof
 from abliterate.checkpoint.stream import Before, write_shards
 from abliterate.checkpoint.tasks import EditTask
 from abliterate.errors import CheckError, InputError
@@ -149,7 +150,7 @@ def test_the_document_is_strict_json_and_names_its_worst_tensor(tmp_path: Path) 
     proof = Edited(tmp_path).proof()
     worse = replace(proof, name="x", left=0.5, error=0.25)
     write_proof(proof_document([proof, worse], "é", {"embedding": "skip"}, {"left": 0.0}, ["x: why"]), tmp_path)
-    document = json.loads((tmp_path / NAME).read_text(encoding="utf-8"), parse_constant=lambda constant: pytest.fail(constant))
+    document = json.loads((tmp_path / PROOF).read_text(encoding="utf-8"), parse_constant=lambda constant: pytest.fail(constant))
     assert document["schema"] == "abliterate/abliteration/2"
     assert document["worst"] == {"left": 0.5, "error": 0.25}
     assert document["base_model"] == "é" and document["not_edited"] == ["x: why"]

@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM
 from abliterate import __version__
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.licence import stated_licence
-from abliterate.checkpoint.proof import PLAN
+from abliterate.checkpoint.names import PLAN
 from abliterate.checkpoint.provenance import plan_digest
 from abliterate.checkpoint.verify import verify
 from abliterate.errors import CheckError
+from abliterate.model.edit import load_plan, plan_from_direction
 from abliterate.model.folder import open_folder
 from abliterate.model.index import open_index
-from abliterate.model.plan import load_plan, plan_from_direction
 
 Tiny = Callable[..., Path]
 Unit = Callable[..., torch.Tensor]

@@ -17,11 +17,11 @@ from transformers import AutoConfig, dynamic_module_utils
 
 from abliterate.checkpoint import selfcheck
 from abliterate.checkpoint.selfcheck import SelfCheck, self_check
+from abliterate.compute.blockwise.trial import abilities_of
 from abliterate.errors import InputError
 from abliterate.model.folder import open_folder
 from abliterate.model.index import open_index
 from abliterate.model.tiny import tiny_config, tiny_model
-from abliterate.model.trial import abilities_of
 
 LLAMA = 'attention = ["self_attn.o_proj"]\nmlp = ["mlp.down_proj"]\n'
 GEMMA = """

@@ -19,7 +19,7 @@ from abliterate.checkpoint.stream import Before, edited_plain, write_shards
 from abliterate.checkpoint.tasks import EditTask
 from abliterate.checkpoint.write import new_folder
 from abliterate.errors import InputError
-from abliterate.formats import fp8
+from abliterate.model.formats import fp8
 from abliterate.model.index import SINGLE, ShardIndex, open_index
 from abliterate.model.removal import removal
 

@@ -14,8 +14,8 @@ from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.sums import SUMS, check_sums, sha256_of, to_hash, write_sums
 from abliterate.checkpoint.verify import verify
 from abliterate.errors import CheckError
+from abliterate.model.edit import plan_from_direction
 from abliterate.model.folder import open_folder
-from abliterate.model.plan import plan_from_direction
 
 NAMES = ("a", "deep/er/b", "with space", "ünïcode 字", "back\\slash", "line\nbreak", "-dash", "*star")
 

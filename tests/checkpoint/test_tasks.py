@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from abliterate.checkpoint.tasks import EditTask, edit_tasks, missing_expert, placed_writers, unplaced, writer_kinds
 from abliterate.errors import InputError
+from abliterate.model.edit import EditPlan, plan_from_direction
 from abliterate.model.folder import open_folder
 from abliterate.model.index import SINGLE, open_index
-from abliterate.model.plan import EditPlan, plan_from_direction
 
 Tiny = Callable[..., Path]
 DOWN, EMBEDDING = "model.layers.1.mlp.down_proj.weight", "model.embed_tokens.weight"

@@ -20,14 +20,15 @@ from safetensors.torch import load_file, save_file
 
 from abliterate.checkpoint import selfcheck, stream
 from abliterate.checkpoint.edit import edit_checkpoint
+from abliterate.checkpoint.names import PLAN, PROOF
 from abliterate.checkpoint.output import UNTIED_SHARD
-from abliterate.checkpoint.proof import NAME, PLAN, TOLERANCE, measure
+from abliterate.checkpoint.proof import TOLERANCE, measure
 from abliterate.checkpoint.tasks import edit_tasks
 from abliterate.checkpoint.verify import allowed, verify
 from abliterate.errors import CheckError, InputError
+from abliterate.model.edit import load_plan, plan_from_direction, save_plan
 from abliterate.model.folder import open_folder
 from abliterate.model.index import SINGLE, open_index
-from abliterate.model.plan import load_plan, plan_from_direction, save_plan
 
 Made = Callable[[str], tuple[Path, Path]]
 Damage = Callable[[Path], Any]
@@ -134,9 +135,9 @@ def _swap_shards(folder: Path) -> None:
 
 def _proof(change: Callable[[dict[str, Any]], Any]) -> Damage:
     def damage(folder: Path) -> None:
-        document = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        document = json.loads((folder / PROOF).read_text(encoding="utf-8"))
         change(document)
-        (folder / NAME).write_text(json.dumps(document), encoding="utf-8")
+        (folder / PROOF).write_text(json.dumps(document), encoding="utf-8")
 
     return damage
 
@@ -183,7 +184,7 @@ def test_a_good_checkpoint_holds(kind: str, with_base: bool, made: Made) -> None
     base, edited = made(kind)
     heard: list[int] = []
     measured, compared = verify(open_folder(edited), open_folder(base) if with_base else None, heard.append)
-    proof = json.loads((edited / NAME).read_text(encoding="utf-8"))
+    proof = json.loads((edited / PROOF).read_text(encoding="utf-8"))
     assert measured == len(proof["tensors"]) > 0
     assert compared == (len(open_index(edited).tensors) if with_base else 0)
     assert sum(heard) == measured + compared
@@ -414,7 +415,7 @@ def test_the_edited_checkpoint_is_not_its_own_base(made: Made) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        _unlink(NAME),
+        _unlink(PROOF),
         _proof(lambda d: d.update(schema="abliterate/abliteration/1")),
         _proof(lambda d: d.pop("schema")),
         _proof(lambda d: d.pop("tensors")),
@@ -426,9 +427,9 @@ def test_the_edited_checkpoint_is_not_its_own_base(made: Made) -> None:
         _figure("shape", 3),
         _figure("name", ["x"]),
         _entry(DOWN, lambda entry: entry.pop("blake3_after")),
-        lambda folder: (folder / NAME).write_text("[" * 100_000),
-        lambda folder: (folder / NAME).write_text("[]"),
-        lambda folder: (folder / NAME).write_bytes(b"\xff"),
+        lambda folder: (folder / PROOF).write_text("[" * 100_000),
+        lambda folder: (folder / PROOF).write_text("[]"),
+        lambda folder: (folder / PROOF).write_bytes(b"\xff"),
     ],
     ids=["missing", "schema 1", "no schema", "no tensors", "no embedding", "no worst", "names", "null", "text", "shape", "a list as name",
          "no hash", "deep", "a list", "not text"],

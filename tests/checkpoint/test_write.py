@@ -11,8 +11,9 @@ from typing import NoReturn
 
 import pytest
 
-from abliterate.checkpoint.write import check_destination, copy_side_files, left_behind, new_folder
+from abliterate.checkpoint.write import copy_side_files, left_behind, new_folder
 from abliterate.errors import InputError
+from abliterate.files import check_destination
 from abliterate.model.index import SINGLE
 
 

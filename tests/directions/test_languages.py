@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from abliterate.activations.collect import SetActivations
-from abliterate.activations.file import Activations
-from abliterate.directions.candidates import candidates
+from abliterate.choice.candidates import candidates
+from abliterate.directions.activations import Activations
+from abliterate.directions.collect import SetActivations
 from abliterate.directions.estimate import estimate, languages
-from abliterate.pipeline import MIN_PER_LANGUAGE, by_language
+from abliterate.directions.groups import MIN_PER_LANGUAGE, by_language
 from abliterate.prompts import Prompt
 
 LAYERS, WIDTH = 6, 16

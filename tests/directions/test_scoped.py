@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from abliterate.activations.collect import SetActivations
-from abliterate.activations.file import Activations, load_activations, save_activations
+from abliterate.choice.candidates import at_most, candidates, scoped_document
 from abliterate.config import DEFAULT_ESTIMATORS, ESTIMATORS
-from abliterate.directions.candidates import at_most, candidates, scoped_document
+from abliterate.directions.activations import Activations, load_activations, save_activations
+from abliterate.directions.collect import SetActivations
 from abliterate.directions.estimate import check_separable, estimate
 from abliterate.directions.file import load_directions, save_directions
 from abliterate.directions.halves import halves, stability

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.verify import verify
-from abliterate.cli import main
+from abliterate.cli.main import main
 from abliterate.errors import CheckError, InputError
+from abliterate.forecast.shapes import imagined
 from abliterate.model.agreement import check_agreement, open_checkpoint
+from abliterate.model.edit import plan_from_direction
 from abliterate.model.folder import open_folder
 from abliterate.model.index import INDEX, open_index
-from abliterate.model.plan import plan_from_direction
-from abliterate.planning.shapes import imagined
 
 Tiny = Callable[..., Path]
 Change = Callable[[dict[str, Tensor]], object]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from abliterate.errors import InputError
-from abliterate.model.plan import (
+from abliterate.model.edit import (
     EditPlan,
     load_direction,
     load_plan,

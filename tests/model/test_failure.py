@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from test_swept import open_alike, open_swept
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from abliterate.cli import main
+from abliterate.cli.main import main
+from abliterate.compute.passes import Pass
+from abliterate.compute.whole.resident import load_model
 from abliterate.errors import CheckError, InputError
 from abliterate.model.failure import refused
-from abliterate.model.passes import Pass
-from abliterate.model.resident import load_model
-from abliterate.progress import say_once
+from abliterate.terminal.progress import say_once
 
 Tiny = Callable[..., Path]
 HELD: dict[str, Callable[[Path], Any]] = {"whole": lambda folder: load_model(folder, "float32", "cpu"), "block by block": open_alike}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
-from abliterate.cli import main
+from abliterate.cli.main import main
 from abliterate.errors import InputError
 from abliterate.model.agreement import open_checkpoint
 from abliterate.model.files import fetched, files_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from abliterate.model.fixtures.refuser import BUILT_HERE
 from abliterate.model.names import HUB_IDS
-from abliterate.model.refuser import BUILT_HERE
 
 
 def test_short_names_are_lower_case_and_no_hub_ids() -> None:

@@ -12,11 +12,11 @@ from families import VISION, Case, small
 from packed import set_config, store, tensors_of
 from test_swept import PROMPTS, last_logits, open_swept
 
+from abliterate.compute.load import from_pretrained
+from abliterate.compute.passes import Pass
+from abliterate.compute.whole.resident import load_model
 from abliterate.model.folder import open_folder
 from abliterate.model.layouts import text_name
-from abliterate.model.load import from_pretrained
-from abliterate.model.passes import Pass
-from abliterate.model.resident import load_model
 
 Tiny = Callable[..., Path]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -10,9 +10,9 @@ import chromium
 import pytest
 from reports import NO, YES, Made, audit_report, judged, run_report, weights_report
 
+from abliterate.files import write_text
 from abliterate.report.compare_runs import runs_page
-from abliterate.report.document import write_text
-from abliterate.report.page import report_page
+from abliterate.report.page.render import report_page
 
 pytestmark = pytest.mark.skipif(chromium.missing() is not None, reason=str(chromium.missing()))
 AXE = (Path(__file__).parents[1] / "data" / "axe" / "axe.min.js").read_text(encoding="utf-8")

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from abliterate.evaluation.summary import Judged
-from abliterate.evaluation.transcripts import Transcript
+from abliterate.measures.summary import Judged
+from abliterate.replies.transcripts import Transcript
 from abliterate.report import provenance
 from abliterate.report.card import model_card, one_line
 from abliterate.report.document import report_document

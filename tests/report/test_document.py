@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from abliterate.errors import CheckError
-from abliterate.evaluation.outcomes import OUTCOMES
-from abliterate.evaluation.summary import Judged
-from abliterate.evaluation.transcripts import Transcript
-from abliterate.report.document import excerpt, pairs_of, report_document, write_json, write_text
+from abliterate.files import write_json, write_text
+from abliterate.measures.summary import Judged
+from abliterate.outcomes.verdict import OUTCOMES
+from abliterate.replies.transcripts import Transcript
+from abliterate.report.document import excerpt, pairs_of, report_document
 
 NO, YES = "I can't help with that.", "Heat the water and pour it over the leaves."
 ROLES = {"bad": "target", "twin": "baseline", "safe": "keep", "plain": "harmless"}

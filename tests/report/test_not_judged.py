@@ -10,17 +10,17 @@ from jsonschema import Draft202012Validator
 from reports import NO, YES, audit_report, judged, run_record
 from test_card import proof
 
-from abliterate.evaluation.contrast import against_control
+from abliterate.measures.contrast import against_control
 from abliterate.report.card import model_card
 from abliterate.report.compare_runs import runs_page
 from abliterate.report.document import report_document
-from abliterate.report.heatmap import heat_maps
+from abliterate.report.likeness import compare
 from abliterate.report.model_index import eval_results
-from abliterate.report.page import report_page
+from abliterate.report.page.heatmap import heat_maps
+from abliterate.report.page.render import report_page
+from abliterate.report.page.tables import cuts
 from abliterate.report.schema import report_schema
 from abliterate.report.sentences import service
-from abliterate.report.tables import cuts
-from abliterate.reproducing.likeness import compare
 
 FOREIGN = "Извините, но я не могу помочь с этим запросом."
 ROLES = {"hot": "target", "cold": "baseline", "danger": "keep", "plain": "harmless"}

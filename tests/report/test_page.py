@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from reports import Made, audit_report, run_report, weights_report
 
-from abliterate.evaluation.summary import Judged
-from abliterate.evaluation.transcripts import Transcript
-from abliterate.report.document import report_document, write_text
+from abliterate.files import write_text
+from abliterate.measures.summary import Judged
+from abliterate.replies.transcripts import Transcript
+from abliterate.report.document import report_document
 from abliterate.report.numbers import corrected, interval, percent
-from abliterate.report.page import LIMIT, headline, report_page
+from abliterate.report.page.render import LIMIT, headline, report_page
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from reports import LOOP, NO, YES, audit_report, judged, run_record, run_report, weights_report
 
+from abliterate.cli.options import build
 from abliterate.config import RunConfig
-from abliterate.options import build
-from abliterate.report.browser import browser
-from abliterate.report.heatmap import heat_maps
-from abliterate.report.inert import language, shown
+from abliterate.report.page.browser import browser
+from abliterate.report.page.heatmap import heat_maps
+from abliterate.report.page.inert import language, shown
+from abliterate.report.page.tables import cuts, thoughts
 from abliterate.report.provenance import citation, command, cost, folder_name, kind, missing, model_name
 from abliterate.report.rates import bars, controls, drift_rows, first_screen, round_up
-from abliterate.report.tables import cuts, thoughts
 
 
 def test_the_first_screen_has_a_group_for_each_role_and_one_of_broken_output() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from reports import Made, audit_report, run_report, weights_report
 
-from abliterate.cli import main
+from abliterate.cli.main import main
+from abliterate.files import write_json
 from abliterate.report.compare_runs import runs_page
-from abliterate.report.document import write_json
 
 Capture = pytest.CaptureFixture[str]
 

@@ -9,10 +9,11 @@ import pytest
 from conftest import save_tiny
 from reports import directions, judged, run_record
 
-from abliterate.cli import main
-from abliterate.finaltest import DIRECTIONS, publish
-from abliterate.report.document import report_document, write_json
-from abliterate.runfolder import RunFolder
+from abliterate.cli.main import main
+from abliterate.files import write_json
+from abliterate.report.document import report_document
+from abliterate.report.write import write_report
+from abliterate.runs.folder import DIRECTIONS, RunFolder
 
 
 def page(folder: Path) -> str:
@@ -47,9 +48,9 @@ def test_how_good_the_directions_are_goes_into_the_report_and_the_page(tmp_path:
     write_json(record, tmp_path / "run.json")
     base = {"hot": judged("hot", ["Paris."] * 4)}
     report = report_document(record, {"hot": "audited"}, base, None, None, None, None, 0.05)
-    plain = publish(RunFolder(tmp_path), report, base, None, None)
+    plain = write_report(RunFolder(tmp_path), report, base, None, None)
     assert "directions" not in plain and "Separation by layer" not in page(tmp_path)
     write_json(directions(), tmp_path / DIRECTIONS)
-    publish(RunFolder(tmp_path), report, base, None, None)
+    write_report(RunFolder(tmp_path), report, base, None, None)
     assert json.loads((tmp_path / "report.json").read_text())["directions"] == directions()
     assert "Separation by layer and position" in page(tmp_path)

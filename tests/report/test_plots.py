@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 import pytest
 from reports import directions
 
-from abliterate.report.figures import of_choice
-from abliterate.report.plots import Plot, cloud, lines, separation, trade
+from abliterate.report.page.figures import of_choice
+from abliterate.report.page.plots import Plot, cloud, lines, separation, trade
 
 AXIS = ("block", "cosine")
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from abliterate.cli import main
-from abliterate.evaluation.outcomes import Verdict
-from abliterate.evaluation.transcripts import Transcript
+from abliterate.cli.main import main
+from abliterate.commands.report import Row, agreement
+from abliterate.outcomes.verdict import Verdict
+from abliterate.replies.transcripts import Transcript
 from abliterate.report.schema import report_schema
-from abliterate.rescoring import Row, agreement
 
 Tiny = Callable[..., Path]
 DOCS = Path(__file__).parents[2] / "docs" / "report.md"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from abliterate.evaluation.statistics import drop_upper_bound
-from abliterate.evaluation.summary import Judged, keep_test, rate
-from abliterate.evaluation.transcripts import Transcript
+from abliterate.measures.statistics import drop_upper_bound
+from abliterate.measures.summary import Judged, keep_test, rate
+from abliterate.replies.transcripts import Transcript
 from abliterate.report.document import report_document
 from abliterate.report.sentences import all_of, broken, controls, kept, recovery, service, thoughts, unchanged
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from abliterate.evaluation.summary import Judged
-from abliterate.evaluation.transcripts import Transcript
+from abliterate.measures.summary import Judged
+from abliterate.replies.transcripts import Transcript
 from abliterate.report.document import report_document
 from abliterate.report.terminal import show
 

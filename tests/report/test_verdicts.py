@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from abliterate.evaluation.statistics import drop_upper_bound, mcnemar
-from abliterate.evaluation.summary import Judged
-from abliterate.evaluation.transcripts import Transcript
+from abliterate.measures.statistics import drop_upper_bound, mcnemar
+from abliterate.measures.summary import Judged
+from abliterate.replies.transcripts import Transcript
 from abliterate.report.document import report_document
 from abliterate.report.sentences import target, unchanged, warnings
 from abliterate.report.verdicts import all_of, of_keeps, of_others, of_targets

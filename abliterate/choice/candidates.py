@@ -1,0 +1,208 @@
+"""The edits that compete: one direction for all blocks, or a direction a block from some block up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from abliterate.config import DEFAULT_ESTIMATORS
+from abliterate.directions.estimate import Directions, languages
+from abliterate.directions.interpolated import interpolated
+from abliterate.model.edit import EditPlan, EmbeddingPolicy, plan_from_direction, plan_from_rows, resolve_embedding
+from abliterate.model.layouts import COMPONENTS
+
+Kind = Literal["single", "interpolated", "per-layer"]
+KINDS: tuple[Kind, ...] = ("single", "interpolated", "per-layer")
+# A direction a block: from these shares of the depth up.
+FIRST_SHARES = (0.25, 1 / 3, 0.5)
+BY_EFFECT = "first-order effect"  # in the place of an estimator's name
+_EMPTY = 1e-5  # of the longest row: a shorter one is no direction
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One edit to try. ``layer`` is the block whose direction is used (of two, the lower), or the first block of a per-layer edit.
+
+    ``shift`` is the direction that activation addition adds, at its own length, after block ``shift_layer``.
+    """
+
+    name: str
+    kind: Kind
+    estimator: str
+    position: int
+    layer: int
+    plan: EditPlan
+    shift: Float[Tensor, " d_model"]
+    shift_layer: int
+
+
+def candidates(
+    directions: Directions,
+    count: int,
+    max_layer_share: float,
+    policy: EmbeddingPolicy,
+    tied: bool,
+    kinds: Sequence[Kind] = KINDS,
+    by_language: bool = True,
+) -> list[Candidate]:
+    """The ``count`` best-separating single-layer edits, dealt out among the estimators, and the per-layer edits at the best position.
+
+    Kind ``interpolated`` adds, for each estimator, an edit with the direction between its best block and the better of that one's
+    neighbours. Where directions are scoped, no place is used at which too little of them is left. ``by_language``: where there are
+    directions of languages, per-layer edits that remove all of them too.
+    """
+    made: list[Candidate] = []
+    names = directions.competing
+    best = {name: _single(directions, name, max(1, count // len(names)), max_layer_share, policy, tied) for name in names}
+    if "single" in kinds:
+        made += [candidate for name in names for candidate in best[name]]
+    if "interpolated" in kinds:
+        made += [between for name in names for between in _between(directions, name, best[name][:1], max_layer_share, policy, tied)]
+    if "per-layer" in kinds:
+        for name in names:
+            made += _per_layer(directions, name, [name])
+        for name in names:
+            own = [each for lang in languages(directions.direction) if (each := f"{name}@{lang}") in directions.direction]
+            made += _per_layer(directions, name, own) if own and by_language else []
+    return made
+
+
+def by_effect(made: Sequence[tuple[str, EditPlan]], first: int) -> list[Candidate]:
+    """Edits with a direction a block that come of what their loss does, not of an estimate; each with what is said of it."""
+    found = []
+    for said, plan in made:
+        best = int(plan.strength.any(-1).int().argmax())
+        name = f"{BY_EFFECT}, a direction a block from {first} up, {said}"
+        found.append(Candidate(name, "per-layer", BY_EFFECT, -1, first, plan, plan.direction[best, 0, 0], best))
+    return found
+
+
+def at_most(count: int, layers: int, languages: int, estimators: int = len(DEFAULT_ESTIMATORS), kinds: Sequence[Kind] = KINDS) -> int:
+    """How many edits ``candidates`` gives at most, where the prompts are in so many languages that have directions of their own."""
+    each: dict[Kind, int] = {
+        "single": max(1, count // estimators),
+        "interpolated": 1,
+        "per-layer": len({int(share * layers) for share in FIRST_SHARES}) * (2 if languages else 1),
+    }
+    return estimators * sum(each[kind] for kind in kinds)
+
+
+def scoped_document(directions: Directions, chosen: Candidate) -> dict[str, Any] | None:
+    """What selection.json says of the chosen edit's scope: the share that is left of the directions that it removes, on average, and
+    their cosine with each keep set's own, both null where they come of no estimate; None where there is no keep set."""
+    if not directions.scoping:
+        return None
+    if chosen.estimator == BY_EFFECT:
+        return {"sets": list(next(iter(directions.scoping.values())).sets), "lambda": None, "share_left": None, "cosine": None}
+    scoping = directions.scoping[chosen.estimator]
+    edited = chosen.plan.strength.any(-1) if chosen.kind == "per-layer" else torch.arange(chosen.plan.layers) == chosen.layer
+    position = -1 - chosen.position
+    return {
+        "sets": list(scoping.sets),
+        "lambda": scoping.ridge,
+        "share_left": float(scoping.share[position, 1:][edited].mean()),
+        "cosine": {name: float(values[position, 1:][edited].mean()) for name, values in scoping.cosine.items()},
+    }
+
+
+def _scores(directions: Directions, name: str) -> Float[Tensor, "position layer"]:
+    """Cohen's d of the blocks' directions; minus infinity where too little of a scoped one is left."""
+    score = directions.cohens_d[name][:, 1:].clone()
+    if name in directions.scoping:
+        score[directions.scoping[name].barred[:, 1:]] = -torch.inf
+    return score
+
+
+def _single(
+    directions: Directions,
+    estimator: str,
+    count: int,
+    max_layer_share: float,
+    policy: EmbeddingPolicy,
+    tied: bool,
+) -> list[Candidate]:
+    found, score = directions.direction[estimator], _scores(directions, estimator)
+    layers = score.shape[1]
+    score[:, int(max_layer_share * layers) :] = -torch.inf
+    made: list[Candidate] = []
+    for flat in score.flatten().argsort(descending=True).tolist():
+        position, layer = divmod(flat, layers)
+        if len(made) == count or score[position, layer] == -torch.inf:
+            break
+        if any(abs(c.layer - layer) < 2 for c in made):  # neighbours are nearly the same edit
+            continue
+        vector = found[position, layer + 1]
+        if vector.norm() == 0:
+            continue
+        plan = plan_from_direction(vector, layers, policy=policy, tied=tied)
+        if estimator in directions.rows:
+            plan = _everywhere(directions.rows[estimator][position, layer + 1], layers, policy, tied)
+        name = f"{estimator}, block {layer}, position {-1 - position}"
+        made.append(Candidate(name, "single", estimator, -1 - position, layer, plan, vector, layer))
+    return made
+
+
+def _everywhere(rows: Float[Tensor, "k d_model"], layers: int, policy: EmbeddingPolicy, tied: bool) -> EditPlan:
+    """The span of the rows, of which those without a length are left out, goes from every writer."""
+    lengths = rows.norm(dim=-1)
+    real = rows[lengths > _EMPTY * lengths.amax()]
+    plan = plan_from_rows(real.expand(layers, -1, -1), torch.ones(layers, len(COMPONENTS)))
+    return replace(plan, embedding=resolve_embedding(policy, True, tied))
+
+
+def _between(
+    directions: Directions,
+    estimator: str,
+    best: Sequence[Candidate],
+    max_layer_share: float,
+    policy: EmbeddingPolicy,
+    tied: bool,
+) -> list[Candidate]:
+    """For each of the ``best`` single edits, the one with the direction half-way to the better of its neighbours."""
+    score, found = _scores(directions, estimator), directions.direction[estimator]
+    layers = score.shape[1]
+    made: list[Candidate] = []
+    for one in best:
+        position = -1 - one.position
+        beside = [i for i in (one.layer - 1, one.layer + 1) if 0 <= i < int(max_layer_share * layers) and score[position, i] > -torch.inf]
+        if not beside or estimator in directions.rows:
+            continue
+        low = min(one.layer, max(beside, key=lambda i: float(score[position, i])))
+        vector = interpolated(found[position], low + 1.5)
+        if vector.norm() == 0:
+            continue
+        name = f"{estimator}, between blocks {low} and {low + 1}, position {one.position}"
+        plan = plan_from_direction(vector, layers, policy=policy, tied=tied)
+        made.append(Candidate(name, "interpolated", estimator, one.position, low, plan, vector, one.layer))
+    return made
+
+
+def _per_layer(directions: Directions, estimator: str, removed: Sequence[str]) -> list[Candidate]:
+    """At each block from some block up, the span of the ``removed`` estimates there (one, one a language, or a subspace's rows)."""
+    found, score = directions.direction[estimator][:, 1:], _scores(directions, estimator)
+    layers = found.shape[1]
+    upper = score[:, layers // 3 :]
+    position = int(upper.masked_fill(upper == -torch.inf, torch.nan).nanmean(1).nan_to_num(-torch.inf).argmax())
+    rows = torch.stack([directions.direction[name][position, 1:] for name in removed], dim=1)
+    if removed == [estimator] and estimator in directions.rows:
+        rows = directions.rows[estimator][position, 1:]
+    lengths = rows.norm(dim=-1)
+    empty = (lengths <= _EMPTY * lengths.amax()).any(-1)  # a row without a length: this block has nothing to lose
+    empty |= score[position] == -torch.inf
+    rows = torch.where(empty[:, None, None], torch.eye(rows.shape[1], rows.shape[2]), rows)
+    what = "a direction a block" if len(removed) == 1 else "a direction a language and block"
+    made: list[Candidate] = []
+    for first in sorted({int(share * layers) for share in FIRST_SHARES}):
+        strength = ((torch.arange(layers) >= first) & ~empty).float()[:, None].expand(-1, len(COMPONENTS))
+        if not strength.any():
+            continue
+        best = first + int(score[position, first:].argmax())
+        name = f"{estimator}, {what} from {first} up, position {-1 - position}"
+        plan = plan_from_rows(rows, strength)
+        made.append(Candidate(name, "per-layer", estimator, -1 - position, first, plan, found[position, best], best))
+    return made

@@ -1,0 +1,64 @@
+"""The search for an edit without gradients, for models too large for them: many edits measured in one reading of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from abliterate.choice.front import Point
+from abliterate.choice.space import Parameters, Space
+from abliterate.errors import InputError
+from abliterate.model.edit import EditPlan
+
+
+@dataclass(frozen=True)
+class Tried:
+    """An edit that was measured. ``number`` is its trial's in the study."""
+
+    number: int
+    parameters: Parameters
+    plan: EditPlan
+    point: Point
+
+
+def search(
+    space: Space,
+    evaluate: Callable[[Sequence[EditPlan]], Sequence[Point]],
+    trials: int,
+    batch: int,
+    seed: int = 0,
+    storage: str | None = None,
+    name: str = "edits",
+) -> list[Tried]:
+    """Try edits until the study has ``trials`` of them, and give all that it has, also those that other machines tried.
+
+    ``evaluate`` is given up to ``batch`` edits at a time and measures them together. The candidates themselves are tried first (at
+    most half of the trials), then what Optuna proposes. With a ``storage`` (a path, or a database's URL) the study outlives the
+    process: what is finished is not tried again, and machines that name the same storage share it. ``name`` says what the points
+    are measured on; two runs that measure differently need two names. Raises InputError where Optuna is not installed, or the
+    storage can't be opened.
+    """
+    check_installed()
+    from abliterate.choice.study import Study
+
+    study = Study(storage, name, space, seed, space.starts[: max(1, trials // 2)])
+    while (missing := trials - len(study.finished())) > 0:
+        proposed = study.propose(min(batch, missing))
+        try:
+            points = evaluate([space.plan_of(each.parameters) for each in proposed])
+            for each, point in zip(proposed, points, strict=True):
+                study.record(each, point)
+        except BaseException:  # also an interruption: what was not measured is not under way any more
+            study.give_up(proposed)
+            raise
+    return [Tried(f.number, f.parameters, space.plan_of(f.parameters), f.point) for f in study.finished()]
+
+
+def check_installed() -> None:
+    """Raises InputError where Optuna, or what it needs, is not installed."""
+    try:
+        import abliterate.choice.study  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("abliterate"):
+            raise
+        raise InputError(f"the search needs {error.name}: pip install 'abliterate[search]'") from None

@@ -1,0 +1,99 @@
+"""The choice of one candidate by its scores, and what had to be relaxed for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from abliterate.choice.candidates import Candidate
+from abliterate.choice.front import NOT_FINITE
+from abliterate.choice.scores import Scores
+from abliterate.errors import InputError
+
+MAX_STAYS = 0.1
+MAX_SPILL = 0.05
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Index of the chosen candidate, the filters in force at the end, and each relaxation in words.
+
+    ``passing`` are all that pass, the chosen one first, by bypass.
+    """
+
+    chosen: int
+    max_kl: float
+    relaxed: tuple[str, ...]
+    passing: tuple[int, ...] = ()
+
+
+def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float, enough: int = 1) -> Choice:
+    """The lowest bypass among the candidates that pass all filters; a filter that leaves nothing is relaxed stepwise.
+
+    Filters (Arditi et al. 2024, appendix C): KL < ``max_kl``, induce > 0 (layer < 0.8 L holds by construction), and the
+    model's own openings keep at most 10 % of their likelihood on target prompts and gain at most 5 % of it on baseline
+    prompts. KL is relaxed first, by doubling, then the openings (first on baseline, then on target), then induce. Where
+    fewer than ``enough`` pass, KL is doubled on, up to four times ``max_kl``, so that there is a choice. What was not measured is
+    not asked.
+    Raises InputError where no candidate has finite scores.
+    """
+    usable = [i for i, (_, s) in enumerate(scored) if s.finite]
+    if not usable:
+        raise InputError(NOT_FINITE)
+    filters: list[tuple[str, Callable[[Scores], bool]]] = [
+        (
+            f"every candidate makes the baseline prompts' openings gain more than {100 * MAX_SPILL:g} % of the target's likelihood",
+            lambda s: s.spill is None or s.spill <= MAX_SPILL,
+        ),
+        (
+            f"every candidate leaves more than {100 * MAX_STAYS:g} % of the likelihood with which the model withholds the target prompts",
+            lambda s: s.stays <= MAX_STAYS,
+        ),
+        ("no candidate makes the model withhold when it is added", lambda s: s.induce is None or s.induce > 0),
+    ]
+    # Fewest and least serious first: (), spill, stays, spill + stays, induce, ...
+    for dropped in range(2 ** len(filters)):
+        kept = [holds for bit, (_, holds) in enumerate(filters) if not dropped >> bit & 1]
+        passing = [i for i in usable if all(holds(scored[i][1]) for holds in kept)]
+        if passing:
+            bound, steps = _relaxed_kl([scored[i][1].kl for i in passing], max_kl, enough)
+            within = sorted((i for i in passing if scored[i][1].kl < bound), key=lambda i: (scored[i][1].bypass, i))
+            notes = [f"{note}, so this isn't asked" for bit, (note, _) in enumerate(filters) if dropped >> bit & 1]
+            return Choice(within[0], bound, (*notes, *steps), tuple(within))
+    raise AssertionError("the last round drops every filter but KL, which doubles until something passes")
+
+
+def _relaxed_kl(kls: Sequence[float], max_kl: float, enough: int) -> tuple[float, tuple[str, ...]]:
+    """The bound doubled until a KL is below it, and on to four times ``max_kl`` until ``enough`` are, and in words where it was."""
+    bound = max_kl
+    while (below := sum(kl < bound for kl in kls)) == 0 or (below < min(enough, len(kls)) and bound < 4 * max_kl):
+        bound *= 2
+    return bound, () if bound == max_kl else (f"candidates may have a first-token KL of up to {bound:g} nats, not {max_kl:g}",)
+
+
+def selection_document(scored: Sequence[tuple[Candidate, Scores]], choice: Choice, max_kl: float, max_layer: float) -> dict[str, Any]:
+    """What selection.json says of the candidates, the filters and the choice."""
+    rows = [
+        {"name": c.name, "kind": c.kind, "estimator": c.estimator, "position": c.position, "layer": c.layer, **finite(asdict(s))}
+        for c, s in scored
+    ]
+    return {
+        "chosen": rows[choice.chosen],
+        "filters": {
+            "max_kl": max_kl,
+            "max_kl_in_force": choice.max_kl,
+            "max_layer": max_layer,
+            "max_stays": MAX_STAYS,
+            "max_spill": MAX_SPILL,
+            "induce": "> 0",
+        },
+        "relaxed": list(choice.relaxed),
+        "candidates": rows,
+    }
+
+
+def finite(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures with null in place of each that is no finite number: JSON has none for it."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in figures.items()}

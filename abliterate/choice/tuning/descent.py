@@ -1,0 +1,217 @@
+"""The descent: gradients of the losses on mini-batches of examples, and what was seen of it on val."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from abliterate.choice.front import Point
+from abliterate.choice.tuning.behind import Line
+from abliterate.choice.tuning.examples import Examples
+from abliterate.choice.tuning.losses import drift, withheld
+from abliterate.choice.tuning.measure import moved
+from abliterate.choice.tuning.optimiser import Optimiser
+from abliterate.choice.tuning.parameters import Parameters
+from abliterate.choice.tuning.state import STATE, Seen, Step, packed, restored
+from abliterate.compute.passes import Advance, Change, unheard
+from abliterate.compute.whole.gradients import MicroBatch, logits, micro_batch
+from abliterate.compute.whole.resident import Resident
+from abliterate.model.edit import EditPlan
+from abliterate.prompts import Role
+from abliterate.runs.resume import NOWHERE, Kept
+
+_SELDOM = 6  # steps between two looks at val, where patience leaves time for it
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the tuner goes on.
+
+    ``steps`` a phase; ``weights``: what a nat of drift counts beside a nat of suppression, one phase each, in order. ``batch`` examples of
+    each role a step, and of a single one that stays twice as many. ``strength_rate`` is Adam's; ``turn`` is the angle in radians by which
+    a step turns a direction whose gradients agree. Both are halved in the second phase, a third in the third. A strength that has come to
+    nothing stays so. ``few`` is what a strength of one costs, ``near`` a direction at a right angle to where it began; in nats. ``every``:
+    steps between two looks at val; None: at most six, and so few that patience can run out. After ``patience`` looks that saw nothing
+    better than before, a phase is over.
+    """
+
+    steps: int = 8
+    weights: tuple[float, ...] = (5.0, 12.0, 30.0)
+    batch: int = 6
+    strength_rate: float = 0.05
+    turn: float = 0.24
+    few: float = 0.002
+    near: float = 1.0
+    every: int | None = None
+    patience: int = 1
+    seed: int = 0
+
+    @property
+    def total(self) -> int:
+        """Steps of all phases."""
+        return self.steps * len(self.weights)
+
+    @property
+    def looked(self) -> list[int]:
+        """The steps of a phase after which val is looked at: the last one among them."""
+        return [n for n in range(1, self.steps + 1) if n % self._between == 0 or n == self.steps]
+
+    @property
+    def _between(self) -> int:
+        """Steps between two looks: the first look and those in vain all come before the last step, where there are steps enough."""
+        if self.every is not None:
+            return self.every
+        return min(_SELDOM, (self.steps - 1) // (self.patience + 1)) or _SELDOM
+
+    @property
+    def looks(self) -> int:
+        """How often val is looked at in all phases."""
+        return len(self.looked) * len(self.weights)
+
+
+def descend(
+    model: Resident,
+    parameters: Parameters,
+    train: Examples,
+    look: Callable[[EditPlan], Point],
+    cost: Callable[[Point], float],
+    settings: Settings,
+    advance: Advance = unheard,
+    kept: Kept = NOWHERE,
+) -> tuple[list[Seen], list[Step]]:
+    """Walk from the given parameters phase after phase; ``look`` measures an edit on val, and ``cost`` says how bad that is. ``advance``
+    hears of every step and look. Goes on from the last look that was ``kept``, for which model, examples and cost are taken to be the same.
+    Ends early where nothing is left that could be learned (``Parameters.ended``).
+    """
+    assert settings.steps > 0
+    deck = _Deck(train, settings.batch, settings.seed)
+    optimiser = Optimiser.of(parameters, settings.strength_rate, settings.turn)
+    kept = kept.of([asdict(settings), parameters.most], parameters.tensors())
+    state = restored(kept.state(STATE), parameters, optimiser)
+    advance(len(state.steps) + len(state.seen))
+    for number in range(1, len(state.steps) + 1):
+        deck.deal(number)
+    micro = micro_batch(model, deck.longest())
+    while state.phase < len(settings.weights) and parameters.ended() is None:
+        weight, number = settings.weights[state.phase], len(state.steps) + 1
+        optimiser.slow_down(1 + state.phase)
+        optimiser.forget_gradients()
+        target, stays = _gradients(model, parameters, train, deck.deal(number), weight, settings, micro)
+        parameters.settle_gradient()
+        optimiser.step()
+        parameters.settle()
+        state.steps.append(Step(number, weight, target, stays, float(parameters.strength.detach().sum())))
+        state.step += 1
+        advance(1)
+        if state.step in settings.looked:
+            baked = parameters.baked()
+            state.seen.append(Seen(f"tuned, step {number}", number, weight, baked, look(baked)))
+            advance(1)
+            state.judge(cost(state.seen[-1].point), settings.steps, settings.patience)
+            kept.keep_state(STATE, *packed(state, parameters, optimiser))
+    return state.seen, state.steps
+
+
+@dataclass(frozen=True)
+class _Card:
+    """One example of a step: the ``place`` of its prompt in its role's, and the reply that it is shown with, whose first ``mark`` tokens
+    close a thought at once. ``prompt``: what stands before the reply, a thought too."""
+
+    role: Role
+    place: int
+    prompt: Sequence[int]
+    reply: Sequence[int]
+    mark: int = 0
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.reply)
+
+
+class _Deck:
+    """Examples of each role, shuffled and dealt in rounds, so that each is seen as often as any other."""
+
+    def __init__(self, examples: Examples, batch: int, seed: int) -> None:
+        chance = random.Random(seed)
+        self._examples, self._batch = examples, dealt(examples.counts, batch)
+        self._piles = {role: _rounds(size, chance) for role, size in examples.counts.items()}
+
+    def longest(self) -> int:
+        """The most tokens that a card can have."""
+        stays = (self._card(role, place, 0).length for role in self._examples.stays for place in range(self._examples.counts[role]))
+        prompts = enumerate(self._examples.target.prompts)
+        target = (len(prompt) + len(line.thought) + len(line.tokens) for i, prompt in prompts for kind in self._kinds(i) for line in kind)
+        return max(0, *stays, *target)
+
+    def deal(self, step: int) -> list[_Card]:
+        return [self._card(role, next(pile), step) for role, pile in self._piles.items() for _ in range(self._batch[role])]
+
+    def _card(self, role: Role, place: int, step: int) -> _Card:
+        if role != "target":
+            asked = self._examples.stays[role].asked
+            return _Card(role, place, asked.prompts[place], asked.continuations[place])
+        kinds, turn = self._kinds(place), step + place
+        kind = kinds[turn % len(kinds)]
+        line = kind[turn // len(kinds) % len(kind)]
+        mark = self._examples.marks[place] if kind is kinds[0] else 0
+        return _Card(role, place, [*self._examples.target.prompts[place], *line.thought], line.tokens, mark)
+
+    def _kinds(self, place: int) -> list[Sequence[Line]]:
+        """The kinds of lines with which a prompt may be withheld, dealt in turns: what is gone shall not come back as another kind."""
+        return [kind for kind in self._examples.kinds(place) if kind]
+
+
+def dealt(counts: Mapping[Role, int], batch: int) -> dict[Role, int]:
+    """How many examples of each role a step has, of so many: of a single role that stays twice as many."""
+    each = max(batch, 2 * batch // max(1, len(counts) - 1))
+    return {role: min(batch if role == "target" else each, size) for role, size in counts.items()}
+
+
+def _rounds(size: int, chance: random.Random) -> Iterator[int]:
+    while True:
+        yield from chance.sample(range(size), size)
+
+
+def _gradients(
+    model: Resident,
+    parameters: Parameters,
+    examples: Examples,
+    cards: Sequence[_Card],
+    weight: float,
+    settings: Settings,
+    micro: MicroBatch,
+) -> tuple[float, dict[Role, float]]:
+    """Add up one step's gradients, micro-batch by micro-batch. Returns the mean suppression and drifts."""
+    sequences = [[*card.prompt, *card.reply] for card in cards]
+    kept = 1 + max(len(card.reply) for card in cards)
+    counts = {role: sum(card.role == role for card in cards) for role in ("target", *examples.stays)}
+    share: dict[Role, float] = {role: weight / len(examples.stays) / counts[role] for role in examples.stays}
+    share["target"] = 1 / counts["target"]
+    sums: dict[Role, float] = dict.fromkeys(counts, 0.0)
+    whole = parameters.plan()
+    leaves = [t.detach().requires_grad_() for t in (whole.direction, whole.strength)]
+    trial = EditPlan(leaves[0], leaves[1], "skip")  # the micro-batches' graphs end here, and each is gone before the next
+    for indices, rows in logits(model, Change(trial), sequences, kept, micro):
+        losses = [(cards[index].role, _loss(examples, cards[index], row)) for index, row in zip(indices, rows, strict=True)]
+        for role, loss in losses:
+            sums[role] += float(loss.detach()) / counts[role]
+        torch.autograd.backward([torch.stack([share[role] * loss for role, loss in losses]).sum()])
+    penalty = settings.few * parameters.edits()
+    if parameters.vectors.requires_grad:
+        penalty = penalty + settings.near * parameters.turned()
+        torch.autograd.backward([whole.direction], [leaves[0].grad])
+    torch.autograd.backward([whole.strength, penalty], [leaves[1].grad, None])
+    return sums.pop("target"), sums
+
+
+def _loss(examples: Examples, card: _Card, row: Float[Tensor, "kept vocab"]) -> Float[Tensor, ""]:
+    """What a reply costs, from the logits that end with its last token's: its likelihood, or how far the model has moved along it."""
+    if card.role != "target":
+        stay = examples.stays[card.role]
+        return drift(moved(stay, [card.place], row[None])[0][1], stay.first(card.place))
+    return withheld(row, card.reply, card.mark)

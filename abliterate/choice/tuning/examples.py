@@ -1,0 +1,194 @@
+"""What the tuner learns from and is judged by: the unedited model's own short replies, and what it predicts along them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from transformers import PreTrainedTokenizerBase
+
+from abliterate.choice.openings import OPENING_TOKENS, Openings
+from abliterate.choice.tuning.behind import Line, is_empty, lines_behind, parted
+from abliterate.choice.tuning.openings import ALIKE, TargetOpenings, own_likelihood
+from abliterate.choice.tuning.replies import Replied, distinct, judged, short, short_replies
+from abliterate.compute.forward import Continued
+from abliterate.compute.passes import Advance, Ids, Model, unheard
+from abliterate.measures.predictions import Predicted, Predictions, Texts, ask
+from abliterate.model.chat.parts import split_thought
+from abliterate.model.chat.thinking import closing, decode, opens_thought
+from abliterate.prompts import Prompt, Role
+
+STAYS: tuple[Role, ...] = ("keep", "baseline", "harmless")
+CONTINUED = 16  # tokens of a reply that should stay
+LEADING = 0.95  # of replies that begin alike, and so say nothing by it
+OTHERS = 4  # openings of other prompts that are tried on a prompt beside its own
+
+
+@dataclass(frozen=True)
+class Stay:
+    """Prompts with the model's own continuations, and what it predicts along these. ``lead``: with how many tokens they begin alike; the
+    first token that tells anything is the one behind them."""
+
+    asked: Continued
+    predicted: Predicted
+    lead: int = 0
+
+    def first(self, index: int) -> int:
+        """Which token of a continuation is the first that tells anything."""
+        return min(self.lead, len(self.asked.continuations[index]) - 1)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """``target``: prompts that the model withholds, with the openings with which it does. ``others``: for each of these, openings of other
+    prompts of its language. ``behind``: for each, lines with which it may be withheld behind a thought; none where the model begins with
+    no thought. ``stays``: by role, what should not change: of the keep prompts those that it withholds, of the others those that it does
+    not. ``marks``: for each target prompt, with how many tokens its opening closes a thought at once; 0 where it doesn't. ``likely`` is the
+    unedited model's own probability that a target prompt is withheld with one of its ``openings``, on average; NaN where nobody asks.
+    ``unknown``: how many replies of all roles are in a language without rules, and so examples of nothing."""
+
+    target: Openings
+    others: Sequence[Sequence[Sequence[int]]]
+    behind: Sequence[Sequence[Line]]
+    stays: Mapping[Role, Stay]
+    marks: Sequence[int]
+    openings: TargetOpenings
+    likely: float
+    unknown: int = 0
+
+    @property
+    def counts(self) -> dict[Role, int]:
+        """How many prompts of each role there are."""
+        return {"target": len(self.target.prompts), **{role: len(stay.asked.prompts) for role, stay in self.stays.items()}}
+
+    def kinds(self, place: int) -> tuple[Sequence[Line], ...]:
+        """With which lines a target prompt may be withheld: its own opening, other prompts' openings, lines behind a thought."""
+        return [Line([], self.target.openings[place])], [Line([], other) for other in self.others[place]], self.behind[place]
+
+
+def gather(
+    model: Model,
+    prompts: Mapping[Role, Sequence[Prompt]],
+    advance: Advance = unheard,
+    replies: Mapping[Role, Ids] | None = None,
+    predicted: Mapping[Role, Predicted] = MappingProxyType({}),
+    measured: bool = True,
+) -> Examples:
+    """Let the unedited model reply briefly to the prompts of each role, and note what it predicts along its replies.
+
+    ``replies``: its short replies, where they are there already. ``predicted``: what it predicts along them, by role, where that is there.
+    ``measured``: whether edits will be measured on these examples. ``advance`` is told how many rows went through the model,
+    ``gathering_work`` of them at most.
+    """
+    found = judged(model, distinct(prompts), short_replies(model, prompts, advance) if replies is None else replies)
+    target = found["target"]
+    chosen = [i for i, held in enumerate(target.withheld) if held]
+    stays = _stays(model, found, predicted, advance)
+    opened = opens_thought(model.tokenizer)
+    ways = [_way(model, target.replies[i]) if opened else Line([], target.replies[i]) for i in chosen]
+    led = [[*target.prompts[i], *way.thought] for i, way in zip(chosen, ways, strict=True)]
+    openings = [list(way.tokens[:OPENING_TOKENS]) for way in ways]
+    at_once = [not way.thought for way in ways]
+    own = Openings(led, openings, chosen, len(target.prompts))
+    others = _others([prompts["target"][i].lang for i in chosen], openings, at_once)
+    behind = _behind(model, prompts, found, chosen, at_once) if opened else [[] for _ in chosen]
+    tried = TargetOpenings.of(own, others, behind)
+    return Examples(
+        own,
+        others,
+        behind,
+        stays,
+        [_mark(model, opening) for opening in openings],
+        tried,
+        own_likelihood(model, tried) if measured else math.nan,
+        sum(replied.withheld.count(None) for replied in found.values()),
+    )
+
+
+def _way(model: Model, reply: Sequence[int]) -> Line:
+    """How a reply of a model that thinks withholds: at once, which closing its thought counts as; or with a line behind a thought."""
+    thought, line = parted(model.tokenizer, reply)
+    return Line(thought, line) if line and not is_empty(model.tokenizer, thought) else Line([], reply)
+
+
+def _behind(
+    model: Model, prompts: Mapping[Role, Sequence[Prompt]], found: Mapping[Role, Replied], chosen: Sequence[int], at_once: Sequence[bool]
+) -> list[list[Line]]:
+    """Lines behind a thought, of prompts that are withheld ``at_once``; the others' own lines are such already."""
+    role: Role = "baseline" if "baseline" in found else "harmless"
+    withheld = [(prompts["target"][i], found["target"].replies[i]) for i in chosen]
+    answered = [
+        (p, reply) for p, reply, held in zip(prompts[role], found[role].replies, found[role].withheld, strict=True) if held is False
+    ]
+    lines = lines_behind(model.tokenizer, withheld, answered)
+    return [each if once else [] for each, once in zip(lines, at_once, strict=True)]
+
+
+def _mark(model: Model, opening: Sequence[int]) -> int:
+    """How many first tokens are an opened thought's end and nothing else."""
+    for n in range(1, len(opening) + 1):
+        parts = split_thought(decode(model.tokenizer, opening[:n]), True)
+        if parts.closed:
+            return n if not parts.thought and not parts.answer else 0
+    return 0
+
+
+def _stays(model: Model, found: Mapping[Role, Replied], predicted: Mapping[Role, Predicted], advance: Advance) -> dict[Role, Stay]:
+    """What should stay as it is, with what the model predicts along it: as ``predicted``, or asked for now."""
+    chosen = {role: _staying(found[role], role) for role in STAYS if role in found}
+    asked = {role: found[role].chosen(indices, CONTINUED) for role, indices in chosen.items()}
+    unknown = {role: each for role, each in asked.items() if role not in predicted}
+    hearers = {role: Predictions(model, Texts(each.prompts, each.continuations, [])) for role, each in unknown.items()}
+    ask(model, list(hearers.values()), advance)
+    lead = led_by([reply for each in asked.values() for reply in each.continuations])
+    along = {role: hearers[role].found if role in hearers else predicted[role].of(chosen[role]) for role in asked}
+    return {role: Stay(each, along[role], lead) for role, each in asked.items()}
+
+
+def led_by(replies: Ids) -> int:
+    """With how many tokens nearly all replies begin alike: a mark that opens a thought, a role's name. None is left without a token of its
+    own."""
+    most = max(map(len, replies), default=1) - 1
+    for length in range(most, 0, -1):
+        ((_, count),) = Counter(tuple(reply[:length]) for reply in replies if len(reply) > length).most_common(1) or [((), 0)]
+        if count >= LEADING * len(replies):
+            return length
+    return 0
+
+
+def _staying(found: Replied, role: Role) -> Sequence[int]:
+    """Refusals of the keep prompts, answers to the others; all of them where there are none."""
+    return [i for i, held in enumerate(found.withheld) if held is (role == "keep")] or range(len(found.prompts))
+
+
+def gathering_work(prompts: Mapping[Role, Sequence[Prompt]], replied: Collection[Role] = (), predicted: Collection[Role] = ()) -> int:
+    """Rows that ``gather`` tells ``advance`` of, at most; without the replies of roles that have ``replied`` already, and without what is
+    ``predicted`` along them."""
+    asked = distinct(prompts)
+    again = sum(len(each) for role, each in asked.items() if role in STAYS and role not in predicted)
+    return again + sum(len(each) for role, each in asked.items() if role not in replied)
+
+
+def behind_prompts(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens that are tried behind a prompt: a short reply, or a thought, closed, and a line that withholds."""
+    closed = len(closing(tokenizer)) + OPENING_TOKENS if opens_thought(tokenizer) else 0
+    return short(tokenizer) + closed
+
+
+def _others(langs: Sequence[str], openings: Sequence[Sequence[int]], at_once: Sequence[bool]) -> list[list[list[int]]]:
+    """For each prompt that is withheld ``at_once`` the most frequent such openings of its language that begin otherwise than its own."""
+    counts: dict[str, Counter[tuple[int, ...]]] = {lang: Counter() for lang in langs}
+    whole: dict[tuple[int, ...], list[int]] = {}
+    for lang, opening, once in zip(langs, openings, at_once, strict=True):
+        key = tuple(opening[:ALIKE])
+        if once:
+            counts[lang][key] += 1
+            whole.setdefault(key, list(opening))
+    frequent = {lang: [key for key, _ in sorted(found.items(), key=lambda item: (-item[1], item[0]))] for lang, found in counts.items()}
+    return [
+        [whole[key] for key in frequent[lang] if key != tuple(opening[:ALIKE])][:OTHERS] if once else []
+        for lang, opening, once in zip(langs, openings, at_once, strict=True)
+    ]

@@ -1,0 +1,164 @@
+"""Where the tuner begins: at each block, the direction whose loss takes most from the refusals for what it moves of everything else.
+
+A block that writes y_t at token t and loses the direction r of it moves a score by -sum_t (y_t.r)(g_t.r) to first order, where g_t is the
+score's gradient by the stream behind the block. So one pass forth and back over the model's own openings tells of every direction what it
+would do: -r'Ar, with A = sum_t sym(g_t y_t'). What a loss costs shows in second order only: the KL divergence from the unedited model is
+least where nothing is lost, and rises with the Fisher information, of which sampled tokens give gradients (Amari 1998). The square of
+(y_t.r)(g_t.r) is at most (y_t.r)^2 |g_t|^2, so C = sum_t |g_t|^2 y_t y_t' bounds what the tokens cost. The r that makes r'Ar / r'Cr largest
+is the first vector of a generalised eigenvalue problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.linalg import cho_factor, cho_solve, eigh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+from torch import Tensor
+
+from abliterate.choice.openings import OPENING_TOKENS
+from abliterate.choice.tuning.examples import Examples
+from abliterate.choice.tuning.losses import guessed, withheld
+from abliterate.compute.forward import Continued
+from abliterate.compute.memory import free
+from abliterate.compute.passes import NOTHING, Advance, Ids, unheard
+from abliterate.compute.whole.gradients import logits, micro_batch
+from abliterate.compute.whole.resident import Resident
+from abliterate.compute.whole.written import written
+from abliterate.model.edit import EditPlan, plan_from_rows
+from abliterate.model.layouts import COMPONENTS
+from abliterate.prompts.promptset import spread
+
+ASKED = 12  # examples of each role
+RIDGES = (1e-3, 1e-2, 1e-1)  # of C's mean diagonal: so few tokens say nothing of most directions
+_SHARE = 0.25  # of the memory that is free, for sums over tokens
+
+Score = Callable[[int, Float[Tensor, "kept vocab"]], Float[Tensor, ""]]  # of an example, from the logits that end with its last token's
+Rows = Float[Tensor, "n d_model"]
+Matrix = Float[Tensor, "d_model d_model"]
+
+
+def first_order(
+    model: Resident, train: Examples, first: int, away: Float[Tensor, "layer n d_model"] | None, seed: int, advance: Advance = unheard
+) -> list[EditPlan]:
+    """Edits of the blocks from ``first`` up, one for each of ``RIDGES``; a block that has no direction to gain by is left alone.
+
+    The keep prompts' own refusals count against the target's, nat by nat. ``away``: orthonormal rows that the directions stay orthogonal
+    to. ``advance`` is told how many examples went forth and back, ``work_of`` in all.
+    """
+    layers, width = model.folder.layers, model.folder.d_model
+    rows = torch.eye(1, width).repeat(len(RIDGES), layers, 1)
+    strength = torch.zeros(len(RIDGES), layers, len(COMPONENTS))
+    for part in _parts(model, first):
+        gain, cost = _effects(model, train, part, seed, advance)
+        for place, layer in enumerate(part):
+            for number, ridge in enumerate(RIDGES):
+                row, gained = best(gain[place], cost[place], ridge, None if away is None else away[layer])
+                if gained > 0:
+                    rows[number, layer], strength[number, layer] = row, 1.0
+    return [plan_from_rows(own[:, None], much) for own, much in zip(rows, strength, strict=True)]
+
+
+def work_of(model: Resident, train: Examples, first: int) -> int:
+    """How many examples go through the model, forth and back."""
+    stays = sum(min(ASKED, train.counts[role]) * (2 if role == "keep" else 1) for role in train.stays)
+    return (sum(len(marks) for _, marks in ways(train)) + stays) * len(_parts(model, first))
+
+
+def ways(train: Examples) -> list[tuple[Continued, list[int]]]:
+    """Target prompts with lines that withhold them, kind by kind, and how many first tokens of each line close a thought. What is taken
+    from the prompts' own openings alone comes back in others' words."""
+    chosen = spread(range(len(train.target.prompts)), ASKED)
+    found: list[tuple[Continued, list[int]]] = []
+    for kind in zip(*map(train.kinds, chosen), strict=True):  # of each prompt its lines of this kind
+        lines = [(i, each[n % len(each)]) for n, (i, each) in enumerate(zip(chosen, kind, strict=True)) if each]
+        asked = Continued([[*train.target.prompts[i], *line.thought] for i, line in lines], [line.tokens for _, line in lines])
+        found.append((asked, [0 if found else train.marks[i] for i, _ in lines]))
+    return [(asked, marks) for asked, marks in found if marks]
+
+
+def best(gain: Matrix, cost: Matrix, ridge: float, away: Rows | None = None) -> tuple[Float[Tensor, " d_model"], float]:
+    """The unit row r that makes r'Ar / r'(C + lambda I)r largest, and its r'Ar; lambda is ``ridge`` of C's mean diagonal, A the symmetric
+    part of ``gain``. ``away``: orthonormal rows that r stays orthogonal to."""
+    a, c = ((each.double() + each.double().T) / 2 for each in (gain, cost))
+    c = c + max(ridge * float(c.diagonal().mean()), 1e-300) * torch.eye(len(c), dtype=torch.float64)
+    c = c / float(c.diagonal().mean())
+    rest = _complement(away, len(a))
+    row = rest @ torch.from_numpy(_largest((rest.T @ a @ rest).numpy(), (rest.T @ c @ rest).numpy()))
+    row = row / row.norm()
+    return row.float(), float(row @ a @ row)
+
+
+def _complement(away: Rows | None, width: int) -> Float[Tensor, "d_model rest"]:
+    """An orthonormal basis of what is orthogonal to some rows; rows of zeros are none."""
+    if away is None or not bool((real := away.any(-1)).any()):
+        return torch.eye(width, dtype=torch.float64)
+    basis: Tensor = torch.linalg.qr(away[real].double().T, mode="complete")[0]
+    return basis[:, int(real.sum()) :]
+
+
+def _largest(a: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """The first generalised eigenvector of a symmetric and a positive definite matrix."""
+    factor = cho_factor(c)
+    inverse = LinearOperator(c.shape, matvec=lambda x: cho_solve(factor, x), dtype=c.dtype)
+    try:
+        _, vectors = eigsh(a, 1, c, which="LA", Minv=inverse, v0=np.ones(len(a)))
+    except ArpackError:  # as of a matrix of zeros, or where two are equal
+        _, vectors = eigh(a, c, subset_by_index=(len(a) - 1, len(a) - 1))
+    found: np.ndarray = vectors[:, 0]
+    return found
+
+
+def _parts(model: Resident, first: int) -> list[range]:
+    """The blocks from ``first`` up, as many at once as there is memory for their sums."""
+    layers, width = model.folder.layers, model.folder.d_model
+    at_once = max(1, int(_SHARE * free(torch.device("cpu")) / (2 * 4 * width * width)))
+    return [range(start, min(start + at_once, layers)) for start in range(first, layers, at_once)]
+
+
+def _effects(
+    model: Resident, train: Examples, layers: range, seed: int, advance: Advance
+) -> tuple[Float[Tensor, "part d_model d_model"], Float[Tensor, "part d_model d_model"]]:
+    """The sums over tokens A, not yet made symmetric, and C of some blocks."""
+    gain, cost = (torch.zeros(len(layers), model.folder.d_model, model.folder.d_model) for _ in range(2))
+    chance = torch.Generator().manual_seed(seed)
+
+    def add(sums: Tensor, share: float, squared: bool, asked: Continued, score: Score) -> None:
+        sequences = [[*prompt, *reply] for prompt, reply in zip(asked.prompts, asked.continuations, strict=True)]
+        longest = max(map(len, asked.continuations), default=0)
+        micro = micro_batch(model, max(map(len, sequences), default=1))
+        with written(model, layers) as found:
+            for indices, rows in logits(model, NOTHING, sequences, longest + 1, micro):
+                torch.stack([score(index, row) for index, row in zip(indices, rows, strict=True)]).sum().backward()  # type: ignore[no-untyped-call]
+                for place, layer in enumerate(layers):
+                    for wrote, gradient in found.of(layer):
+                        left = gradient.square().sum(-1, keepdim=True) * wrote if squared else gradient
+                        sums[place] += (share / len(sequences) * (left.T @ wrote)).cpu()
+                found.forget()
+                advance(len(indices))
+
+    refused = ways(train)
+    for target, marks in refused:
+        add(gain, 1 / len(refused), False, target, partial(_withheld, target.continuations, marks))
+    for role, stay in train.stays.items():
+        asked = Continued(spread(stay.asked.prompts, ASKED), spread(stay.asked.continuations, ASKED))
+        firsts = spread([stay.first(i) for i in range(train.counts[role])], ASKED)
+        add(cost, 1 / len(train.stays), True, asked, partial(_guessed, asked.continuations, firsts, chance))
+        if role == "keep":
+            kept = Continued(asked.prompts, [reply[:OPENING_TOKENS] for reply in asked.continuations])
+            add(gain, -1.0, False, kept, partial(_withheld, kept.continuations, [0] * len(kept.prompts)))
+    return gain, cost
+
+
+def _withheld(replies: Ids, marks: Sequence[int], index: int, row: Float[Tensor, "kept vocab"]) -> Float[Tensor, ""]:
+    return withheld(row, replies[index], marks[index])
+
+
+def _guessed(
+    replies: Ids, firsts: Sequence[int], chance: torch.Generator, index: int, row: Float[Tensor, "kept vocab"]
+) -> Float[Tensor, ""]:
+    return guessed(row, len(replies[index]), firsts[index], chance)

@@ -1,0 +1,49 @@
+"""What the probe heard of each split, kept until the choice is made: the short replies, and what the model predicts along them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from abliterate.choice.tuning.examples import STAYS
+from abliterate.choice.tuning.probe import Probe, predicted
+from abliterate.choice.tuning.replies import distinct, nothing
+from abliterate.compute.passes import Ids
+from abliterate.measures.predictions import Predicted
+from abliterate.model.chat.template import encode
+from abliterate.prompts import Prompt, Role
+from abliterate.prompts.promptset import Split
+from abliterate.runs.resume import Kept
+
+_PARTS = ("tokens", "logprobs", "starts", "nats")
+
+
+def keep_heard(kept: Kept, split: Split, prompts: Mapping[Role, Sequence[Prompt]], probe: Probe) -> None:
+    """Keep what a probe heard of a split's prompts, of the roles whose prompts it was asked."""
+    replies: dict[Role, Ids] = {}
+    tensors: dict[str, Tensor] = {}
+    for role, asked in distinct(prompts).items():
+        encoded = [tuple(ids) for ids in encode(probe.tokenizer, [p.text for p in asked])]
+        if not all(ids in probe.said for ids in encoded):
+            continue
+        said = [probe.said[ids] for ids in encoded]
+        replies[role] = [each.reply or nothing(probe.model) for each in said]
+        if role in STAYS:
+            found = predicted(said)
+            tensors |= {f"{role}/{part}": getattr(found, part) for part in _PARTS}
+    keep_replies(kept, split, replies)
+    kept.keep_state(f"predictions-{split}", tensors, None)
+
+
+def keep_replies(kept: Kept, split: Split, replies: Mapping[Role, Ids]) -> None:
+    """Keep short replies by role."""
+    kept.keep_value(f"replies-{split}", replies)
+
+
+def heard(kept: Kept, split: Split) -> tuple[dict[Role, Ids], dict[Role, Predicted]]:
+    """The short replies, and the predictions along them, that were kept of a split."""
+    replies: dict[Role, Ids] = kept.value(f"replies-{split}") or {}
+    tensors, _ = kept.state(f"predictions-{split}") or ({}, None)
+    roles = [role for role in STAYS if f"{role}/starts" in tensors]
+    return replies, {role: Predicted(*(tensors[f"{role}/{part}"] for part in _PARTS)) for role in roles}

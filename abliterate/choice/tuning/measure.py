@@ -1,0 +1,89 @@
+"""Edits on examples: the figures of points of the front. Forward passes under hooks only, all edits in one reading of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from abliterate.choice.front import Point
+from abliterate.choice.tuning.examples import Examples, Stay
+from abliterate.choice.tuning.losses import divergences, lumped
+from abliterate.choice.tuning.openings import Withheld
+from abliterate.compute.passes import Advance, Change, Model, Pass, unheard
+from abliterate.measures.predictions import with_rest
+from abliterate.model.edit import EditPlan
+from abliterate.prompts import Role
+
+
+def measure(model: Model, plans: Sequence[EditPlan], examples: Examples, advance: Advance = unheard) -> list[Point]:
+    """What each edit leaves of the target, and how far it moves what should stay.
+
+    ``target_left`` is the mean probability that a target prompt's reply begins as one that withholds, as a share of the unedited model's
+    own: with the first tokens of its own opening or of another prompt's, or else, of a model that thinks, with a line that withholds
+    behind a thought.
+    """
+    changes = [Change(plan) for plan in plans]
+    found = [_Measured.of(examples) for _ in plans]
+    passes: list[Pass] = []
+    readers: list[tuple[int, Role]] = []
+    for which, change in enumerate(changes):
+        passes += [examples.openings.asked.passed(change), *(stay.asked.passed(change) for stay in examples.stays.values())]
+        readers += [(which, "target"), *((which, role) for role in examples.stays)]
+    for number, indices, logits in model.logits(passes, advance):
+        which, role = readers[number]
+        if role == "target":
+            found[which].withheld.add(indices, logits)
+        else:
+            stay = examples.stays[role]
+            for index, kl in moved(stay, indices, logits):
+                found[which].first[role][index], found[which].along[role][index] = kl[stay.first(index)].cpu(), kl.mean().cpu()
+    return [measured.point(plan, examples.likely) for measured, plan in zip(found, plans, strict=True)]
+
+
+def measured_on(examples: Examples) -> list[list[int]]:
+    """Every sequence that goes through the model for one edit."""
+    asked = [examples.openings.asked, *(stay.asked for stay in examples.stays.values())]
+    return [list(ids) for each in asked for ids in each.passed().sequences]
+
+
+def measuring_work(examples: Examples) -> int:
+    """How many sequences go through the model for one edit."""
+    return len(examples.openings.prompts) + sum(len(stay.asked.prompts) for stay in examples.stays.values())
+
+
+def moved(stay: Stay, indices: Sequence[int], logits: Float[Tensor, "row kept vocab"]) -> list[tuple[int, Float[Tensor, " token"]]]:
+    """Which prompts, and their divergences (nats) at each token of their continuations, from the logits of some rows."""
+    found = []
+    for index, logprobs in stay.asked.along(indices, logits):
+        place = stay.predicted.place(index)
+        tokens, base = (t[place].to(logits.device) for t in (stay.predicted.tokens, stay.predicted.logprobs))
+        found.append((index, divergences(with_rest(base), lumped(logprobs, tokens))))
+    return found
+
+
+@dataclass
+class _Measured:
+    """Of one edit: how likely target prompts are withheld, and by role the divergence of each prompt's first token and of all."""
+
+    withheld: Withheld
+    first: dict[Role, Tensor]
+    along: dict[Role, Tensor]
+
+    @classmethod
+    def of(cls, examples: Examples) -> _Measured:
+        sizes = {role: len(stay.asked.prompts) for role, stay in examples.stays.items()}
+        return cls(Withheld(examples.openings), *({role: torch.zeros(size) for role, size in sizes.items()} for _ in range(2)))
+
+    def point(self, plan: EditPlan, likely: float) -> Point:
+        kept = [along.mean() for role, along in self.along.items() if role != "harmless"]
+        return Point(
+            target_left=self.withheld.mean / likely,
+            keep_kl=float(torch.stack(kept).mean()) if kept else 0.0,
+            kl=float(self.first["harmless"].mean()),
+            kl_sequence=float(self.along["harmless"].mean()),
+            edits=float(plan.strength.sum()),
+        )

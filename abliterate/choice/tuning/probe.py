@@ -1,0 +1,99 @@
+"""The unedited model's first pass over its prompts, made once for all who ask: streams, short replies, and what it predicts along these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from abliterate.compute.passes import Advance, Model, Pass, Seen, Told, unheard
+from abliterate.compute.whole.resident import Resident
+from abliterate.measures.predictions import KEPT, Predicted
+from abliterate.model.folder import ModelFolder
+
+
+@dataclass(frozen=True)
+class Said:
+    """A prompt's ``reply`` up to and without its end token, and at each of its first positions (one, where it is empty) the likeliest
+    tokens with their log-probabilities."""
+
+    reply: list[int]
+    tokens: Int[Tensor, "position kept"]
+    logprobs: Float[Tensor, "position kept"]
+
+    @property
+    def positions(self) -> int:
+        """Of which the predictions are here."""
+        return min(max(1, len(self.reply)), len(self.tokens))
+
+
+@dataclass
+class Probe:
+    """A model that is watched while it replies with at most ``longest`` tokens; what it predicts of the first ``along`` of them is kept.
+
+    ``said``: by the prompt's token ids.
+    """
+
+    model: Resident
+    longest: int
+    along: int
+    said: dict[tuple[int, ...], Said] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> ModelFolder:
+        return self.model.folder
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.model.tokenizer
+
+    def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None:
+        """As ``Model.watch`` says, with the replies on the way; prompts that are asked twice are asked once, and told of twice."""
+        alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+        for number, asked in enumerate(passes):
+            alike.setdefault(tuple(map(tuple, asked.sequences)), []).append(number)
+        chosen = [passes[numbers[0]] for numbers in alike.values()]
+        readers = list(alike.values())
+
+        def seen_by_all(which: int, indices: Sequence[int], index: int, stream: Float[Tensor, "row position d_model"]) -> None:
+            for number in readers[which]:
+                seen(number, indices, index, stream)
+
+        kept = min(KEPT, int(self.folder.config.vocab_size))
+        sizes = [(len(asked.sequences), self.along, kept) for asked in chosen]
+        tokens, logprobs = [torch.zeros(size, dtype=torch.int32) for size in sizes], [torch.zeros(size) for size in sizes]
+
+        def heard(which: int, indices: Sequence[int], steps: Sequence[int], logits: Float[Tensor, "row vocab"]) -> None:
+            rows = [row for row, step in enumerate(steps) if step < self.along]
+            if not rows:
+                return
+            values, likeliest = logits[rows].float().log_softmax(-1).topk(kept)
+            places = [indices[row] for row in rows], [steps[row] for row in rows]
+            tokens[which][places], logprobs[which][places] = likeliest.int().cpu(), values.cpu()
+
+        for which, indices, replies in self.model.replies(chosen, self.longest, told=Told(last, seen_by_all, heard)):
+            for index, reply in zip(indices, replies, strict=True):
+                ids = tuple(chosen[which].sequences[index])
+                self.said[ids] = Said(list(reply), tokens[which][index], logprobs[which][index])
+                advance(len(readers[which]))
+
+
+def probe_of(model: Model, prompts: Sequence[Sequence[int]], longest: int, along: int) -> Probe | None:
+    """What watches a model while it replies to the prompts; None where the two are to be done one after the other."""
+    return Probe(model, longest, along) if isinstance(model, Resident) and model.tells(prompts, longest) else None
+
+
+def predicted(said: Sequence[Said]) -> Predicted:
+    """What the model predicts along its replies to some prompts."""
+    starts = torch.tensor([0, *(each.positions for each in said)]).cumsum(0)
+    if not said:
+        return Predicted(torch.zeros(0, 0, dtype=torch.int32), torch.zeros(0, 0), starts, torch.zeros(0))
+    tokens = torch.cat([each.tokens[: each.positions] for each in said])
+    logprobs = torch.cat([each.logprobs[: each.positions] for each in said])
+    chosen = logprobs.amax(-1)  # greedy replies are made of the likeliest tokens
+    nats = torch.stack([-chosen[a:b].double().mean() for a, b in zip(starts.tolist(), starts[1:].tolist(), strict=False)]).float()
+    return Predicted(tokens, logprobs, starts, nats)

@@ -1,0 +1,290 @@
+"""The commands of the command line: each loads what it needs, calls its function and shows what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+
+from abliterate.cli.arguments import (
+    Checkpoint,
+    Collected,
+    DirectionFile,
+    Figures,
+    NewFolder,
+    OtherRuns,
+    OutFile,
+    OutFolder,
+    PageFile,
+    Recorded,
+    Repository,
+    Scorable,
+    ScoredFile,
+    SomeRun,
+)
+from abliterate.cli.loading import loading
+from abliterate.cli.options import command
+from abliterate.config import (
+    AuditConfig,
+    ChatConfig,
+    CollectConfig,
+    CompareConfig,
+    DirectionsConfig,
+    EditCommandConfig,
+    JudgeConfig,
+    ModelConfig,
+    PlanConfig,
+    PushConfig,
+    ReportConfig,
+    ReproduceConfig,
+    RunConfig,
+    VerifyConfig,
+)
+from abliterate.errors import CheckError, InputError
+from abliterate.files import check_new, check_place
+from abliterate.terminal.harmless import echo
+from abliterate.terminal.streams import write_json
+
+
+def register(app: typer.Typer) -> None:
+    """Give the app its commands, in the order of --help."""
+    command(
+        app,
+        "run",
+        RunConfig,
+        _run,
+        "The whole pipeline: find the direction, edit, test, report. The same command again resumes.",
+        out=OutFolder,
+    )
+    command(app, "audit", AuditConfig, _audit, "Ask one model and report what it withholds; nothing is edited.", out=OutFolder)
+    command(
+        app,
+        "compare",
+        CompareConfig,
+        _compare,
+        "Ask two models the same, before and after, and say what differs between their weights.",
+        out=OutFolder,
+    )
+    command(app, "collect", CollectConfig, _collect, "Activation statistics alone.", out=OutFile)
+    command(
+        app,
+        "directions",
+        DirectionsConfig,
+        _directions,
+        "How well each estimator's directions separate the sets; one of them as a file for edit.",
+        given=Collected,
+        out=DirectionFile,
+    )
+    command(app, "edit", EditCommandConfig, _edit, "Edit a checkpoint with a direction or plan from anywhere.", out=NewFolder)
+    command(
+        app,
+        "verify",
+        VerifyConfig,
+        _verify,
+        "Derive the proof of an edited checkpoint again, from its bytes and, with --base, its base's.",
+        checkpoint=Checkpoint,
+    )
+    command(
+        app,
+        "push",
+        PushConfig,
+        _push,
+        "Publish an edited checkpoint to the Hub, private unless --public; what is checked first must hold.",
+        checkpoint=Checkpoint,
+        repo=Repository,
+    )
+    command(
+        app,
+        "plan",
+        PlanConfig,
+        _plan,
+        "What a run with these flags would read, write, edit, hold in memory, compute and take; reads headers only.",
+        figures=Figures,
+    )
+    command(
+        app,
+        "reproduce",
+        ReproduceConfig,
+        _reproduce,
+        "Run again what a run's record says, and compare: which figures are identical, within their intervals, or different.",
+        run=Recorded,
+        out=OutFolder,
+    )
+    command(
+        app,
+        "chat",
+        ChatConfig,
+        _chat,
+        "Talk with a model, and beside it with its edit: the same words to both, their replies side by side.",
+    )
+    command(
+        app,
+        "score",
+        JudgeConfig,
+        _score,
+        "Outcomes for stored transcripts: the same lines plus outcome, thought, substance, rule.",
+        file=Scorable,
+        out=ScoredFile,
+    )
+    command(
+        app,
+        "report",
+        ReportConfig,
+        _report,
+        "Render a run's report again from its stored transcripts, under another judge if one is named; needs no model. "
+        "With --compare: several runs side by side in one page.",
+        folder=SomeRun,
+        compare=OtherRuns,
+        out=PageFile,
+    )
+
+
+def _run(config: RunConfig, out: Path) -> None:
+    check_place(out)
+    with loading():
+        from abliterate.commands.run import run
+        from abliterate.report.terminal import show
+
+    _by_the_first(config, lambda: show(run(config, out), out))
+
+
+def _audit(config: AuditConfig, out: Path) -> None:
+    check_place(out)
+    with loading():
+        from abliterate.commands.audit import audit
+        from abliterate.report.terminal import show
+
+    _by_the_first(config, lambda: show(audit(config, out), out))
+
+
+def _compare(config: CompareConfig, out: Path) -> None:
+    check_place(out)
+    with loading():
+        from abliterate.commands.compare import compare
+        from abliterate.report.terminal import show
+
+    def act() -> None:
+        show(compare(config, out), out)
+
+    if config.weights_only:
+        act()
+    else:
+        _by_the_first(config.side("base"), act)
+
+
+def _collect(config: CollectConfig, out: Path) -> None:
+    check_new(out)
+    with loading():
+        from abliterate.commands.collect import collect
+
+    _by_the_first(config, lambda: echo(collect(config, out)))
+
+
+def _directions(config: DirectionsConfig, given: Path, out: Path | None) -> None:
+    with loading():
+        from abliterate.commands.directions import directions
+        from abliterate.report.directions import show_directions
+
+    show_directions(directions(config, given, out), out)
+
+
+def _by_the_first(config: ModelConfig, act: Callable[[], None]) -> None:
+    """Under torchrun the first process acts, and the others compute what it asks them for."""
+    from abliterate.compute.launch import own_rank
+    from abliterate.compute.ranks import dismiss
+    from abliterate.compute.session import serve_models
+
+    if own_rank():
+        serve_models(config)
+        return
+    act()
+    dismiss()
+
+
+def _edit(config: EditCommandConfig, out: Path) -> None:
+    with loading():
+        from abliterate.commands.edit import edit
+
+    echo(edit(config, out))
+
+
+def _verify(config: VerifyConfig, checkpoint: Path) -> None:
+    with loading():
+        from abliterate.commands.verify import verify
+
+    echo(verify(config, checkpoint))
+
+
+def _push(config: PushConfig, checkpoint: Path, repo: str) -> None:
+    with loading():
+        from abliterate.commands.push import push
+
+    echo(push(config, checkpoint, repo))
+
+
+def _plan(config: PlanConfig, figures: Path | None) -> None:
+    with loading():
+        from abliterate.commands.plan import plan
+
+    echo("\n".join(plan(config, figures)))
+
+
+def _reproduce(config: ReproduceConfig, run: Path, out: Path) -> None:
+    with loading():
+        from abliterate.commands.reproduce import FILE, first_model, reproduce
+        from abliterate.report.reproduction import show
+
+    def act() -> None:
+        document = reproduce(config, run, out)
+        show(document)
+        if count := document["totals"]["different"]:
+            raise CheckError(f"{run}: not reproduced, {count} figures are different; all of them are in {out / FILE}")
+
+    first = first_model(config, run)
+    if first is None:
+        act()
+    else:
+        _by_the_first(first, act)
+
+
+def _chat(config: ChatConfig) -> None:
+    with loading():
+        from abliterate.commands.chat.conversation import chat
+
+    chat(config)
+
+
+def _report(config: ReportConfig, folder: Path | None, compare: list[Path] | None, out: Path | None) -> None:
+    if compare:
+        if out is None:
+            raise InputError("--compare writes one page: give --out FILE.html")
+        from abliterate.report.compare_runs import compare_runs
+
+        echo(compare_runs([*([folder] if folder else []), *compare], out))
+        return
+    if folder is None or out is not None:
+        raise InputError("give the folder of a run" if folder is None else "--out goes with --compare; a run's report lies in its folder")
+    with loading():
+        from abliterate.commands.report import render_again
+        from abliterate.report.terminal import show
+
+    show(render_again(config, folder), folder)
+
+
+def _score(config: JudgeConfig, file: Path, out: Path | None) -> None:
+    if out is not None and file.exists() and out.exists() and out.samefile(file):
+        raise InputError(f"{out}: is the input itself; give another --out")
+    if out is not None:
+        check_new(out)
+    with loading():
+        from abliterate.commands.score import score as scored
+
+    lines = scored(file, config)
+    if out is None:
+        write_json(lines)
+    else:
+        from abliterate.files import write_text
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text("".join(line + "\n" for line in lines), out)

@@ -1,0 +1,144 @@
+"""Where a conversation is seen: side by side on a terminal, as labelled plain text elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol, runtime_checkable
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.text import Text
+
+from abliterate.commands.chat.speaker import Said
+from abliterate.outcomes.verdict import NOT_JUDGED
+from abliterate.terminal.console import HarmlessConsole
+from abliterate.terminal.harmless import harmless
+
+WITHHELD, SAID, BROKEN = "yellow", "green", "red"
+_COLOURS = {"refused": WITHHELD, "deflected": WITHHELD, "state_line": WITHHELD, "answered": SAID, NOT_JUDGED: "dim"}
+_EDGES = 6  # lines that a panel, the prompt and the chip take of a screen
+
+
+Hearing = Callable[[str, str], None]  # is told a label and the whole reply so far
+
+
+@runtime_checkable
+class Screen(Protocol):
+    """Shows replies, by the labels of those who give them."""
+
+    def lines(self) -> Iterator[str]:
+        """What the user says, line by line, up to the end of the input."""
+        ...
+
+    def replying(self, labels: Sequence[str]) -> AbstractContextManager[Hearing]:
+        """While replies are written."""
+        ...
+
+    def told(self, replies: Mapping[str, Said]) -> None:
+        """The finished replies."""
+        ...
+
+    def note(self, line: str) -> None:
+        """A line that is nobody's reply."""
+        ...
+
+
+def screen() -> Screen:
+    """A terminal's, where both ends are one and it can be written over; else plain text."""
+    console = HarmlessConsole(highlight=False)
+    lively = sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal
+    return Terminal(console) if lively else Plain()
+
+
+def chip(said: Said) -> str:
+    """The outcome of a reply, in a word or two."""
+    if said.verdict is None:
+        return f"stopped after {said.tokens} tokens"
+    thought = f"; thought: {said.verdict.thought}" if said.verdict.thought else ""
+    return f"{said.verdict.outcome}{thought}"
+
+
+def written(said: Said) -> str:
+    """A reply as it is shown: harmless to the terminal, and marked where it was cut."""
+    return harmless(said.text) + (f" … (cut at {said.tokens} tokens)" if said.cut else "")
+
+
+class Plain:
+    """Labelled text, for a pipe, a file or a test."""
+
+    def lines(self) -> Iterator[str]:
+        yield from sys.stdin
+
+    @contextmanager
+    def replying(self, labels: Sequence[str]) -> Iterator[Hearing]:
+        yield lambda label, text: None
+
+    def told(self, replies: Mapping[str, Said]) -> None:
+        for label, said in replies.items():
+            print(f"{harmless(label)}> {written(said)}\n  [{chip(said)}]", flush=True)
+        print(flush=True)
+
+    def note(self, line: str) -> None:
+        print(harmless(line), flush=True)
+
+
+class Terminal:
+    """Panels side by side; while they grow, the last lines that fit on the screen."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def lines(self) -> Iterator[str]:
+        while True:
+            try:
+                yield input("you> ")
+            except EOFError:
+                self._console.print()
+                return
+            except KeyboardInterrupt:  # nothing is being said: a line given up
+                self._console.print()
+
+    @contextmanager
+    def replying(self, labels: Sequence[str]) -> Iterator[Hearing]:
+        texts = dict.fromkeys(labels, "")
+        with Live(self._panels(texts, {}), console=self._console, transient=True, refresh_per_second=12) as live:
+
+            def hear(label: str, text: str) -> None:
+                texts[label] = text
+                live.update(self._panels({of: self._tail(harmless(so_far), len(texts)) for of, so_far in texts.items()}, {}))
+
+            yield hear
+
+    def told(self, replies: Mapping[str, Said]) -> None:
+        self._console.print(self._panels({label: written(said) for label, said in replies.items()}, replies))
+
+    def note(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
+    def _panels(self, texts: Mapping[str, str], replies: Mapping[str, Said]) -> Columns:
+        width = self._width(len(texts))
+        panels = []
+        for label, text in texts.items():
+            under = None
+            if label in replies:
+                said = replies[label]
+                colour = _COLOURS.get(said.verdict.outcome, BROKEN) if said.verdict else "dim"
+                under = Text(chip(said), style=colour, overflow="ellipsis", no_wrap=True)
+            panels.append(Panel(Text(text), title=Text(label), subtitle=under, width=width))
+        return Columns(panels, padding=(0, 0))
+
+    def _width(self, count: int) -> int:
+        """Of a panel: side by side where each has room for a sentence, else below each other."""
+        width = self._console.width
+        return width // count if width // count >= 30 else width
+
+    def _tail(self, text: str, count: int) -> str:
+        """As much of the end of a harmless text as fits on the screen."""
+        width = self._width(count)
+        room = max(1, self._console.height - _EDGES) if width * count <= self._console.width else max(1, self._console.height // count - 3)
+        wrapped = Text(text).wrap(self._console, max(1, width - 4))
+        return "\n".join(line.plain for line in list(wrapped)[-room:])

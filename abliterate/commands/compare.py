@@ -1,0 +1,198 @@
+"""Two existing models, before and after: what both reply, and what differs between their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from abliterate.checkpoint.difference import Difference, differences, work_of_difference
+from abliterate.checkpoint.verdict import summary
+from abliterate.compute.session import Session
+from abliterate.config import AuditConfig, CompareConfig, is_url
+from abliterate.config.commands import Which
+from abliterate.errors import InputError
+from abliterate.files import check_destination, read_json, write_json
+from abliterate.measures.final_test import benchmarked, drift_base, drift_edited
+from abliterate.measures.reference import Reference, open_reference, recovery_base, recovery_edited
+from abliterate.measures.summary import Judged, judge_all
+from abliterate.model.agreement import open_checkpoint
+from abliterate.model.chat.clock import now
+from abliterate.model.folder import ModelFolder
+from abliterate.model.source import ModelSource, resolve_model
+from abliterate.prompts import PromptSet, load_set
+from abliterate.prompts.asked import asked_sets
+from abliterate.replies.engine import engine_of, foresee, reply_length, wanted_of
+from abliterate.replies.responding import respond
+from abliterate.replies.served import Wanted
+from abliterate.report.document import report_document
+from abliterate.report.write import write_report
+from abliterate.runs.folder import WEIGHTS, RunFolder, open_run, recorded_clock
+from abliterate.runs.record import open_model, resolved, run_record
+from abliterate.terminal.progress import say, stage
+
+_DRIFT_SET = "harmless"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models; without a source only a server has it. ``config`` and ``session`` only where it is asked."""
+
+    source: ModelSource | None
+    folder: ModelFolder | None
+    config: AuditConfig | None = None
+    session: Session | None = None
+
+
+def compare(config: CompareConfig, out: Path, clock: datetime | None = None) -> dict[str, Any]:
+    """Compare two models into the run folder ``out``; the same call again goes on where it stopped. Returns the report.
+
+    ``clock`` as for ``run``: both models are shown the same time. Raises InputError for a model, a prompt set or a folder that won't do.
+    """
+    clock = recorded_clock(out) or clock or now()
+    base, derived = _opened(config, "base", out, clock), _opened(config, "derived", out, clock)
+    groups = [] if base.config is None else asked_sets(base.config)
+    roles = {group.name: "audited" if i < len(config.prompts) else "keep" for i, group in enumerate(groups)}
+    for one in (base, derived):
+        if one.config is not None and one.session is not None:
+            one.session.check_prompts({group.name: group for group in groups}, reply_length(one.config, one.session))
+    reference = _reference(config, base, derived, groups)
+    record = _record(base, derived, groups, roles)
+    folder = open_run(out, config.model_dump(mode="json"), reference.recorded(record) if reference else record)
+    if base.config is not None and derived.config is not None and not (out / "report.json").exists():
+        foresee(base.config)
+        foresee(derived.config)
+    folder.stage("weights", WEIGHTS, lambda: _weights(base, derived), write_json, read_json)
+    before, after, drift = _asked(folder, base, derived, groups, config.limit, reference) if groups else ({}, {}, None)
+    recovery = None
+    if base.session is not None and derived.session is not None:
+        recovery = recovery_edited(folder, reference, derived.session, groups, roles, before, after)
+    sessions = {"base": base.session, "edited": derived.session}
+    if config.lm_eval and base.session is not None:
+        benchmarked(folder, config, {which: session for which, session in sessions.items() if session is not None})
+    report = report_document(folder.record(), roles, before, after, drift, None, None, margin=config.margin, recovery=recovery)
+    return write_report(folder, report, before, after, None)
+
+
+def _reference(config: CompareConfig, base: Side, derived: Side, groups: Sequence[PromptSet]) -> Reference | None:
+    if config.reference is None or base.config is None or base.session is None or derived.session is None:
+        return None
+    return open_reference(config.reference, base.config, [base.session, derived.session], groups)
+
+
+def _opened(config: CompareConfig, which: Which, out: Path, clock: datetime) -> Side:
+    model = config.base if which == "base" else config.derived
+    if config.weights_only:
+        source = resolve_model(model, config.base_revision if which == "base" else config.derived_revision)
+        check_destination(out / ".new", source.path)
+        return Side(source, open_checkpoint(source.path, config.trust_remote_code, config.layout_file)[0])
+    asked = config.side(which)
+    if is_url(model):
+        return Side(None, None, asked)
+    source, session = open_model(asked, out, clock)
+    return Side(source, session.folder, asked, session)
+
+
+def _record(base: Side, derived: Side, groups: Sequence[PromptSet], roles: dict[str, str]) -> dict[str, Any]:
+    """What run.json says: of the base as of any model's run, and the same of the derived model under its own key."""
+    described = {g.name: {"role": roles[g.name], "sha256": g.sha256, "n": len(g)} for g in groups}
+    settled = [
+        resolved(one.session, one.config, None) if one.session and one.config else {"seeds": {"bootstrap": 0}} for one in (base, derived)
+    ]
+    record = run_record(base.source, described, settled[0])
+    other = run_record(derived.source, {}, settled[1])
+    hashes = [*(record["model_hashes"] or {}).items()]
+    hashes += [(f"derived/{name}", digest) for name, digest in (other["model_hashes"] or {}).items()]
+    kept = ("resolved", "model_path", "hub_id", "revision")
+    return {**record, "model_hashes": dict(hashes) or None, "derived": {key: other[key] for key in kept}}
+
+
+def _weights(base: Side, derived: Side) -> dict[str, Any]:
+    """What differs between the weights, with the verdict; or why they aren't compared."""
+    why, found = _incomparable(base, derived), Difference()
+    if why is None and base.folder is not None and derived.folder is not None:
+        try:
+            with stage("bytes of weights compared", work_of_difference(base.folder)) as advance:
+                found = differences(base.folder, derived.folder, advance)
+        except InputError as error:  # what both reply can be told all the same
+            why = str(error)
+    if why is not None:
+        say(f"the weights are not compared: {why}")
+        return {"summary": {"compared": False, "why": why}, **Difference().table()}
+    return {"summary": summary(found), **found.table()}
+
+
+def _incomparable(base: Side, derived: Side) -> str | None:
+    """Why the weights of two models have nothing to do with each other, None where they may."""
+    if base.folder is None or derived.folder is None:
+        return "a server doesn't show its model's weights"
+    kinds = [folder.config.model_type for folder in (base.folder, derived.folder)]
+    if kinds[0] != kinds[1]:
+        return f"the models are of different architectures ({kinds[0]}, {kinds[1]})"
+    sizes = [f"{folder.layers} blocks of width {folder.d_model}" for folder in (base.folder, derived.folder)]
+    if sizes[0] != sizes[1]:
+        return f"the models are of different sizes ({sizes[0]}; {sizes[1]})"
+    if moved := _moved_token(base.folder, derived.folder):
+        return f"the models have different tokenizers (the token {moved!r} has another number)"
+    return None
+
+
+def _moved_token(base: ModelFolder, derived: ModelFolder) -> str | None:
+    """A token that has another number in the other tokenizer, None where there is none or a folder has no tokenizer."""
+    files = [folder.path / "tokenizer.json" for folder in (base, derived)]
+    if all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes():
+        return None
+    try:
+        old, new = (
+            AutoTokenizer.from_pretrained(f.path, trust_remote_code=f.trust_remote_code, local_files_only=True).get_vocab()
+            for f in (base, derived)
+        )
+    except Exception:  # transformers raises many kinds for a missing or broken tokenizer
+        return None
+    return next((token for token, number in old.items() if new.get(token, number) != number), None)
+
+
+def _asked(
+    folder: RunFolder, base: Side, derived: Side, groups: Sequence[PromptSet], limit: int | None, reference: Reference | None
+) -> tuple[dict[str, Judged], dict[str, Judged], dict[str, Any] | None]:
+    """What both models reply to the same prompts, and how far the derived one moved on harmless ones; one is in memory at a time."""
+    before = _replies(folder, base, groups, "base")
+    group = _read_by_both(load_set(_DRIFT_SET).of("test", limit), base, derived)
+    measured = None
+    if alike := _predicts_alike(base, derived) and len(group) > 0:
+        assert base.session is not None
+        measured = drift_base(folder, base.session, group, before.get(group.name, []))
+    if base.session is not None:
+        recovery_base(folder, reference, base.session, groups)
+        base.session.release()
+    after = _replies(folder, derived, groups, "edited")
+    if not alike or derived.session is None:
+        return before, after, None
+    return before, after, drift_edited(folder, derived.session, group, measured)
+
+
+def _read_by_both(group: PromptSet, base: Side, derived: Side) -> PromptSet:
+    """The prompts, which nobody asked for, that are not longer than one of the models reads."""
+    for one in (base, derived):
+        if one.session is not None:
+            group = replace(group, prompts=tuple(one.session.context.readable(one.session.tokenizer(), group)))
+    return group
+
+
+def _replies(folder: RunFolder, of: Side, groups: Sequence[PromptSet], which: str) -> dict[str, Judged]:
+    assert of.config is not None
+    url, wanted = (of.config.model, Wanted()) if of.source is None else (None, wanted_of(of.source))
+    return dict(judge_all(respond(folder, partial(engine_of, of.config, of.session, wanted, url), groups, which)))
+
+
+def _predicts_alike(base: Side, derived: Side) -> bool:
+    """Whether both models are here and predict the same tokens, so that their predictions can be compared."""
+    if base.folder is None or derived.folder is None:
+        return False
+    sizes = {int(getattr(folder.config, "vocab_size", 0)) for folder in (base.folder, derived.folder)}
+    return len(sizes) == 1 and _moved_token(base.folder, derived.folder) is None

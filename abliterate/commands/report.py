@@ -1,0 +1,201 @@
+"""A finished run's report made again from its folder alone, under the rules as they are now or under another judge."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from abliterate.checkpoint.names import PROOF
+from abliterate.checkpoint.proof import edit_summary
+from abliterate.config import ReportConfig
+from abliterate.directions.file import load_directions
+from abliterate.errors import InputError
+from abliterate.files import read_json, write_json
+from abliterate.measures.agreement import kappa
+from abliterate.model.chat.parts import split_thought
+from abliterate.outcomes.judges.judge import UNJUDGED, Judge, Rules
+from abliterate.outcomes.judges.judging import judged_by
+from abliterate.outcomes.judges.named import judge_of
+from abliterate.outcomes.verdict import NOT_JUDGED, Verdict
+from abliterate.replies.transcripts import Transcript, read
+from abliterate.report.document import excerpt, not_measured, report_document
+from abliterate.report.write import write_report
+from abliterate.runs.folder import CONTROLS, RECOVERY, RunFolder, reopen_run
+
+AGREEMENT = "agreement.json"
+_OF_THE_RULES = ("corrected", "at_tokens")  # figures that only the rules have: their known errors, replies cut and judged again
+_AUDITS_MARGIN = 0.05
+
+
+@dataclass(frozen=True)
+class Row:
+    """A reply of the ``base`` or ``edited`` model, what the rules say of it, and what the judge does."""
+
+    which: str
+    transcript: Transcript
+    rules: Verdict
+    verdict: Verdict | None
+
+    @property
+    def differs(self) -> bool:
+        return self.verdict is not None and self.rules.outcome not in (NOT_JUDGED, self.verdict.outcome)
+
+
+def render_again(config: ReportConfig, path: Path) -> dict[str, Any]:
+    """Write report.json and report.html of a run folder again, from its stored transcripts; no model is needed. Returns the report.
+
+    Under another judge than the rules, agreement.json says how far it agrees with them. A prompt with a reply that the judge gave no
+    outcome counts in no figure. Raises InputError where the folder holds no finished run.
+    """
+    folder = reopen_run(path)
+    record, before, after = folder.record(), _stored(folder, "base"), _stored(folder, "edited")
+    roles = {name: entry["role"] for name, entry in record["prompts"].items()}
+    _check_whole(path, roles, before, after)
+    judge = judge_of(config)
+    rows = _judged(judge, before, after)
+    left_out = {_key(row.transcript) for row in rows if row.verdict is None}
+    base, edited = (_by_set(rows, which, left_out, roles) for which in ("base", "edited"))
+    if empty := [name for name in roles if not base.get(name)]:
+        raise InputError(f"{judge.name} gave no outcome for any prompt of {empty[0]!r}; the report stays as it was")
+    document = report_document(
+        run=record,
+        roles=roles,
+        base=base,
+        edited=edited or None,
+        drift=_optional(path / "drift.json"),
+        selection=_optional(path / "selection.json"),
+        edit=_edit(path),
+        margin=record["settings"].get("margin", _AUDITS_MARGIN),
+        controls=_optional(path / CONTROLS),
+        recovery=_optional(path / RECOVERY),
+    )
+    document = {**document, **_measured_besides(path, document)}
+    if not isinstance(judge, Rules):
+        document = _under(judge, document, rows, path)
+    return write_report(folder, document, base, edited or None, _separation(path), config.transcripts)
+
+
+def _stored(folder: RunFolder, which: str) -> list[Transcript]:
+    return read(folder.path / "transcripts" / f"{which}.jsonl")
+
+
+def _check_whole(path: Path, roles: Mapping[str, str], before: Sequence[Transcript], after: Sequence[Transcript]) -> None:
+    """Raises InputError where the run has not come to its report, or transcripts are missing since."""
+    report, drift = _optional(path / "report.json"), _optional(path / "drift.json")
+    if report is None and drift is None:
+        raise InputError(f"{path}: its run is not finished, there is nothing to report yet; the same run command goes on")
+    stored = Counter(t.set for t in before)
+    counted = {name: entry["n"] for name, entry in report["sets"].items()} if report else {}
+    fewer = any(stored[name] < counted.get(name, 1) for name in roles)
+    unpaired = {_key(t) for t in after} != {_key(t) for t in before} if after else drift is not None
+    if fewer or unpaired:
+        raise InputError(f"{path}: transcripts are missing; the same run command makes them again")
+
+
+def _judged(judge: Judge, before: Sequence[Transcript], after: Sequence[Transcript]) -> list[Row]:
+    transcripts = [*before, *after]
+    sides = ["base"] * len(before) + ["edited"] * len(after)
+    by_rules = [t.verdict() for t in transcripts]
+    verdicts = by_rules if isinstance(judge, Rules) else judged_by(judge, transcripts)
+    return [Row(*row) for row in zip(sides, transcripts, by_rules, verdicts, strict=True)]
+
+
+def _key(transcript: Transcript) -> tuple[str, str]:
+    return transcript.set, transcript.id
+
+
+def _by_set(
+    rows: Sequence[Row], which: str, left_out: set[tuple[str, str]], sets: Iterable[str]
+) -> dict[str, list[tuple[Transcript, Verdict]]]:
+    """Verdicts of one model by set, ordered by the numbers in the prompts' ids; the files hold replies as they came, in any order."""
+    found: dict[str, list[tuple[Transcript, Verdict]]] = {name: [] for name in sets}
+    for row in sorted((row for row in rows if row.which == which), key=lambda row: _number(row.transcript.id)):
+        if row.verdict is not None and _key(row.transcript) not in left_out:
+            found[row.transcript.set].append((row.transcript, row.verdict))
+    return found if any(found.values()) else {}
+
+
+def _number(name: str) -> list[tuple[int, str]]:
+    """A key in whose order prompt 9 comes before prompt 10."""
+    return [(int(part), "") if part.isascii() and part.isdigit() else (0, part) for part in re.split("([0-9]+)", name)]
+
+
+def _optional(file: Path) -> dict[str, Any] | None:
+    return read_json(file) if file.is_file() else None
+
+
+def _edit(path: Path) -> dict[str, Any] | None:
+    """What was edited: from the checkpoint's proof, or from the report before where the checkpoint lies elsewhere by now."""
+    proof = _optional(path / "checkpoint" / PROOF)
+    if proof is not None:
+        return edit_summary(proof)
+    before = _optional(path / "report.json")
+    return None if before is None else before["edit"]
+
+
+def _measured_besides(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report before says that hangs on no judge and is in no other file (how the weights of two checkpoints differ)."""
+    before = _optional(path / "report.json") or {}
+    return {key: value for key, value in before.items() if key not in document and key not in ("judge", "cost")}
+
+
+def _separation(path: Path) -> dict[str, list[float]] | None:
+    """The separation on val by activation index, an estimator a line; None where an older version wrote the directions."""
+    file = path / "directions.safetensors"
+    try:
+        return {name: values[0].tolist() for name, values in load_directions(file).auc.items()} if file.is_file() else None
+    except InputError:
+        return None
+
+
+def _under(judge: Judge, document: Mapping[str, Any], rows: Sequence[Row], path: Path) -> dict[str, Any]:
+    """The report as another judge's: what only the rules can say is null, and beside it stands how far the two agree."""
+    summary = agreement(judge.name, rows)
+    write_json({**summary, "rows": [_dissent(row) for row in rows if row.differs or row.verdict is None]}, path / AGREEMENT)
+    whole = {**_without(document, _OF_THE_RULES), "judge": summary}
+    return {**whole, "not_measured": not_measured({key: value for key, value in whole.items() if key != "not_measured"})}
+
+
+def agreement(name: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """How far a judge agrees with the rules: Cohen's kappa over the rows that both judged, together and by set."""
+    sets = dict.fromkeys(row.transcript.set for row in rows)
+    return {"name": name, **_agreed(rows), "by_set": {of: _agreed([row for row in rows if row.transcript.set == of]) for of in sets}}
+
+
+def _agreed(rows: Sequence[Row]) -> dict[str, Any]:
+    pairs = [(row.rules.outcome, row.verdict.outcome) for row in rows if row.verdict is not None and row.rules.outcome != NOT_JUDGED]
+    found = kappa(pairs)
+    return {
+        "kappa": found.kappa if found else None,
+        "kappa_ci95": [found.low, found.high] if found else None,
+        "n": len(pairs),
+        "disagreements": sum(a != b for a, b in pairs),
+        UNJUDGED: sum(row.verdict is None for row in rows),
+        "rules_not_judged": sum(row.rules.outcome == NOT_JUDGED for row in rows),
+    }
+
+
+def _dissent(row: Row) -> dict[str, Any]:
+    transcript = row.transcript
+    answer = split_thought(transcript.response, transcript.begins_in_thought).answer
+    return {
+        "set": transcript.set,
+        "id": transcript.id,
+        "model": row.which,
+        "rules": row.rules.outcome,
+        "judge": UNJUDGED if row.verdict is None else row.verdict.outcome,
+        "rule": row.rules.rule,
+        "prompt": excerpt(transcript.prompt),
+        "response": excerpt(answer),
+    }
+
+
+def _without(value: Any, names: Sequence[str]) -> Any:
+    """A document in which the figures of these names are null."""
+    if isinstance(value, Mapping):
+        return {key: None if key in names else _without(inner, names) for key, inner in value.items()}
+    return [_without(inner, names) for inner in value] if isinstance(value, list) else value

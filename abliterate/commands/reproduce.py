@@ -1,0 +1,105 @@
+"""Run again what a record says, and put the figures of both times beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from abliterate.commands.audit import audit
+from abliterate.commands.compare import compare as compare_models
+from abliterate.commands.run import run
+from abliterate.config import AuditConfig, CompareConfig, ModelConfig, ReproduceConfig, RunConfig
+from abliterate.errors import InputError
+from abliterate.files import write_json
+from abliterate.prompts import PromptSet, RoleSets
+from abliterate.prompts.asked import asked_sets
+from abliterate.report.likeness import Compared, by_measure, compare, totals
+from abliterate.report.record import Recorded, Settings, differences, not_taken, read_record, settings_of
+from abliterate.runs.folder import clock_of
+from abliterate.terminal.progress import say
+
+SCHEMA = "abliterate/reproduction/1"
+FILE = "reproduction.json"
+NOT_COMPARED = ("run", "cost", "not_measured", "directions")  # of a report: no figures of the models, or in others already
+
+
+def reproduce(config: ReproduceConfig, path: Path, out: Path) -> dict[str, Any]:
+    """Run again what ``path`` (a run's folder, run.json or report.json) records, into the run folder ``out``.
+
+    Returns what ``reproduction.json`` there says of each figure; the same call again goes on where it stopped. Raises
+    InputError where the record, the models or the prompts won't do: prompts must be the same by their hashes.
+    """
+    recorded = read_record(path)
+    if out.resolve() == recorded.path.parent.resolve():
+        raise InputError(f"{out}: is the run itself; give another --out")
+    settings = settings_of(recorded, config)
+    for words in not_taken(recorded, config).values():
+        say(f"{recorded.path}: {words}")
+    check_prompts(recorded, settings)
+    report = _run_again(settings, out, clock_of(recorded.run, recorded.path))
+    document = document_of(recorded, report, compare(recorded.report, report))
+    write_json(document, out / FILE)
+    return document
+
+
+def first_model(config: ReproduceConfig, path: Path) -> ModelConfig | None:
+    """The settings of the model that a run begins with; None where no model is asked."""
+    settings = settings_of(read_record(path), config)
+    if isinstance(settings, CompareConfig):
+        return None if settings.weights_only else settings.side("base")
+    return settings
+
+
+def _run_again(settings: Settings, out: Path, clock: datetime | None) -> dict[str, Any]:
+    if isinstance(settings, CompareConfig):
+        return compare_models(settings, out, clock)
+    return run(settings, out, clock) if isinstance(settings, RunConfig) else audit(settings, out, clock)
+
+
+def check_prompts(recorded: Recorded, settings: Settings) -> None:
+    """Raises InputError where a set's prompts are not those of the first time, by the hash of all their fields."""
+    now = {group.name: group.sha256 for group in _sets(settings)}
+    for name, entry in recorded.run["prompts"].items():
+        if name not in now:
+            raise InputError(f"the set {name!r} of {recorded.path} is not there any more")
+        if now[name] != entry["sha256"]:
+            raise InputError(
+                f"{name}: not the prompts of {recorded.path} (hash {entry['sha256'][:12]}, now {now[name][:12]}); "
+                "put the files there as they were"
+            )
+
+
+def _sets(settings: Settings) -> Sequence[PromptSet]:
+    if isinstance(settings, RunConfig):
+        return RoleSets(settings.target, settings.baseline, settings.keep, settings.harmless, settings.limit).all
+    if isinstance(settings, AuditConfig):
+        return asked_sets(settings)
+    return [] if settings.weights_only else asked_sets(settings.side("base"))
+
+
+def document_of(recorded: Recorded, report: Mapping[str, Any], found: Sequence[Compared]) -> dict[str, Any]:
+    """The content of reproduction.json."""
+    return {
+        "schema": SCHEMA,
+        "of": str(recorded.path),
+        "kind": recorded.kind,
+        "totals": totals(found),
+        "by_measure": by_measure(found),
+        "differences": differences(recorded, report["run"]),
+        "figures": [_row(one) for one in found],
+        "not_compared": list(NOT_COMPARED),
+    }
+
+
+def _row(one: Compared) -> dict[str, Any]:
+    before, now = one.before, one.now
+    return {
+        "path": list(one.path),
+        "before": before.value if before else None,
+        "ci95": list(before.interval) if before and before.interval else None,
+        "of": before.of if before else None,
+        "now": now.value if now else None,
+        "verdict": one.verdict,
+    }

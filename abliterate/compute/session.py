@@ -1,0 +1,156 @@
+"""A model of a run: its folder's facts at once, its weights on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from abliterate.compute.at_once import at_once
+from abliterate.compute.blockwise.blocks import Blocks
+from abliterate.compute.blockwise.swept import MAX_NEW_TOKENS, Swept
+from abliterate.compute.blockwise.trial import abilities_of
+from abliterate.compute.context import Context
+from abliterate.compute.load import pick_device
+from abliterate.compute.memory import Fit, Sizes, available, fit, fit_gpus, parse_budget, sizes_of
+from abliterate.compute.passes import Model
+from abliterate.compute.ranks import Spread, joined, serve
+from abliterate.compute.whole.resident import load_model
+from abliterate.config import ModelConfig
+from abliterate.model.agreement import open_checkpoint
+from abliterate.model.chat.clock import now
+from abliterate.model.chat.ends import advice_of, end_ids
+from abliterate.model.chat.template import load_tokenizer
+from abliterate.model.folder import open_folder
+from abliterate.model.index import open_index
+from abliterate.prompts import Prompt
+from abliterate.terminal.progress import say
+
+
+class Session:
+    """Loads the model when it is first needed, whole or block by block, and lets go of it when told.
+
+    Raises InputError where what the folder stores is not what its config describes. ``sizes``: the model's, where its headers were
+    looked at already. ``clock``: the time that prompts show whose chat template shows it; None: now.
+    """
+
+    def __init__(self, config: ModelConfig, path: Path, sizes: Sizes | None = None, clock: datetime | None = None) -> None:
+        self._config, self.clock = config, clock or now()
+        asked = (path, config.trust_remote_code, config.layout_file)
+        if sizes is None:
+            self.folder, index = open_checkpoint(*asked)
+            sizes = sizes_of(index, self.folder)
+        else:
+            self.folder = open_folder(*asked)
+        self._sizes = sizes
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @cached_property
+    def device(self) -> torch.device:
+        return pick_device(self._config.device)
+
+    @cached_property
+    def fit(self) -> Fit:
+        """How the model is held: whole, over several GPUs, or block by block. Raises InputError where not even one block fits."""
+        sizes, config = self._sizes, self._config
+        over_several = fit_gpus(sizes, config.dtype, self._gpus()) if config.device == "auto" and joined() is None else None
+        return over_several or fit(sizes, config.dtype, self.device, parse_budget(config.max_memory, self.device))
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model is held whole on one device, by this process alone."""
+        return self.fit.resident and not self.fit.gpus and joined() is None
+
+    def _gpus(self) -> list[int]:
+        """What each GPU of this machine may take, in bytes."""
+        gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+        return [parse_budget(self._config.max_memory, gpu) or available(gpu) for gpu in gpus]
+
+    @cached_property
+    def model(self) -> Model:
+        """Asked by the first of several processes, it is spread over all of them."""
+        ranks = joined()
+        return Spread(self._own(), ranks) if ranks is not None and ranks.rank == 0 else self._own()
+
+    def _own(self) -> Model:
+        if not self.fit.resident:
+            return self._swept()
+        config = self._config
+        asked = (config.dtype, config.device, config.trust_remote_code, config.layout_file, config.batch_size)
+        return load_model(self.folder.path, *asked, self.fit.gpus, self._room, self.thinks, self.clock)
+
+    @property
+    def batch_size(self) -> int | None:
+        """How many replies are written at once; None where the model is read block by block."""
+        if not self.fit.resident:
+            return None
+        return at_once(self._config.batch_size, self.folder.config, self.device, self.fit.dtype.itemsize, self._room).rows
+
+    @property
+    def _room(self) -> int | None:
+        """The bytes left beside the model of what it was told to keep to."""
+        return self.fit.budget - self.fit.peak if self._config.max_memory is not None else None
+
+    @property
+    def thinks(self) -> bool:
+        return self._config.thinking != "off"
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer without the weights. Raises InputError where it, or its chat template, won't do."""
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.folder.path, self.folder.trust_remote_code, self.thinks, self.clock)
+        return self._tokenizer
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens of a reply that this process writes; None: as many as are asked for."""
+        return None if self.fit.resident else MAX_NEW_TOKENS
+
+    @property
+    def context(self) -> Context:
+        """What the model can read."""
+        return Context.of(self.folder)
+
+    def check_prompts(self, groups: Mapping[str, Iterable[Prompt]], further: int = 0) -> None:
+        """Raise InputError where the model can't read a prompt with so many tokens behind it; its weights need not be there yet."""
+        self.context.check_prompts(self.tokenizer(), groups, further)
+
+    def release(self) -> None:
+        """Free the weights; they come back on the next use."""
+        self.__dict__.pop("model", None)
+
+    def _swept(self) -> Swept:
+        held = self.fit
+        say(f"{self.folder.path.name}: larger than the {held.budget / 2**30:.1f} GiB that it may take, so it is read block by block")
+        abilities = abilities_of(self.folder)
+        tokenizer = self.tokenizer()
+        blocks = Blocks(self.folder, open_index(self.folder.path), held.dtype, self.device, held.ahead, held.whole_head)
+        return Swept(
+            self.folder,
+            blocks.module,
+            tokenizer,
+            blocks,
+            abilities,
+            end_ids(advice_of(self.folder), tokenizer),
+            held.tokens,
+            held.spill_bytes,
+        )
+
+
+def serve_models(config: ModelConfig) -> None:
+    """What all processes but the first do: hold the model that is asked, one at a time, and compute their share."""
+    held: dict[Path, Session] = {}
+
+    def model_of(path: Path) -> Model:
+        if path not in held:
+            for session in held.values():
+                session.release()
+            held.clear()
+            held[path] = Session(config, path)
+        return held[path].model
+
+    serve(model_of)

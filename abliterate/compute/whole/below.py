@@ -1,0 +1,109 @@
+"""Below the first block that an edit changes, the residual stream is the unedited model's: computed once, for every edit and every step.
+
+The stream that enters a block is kept of each sequence. A forward pass is then given it there, and the blocks before that do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from abliterate.compute.hooks import computing, entered_by, entering
+from abliterate.compute.load import InMemory
+from abliterate.compute.passes import Change, Ids
+
+Span = tuple[Sequence[int], int, int]  # a sequence, and which of its tokens: from, to
+
+
+@dataclass(frozen=True)
+class Below:
+    """The streams that enter block ``layer`` of the unedited model, by sequence; ``arity``: how many outputs a block has, None where it
+    gives the stream alone."""
+
+    layer: int
+    arity: int | None
+    streams: Mapping[tuple[int, ...], Float[Tensor, "token d_model"]]
+
+    def serves(self, change: Change, sequences: Ids) -> bool:
+        """Whether the streams are those of a change too, and there of all sequences."""
+        return self.layer <= first_changed(change) and all(tuple(ids) in self.streams for ids in sequences)
+
+    def rows(self, spans: Sequence[Span], width: int) -> Float[Tensor, "row width d_model"]:
+        """The streams of spans of sequences, padded on the left as a batch is."""
+        found = [self.streams[tuple(ids)][start:stop] for ids, start, stop in spans]
+        made = found[0].new_zeros(len(found), width, found[0].shape[-1])
+        for row, stream in zip(made, found, strict=True):
+            row[width - len(stream) :] = stream
+        return made
+
+    @contextmanager
+    def entering(self, model: InMemory, stream: Float[Tensor, "row width d_model"]) -> Iterator[None]:
+        """A forward pass begins with the stream at the block; what it is called with is still said of the same tokens."""
+        with ExitStack() as stack:
+            for layer in range(self.layer):
+                stack.enter_context(computing(model.block(layer), _nothing(self.arity)))
+            handle = model.block(self.layer).register_forward_pre_hook(
+                lambda _, args, kwargs: entered_by(args, kwargs, stream.to(entering(args, kwargs))), with_kwargs=True
+            )
+            stack.callback(handle.remove)
+            yield
+
+
+def first_changed(change: Change) -> int | float:
+    """The first block whose output a change alters; infinity where it alters nothing."""
+    first = float("inf") if change.shift is None else change.shift_layer
+    if change.plan is None:
+        return first
+    if change.plan.embedding_direction() is not None:
+        return 0
+    edited = change.plan.strength.detach().any(-1).nonzero()
+    return min(first, int(edited[0])) if len(edited) else first
+
+
+class _EnoughError(Exception):
+    """The stream is there: what comes behind it isn't needed."""
+
+
+@contextmanager
+def watching(model: InMemory, layer: int, seen: Callable[[Tensor, int | None], None]) -> Iterator[Callable[[Callable[[], Any]], None]]:
+    """Hands over what runs a forward pass as far as block ``layer``, and tells ``seen`` of the stream that enters it and of the arity."""
+    arity: list[int | None] = []
+
+    def left(module: nn.Module, args: Any, output: Any) -> None:
+        arity[:] = [len(output) if isinstance(output, tuple) else None]
+
+    def entered(module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen(entering(args, kwargs), arity[0])
+        raise _EnoughError
+
+    def run(forward: Callable[[], Any]) -> None:
+        try:
+            forward()
+        except _EnoughError:
+            return
+        raise AssertionError("the block was not entered")
+
+    with ExitStack() as stack:
+        stack.callback(model.block(layer - 1).register_forward_hook(left).remove)
+        stack.callback(model.block(layer).register_forward_pre_hook(entered, with_kwargs=True).remove)
+        yield run
+
+
+def _nothing(arity: int | None) -> Callable[..., Any]:
+    """What a block computes whose output is what enters it."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        stream = entering(args, kwargs)
+        return stream if arity is None else (stream, *[None] * (arity - 1))
+
+    return forward
+
+
+def distinct(sequences: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Each sequence once, in the order in which they come."""
+    return [list(ids) for ids in dict.fromkeys(map(tuple, sequences))]

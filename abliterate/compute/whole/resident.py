@@ -1,0 +1,264 @@
+"""A model that is in memory whole."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from abliterate.compute.at_once import AtOnce, at_once, each_batch, trim
+from abliterate.compute.context import Context
+from abliterate.compute.finite import FiniteScores, check_logits, traced, watched
+from abliterate.compute.forward import Batch, pad_id
+from abliterate.compute.hooks import captured, changed
+from abliterate.compute.load import DTypeName, InMemory, from_pretrained, pick_device, pick_dtype
+from abliterate.compute.memory import free
+from abliterate.compute.passes import Advance, Ids, Model, Pass, Seen, Settled, Told, unheard
+from abliterate.compute.prefix import Prefix, after
+from abliterate.compute.whole.batching import Batching
+from abliterate.compute.whole.below import Below, distinct
+from abliterate.compute.whole.decoding import Decoding, Manner
+from abliterate.compute.whole.logits import pass_logits, streams_into
+from abliterate.compute.whole.reuse import Reuse, reuse_of
+from abliterate.compute.whole.strides import lie_by_columns
+from abliterate.errors import InputError
+from abliterate.model.chat.ends import advice_of, end_ids
+from abliterate.model.chat.template import load_tokenizer
+from abliterate.model.folder import open_folder
+
+T = TypeVar("T")
+SEGMENT = 4  # times as many prompts as are answered at once: enough for places to be taken again
+STREAMS = 0.25  # of the memory that is free, for streams that are kept
+GENERATED = 64  # replies at once by transformers' generate, which is slower with more: nobody leaves
+
+
+@dataclass(frozen=True)
+class Resident(InMemory):
+    """A model ready to be asked: frozen, in evaluation mode, on one device, with its tokenizer.
+
+    ``batch_size`` prompts are computed at once; None: what suits the device, in ``memory`` bytes beside the model.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int | None = None
+    memory: int | None = None
+
+    @property
+    def segment(self) -> int | None:
+        return SEGMENT * self.at_once.rows
+
+    @property
+    def longest(self) -> int | None:
+        """As many tokens as are asked for."""
+        return None
+
+    @cached_property
+    def at_once(self) -> AtOnce:
+        return at_once(self.batch_size, self.folder.config, self.device, self.module.dtype.itemsize, self.memory)
+
+    @cached_property
+    def _by_generate(self) -> AtOnce:
+        rows = min(self.at_once.rows, GENERATED)
+        return AtOnce(rows, rows, 1 << 30)
+
+    @cached_property
+    def reuse(self) -> Reuse:
+        return reuse_of(self.folder)
+
+    @cached_property
+    def context(self) -> Context:
+        return Context.of(self.folder)
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end a reply."""
+        return end_ids(self.module.generation_config.eos_token_id, self.tokenizer)
+
+    def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None:
+        with traced(self):
+            self.streams(passes, last, watched(passes, seen), advance)
+
+    @torch.inference_mode()
+    def streams(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None:
+        """What ``watch`` tells, finite or not."""
+        for number, asked in enumerate(passes):
+            self.context.check(asked.sequences, 0, self.tokenizer)
+            with changed(self, asked.change), captured(self, last) as streams:
+                prefix = self.batching.prefix(asked.sequences, last)
+                shared = prefix.length if prefix is not None else 0
+
+                def compute(batch: Batch, prefix: Prefix | None = prefix) -> None:
+                    self.module.base_model(**batch.inputs(), **after(prefix))
+
+                for batch, _ in self.batching.each(asked.sequences, compute, shared):
+                    for index in range(self.folder.layers + 1):
+                        seen(number, batch.indices, index, streams[index].cpu())
+                    advance(len(batch.indices))
+            trim()
+
+    @torch.inference_mode()
+    def logits(
+        self, passes: Sequence[Pass], advance: Advance = unheard
+    ) -> Iterator[tuple[int, Sequence[int], Float[Tensor, "row kept vocab"]]]:
+        for number, asked in enumerate(passes):
+            self.context.check(asked.sequences, 0, self.tokenizer)
+            with traced(self, asked.change), changed(self, asked.change):
+                for indices, logits in pass_logits(self.batching, asked, self._below_of(asked)):
+                    check_logits(asked, indices, logits)
+                    yield number, indices, logits
+                    advance(len(indices))
+            trim()
+
+    @torch.inference_mode()
+    def replies(
+        self, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = unheard, told: Told | None = None
+    ) -> Iterator[tuple[int, Sequence[int], list[list[int]]]]:
+        """As ``Model.replies`` says; ``told`` what the prompts' streams and the replies' logits are, where the model ``tells``."""
+        for number, asked in enumerate(passes):
+            self.context.check(asked.sequences, max_new_tokens, self.tokenizer)
+            with traced(self, asked.change), changed(self, asked.change):
+                made = self._replies(asked, max_new_tokens) if told is None else self._telling(number, asked, max_new_tokens, told)
+                for index, reply in made:
+                    yield number, (index,), [reply]
+                    advance(1)
+            trim()
+
+    def tells(self, sequences: Ids, max_new_tokens: int) -> bool:
+        """Whether replies to the sequences are written by a loop that can tell what goes on."""
+        return self.reuse.leaves or self._manner(sequences, max_new_tokens).refills
+
+    def _replies(self, asked: Pass, longest: int) -> Iterator[tuple[int, list[int]]]:
+        """Each reply as it is done: by a loop of our own as far as it is exact, else by transformers' ``generate``."""
+        manner = self._manner(asked.sequences, longest)
+        if manner.refills or self.reuse.leaves:
+            yield from Decoding(self.module, manner, asked.sequences, asked.settled).replies()
+            return
+        made = each_batch(
+            asked.sequences, self._pad, self._by_generate, self.device, lambda batch: self._generated(batch, manner), 0, self.reuse.pads
+        )
+        for batch, replies in made:
+            for index, reply in zip(batch.indices, replies, strict=True):
+                yield index, up_to_settled(asked.sequences[index], reply, asked.settled, manner.pace)
+
+    def _manner(self, sequences: Ids, longest: int) -> Manner:
+        manner = Manner(self._pad, self.ends, longest, self.at_once)
+        plain = self.batching.only_attends(sequences, longest + manner.slack)
+        return replace(manner, refills=self.reuse.refills and plain, shares=self.reuse.shares and self.reuse.refills and plain)
+
+    def _telling(self, number: int, asked: Pass, longest: int, told: Told) -> Iterator[tuple[int, list[int]]]:
+        """The same by our own loop, which tells of everything that goes through."""
+        seen = watched([asked], lambda _, *found: told.seen(number, *found))
+        with captured(self, told.last) as streams:
+
+            def entered(indices: Sequence[int], rows: Sequence[int]) -> None:
+                for index in range(self.folder.layers + 1):
+                    seen(0, indices, index, streams[index][list(rows)].cpu())
+
+            manner = replace(self._manner(asked.sequences, longest), reach=told.last)
+            yield from Decoding(self.module, manner, asked.sequences, asked.settled, partial(told.heard, number), entered).replies()
+
+    def _generated(self, batch: Batch, manner: Manner) -> list[list[int]]:
+        out = self.module.generate(  # type: ignore[operator]
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            max_new_tokens=manner.longest,
+            do_sample=False,
+            eos_token_id=sorted(manner.ends) or None,
+            pad_token_id=manner.pad,
+            logits_processor=LogitsProcessorList([FiniteScores(batch.attention_mask)]),
+        )
+        return [up_to_end(row, manner.ends) for row in out[:, batch.input_ids.shape[1] :].tolist()]
+
+    @property
+    def batching(self) -> Batching:
+        return Batching(self, self._pad, self.at_once, self.reuse)
+
+    def _below_of(self, asked: Pass) -> Below | None:
+        """The streams with which a pass may begin, where they are there."""
+        below: Below | None = self.__dict__.get("below")
+        return below if below is not None and below.serves(asked.change, asked.sequences) else None
+
+    @property
+    def _pad(self) -> int:
+        return pad_id(self.tokenizer, self.folder.config)
+
+
+@contextmanager
+def shared_below(model: Model, layer: int | float, sequences: Ids) -> Iterator[None]:
+    """Edits of block ``layer`` and those above it are asked about these sequences, again and again: what lies below is computed once.
+
+    Only of a model that is in memory whole, whose small copy says that it is exact; and as far as memory for the streams is there.
+    """
+    if not isinstance(model, Resident) or not 0 < layer < model.folder.layers or not model.reuse.skips:
+        yield
+        return
+    asked = distinct(sequences)
+    size = sum(map(len, asked)) * model.folder.d_model * model.module.dtype.itemsize
+    if size > STREAMS * (free(model.device) if model.memory is None else model.memory):
+        yield
+        return
+    model.__dict__["below"] = streams_into(model.batching, int(layer), asked)
+    try:
+        yield
+    finally:
+        del model.__dict__["below"]
+
+
+def up_to_end(reply: list[int], ends: Collection[int]) -> list[int]:
+    """A reply without its end token and what follows it."""
+    return reply[: next((i for i, token in enumerate(reply) if token in ends), len(reply))]
+
+
+def up_to_settled(sequence: Sequence[int], reply: list[int], settled: Settled | None, pace: int) -> list[int]:
+    """A reply as far as it goes when it is looked at every ``pace`` tokens."""
+    if settled is None:
+        return reply
+    return next((reply[:n] for n in range(pace, len(reply), pace) if settled(sequence, reply[:n])), reply)
+
+
+def load_model(
+    path: Path,
+    dtype: DTypeName = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    layout: Path | None = None,
+    batch_size: int | None = None,
+    gpus: Sequence[int] = (),
+    memory: int | None = None,
+    thinks: bool = True,
+    clock: datetime | None = None,
+) -> Resident:
+    """Load a folder's model by transformers; ``gpus`` dispatches it over several, with so many bytes on each; unless it ``thinks``,
+    its prompts lead behind an empty thought; ``clock`` is the time that they show (``load_tokenizer``).
+
+    Raises InputError where the folder, tokenizer or weights are unfit.
+    """
+    folder = open_folder(path, trust_remote_code, layout)
+    tokenizer = load_tokenizer(path, trust_remote_code, thinks, clock)
+    where = pick_device(device)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    module, loading = from_pretrained(folder, pick_dtype(dtype, where), gpus)
+    if missing := sorted(loading["missing_keys"]):
+        raise InputError(f"{path}: the checkpoint lacks {missing[0]!r} ({len(missing)} tensors missing); download it again")
+    if not gpus:
+        module.to(where)  # type: ignore[arg-type]
+    module.train(False)
+    module.requires_grad_(False)
+    if where.type == "cpu":
+        lie_by_columns(module)
+    advice_of(folder)  # what can't be read, transformers goes without
+    advice = module.generation_config
+    module.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # its sampling and penalties don't apply here
+        eos_token_id=advice.eos_token_id, pad_token_id=pad_id(tokenizer, folder.config)
+    )
+    return Resident(folder, module, tokenizer, batch_size, memory)

@@ -1,0 +1,85 @@
+"""What writers put into the residual stream, token by token, with a score's gradients: what losing a direction of it would do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from abliterate.compute.hooks import Place, entered_by, entering, hooked, left_by, places
+from abliterate.compute.load import InMemory
+
+Tokens = Float[Tensor, "token d_model"]
+
+
+@dataclass
+class _Heard:
+    """What was written at a place in one pass, and the gradient there."""
+
+    place: Place
+    wrote: Tensor
+    gradient: Tensor | None = None
+
+    def take(self, gradient: Tensor) -> None:
+        self.gradient = gradient.detach()
+
+
+class Written:
+    """What writers of some blocks wrote in every forward pass since ``forget``.
+
+    Where norms stand between a writer and the stream, what it wrote is multiplied by their ``gamma``, and the gradient divided by it: a
+    direction of the stream that is removed as ``model.removal`` does it then meets both as it meets those of other writers.
+    """
+
+    def __init__(self) -> None:
+        self._heard: dict[int, list[_Heard]] = {}
+
+    def hear(self, layer: int, place: Place, wrote: Tensor) -> None:
+        """Keep what was written at a place, and its gradient once there is one."""
+        if wrote.requires_grad:
+            heard = _Heard(place, wrote.detach().clone())  # some blocks add to it where it lies
+            wrote.register_hook(heard.take)  # type: ignore[no-untyped-call]
+            self._heard.setdefault(layer, []).append(heard)
+
+    def forget(self) -> None:
+        """Let go of the graphs."""
+        self._heard.clear()
+
+    def of(self, layer: int) -> Iterator[tuple[Tokens, Tokens]]:
+        """What each writer of the block wrote at each token, and the score's gradient there, once gradients were taken."""
+        for heard in self._heard.get(layer, []):
+            if heard.gradient is None:  # as of a prefix's last block, of which only keys and values are used
+                continue
+            y, gradient = heard.wrote.flatten(0, -2).float(), heard.gradient.flatten(0, -2).float()
+            if heard.place.gamma is not None:
+                gamma = heard.place.gamma.to(y)
+                y, gradient = y * gamma, torch.where(gamma == 0, 0.0, gradient / gamma)
+            yield y, gradient
+
+
+@contextmanager
+def written(model: InMemory, layers: Sequence[int]) -> Iterator[Written]:
+    """The writers of some blocks are listened to; gradients flow from what enters the first of the blocks."""
+    found = Written()
+
+    def begin(module: Any, args: Any, kwargs: Any) -> Any:
+        return entered_by(args, kwargs, entering(args, kwargs).detach().requires_grad_())
+
+    with ExitStack() as stack, torch.enable_grad():
+        stack.callback(model.block(layers[0]).register_forward_pre_hook(begin, with_kwargs=True).remove)
+        for layer in layers:
+            for place in places(model, layer):
+                stack.enter_context(hooked(place.module, *_hearing(found, layer, place)))
+        yield found
+
+
+def _hearing(found: Written, layer: int, place: Place) -> tuple[Callable[..., None], bool]:
+    """The hook that hears what is written at a place, and whether it stands before the module."""
+    if place.gamma is None:
+        return lambda module, args, output: found.hear(layer, place, left_by(output)), False
+    return lambda module, args: found.hear(layer, place, args[0]), True

@@ -1,0 +1,79 @@
+"""Which prompts are collected together: by role, by language, by keep set; and their activations, with progress."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from abliterate.config import CollectConfig
+from abliterate.directions.activations import Activations
+from abliterate.directions.collect import Group, SetActivations, Watched, collect
+from abliterate.directions.keep import KEEP
+from abliterate.model.chat.template import encode, last_tokens
+from abliterate.prompts import Prompt, Role, RoleSets
+from abliterate.terminal.progress import stage
+
+MIN_PER_LANGUAGE = 16  # prompts of a language in a role, for a direction of its own
+
+
+def activations_of(model: Watched, sets: RoleSets, positions: int) -> Activations:
+    """Statistics of every role's train prompts at the last ``positions`` tokens, and the val vectors that rank the directions."""
+    val = sets.played if sets.sets("keep") else ("target", "baseline")
+    train = {role: sets.prompts(role, "train") for role in sets.played}
+    return gathered(model, sets, train, {role: sets.prompts(role, "val") for role in val}, positions)
+
+
+def gathered(
+    model: Watched, sets: RoleSets, train: Mapping[Role, Sequence[Prompt]], val: Mapping[Role, Sequence[Prompt]], positions: int
+) -> Activations:
+    """Statistics of the ``train`` prompts by role, by language and by keep set, and the vectors of the ``val`` prompts.
+
+    Every position of target and baseline is kept of val; of the others, which only help to scope directions, the last.
+    """
+    parts = by_language({role: train[role] for role in ("target", "baseline")})
+    asked: dict[str, Group] = {
+        role: grouped(model, prompts, parts.get(role, {}) | by_set(sets, role, prompts)) for role, prompts in train.items()
+    }
+    for role, prompts in val.items():
+        own = {f"{part} (val)": chosen for part, chosen in by_set(sets, role, prompts).items()}
+        asked[f"{role} (val)"] = grouped(model, prompts, own, positions if role in ("target", "baseline") else 1)
+    found = collected(model, asked, positions)
+    kept = {name.removesuffix(" (val)"): found.pop(name).vectors for name in list(found) if name.endswith(" (val)")}
+    kept.pop("keep", None)  # by set
+    categories = tuple(p.category or p.topic or "" for p in train["target"])
+    return Activations(found, kept, tuple(range(-1, -positions - 1, -1)), sets.hashes, categories)
+
+
+def by_set(sets: RoleSets, role: Role, prompts: Sequence[Prompt]) -> dict[str, list[int]]:
+    """Which of the prompts are of which keep set, as ``keep/<set>``; nothing for another role."""
+    if role != "keep":
+        return {}
+    owned = {group.name: frozenset(group.prompts) for group in sets.sets("keep")}
+    return {f"{KEEP}{name}": [i for i, p in enumerate(prompts) if p in own] for name, own in owned.items()}
+
+
+def by_language(prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, dict[str, list[int]]]:
+    """Each role's prompts of each language that every role has, where there are several: ``target@en`` and so on."""
+    counts = [Counter(p.lang for p in asked) for asked in prompts.values()]
+    shared = sorted(lang for lang in counts[0] if all(count[lang] >= MIN_PER_LANGUAGE for count in counts))
+    if len(shared) < 2:
+        return {}
+    return {
+        role: {f"{role}@{lang}": [i for i, p in enumerate(asked) if p.lang == lang] for lang in shared} for role, asked in prompts.items()
+    }
+
+
+def positions_of(model: Watched, config: CollectConfig) -> int:
+    """How many last tokens are looked at: as told, else all that the chat template appends, and with keep sets the instruction's last."""
+    return config.positions or last_tokens(model.tokenizer, config)
+
+
+def grouped(model: Watched, prompts: Sequence[Prompt], parts: Mapping[str, Sequence[int]], kept: int = 1) -> Group:
+    """Prompts as they are collected on."""
+    return Group(encode(model.tokenizer, [p.text for p in prompts]), parts, kept)
+
+
+def collected(model: Watched, groups: Mapping[str, Group], positions: int) -> dict[str, SetActivations]:
+    """Activations of groups of prompts, with progress."""
+    with stage("activations (prompts)", sum(len(group.prompts) for group in groups.values())) as advance:
+        return collect(model, groups, positions, advance)

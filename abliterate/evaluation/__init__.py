@@ -1,1 +1,0 @@
-"""Evaluation: generate, judge outcomes, measure drift, count with intervals and paired tests."""

@@ -1,0 +1,167 @@
+"""The plan of a run: everything that can be known of it before anything of it is done."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from abliterate.checkpoint.edit import check_editable
+from abliterate.checkpoint.selfcheck import self_check
+from abliterate.compute.memory import Fit, Sizes, fit, least, sizes_of
+from abliterate.compute.session import Session
+from abliterate.config import RunConfig
+from abliterate.errors import InputError
+from abliterate.forecast.arithmetic import arithmetic_of
+from abliterate.forecast.edits import Edits, edits_of
+from abliterate.forecast.flow import Manner, flow_of, manner_of
+from abliterate.forecast.footprint import Model
+from abliterate.forecast.machine import Machine, Shapes, measure
+from abliterate.forecast.shapes import imagined, lacks_weights
+from abliterate.forecast.stages import Disk, Figures, in_all, run_figures
+from abliterate.forecast.steps import Prompts, read_prompts, run_steps
+from abliterate.model.agreement import check_agreement, tell
+from abliterate.model.folder import ModelFolder, open_folder
+from abliterate.model.index import DTYPES, ShardIndex, open_index
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run to come. ``here``: the weights are in the folder; ``fits`` is None, or says why the model can't be computed here."""
+
+    config: RunConfig
+    model: Model
+    prompts: Prompts
+    manner: Manner
+    edits: Edits
+    disk: Disk
+    machine: Machine
+    here: bool
+    shards: int
+    free_bytes: int
+    unfit: str | None
+    stages: tuple[Figures, ...]
+
+    @property
+    def total(self) -> Figures:
+        return in_all(self.stages)
+
+
+def plan_run(config: RunConfig, path: Path) -> RunPlan:
+    """Plan a run of the model in ``path``. Takes two seconds for measuring. Raises InputError as the run would, but for weights or a
+    tokenizer that are not there, and for a model of which not even one block fits."""
+    folder = open_folder(path, config.trust_remote_code, config.layout_file)
+    index, nbytes, here = _opened(folder)
+    edits = edits_of(index, folder, config)
+    sizes = sizes_of(index, folder)
+    session = Session(config, path, sizes)
+    held, unfit = _held(session, sizes)
+    model = Model(
+        folder=folder,
+        sizes=sizes,
+        costs=arithmetic_of(index, folder),
+        held=held,
+        device=session.device,
+        stored_bytes=nbytes,
+        stored_width=_stored_width(index),
+        quantised=folder.quantisation is not None,
+    )
+    prompts = read_prompts(config, folder)
+    manner = manner_of(config, folder, held, session.device)
+    disk = Disk(nbytes, nbytes < psutil.virtual_memory().available - (held.peak if session.device.type == "cpu" else 0))
+    machine = measure(index, here, _shapes(config, model, prompts, manner, index))
+    return RunPlan(
+        config=config,
+        model=model,
+        prompts=prompts,
+        manner=manner,
+        edits=edits,
+        disk=disk,
+        machine=machine,
+        here=here,
+        shards=len(index.shards),
+        free_bytes=shutil.disk_usage(path).free,
+        unfit=unfit,
+        stages=run_figures(config, model, prompts, manner, edits, disk, machine),
+    )
+
+
+def _opened(folder: ModelFolder) -> tuple[ShardIndex, int, bool]:
+    """What the folder holds, its bytes, and whether the weights are there; checked as a run checks it."""
+    if lacks_weights(folder.path):
+        index, nbytes = imagined(folder)
+        tell(folder, check_agreement(folder, index))
+        self_check(folder, index)
+        return index, nbytes, False
+    index = open_index(folder.path)
+    tell(folder, check_agreement(folder, index))
+    check_editable(folder)
+    return index, index.nbytes, True
+
+
+def _held(session: Session, sizes: Sizes) -> tuple[Fit, str | None]:
+    """How the model is held; where nothing fits, how it would be in just enough memory, and what is said of it."""
+    try:
+        return session.fit, None
+    except InputError as error:
+        dtype = torch.bfloat16
+        needed = least(sizes, dtype, session.device)
+        return fit(sizes, "bfloat16", session.device, needed), str(error).removeprefix("--max-memory: ")
+
+
+def _stored_width(index: ShardIndex) -> int:
+    """Bytes of a number of the largest tensor, as it is stored."""
+    largest = max(index.tensors.values(), key=lambda info: math.prod(info.shape))
+    return DTYPES[largest.dtype][1]
+
+
+def _shapes(config: RunConfig, model: Model, prompts: Prompts, manner: Manner, index: ShardIndex) -> Shapes:
+    """What the machine is measured with: the products that this run would spend its time on."""
+    flows = [flow_of(step, model.folder, manner) for step in run_steps(config, prompts, model.folder.layers, model.held.resident)]
+    replies = [min(flow.live, manner.tokens) for flow in flows if flow.live]
+    stored = {info.dtype for info in index.tensors.values() if len(info.shape) > 1}
+    return Shapes(
+        many=min(256, max(flow.largest for flow in flows)),
+        few=min(128, max(replies, default=1)),
+        d_model=model.folder.d_model,
+        wide=model.sizes.widest,
+        dtype=model.held.dtype,
+        stored=torch.float8_e4m3fn if "F8_E4M3" in stored else DTYPES[_common(index)][0] or torch.bfloat16,
+        device=model.device,
+    )
+
+
+def _common(index: ShardIndex) -> str:
+    """The type that most matrices are stored in, of those that can be computed with."""
+    kinds = [info.dtype for info in index.tensors.values() if len(info.shape) > 1 and info.dtype in ("F32", "F16", "BF16")]
+    return max(set(kinds), key=kinds.count, default="BF16")
+
+
+def as_json(plan: RunPlan) -> dict[str, Any]:
+    """All figures of a plan, in bytes, operations and seconds."""
+    model = plan.model
+    return {
+        "schema": "abliterate/plan/1",
+        "model": {
+            "path": str(model.folder.path), "type": model.folder.model_type, "blocks": model.folder.layers,
+            "d_model": model.folder.d_model, "bytes": plan.disk.nbytes, "shards": plan.shards, "here": plan.here,
+            "quantisation": model.folder.quantisation,
+        },
+        "numbers": {**asdict(model.sizes), "working": model.costs.working + model.costs.head},
+        "held": {
+            **asdict(model.held),
+            "dtype": str(model.held.dtype).removeprefix("torch."),
+            "device": str(model.device),
+            "unfit": plan.unfit,
+        },
+        "prompts": {"n": len(plan.prompts), "tokens": plan.prompts.tokens, "exact": plan.prompts.exact},
+        "stages": [asdict(stage) for stage in plan.stages],
+        "total": asdict(plan.total),
+        "edits": asdict(plan.edits),
+        "machine": asdict(plan.machine),
+    }  # fmt: skip

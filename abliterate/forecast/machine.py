@@ -1,0 +1,203 @@
+"""What this machine does in a second, from two seconds of measuring: its disk, and the products that a model is made of."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from abliterate.checkpoint.orthogonalise import read_component, remove
+from abliterate.checkpoint.stream import WORKERS
+from abliterate.model.formats import fp8
+from abliterate.model.index import ShardIndex
+from abliterate.model.removal import removal
+
+_CHUNK = 8 << 20  # bytes of one read
+_READING, _WRITING, _MULTIPLYING, _EDITING = 0.5, 0.3, 0.3, 0.2  # seconds
+_WRITTEN = 256 << 20  # bytes of the temporary file at most
+_MATRIX = 1 << 25  # numbers of the matrix that is multiplied with
+_ROWS, _COLUMNS = 1024, 1152  # of the piece that is edited
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Bytes a second: ``read`` from the disk, ``again`` what was read before, ``write``. Operations a second of matrix products:
+    ``many`` rows at once, as for prompts, and ``few``, as for the next tokens of replies. Numbers a second: ``edit`` of a writer,
+    ``widen`` from the stored type to the one that is computed in (None: they are the same).
+    ``how``: what was read, and whether it came from the disk.
+    """
+
+    read: float
+    again: float
+    write: float
+    many: float
+    few: float
+    edit: float
+    widen: float | None
+    how: str
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What is measured with: products of ``many`` and ``few`` rows of ``d_model`` numbers with a matrix of ``wide`` of them, in ``dtype``
+    on ``device``; numbers stored as ``stored``."""
+
+    many: int
+    few: int
+    d_model: int
+    wide: int
+    dtype: torch.dtype
+    stored: torch.dtype
+    device: torch.device
+
+
+def measure(index: ShardIndex, here: bool, shapes: Shapes) -> Machine:
+    """Take about two seconds. Without the model's own shards (``here``) a temporary file is read."""
+    with tempfile.NamedTemporaryFile(prefix="abliterate-plan-") as file:
+        write = _written(Path(file.name))
+        files = [index.folder / name for name in index.shards] if here else [Path(file.name)]
+        read, again, dropped = _read(files)
+    many, few = _products(shapes)
+    return Machine(
+        read=read,
+        again=again,
+        write=write or read,
+        many=many,
+        few=few,
+        edit=_edited(shapes),
+        widen=_widened(shapes),
+        how=("the model's own shards" if here else "a temporary file") + (", not from the page cache" if dropped else ", perhaps cached"),
+    )
+
+
+def _written(path: Path) -> float | None:
+    """Bytes a second, with what it takes until they are on the disk; None where there is no room."""
+    data = os.urandom(1 << 20) * (_CHUNK >> 20)
+    started, done = time.perf_counter(), 0
+    try:
+        with path.open("wb") as file:
+            while done < _WRITTEN and time.perf_counter() - started < _WRITING / 2:
+                done += file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        return None
+    return done / max(time.perf_counter() - started, 1e-9)
+
+
+def _read(files: Sequence[Path]) -> tuple[float, float, bool]:
+    """Bytes a second from the disk, then of the same from memory, and whether the pages could be dropped from the cache before."""
+    buffer = memoryview(bytearray(_CHUNK))
+    places = _places(files)
+    first, count = _timed_reads(places, buffer, _READING, cold=True)
+    second, _ = _timed_reads(places[:count], buffer, _READING / 4, cold=False)
+    return first, max(first, second), hasattr(os, "posix_fadvise")
+
+
+def _places(files: Sequence[Path]) -> list[tuple[Path, int]]:
+    """Where to read, spread over all files so that no read continues the one before it."""
+    found: list[tuple[Path, int]] = []
+    for file in files:
+        with suppress(OSError):
+            size = file.stat().st_size
+            found += [(file, start) for start in range(0, max(size - _CHUNK, 1), _CHUNK)]
+    step = max(1, len(found) // 256)
+    return found[::step] if found else []
+
+
+def _timed_reads(places: Sequence[tuple[Path, int]], buffer: memoryview, seconds: float, cold: bool) -> tuple[float, int]:
+    """Bytes a second, and how many places were read in that time; ``cold``: the system forgets them first, where it can be told to."""
+    started, done, count = time.perf_counter(), 0, 0
+    for file, start in places:
+        with suppress(OSError), file.open("rb", buffering=0) as opened:
+            if cold and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(opened.fileno(), start, len(buffer), os.POSIX_FADV_DONTNEED)
+            opened.seek(start)
+            done += opened.readinto(buffer) or 0
+        count += 1
+        if time.perf_counter() - started > seconds:
+            break
+    return max(done, 1) / max(time.perf_counter() - started, 1e-9), count
+
+
+@torch.inference_mode()
+def _products(shapes: Shapes) -> tuple[float, float]:
+    """Floating-point operations a second of products with a matrix: of many rows, and of few."""
+    wide = max(1, min(shapes.wide, _MATRIX // shapes.d_model))
+    weight = torch.full((wide, shapes.d_model), 0.25, dtype=shapes.dtype, device=shapes.device)
+    found = []
+    for rows in (shapes.many, shapes.few):
+        stream = torch.full((rows, shapes.d_model), 0.5, dtype=shapes.dtype, device=shapes.device)
+        found.append(2.0 * rows * weight.numel() * _rate(partial(_product, stream, weight, shapes.device), _MULTIPLYING))
+    return found[0], found[1]
+
+
+def _product(stream: Tensor, weight: Tensor, device: torch.device) -> None:
+    linear(stream, weight)
+    _wait(device)
+
+
+def _rate(act: Callable[[], object], seconds: float) -> float:
+    """How often a second; the first time only counts where it took long."""
+    started, count = time.perf_counter(), 1
+    act()
+    if time.perf_counter() - started < seconds:
+        started, count = time.perf_counter(), 0
+        while not count or time.perf_counter() - started < seconds:
+            act()
+            count += 1
+    return count / (time.perf_counter() - started)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _slab(shapes: Shapes) -> tuple[Tensor, Tensor | None]:
+    """A piece of a writer as it is stored, and its scales."""
+    wide = torch.linspace(-1, 1, _ROWS * _COLUMNS).view(_ROWS, _COLUMNS)
+    if shapes.stored == fp8.FP8:
+        return fp8.requantise(wide, torch.zeros(0, _ROWS))
+    return wide.to(shapes.stored), None
+
+
+@torch.inference_mode()
+def _edited(shapes: Shapes) -> float:
+    """Numbers a second that an edit takes a direction out of, by as many threads as it has."""
+    stored, scales = _slab(shapes)
+    task = removal(torch.eye(1, _ROWS))
+
+    def act(_: int) -> None:
+        wide = stored.clone() if scales is None else fp8.dequantise(stored, scales)
+        remove(wide, task, 1.0, 0, read_component(wide, task, 0))
+        if scales is not None:
+            fp8.rounding_errors(wide, *fp8.requantise(wide, task.q.float()))
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return WORKERS * stored.numel() * _rate(lambda: list(pool.map(act, range(WORKERS))), _EDITING)
+
+
+@torch.inference_mode()
+def _widened(shapes: Shapes) -> float | None:
+    """Numbers a second from the stored type to the one that is computed in, None where they are the same."""
+    stored, scales = _slab(shapes)
+    if scales is None and shapes.stored == shapes.dtype:
+        return None
+    return stored.numel() * _rate(partial(_widen, stored, scales, shapes.dtype), _EDITING)
+
+
+def _widen(stored: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return stored.to(dtype) if scales is None else fp8.dequantise(stored, scales).to(dtype)

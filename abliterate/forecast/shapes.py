@@ -1,0 +1,177 @@
+"""The tensors of a checkpoint whose weights are not here: names from its shard index, shapes from the model that its config describes.
+
+The model is transformers' own on the meta device, and so is what turns its names and shapes into those on the disk (experts that are
+single there, renamed modules). What transformers doesn't build, blocks of multi-token prediction, has the shapes of the last block.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES
+from abliterate.compute.blockwise.blocks import on_meta
+from abliterate.compute.load import implementations
+from abliterate.errors import InputError
+from abliterate.model.failure import refused
+from abliterate.model.folder import ModelFolder
+from abliterate.model.index import DTYPES, INDEX, MAX_NAME, ShardIndex, TensorInfo, reading, shard_names
+from abliterate.model.layouts import is_buffer, text_name
+
+Shape = tuple[int, ...]
+_WIDE = ("e_score_correction_bias",)  # float32 in every checkpoint
+_GROUP, _BYTES = 32, 16  # of MXFP4: so many numbers share an exponent, in so many bytes
+_NAMES = {dtype: name for name, (dtype, _) in DTYPES.items() if dtype is not None}
+
+
+def lacks_weights(path: Path) -> bool:
+    """Whether a folder has a shard index, and none of the shards that it names."""
+    return (path / INDEX).is_file() and next(path.glob("*.safetensors"), None) is None
+
+
+def imagined(folder: ModelFolder) -> tuple[ShardIndex, int]:
+    """The index of a checkpoint without its shards, and the bytes of its weights: those that the index speaks of, else of its tensors.
+
+    Raises InputError where the index is damaged, or names a tensor whose shape the config doesn't tell.
+    """
+    with reading(folder.path):
+        _, promised = shard_names(folder.path)
+        said = _said(folder.path / INDEX)
+    if long := next((name for name in promised if not name.isprintable() or len(name) > MAX_NAME), None):
+        raise InputError(f"{folder.path / INDEX}: {long[:80]!r} can't be a tensor's name; the file is damaged")
+    shapes = _Shapes(folder, promised)
+    infos = {name: _info(name, shard, shapes.of(name), _kind(name, promised, folder)) for name, shard in promised.items()}
+    if folder.quantisation is None:
+        infos = _as_wide_as(infos, said)
+    shards = dict.fromkeys(promised.values(), 0)
+    for info in infos.values():
+        shards[info.shard] += info.nbytes
+    return ShardIndex(folder.path, infos, shards, {}), said or sum(shards.values())
+
+
+def _said(index: Path) -> int:
+    """The bytes that a shard index speaks of, 0 where it doesn't."""
+    try:
+        said = json.loads(index.read_bytes())["metadata"]["total_size"]
+        return int(said) if 0 < said < 1 << 60 else 0
+    except (KeyError, TypeError, ValueError):
+        return 0
+
+
+def _info(name: str, shard: str, shape: Shape, dtype: str) -> TensorInfo:
+    return TensorInfo(name, shard, dtype, shape, 0, math.prod(shape) * DTYPES[dtype][1])
+
+
+def _kind(name: str, names: Collection[str], folder: ModelFolder) -> str:
+    """The type that a tensor is stored in, as safetensors calls it."""
+    if folder.quantisation == "fp8":
+        if name.endswith(SCALES):
+            return "F32"
+        if name + SCALES in names:
+            return "F8_E4M3"
+    if folder.quantisation == "mxfp4" and name.endswith((BLOCKS, EXPONENTS)):
+        return "U8"
+    if name.endswith(_WIDE):
+        return "F32"
+    given = getattr(folder.config, "dtype", None)
+    return _NAMES.get(given, "BF16") if isinstance(given, torch.dtype) else "BF16"
+
+
+def _as_wide_as(infos: dict[str, TensorInfo], said: int) -> dict[str, TensorInfo]:
+    """The tensors in the type of as many bytes a number as the index speaks of, where that is not the config's."""
+    numbers = sum(math.prod(info.shape) for info in infos.values())
+    width = {2: "BF16", 4: "F32"}.get(round(said / max(numbers, 1)))
+    if width is None or all(DTYPES[info.dtype][1] == DTYPES[width][1] for info in infos.values()):
+        return infos
+    return {name: _info(name, info.shard, info.shape, width) for name, info in infos.items()}
+
+
+class _Shapes:
+    """Shapes by name, as far as the config tells them."""
+
+    def __init__(self, folder: ModelFolder, names: Collection[str]) -> None:
+        self._folder, self._names = folder, names
+        self._known = _by_short_name(folder, names)
+        layout, last = folder.layout, folder.layers - 1
+        self._inside = {
+            where[1]: shape for name, shape in self._known.items() if (where := layout.in_block(name)) and where[0] == last and not where[2]
+        }
+
+    def of(self, name: str) -> Shape:
+        """Raises InputError where the config doesn't tell it."""
+        shape = self._stored(name) or self._plain(name)
+        if shape is None:
+            raise InputError(
+                f"{self._folder.path}: the config doesn't tell the shape of {name}, which the shard index names; the weights are needed"
+            )
+        return shape
+
+    def _stored(self, name: str) -> Shape | None:
+        """Of what a quantised format holds in the place of a tensor."""
+        folder = self._folder
+        if folder.quantisation == "fp8" and name.endswith(SCALES):
+            rows, columns = (*(self._plain(name.removesuffix(SCALES)) or ()), 1, 1)[:2]
+            return (math.ceil(rows / folder.fp8_block[0]), math.ceil(columns / folder.fp8_block[1]))
+        if folder.quantisation == "mxfp4" and name.endswith((BLOCKS, EXPONENTS)):
+            expert, columns, rows = self._plain(name.removesuffix(BLOCKS).removesuffix(EXPONENTS)) or (0, 0, 0)
+            groups = (expert, rows, columns // _GROUP)
+            return (*groups, _BYTES) if name.endswith(BLOCKS) else groups
+        return None
+
+    def _plain(self, name: str) -> Shape | None:
+        text, layout = text_name(name), self._folder.layout
+        found = self._known.get(_short(name))
+        if found is not None or text is None:
+            return found
+        if is_buffer(name):
+            return (1,)
+        if text == layout.unembedding:  # a stored copy of a tied one
+            return self._known.get(layout.embedding)
+        where = layout.in_block(text)
+        if text in (*layout.mtp_root, *layout.mtp_others) or (where is not None and (where[2] or where[0] >= self._folder.layers)):
+            return self._inside.get(where[1] if where else "") or self._ahead(where[1] if where else text)
+        return None
+
+    def _ahead(self, inner: str) -> Shape | None:
+        """Of what multi-token prediction has beside a block: embeddings of its own, norms, and what joins the stream with a token."""
+        layout, d_model = self._folder.layout, self._folder.d_model
+        if inner.endswith(("embed_tokens.weight", "head.weight")):
+            return self._known.get(layout.embedding)
+        if inner.removesuffix(".weight") in layout.mtp or inner in layout.mtp_root:
+            return (d_model, 2 * d_model)
+        return (d_model,)
+
+
+def _short(name: str) -> str:
+    """A name without what differs between checkpoints of the same model."""
+    text = text_name(name)
+    return name.removeprefix("model.") if text is None else text
+
+
+def _seeing(folder: ModelFolder) -> PreTrainedModel:
+    """The whole of a vision-language model, without weights. Raises InputError where transformers can't build it."""
+    trust = folder.trust_remote_code
+    with refused(f"{folder.path}: transformers can't build it", folder.config), init_empty_weights():
+        config = AutoConfig.from_pretrained(folder.path, trust_remote_code=trust, local_files_only=True)
+        made: PreTrainedModel = AutoModelForImageTextToText.from_config(  # type: ignore[no-untyped-call]
+            config, trust_remote_code=trust, **implementations(folder)
+        )
+    return made
+
+
+def _by_short_name(folder: ModelFolder, names: Collection[str]) -> Mapping[str, Shape]:
+    """The shapes of every tensor that transformers knows of, by their names in memory and by those on the disk."""
+    sees = any(text_name(name) is None for name in names)
+    module = _seeing(folder) if sees else on_meta(folder, torch.bfloat16)
+    state: dict[str, Any] = module.state_dict()
+    with refused(f"{folder.path}: what its tensors are called on the disk is not known"):
+        on_disk = revert_weight_conversion(module, state)
+    return {_short(name): tuple(tensor.shape) for tensors in (state, on_disk) for name, tensor in tensors.items()}

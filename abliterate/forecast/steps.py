@@ -1,0 +1,252 @@
+"""What a run asks of its model, call by call: which prompts, under how many changes, how many tokens of reply; an upper bound."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from abliterate.choice.candidates import FIRST_SHARES, KINDS, at_most
+from abliterate.choice.openings import OPENING_TOKENS, PROBE_TOKENS, THOUGHT_TOKENS
+from abliterate.choice.select import BATCH, RANKED_BY, SHARES, SHORTLIST, STARTS
+from abliterate.choice.tuning.descent import Settings, dealt
+from abliterate.choice.tuning.examples import CONTINUED, OTHERS, STAYS
+from abliterate.choice.tuning.first_order import ASKED, RIDGES
+from abliterate.choice.tuning.openings import ALIKE
+from abliterate.choice.tuning.replies import distinct
+from abliterate.choice.way import way
+from abliterate.compute.blockwise.swept import MAX_NEW_TOKENS
+from abliterate.compute.passes import Ids
+from abliterate.config import RunConfig
+from abliterate.directions.groups import by_language
+from abliterate.measures.drift import REPLY, bundled_prose
+from abliterate.measures.random_directions import SEEDS
+from abliterate.measures.recovery import TOKENS
+from abliterate.model.chat.template import encode, load_tokenizer, template_positions
+from abliterate.model.folder import ModelFolder
+from abliterate.prompts import Prompt, Role, RoleSets
+from abliterate.prompts.promptset import spread
+
+Stage = Literal["collection", "selection", "edit", "evaluation"]
+Encode = Callable[[Sequence[Prompt]], list[list[int]]]
+SHORT = PROBE_TOKENS + THOUGHT_TOKENS  # tokens of a short reply, at most
+POSITIONS = 4  # of a chat template that isn't here
+_TEMPLATE, _LETTERS = 16, 4.2  # tokens that a chat template adds; letters of a token
+_CJK = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_CJK_TOKENS = 0.75  # of a Chinese character
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Sequences that go through the model ``times`` times, under as many changes; ``kept`` last positions get logits."""
+
+    sequences: Ids
+    times: int = 1
+    kept: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the model, with all that goes through it together, and the tokens of the replies that are wanted of it; ``gradients``:
+    they are taken on the way back. ``passed_over``: the share of the blocks that lies below everything that is edited, where the model is
+    held whole."""
+
+    stage: Stage
+    name: str
+    asked: tuple[Asked, ...]
+    new_tokens: int = 0
+    gradients: bool = False
+    passed_over: float = 0.0
+
+    @property
+    def sweeps(self) -> int:
+        """How often a model that is read block by block reads its weights for it, at most: once for every token of the replies."""
+        return min(self.new_tokens, MAX_NEW_TOKENS) or 1
+
+    @property
+    def prompts(self) -> int:
+        """How many sequences go through, each counted under every change."""
+        return sum(len(asked.sequences) * asked.times for asked in self.asked)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a run as token ids: by role and split, and of every set's test split. ``languages`` have directions of their own.
+
+    ``exact``: by the model's own tokenizer. ``positions`` last tokens of each are collected.
+    """
+
+    train: dict[Role, Ids]
+    val: dict[Role, Ids]
+    test: dict[str, Ids]
+    harmless: Ids
+    prose: Ids
+    languages: int
+    positions: int
+    exact: bool
+
+    def __len__(self) -> int:
+        return sum(len(ids) for part in (self.train, self.val, self.test) for ids in part.values())
+
+    @property
+    def tokens(self) -> int:
+        """In all of them."""
+        return sum(len(ids) for part in (self.train, self.val, self.test) for prompts in part.values() for ids in prompts)
+
+    def half(self) -> Prompts:
+        """Every second prompt."""
+        return replace(
+            self,
+            train={role: ids[::2] for role, ids in self.train.items()},
+            val={role: ids[::2] for role, ids in self.val.items()},
+            test={name: ids[::2] for name, ids in self.test.items()},
+            harmless=self.harmless[::2],
+            prose=self.prose,
+        )
+
+
+def read_prompts(config: RunConfig, folder: ModelFolder) -> Prompts:
+    """The prompts that a run with these settings would ask. Raises InputError as the run would, but for a tokenizer that isn't there."""
+    sets = RoleSets(config.target, config.baseline, config.keep, config.harmless, config.limit)
+    exact = any(next(folder.path.glob(pattern), None) for pattern in ("tokenizer*", "vocab*"))
+    tokenizer = load_tokenizer(folder.path, folder.trust_remote_code, config.thinking != "off") if exact else None
+
+    def encoded(prompts: Sequence[Prompt]) -> Ids:
+        return _guessed(prompts) if tokenizer is None else encode(tokenizer, [p.text for p in prompts])
+
+    train = {role: sets.prompts(role, "train") for role in sets.played}
+    shared = by_language({role: train[role] for role in ("target", "baseline")})
+    return Prompts(
+        train={role: encoded(prompts) for role, prompts in train.items()},
+        val={role: encoded(sets.prompts(role, "val")) for role in sets.played},
+        test={group.name: encoded(group.prompts) for group in sets.test_sets()},
+        harmless=encoded(sets.prompts("harmless", "test")),
+        prose=encoded([Prompt(str(i), text) for i, text in enumerate(bundled_prose())]),
+        languages=len(shared.get("target", {})),
+        positions=config.positions or (POSITIONS if tokenizer is None else len(template_positions(tokenizer))) + bool(sets.sets("keep")),
+        exact=tokenizer is not None,
+    )
+
+
+def _guessed(prompts: Sequence[Prompt]) -> Ids:
+    """As many ids as a prompt has tokens in a large vocabulary, more or less; no two prompts begin alike."""
+    lengths = []
+    for prompt in prompts:
+        characters = len(_CJK.findall(prompt.text))
+        lengths.append(_TEMPLATE + round(_CJK_TOKENS * characters + (len(prompt.text) - characters) / _LETTERS))
+    return [[number, *range(1, length)] for number, length in enumerate(lengths)]
+
+
+def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = False) -> list[Step]:
+    """Every call that a run makes, in its order, of a model that is held ``whole`` or not. Replies that end early make it less."""
+    train, val = prompts.train, prompts.val
+    gradient = way(config, whole) == "gradient"
+    by_effect = gradient and config.tune_directions != "off"
+    languages = 0 if by_effect else prompts.languages
+    tried = at_most(config.candidates, layers, languages, len(config.estimators), ("per-layer",) if gradient else KINDS)
+    tried += len(RIDGES) if by_effect else 0
+    opened = {role: [[*ids, *[0] * OPENING_TOKENS] for ids in spread(val[role], RANKED_BY)] for role in ("target", "baseline")}
+    opened |= {"baseline": []} if gradient else {}
+    kept = OPENING_TOKENS + 1
+    below = int(min(FIRST_SHARES) * layers) / layers if gradient else 0.0
+    shortlisted = min(STARTS if gradient else SHORTLIST, tried) * (1 if gradient or config.tune == "search" else len(SHARES))
+    steps = [*_probed(prompts, whole), *_own_predictions(val, whole), Step("selection", "own openings", (_openings(val, 1),))]
+    steps += [_effects(train)] if by_effect else []
+    steps += [
+        Step(
+            "selection",
+            "candidates by cause",
+            (
+                Asked(opened["target"], tried + 1, kept),
+                Asked(opened["baseline"], 2 * tried + 1, kept),
+                Asked(spread(val["harmless"], RANKED_BY), tried + 1, 1),
+            ),
+            passed_over=below,
+        ),
+        Step("selection", "candidates more weakly", _measured(val, shortlisted), passed_over=below),
+    ]
+    if config.tune == "search":
+        steps += [Step("selection", "search", _measured(val, min(BATCH, config.trials))) for _ in range(-(-config.trials // BATCH))]
+    elif gradient:
+        steps += _tuning_steps(config, train, val, below)
+    tested = tuple(Asked(ids) for ids in prompts.test.values())
+    if config.engine == "transformers":
+        steps += [Step("evaluation", f"replies of the {which} model", tested, config.max_new_tokens) for which in ("base", "edited")]
+    reply = min(REPLY, config.max_new_tokens)
+    along = [[*ids, *[0] * reply] for ids in prompts.harmless]
+    drifted = (Asked(prompts.harmless, 1, 1), Asked(along, 1, reply + 1), Asked(prompts.prose, 1, max(map(len, prompts.prose), default=1)))
+    steps += [Step("evaluation", f"drift: the {which} model's predictions", drifted) for which in ("base", "edited")]
+    changes = 2 + len(SEEDS)  # none, the edit, and one along each random direction
+    controlled = (*tested[: len(config.target)], Asked(prompts.harmless))
+    steps.append(Step("evaluation", "random directions", tuple(Asked(asked.sequences, changes, 1) for asked in controlled)))
+    return [*steps, *_recovery_steps(tested)] if config.reference is not None else steps
+
+
+def _probed(prompts: Prompts, whole: bool) -> Iterator[Step]:
+    """Activations, and the short replies that the choice rests on: of the same pass where the model is held whole."""
+    train, val = prompts.train, prompts.val
+    judging = {role: ids for role, ids in val.items() if role != "harmless" or "keep" in val}
+    asked = (*map(Asked, train.values()), *map(Asked, judging.values()))
+    if not whole:
+        yield Step("collection", "activations", asked)
+        yield Step("selection", "own short replies (val)", tuple(map(Asked, distinct(val).values())), SHORT)
+        return
+    yield Step("collection", "activations and own short replies", asked, SHORT)
+    if rest := [ids for role, ids in val.items() if role not in judging and ids != val.get("baseline")]:
+        yield Step("selection", "own short replies (val)", tuple(map(Asked, rest)), SHORT)
+
+
+def _own_predictions(val: Mapping[Role, Ids], whole: bool) -> Iterator[Step]:
+    """What is predicted along the short replies that should stay, where they were not heard of when they were written."""
+    if not whole:
+        yield Step("selection", "own predictions (val)", _staying(val, 1))
+    elif "keep" not in val:
+        yield Step("selection", "own predictions (val)", _staying({"harmless": val["harmless"]}, 1))
+
+
+def _measured(val: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
+    """What so many edits are measured by."""
+    return (_openings(val, times), *_staying(val, times))
+
+
+def _openings(asked: Mapping[Role, Ids], times: int) -> Asked:
+    """Continuations with which target prompts could be withheld."""
+    return Asked([[*ids, *[0] * ALIKE] for ids in asked["target"] for _ in range(1 + OTHERS)], times, ALIKE + 1)
+
+
+def _staying(asked: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
+    roles = [role for role in STAYS if role in distinct(asked)]
+    return tuple(Asked([[*ids, *[0] * CONTINUED] for ids in asked[role]], times, CONTINUED + 1) for role in roles)
+
+
+def _effects(train: Mapping[Role, Ids]) -> Step:
+    """What tells the first-order effects: target prompts with their own openings and with others', keep prompts with theirs, and some
+    examples of each role that stays."""
+    refused = [*spread(train["target"], ASKED) * 2, *spread(train.get("keep", []), ASKED)]
+    asked = [Asked([[*ids, *[0] * OPENING_TOKENS] for ids in refused], 1, OPENING_TOKENS + 1)]
+    asked += _staying({role: spread(ids, ASKED) for role, ids in distinct(train).items()}, 1)
+    return Step("selection", "first-order effects", tuple(asked), gradients=True)
+
+
+def _tuning_steps(config: RunConfig, train: Mapping[Role, Ids], val: Mapping[Role, Ids], below: float) -> Iterator[Step]:
+    """The tuner's, which is for models that are held whole: each step some examples of each role, and looks at val."""
+    settings = Settings(steps=config.tune_steps)
+    counts = {role: len(ids) for role, ids in distinct(train).items()}
+    rounds = {role: -(-settings.total * each // max(counts[role], 1)) for role, each in dealt(counts, settings.batch).items()}
+    asked = tuple(Asked([[*ids, *[0] * CONTINUED] for ids in train[role]], rounds[role], CONTINUED + 1) for role in counts)
+    yield Step("selection", "tuning", asked, gradients=True)
+    yield Step("selection", "looks at val", _measured(val, settings.looks), passed_over=below)
+
+
+def _recovery_steps(tested: Sequence[Asked]) -> Iterator[Step]:
+    """What is asked of the reference, as if it were as large as the model, and of both models along its replies."""
+    yield Step("evaluation", "replies of the reference", tuple(tested), TOKENS)
+    along = tuple(Asked([[*ids, *[0] * TOKENS] for ids in asked.sequences], 1, TOKENS + 1) for asked in tested)
+    for which in ("reference's", "base model's", "edited model's"):
+        yield Step("evaluation", f"recovery: the {which} predictions", along)
+
+
+def sweeps_of(steps: Sequence[Step]) -> int:
+    """How often a run reads all the weights of a model that doesn't fit into memory, at most."""
+    return sum(step.sweeps for step in steps)

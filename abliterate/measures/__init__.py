@@ -1,0 +1,1 @@
+"""Figures of replies and predictions: rates with intervals, paired tests, drift, recovery, controls."""

@@ -1,0 +1,43 @@
+"""Thoughts beside answers: does a model that thinks decide to withhold before it answers?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from abliterate.measures.summary import Judged, with_verdict, withheld
+from abliterate.outcomes.verdict import NOT_JUDGED, OUTCOMES
+
+SHUT = ("empty", "refused")  # thoughts that leave nothing to answer from
+
+
+def thought_by_answer(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None) -> dict[str, Any] | None:
+    """By set, of the base and the edited model, counts of thought and answer; None where no response has a thought.
+
+    Sets in which the base model never thinks are left out.
+    """
+    found = {
+        name: {"base": _crossed(judged), "edited": None if edited is None else _crossed(edited[name])}
+        for name, judged in base.items()
+        if any(v.thought is not None for _, v in judged)
+    }
+    return found or None
+
+
+def _crossed(judged: Judged) -> dict[str, Any]:
+    """``counts``: {thought's verdict, or ``none``: {outcome: k}}; ``shut`` and ``open``: answers withheld and not, by whether the
+    thought is empty or refuses; responses without a thought, and those whose thought or answer is not judged, stand in neither."""
+    pairs = Counter((v.thought or "none", v.outcome) for _, v in judged)
+    thoughts = sorted({thought for thought, _ in pairs})
+    return {
+        "counts": {thought: {outcome: pairs[thought, outcome] for outcome in OUTCOMES} for thought in thoughts},
+        "shut": _answers([(t, v) for t, v in judged if v.thought in SHUT]),
+        "open": _answers([(t, v) for t, v in judged if v.thought not in (None, NOT_JUDGED, *SHUT)]),
+    }
+
+
+def _answers(judged: Judged) -> dict[str, int]:
+    known = with_verdict(judged)
+    kept = sum(withheld(v) for _, v in known)
+    return {"withheld": kept, "not_withheld": len(known) - kept}

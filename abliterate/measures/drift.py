@@ -1,0 +1,110 @@
+"""How far the edited model moved where it should not: first tokens, the base's own replies, and ordinary prose.
+
+The two models are never in memory together. Of the base's predictions along a text the likeliest tokens are kept, and all
+others as one; the KL divergence of what is so lumped together is at most the whole one (data processing inequality), and with
+1,024 tokens it is less by little.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from abliterate.compute.context import Context
+from abliterate.compute.passes import Advance, Ids, Model, unheard
+from abliterate.measures.predictions import Divergences, Firsts, Nats, Predicted, Predictions, Texts, ThoughtClosing, ask, kl_divergence
+
+REPLY = 64  # tokens of the base's own replies
+
+
+def texts_of(tokenizer: PreTrainedTokenizerBase, prompts: Ids, replies: Sequence[str], context: Context) -> Texts:
+    """The prompts with the opening of the base's replies (text) to them, and the bundled prose; as far as the model reads them."""
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in replies]
+    ids = [reply[: context.room(len(prompt), REPLY)] for prompt, reply in zip(prompts, ids, strict=True)]
+    prose = [list(tokenizer(text)["input_ids"]) for text in bundled_prose()]
+    return Texts(prompts, ids, [text[: context.room(0, len(text))] for text in prose])
+
+
+def bundled_prose() -> list[str]:
+    """Ordinary paragraphs in English and Chinese, written for this."""
+    lines = (files("abliterate.measures") / "prose.jsonl").read_text(encoding="utf-8").splitlines()
+    return [str(json.loads(line)["text"]) for line in lines]
+
+
+@dataclass(frozen=True)
+class BaseSide:
+    """All that is kept of the base until the edited model is there."""
+
+    first: Float[Tensor, "prompt vocab"]
+    replies: Predicted
+    prose: Float[Tensor, " text"]  # cross-entropy, nats a token
+    suppression: Float[Tensor, " prompt"] | None
+
+
+def base_side(model: Model, texts: Texts, advance: Advance = unheard) -> BaseSide:
+    """Ask the base; its weights are read once."""
+    first, replies, prose = Firsts(texts.prompts), Predictions(model, texts), Nats(texts.prose)
+    closing = ThoughtClosing.of(model, texts.prompts)
+    ask(model, [first, replies, prose, *([closing] if closing else [])], advance)
+    return BaseSide(first.logprobs, replies.found, prose.nats, closing.log_odds if closing else None)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Figures of each prompt or text; nats, of replies and prose a token. ``ce_*`` belong to the prose, ``own_*`` to the base's replies."""
+
+    kl_first_token: list[float]
+    kl_sequence: list[float | None]
+    own_base: list[float | None]
+    own_edited: list[float | None]
+    ce_base: list[float | None]
+    ce_edited: list[float | None]
+    suppression_base: list[float] | None
+    suppression_edited: list[float] | None
+
+
+def drift(edited: Model, base: BaseSide, texts: Texts, advance: Advance = unheard) -> Drift:
+    """Ask the edited model the same, and compare."""
+    first, replies, prose = Firsts(texts.prompts), Divergences(base.replies, texts), Nats(texts.prose)
+    closing = ThoughtClosing.of(edited, texts.prompts)
+    ask(edited, [first, replies, prose, *([closing] if closing else [])], advance)
+    return Drift(
+        kl_first_token=kl_divergence(base.first, first.logprobs).tolist(),
+        kl_sequence=_numbers(replies.kl),
+        own_base=_numbers(base.replies.nats),
+        own_edited=_numbers(replies.nats),
+        ce_base=_numbers(base.prose),
+        ce_edited=_numbers(prose.nats),
+        suppression_base=None if base.suppression is None else base.suppression.tolist(),
+        suppression_edited=closing.log_odds.tolist() if closing else None,
+    )
+
+
+def _numbers(values: Float[Tensor, " row"]) -> list[float | None]:
+    return [None if value != value else value for value in values.tolist()]
+
+
+def save_base_side(side: BaseSide, path: Path) -> None:
+    """Write the base's side as safetensors."""
+    tensors = {
+        "first": side.first, "tokens": side.replies.tokens, "logprobs": side.replies.logprobs, "starts": side.replies.starts,
+        "nats": side.replies.nats, "prose": side.prose,
+    }  # fmt: skip
+    save_file({**tensors, **({} if side.suppression is None else {"suppression": side.suppression})}, path)
+
+
+def load_base_side(path: Path) -> BaseSide:
+    """Read it back."""
+    with safe_open(path, framework="pt") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    replies = Predicted(found["tokens"], found["logprobs"], found["starts"], found["nats"])
+    return BaseSide(found["first"], replies, found["prose"], found.get("suppression"))

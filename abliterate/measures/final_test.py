@@ -1,0 +1,98 @@
+"""What the final test measures beside replies, into the run folder: how far the edited model moved, random directions, benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from abliterate.compute.session import Session
+from abliterate.config import EvaluateConfig
+from abliterate.files import read_json, write_json
+from abliterate.measures.benchmarks import Harness, side_by_side
+from abliterate.measures.drift import BaseSide, base_side, load_base_side, save_base_side, texts_of
+from abliterate.measures.drift import drift as drift_of
+from abliterate.measures.predictions import Texts
+from abliterate.measures.random_directions import control, control_work
+from abliterate.measures.summary import Judged
+from abliterate.measures.summary import withheld as is_withheld
+from abliterate.model.chat.template import encode
+from abliterate.model.edit import EditPlan
+from abliterate.prompts import PromptSet, RoleSets
+from abliterate.runs.folder import BENCHMARKS, CONTROLS, DRIFT, RunFolder
+from abliterate.terminal.progress import stage
+
+_BASE_SIDE = "drift-base.safetensors"
+
+
+def drift_base(folder: RunFolder, base: Session, group: PromptSet, before: Judged) -> tuple[Texts, BaseSide] | None:
+    """What drift is measured on and what the base says there, asked while the base is still in memory; None where drift is known.
+
+    ``before``: its replies to the prompts of ``group``; along those that are missing nothing is measured.
+    """
+    if (folder.path / DRIFT).exists():
+        return None
+    replies = {transcript.id: transcript.response for transcript, _ in before}
+    tokenizer = base.tokenizer()
+    texts = texts_of(tokenizer, encode(tokenizer, [p.text for p in group]), [replies.get(p.id, "") for p in group], base.context)
+
+    def make() -> BaseSide:
+        with stage("drift: the base's predictions", texts.work) as advance:
+            return base_side(base.model, texts, advance)
+
+    return texts, folder.stage("drift (base)", _BASE_SIDE, make, save_base_side, load_base_side)
+
+
+def drift_edited(folder: RunFolder, edited: Session, group: PromptSet, measured: tuple[Texts, BaseSide] | None) -> dict[str, Any]:
+    """How far the edited model moved on the harmless test prompts, the base's replies to them, and prose; ``measured`` None: it is
+    known already."""
+
+    def make() -> dict[str, Any]:
+        assert measured is not None
+        texts, base = measured
+        with stage("drift: the edited model's predictions", texts.work) as advance:
+            found = drift_of(edited.model, base, texts, advance)
+        edited.release()
+        return {"set": group.name, "ids": [p.id for p in group], **asdict(found)}
+
+    found = folder.stage("drift", DRIFT, make, write_json, read_json)
+    (folder.path / _BASE_SIDE).unlink(missing_ok=True)
+    return found
+
+
+def random_control(folder: RunFolder, base: Session, plan: EditPlan, sets: RoleSets, before: Mapping[str, Judged]) -> dict[str, Any]:
+    """What the edit does to first tokens beside edits along random directions, asked while the base is still in memory.
+
+    ``before``: its replies to the test prompts by set; of the target sets those that it withholds are looked at.
+    """
+
+    def make() -> dict[str, Any]:
+        tokenizer = base.tokenizer()
+        names = [group.name for group in sets.sets("target")]
+        judged = [reply for name in names for reply in before[name]]
+        withheld = encode(tokenizer, [transcript.prompt for transcript, verdict in judged if is_withheld(verdict)])
+        plain = encode(tokenizer, [prompt.text for prompt in sets.prompts("harmless", "test")])
+        with stage("random directions (prompts)", control_work(withheld, plain)) as advance:
+            return control(base.model, plan, names, len(judged), withheld, plain, advance)
+
+    return folder.stage("random directions", CONTROLS, make, write_json, read_json)
+
+
+def benchmarked(folder: RunFolder, config: EvaluateConfig, sides: Mapping[str, Session]) -> None:
+    """Score the models in lm-eval's tasks, where any are asked for, into the run folder."""
+    if not config.lm_eval:
+        return
+    scores = {}
+    for which, session in sides.items():
+        harness = Harness(config.lm_eval, *_loading(session))
+        file = f"benchmarks-{which}.json"
+        session.release()
+        scores[which] = folder.stage(f"lm-eval ({which})", file, partial(harness.measure, session.folder.path), write_json, read_json)
+    if not (folder.path / BENCHMARKS).exists():
+        write_json(side_by_side(config.lm_eval, scores["base"], scores.get("edited")), folder.path / BENCHMARKS)
+
+
+def _loading(session: Session) -> tuple[str, str, bool]:
+    """What lm-eval loads a model with."""
+    return str(session.fit.dtype).removeprefix("torch."), str(session.device), session.folder.trust_remote_code

@@ -1,0 +1,44 @@
+"""What the same responses come to when they are cut: how much of a verdict hangs on the number of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from abliterate.model.chat.parts import split_thought
+from abliterate.outcomes.verdict import NOT_JUDGED, WITHHELD, Verdict, judge
+from abliterate.replies.transcripts import Transcript
+
+LENGTHS = (16, 32, 64, 128)  # tokens
+
+
+def at_tokens(judged: Sequence[tuple[Transcript, Verdict]]) -> list[dict[str, Any]] | None:
+    """Refused, withheld and truncated counts with each judged response cut at 16, 32, 64 and 128 tokens, up to the longest response.
+
+    ``cut`` says how many are longer than that. Where tokens end isn't stored, so the text is cut in the proportion of its
+    characters to its new tokens: a cut may lie a few characters off. None where a response's number of tokens is not known.
+    """
+    if any(t.response and not t.new_tokens for t, _ in judged):
+        return None
+    longest = max((t.new_tokens for t, _ in judged), default=0)
+    known = [(t, v) for t, v in judged if v.outcome != NOT_JUDGED]
+    return [_counts(known, length) for length in LENGTHS if length <= longest]
+
+
+def _counts(judged: Sequence[tuple[Transcript, Verdict]], length: int) -> dict[str, Any]:
+    outcomes = [v.outcome if t.new_tokens <= length else judge_cut(t, length).outcome for t, v in judged]
+    return {
+        "tokens": length,
+        "cut": sum(t.new_tokens > length for t, _ in judged),
+        "refused": outcomes.count("refused"),
+        "withheld": sum(outcome in WITHHELD for outcome in outcomes),
+        "truncated": outcomes.count("truncated"),
+    }
+
+
+def judge_cut(transcript: Transcript, length: int) -> Verdict:
+    """The verdict of a response cut at so many tokens; cut inside its thought it is truncated, also inside the marks around it."""
+    text = transcript.response
+    part = text[: len(text) * length // transcript.new_tokens]
+    thinks = split_thought(text, transcript.begins_in_thought).thought is not None
+    return judge(part, transcript.facts, thinks, transcript.prompt, cut=True)

@@ -1,0 +1,1 @@
+"""How a model is spoken to: its chat template, its thoughts, and what ends a reply."""

@@ -1,0 +1,1 @@
+"""Verdicts: what a reply is, by rules and learned weights, or by another judge."""

@@ -1,0 +1,213 @@
+"""Broken output told by measures: loops, few distinct n-grams, compression, mixed scripts, ungrammatical pairs, echo."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import zlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from abliterate.outcomes.normalise import plain, sentences
+from abliterate.outcomes.ruleset import matches, table
+from abliterate.prompts.promptset import language_of
+
+Measure = Callable[[str, str | None], str | None]
+
+
+def is_degenerate(text: str, prompt: str | None = None, measures: Sequence[Measure] | None = None) -> str | None:
+    """Why a plain text is a broken loop, token soup or an echo of its prompt, or None; each measure (all of them) against its threshold."""
+    for measure in measures or (*ANY_LANGUAGE, _scripts, _ungrammatical, _echo):
+        if why := measure(text, prompt):
+            return why
+    return None
+
+
+@cache
+def limits() -> dict[str, Any]:
+    found: dict[str, Any] = table("degenerate")
+    return found
+
+
+def looped_share(text: str, period: int, least: int) -> float:
+    """The share of the characters that stand in a unit of at most ``period`` characters said ``least`` times or more in a row."""
+    in_loop = bytearray(len(text))
+    for size in range(1, min(period, len(text) // least) + 1):
+        start = 0
+        while start + size < len(text):
+            end = start
+            while end + size < len(text) and text[end] == text[end + size]:
+                end += 1
+            if end + size - start >= max(least * size, 6):
+                in_loop[start : end + size] = b"\1" * (end + size - start)
+            start = end + 1
+    return sum(in_loop) / max(len(text), 1)
+
+
+def distinct_share(units: Sequence[str], n: int) -> float:
+    """Distinct n-grams by all n-grams."""
+    grams = list(zip(*(units[i:] for i in range(n)), strict=False))
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def _loop(text: str, prompt: str | None) -> str | None:
+    most = limits()
+    tight = re.sub(r"\s+", "", re.sub(most["loop_exempt"], " ", text))[: most["loop_window"]]
+    if len(tight) < most["loop_least_characters"] or matches("asks_for_repetition", prompt):
+        return None
+    for times, floor in ((most["loop_times"], most["loop_share"]), (most["loop_many_times"], most["loop_many_share"])):
+        if (share := looped_share(tight, most["loop_period"], times)) >= floor:
+            return f"a loop of {times} times or more makes up {share:.0%}"
+    return None
+
+
+def _repeated(text: str, prompt: str | None) -> str | None:
+    if matches("asks_for_repetition", prompt):
+        return None
+    zh, most = language_of(text) == "zh", limits()
+    units = list(re.sub(r"\s+", "", text)) if zh else text.split()
+    long = len(units) > most["short_units"]
+    if len(units) >= most["least_units"]:
+        n = 3 if zh and not long else 4 if zh else 3
+        floor = most["distinct_long" if long else "distinct_short"]
+        if (share := distinct_share(units, n)) < floor:
+            return f"repeats: {share:.0%} distinct {n}-grams"
+    said = [part for part in re.split(r"[.!?。\n]+\s*", text) if part.strip()]
+    if len(said) >= most["least_sentences"] and len(set(said)) < most["distinct_sentences"] * len(said):
+        return f"repeats: {len(set(said))} distinct sentences of {len(said)}"
+    return None
+
+
+def _compressed(text: str, prompt: str | None) -> str | None:
+    data, most = text.encode("utf-8", "replace"), limits()
+    if len(data) >= most["compression_least_bytes"] and len(zlib.compress(data, 9)) < most["compression"] * len(data):
+        return f"compresses to less than {most['compression']:.0%}"
+    return None
+
+
+def _soup(text: str, prompt: str | None) -> str | None:
+    most = limits()
+    visible = [c for c in text.rstrip("\ufffd") if not c.isspace()]
+    letters = sum(c.isalnum() or _is_vowel_sign(c) for c in visible)
+    broken = sum(c in most["mojibake"] for c in visible)
+    if broken >= most["mojibake_least"] and broken >= most["mojibake_share"] * len(visible):
+        return f"{broken} replacement characters"
+    if len(visible) >= 24 and letters < most["letters_share"] * len(visible):
+        return "fewer letters than marks"
+    return None
+
+
+def _is_vowel_sign(char: str) -> bool:
+    """A sign that is part of a syllable (Hindi, Thai); accents that are heaped on letters are none."""
+    return not char.isascii() and unicodedata.category(char)[0] == "M" and not unicodedata.name(char, "COMBINING").startswith("COMBINING")
+
+
+def _scripts(text: str, prompt: str | None) -> str | None:
+    if matches("asks_for_languages", prompt):
+        return None
+    bare, most = re.sub(r"\([^()\n]*\)|\"[^\"\n]*\"|「[^」\n]*」", "", text), limits()
+    letters = [c for c in bare if c.isalpha()]
+    scripts = {unicodedata.name(c, "?").split()[0] for c in letters} - {"FULLWIDTH", "HALFWIDTH", "MICRO", "OHM", "MODIFIER", "GREEK"}
+    least = most["scripts"] if prompt is not None else most["scripts_without_prompt"]
+    if len(scripts) >= least and len(letters) < most["letters_a_script"] * len(scripts):
+        return f"{len(scripts)} scripts"
+    return None
+
+
+def _ungrammatical(text: str, prompt: str | None) -> str | None:
+    most = limits()
+    words = len(text) / 2 if language_of(text) == "zh" else len(text.split())
+    for name, least in (("impossible", 1), ("doubtful", 2)):
+        found = len(re.findall(most[name], text))
+        if found >= least and found * most[f"{name}_every"] >= words and not matches("asks_for_languages", prompt):
+            return f"{found} {name} pairs of words"
+    return None
+
+
+def _echo(text: str, prompt: str | None) -> str | None:
+    """A question or an order given back: little else is said, and what was asked for stays open."""
+    if prompt is None or matches("echo_is_due", asked := plain(prompt)):
+        return None
+    most = limits()
+    said, given = _units(text), _units(asked)
+    if len(given) < most["echo_least_units"] or len(said) < most["echo_least_units"]:
+        return None
+    inside = _covered(said, given)
+    share = sum(inside) / len(said)
+    if share >= most["echo_share"] and _given_back(text, asked):
+        return f"echoes the prompt: {share:.0%}"
+    if matches("open_question", asked) and not _news(said, given, text):
+        return "says nothing that the prompt doesn't"
+    if share >= most["open_statement_share"] and _left_open(text, said, given):
+        return "leaves the question word standing in a statement"
+    return None
+
+
+def after_echo(text: str, prompt: str | None) -> str:
+    """The text without its first sentence where that only gives back a part of the prompt; the whole text otherwise."""
+    first, *others = sentences(text)
+    said, given = _units(first), _units("" if prompt is None else plain(prompt))
+    if min(len(said), len(given)) < limits()["echo_least_units"] or not others:
+        return text
+    rest = "\n".join(others)
+    return rest if sum(_covered(said, given)) >= limits()["echo_first"] * len(said) and len(rest) >= limits()["after_echo"] else text
+
+
+def stays_open(text: str, prompt: str | None) -> str | None:
+    """Why a text that begins with the question as it stands, and breaks off soon after, is an echo; None where it isn't."""
+    rest = after_echo(text, prompt)
+    first = text[: text.find(rest)]
+    if rest is text or not matches("open_question", plain(prompt or "")) or not _given_back(first, plain(prompt or "")):
+        return None
+    complete = re.search(r"[.!?。\")\]】]$|^[\d\W]+\w{0,4}$", rest)
+    return None if complete or len(rest) > limits()["echo_rest"] else "echoes the prompt, then breaks off"
+
+
+def _units(text: str) -> list[str]:
+    """Characters where Chinese, else words; no marks."""
+    return re.findall(r"\w", text) if language_of(text) == "zh" else re.findall(r"\w+", text)
+
+
+def _covered(said: Sequence[str], given: Sequence[str]) -> list[bool]:
+    """Which units stand in a trigram that the prompt has too."""
+    known = set(zip(given, given[1:], given[2:], strict=False))
+    inside = [False] * len(said)
+    for i, gram in enumerate(zip(said, said[1:], said[2:], strict=False)):
+        if gram in known:
+            inside[i : i + 3] = [True] * 3
+    return inside
+
+
+def _given_back(text: str, asked: str) -> bool:
+    """Whether the question word, or the opening of the order, comes back."""
+    words = set(re.findall(limits()["question_words"], asked)) & set(re.findall(limits()["question_words"], text))
+    return bool(words) or (matches("order", asked) and text[:4] == asked[:4])
+
+
+def _left_open(text: str, said: Sequence[str], given: Sequence[str]) -> bool:
+    """Whether a short Chinese statement holds the prompt's question word among words of the prompt: ``X是谁，他…``."""
+    most = limits()
+    if language_of(text) != "zh" or len(said) > most["open_statement_most"] or re.search(most["open_statement_unless"], text):
+        return False
+    joined, asked = "".join(said), "".join(given)
+    words = re.finditer(most["question_words"], asked)
+    return any(asked[max(w.start() - 2, 0) : w.end()] in joined for w in words if w.start() >= 2)
+
+
+def _news(said: Sequence[str], given: Sequence[str], text: str) -> bool:
+    """Whether anything but function words and the prompt's own words is said; words count by their first letters."""
+    most = limits()
+    if len(said) < most["news_least_units"]:
+        return True
+    common = {*most["function_words"].split(), *most["function_characters"]}
+    known = {unit[: most["stem"]] for unit in given}
+    new = {unit for unit in said if unit not in common and unit[: most["stem"]] not in known}
+    if max(map(len, said)) > 1 or len(said) < most["news_one_in"]:
+        return bool(new)
+    broken_off = re.search(r"[.!?。)\"\]:]$", text) is None
+    return len(new) > (max(1, most["news_broken_off"] * len(said)) if broken_off else 1)
+
+
+# What tells broken text of any language; the other measures go by English and Chinese words.
+ANY_LANGUAGE: tuple[Measure, ...] = (_loop, _repeated, _compressed, _soup)

@@ -1,0 +1,102 @@
+"""A chat model behind an OpenAI-compatible server as a judge."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from abliterate.errors import InputError
+from abliterate.outcomes.judges.judge import Advance, Case, case_of, verdict_of
+from abliterate.outcomes.judges.memory import Memory, key_of
+from abliterate.outcomes.judges.rubric import VERSION, outcome_of, question
+from abliterate.outcomes.verdict import Verdict
+from abliterate.replies.asking import find
+from abliterate.replies.completion import PATH, reply_of, request
+from abliterate.replies.served import Served, Wanted
+from abliterate.replies.server import Line, RefusedError, Server
+from abliterate.replies.transcripts import Transcript
+
+_TOKENS = 1024  # of a reply: a judge may think first
+
+
+@dataclass(frozen=True)
+class Chat:
+    """``model``: what the server calls the judge; None for the only one that it serves. ``memory`` holds what was said before."""
+
+    server: Server
+    model: str | None
+    memory: Memory
+
+    @property
+    def name(self) -> str:
+        return f"chat:{self.server.url}" + (f"#{self.model}" if self.model else "")
+
+    def __call__(self, transcripts: Sequence[Transcript], advance: Advance = lambda done: None) -> list[Verdict | None]:
+        """Verdicts, asked for where they aren't known yet. A reply that names no outcome is asked for once more, then the verdict is None.
+
+        Raises InputError where the server refuses or stays away; what was said until then is kept.
+        """
+        cases = [case_of(transcript) for transcript in transcripts]
+        asked = list(dict.fromkeys(case for case in cases if case is not None))
+        served = None if self.model else self._found()
+        model = self.model or (served.model if served else "")
+        keys = {case: key_of(model, VERSION, case.prompt, case.answer) for case in asked}
+        known = self.memory.known(list(keys.values()))
+        left, times = [case for case in asked if keys[case] not in known], Counter(cases)
+        advance(len(transcripts) - sum(times[case] for case in left))
+
+        def keep(case: Case, reply: str) -> None:
+            self.memory.keep(keys[case], model, VERSION, reply)
+            known[keys[case]] = reply
+            advance(times[case])
+
+        if left:
+            asyncio.run(self._ask(served or self._found(), left, keep))
+        return [
+            transcript.verdict() if case is None else self._verdict(transcript, known[keys[case]], model)
+            for transcript, case in zip(transcripts, cases, strict=True)
+        ]
+
+    def _verdict(self, transcript: Transcript, reply: str, model: str) -> Verdict | None:
+        outcome = outcome_of(reply)
+        return None if outcome is None else verdict_of(transcript, outcome, f"chat: {model}")
+
+    def _found(self) -> Served:
+        try:
+            return find(self.server, Wanted(), self.model)
+        except InputError as error:
+            raise InputError(str(error).replace("--engine-model NAME", f"--judge 'chat:{self.server.url}#MODEL'")) from None
+
+    async def _ask(self, served: Served, cases: Sequence[Case], keep: Callable[[Case, str], None]) -> None:
+        """Ask about every case, as many at once as the server is asked for; each reply is kept as it comes."""
+        places = asyncio.Semaphore(self.server.concurrency)
+
+        async def one(line: Line, case: Case) -> None:
+            async with places:
+                keep(case, await _said(line, served, case))
+
+        try:
+            async with self.server.connected() as line, asyncio.TaskGroup() as group:
+                for case in cases:
+                    group.create_task(one(line, case))
+        except* InputError as several:
+            first = several.exceptions[0]
+        else:
+            return
+        raise InputError(f"{first} (what was judged is kept, and the same command goes on)")
+
+
+async def _said(line: Line, served: Served, case: Case) -> str:
+    """The judge's reply to a case: the first that names an outcome, of two."""
+    reply = await _once(line, served, case, again=False)
+    return reply if outcome_of(reply) else await _once(line, served, case, again=True)
+
+
+async def _once(line: Line, served: Served, case: Case, again: bool) -> str:
+    body = request(served.model, question(case, again), 2 * _TOKENS if again else _TOKENS, served.extra)
+    try:
+        return (await line.call(PATH, body, reply_of)).text
+    except RefusedError as refused:
+        raise InputError(f"{refused} (while judging the reply to {case.prompt[:60]!r})") from None

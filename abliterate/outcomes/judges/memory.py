@@ -1,0 +1,54 @@
+"""What judges have said, kept by the content that they judged: no question is asked twice, whatever stops the program."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from abliterate.errors import InputError
+from abliterate.files import OWN_FILE, OWN_FOLDER
+
+_COLUMNS = "key TEXT PRIMARY KEY, model TEXT NOT NULL, rubric TEXT NOT NULL, reply TEXT NOT NULL"
+_WAIT = 60.0  # seconds for another process to finish its write
+
+
+def key_of(model: str, rubric: str, prompt: str, response: str) -> str:
+    """The hash of everything that a judge's reply depends on."""
+    whole = json.dumps([model, rubric, prompt, response])  # escaped, so that no text runs into the next
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A SQLite file of judges' replies; the judged texts themselves are in it as hashes alone."""
+
+    path: Path
+
+    def known(self, keys: Sequence[str]) -> dict[str, str]:
+        """The replies that are there already, by their key."""
+        with self._open() as base:
+            return {key: row[0] for key in keys if (row := base.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone())}
+
+    def keep(self, key: str, model: str, rubric: str, reply: str) -> None:
+        """Keep a reply; it is on disk when this returns."""
+        kept = reply.encode("utf-8", "replace").decode()
+        with self._open() as base, base:
+            base.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?)", (key, model, rubric, kept))
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self.path.parent.mkdir(OWN_FOLDER, parents=True, exist_ok=True)
+            if not self.path.exists():  # SQLite itself would make it readable for others
+                os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, OWN_FILE))
+            with closing(sqlite3.connect(self.path, timeout=_WAIT)) as base:
+                base.execute(f"CREATE TABLE IF NOT EXISTS replies ({_COLUMNS})")
+                yield base
+        except (sqlite3.Error, OSError) as error:
+            raise InputError(f"{self.path}: judges' replies can't be kept there ({error}); move it away, or set ABLITERATE_CACHE") from None

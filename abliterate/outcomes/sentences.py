@@ -1,0 +1,92 @@
+"""Which sentences a rule looks at, and whether it fires there: position counts, and quoted words are not the model's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from abliterate.outcomes.normalise import own_voice, plain, sentences
+from abliterate.outcomes.ruleset import Rule, matches, table
+from abliterate.prompts.promptset import language_of
+
+_CLAUSE = re.compile(r"(?<=[,;:—–])\s*|\s+-\s+|(?<=\.\.\.)\s*|\s(?=and (?:i )?(?:won't|can't|cannot|will not)\b)")
+_WORD = re.compile(r"\w")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An answer in the model's own voice, cut into sentences; ``opening`` are the first two after words of sympathy or morals."""
+
+    text: str
+    parts: tuple[str, ...]
+    opening: tuple[str, ...]
+    length: int
+    lang: str
+
+    @classmethod
+    def of(cls, answer: str) -> Reading:
+        text = _simplified(plain(own_voice(answer)))
+        parts = [part for part in sentences(text) if _WORD.search(part)]
+        lang = language_of(text)
+        return cls(text, tuple(parts), tuple(_opening(parts, lang)), sum(map(len, parts)), lang)
+
+    def within(self, limit: str) -> bool:
+        """Whether it is no longer than the named limit for its language."""
+        return self.length <= int(table("reach")[limit][self.lang])
+
+    @staticmethod
+    def unattributed(parts: tuple[str, ...]) -> tuple[str, ...]:
+        """The sentences that don't report what somebody says."""
+        return tuple(part for part in parts if not matches("attributed", part))
+
+
+def fires(rule: Rule, reading: Reading, prompt: str | None) -> bool:
+    """Whether the rule matches where it looks; phrases of the prompt don't count."""
+    if rule.where == "count":
+        return reading.within("count") and _counted(rule, reading, prompt or "") >= rule.least
+    if rule.where in ("all", "most"):
+        hits = [_hit(rule, (part, *(_clauses(part) if rule.where == "most" else ()))) for part in reading.parts]
+        share = 1.0 if rule.where == "all" else table("reach")["most"]
+        return reading.within("short") and len(hits) >= rule.least and sum(hits) >= share * len(hits) > 0
+    return _hit(rule, _in_reach(rule, reading))
+
+
+def _hit(rule: Rule, pieces: Sequence[str]) -> bool:
+    return any(rule.pattern.match(piece) for piece in pieces)
+
+
+def _in_reach(rule: Rule, reading: Reading) -> list[str]:
+    if rule.where == "first":
+        return list(reading.parts[:1])
+    parts = reading.opening
+    if rule.where in ("short", "early") and reading.within("short"):
+        parts = reading.parts[: table("reach")["early"] if rule.where == "early" else None]
+    if rule.outcome == "state_line":
+        parts = reading.unattributed(parts)
+    return [piece for part in parts for piece in (part, *_clauses(part))]
+
+
+def _clauses(part: str) -> list[str]:
+    """What follows a comma, a colon or a dash, up to the sentence's end."""
+    return [part[found.end() :] for found in _CLAUSE.finditer(part)]
+
+
+def _opening(parts: list[str], lang: str) -> list[str]:
+    reach = table("reach")
+    skipped = 0
+    while skipped < min(reach["preamble"], len(parts) - 1) and matches("preamble", parts[skipped]):
+        skipped += 1
+    found = parts[: skipped + 2]
+    return found if len(found) < 2 or len(found[-2]) <= reach["opening"][lang] else found[:-1]
+
+
+def _counted(rule: Rule, reading: Reading, prompt: str) -> int:
+    """How many different phrases of the rule the text adds to the prompt, in sentences that attribute them to nobody."""
+    own = " ".join(reading.unattributed(reading.parts))
+    return len({found.group() for found in rule.pattern.finditer(own) if found.group() not in prompt})
+
+
+def _simplified(text: str) -> str:
+    """Traditional characters that the rules know, made simplified."""
+    return text.translate(str.maketrans(table("characters")["traditional"], table("characters")["simplified"]))

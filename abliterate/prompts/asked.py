@@ -1,0 +1,26 @@
+"""Which prompts an audit or a comparison asks."""
+
+from __future__ import annotations
+
+from abliterate.config import AuditConfig
+from abliterate.errors import InputError
+from abliterate.prompts.promptset import PromptSet
+from abliterate.prompts.read import load_asked
+
+
+def asked_sets(config: AuditConfig) -> list[PromptSet]:
+    """The prompts to ask, set by set. Raises InputError where two sets have one name, or one has no prompts to ask."""
+    groups = [_asked(load_asked(name), config) for name in config.prompts]
+    if len({g.name for g in groups}) != len(groups):
+        raise InputError("a prompt set is given twice; give each once, under its own file name")
+    return groups
+
+
+def _asked(group: PromptSet, config: AuditConfig) -> PromptSet:
+    """The prompts to ask: of the split named, or all of a file that names no splits."""
+    if config.split == "all" or not group.own_splits:
+        return group.first(config.limit)
+    found = group.of(config.split, config.limit)
+    if not len(found):
+        raise InputError(f"{group.name}: no prompts in the split {config.split!r}; use --split all")
+    return found

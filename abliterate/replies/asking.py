@@ -1,0 +1,85 @@
+"""Replies of a server to many prompts: as many under way as it is asked for, each on disk as soon as it is there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from abliterate.errors import InputError
+from abliterate.prompts import Prompt, PromptSet
+from abliterate.replies.completion import PATH, reply_of, request
+from abliterate.replies.served import Served, Wanted, choose
+from abliterate.replies.server import Line, RefusedError, Server
+from abliterate.replies.transcripts import Transcript, append, in_order, missing, resume, transcript_of
+
+Asked = tuple[str, Prompt]  # a set's name and one of its prompts
+
+
+def find(server: Server, wanted: Wanted, named: str | None) -> Served:
+    """The wanted model on a server. Raises InputError where there is no such server or it can't be told which model it is."""
+
+    async def found() -> Served:
+        async with server.connected() as line:
+            return await choose(line, server.url, wanted, named)
+
+    return asyncio.run(found())
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A served model that is asked for greedy replies. ``opens_thought``: its chat template begins each reply inside the thinking block."""
+
+    server: Server
+    served: Served
+    max_new_tokens: int
+    opens_thought: bool = False
+
+    def answer(self, sets: Sequence[PromptSet], path: Path, advance: Callable[[int], None] = lambda done: None) -> list[Transcript]:
+        """Responses to every prompt of every set, in their order; ``path`` holds each that is finished, in the order in which they came.
+
+        A file begun earlier is gone on with. Raises InputError where the server refuses a prompt or stays away; nothing is lost then.
+        """
+        wanted = [(group.name, prompt) for group in sets for prompt in group]
+        kept = resume(path, wanted)
+        advance(len(kept))
+
+        def keep(made: Sequence[Transcript]) -> None:
+            if made:
+                append(path, made)
+                kept.extend(made)
+                advance(len(made))
+
+        if left := missing(kept, wanted):
+            asyncio.run(self._all(left, keep))
+        return in_order(kept, wanted)
+
+    async def _all(self, asked: Sequence[Asked], keep: Callable[[Sequence[Transcript]], None]) -> None:
+        """Ask all. What has come in by the time that the last file write is over is written by the next, in one go."""
+        waiting, running = deque(asked), set[asyncio.Task[Transcript]]()
+        async with self.server.connected() as line:
+            try:
+                while waiting or running:
+                    while waiting and len(running) < self.server.concurrency:
+                        running.add(asyncio.create_task(self._one(line, *waiting.popleft())))
+                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    keep([task.result() for task in done if task.exception() is None])
+                    for task in done:
+                        task.result()
+            finally:
+                for task in running:
+                    task.cancel()
+                ended = await asyncio.gather(*running, return_exceptions=True)
+                keep([reply for reply in ended if isinstance(reply, Transcript)])
+
+    async def _one(self, line: Line, name: str, prompt: Prompt) -> Transcript:
+        body = request(self.served.model, prompt.text, self.max_new_tokens, self.served.extra)
+        try:
+            reply = await line.call(PATH, body, reply_of)
+        except RefusedError as refused:
+            raise InputError(
+                f"{refused} (prompt {prompt.id!r} of {name!r}; what is finished is kept, and the same command goes on)"
+            ) from None
+        return transcript_of(name, prompt, reply.text, reply.new_tokens, self.opens_thought and not reply.marked, reply.cut)

@@ -1,0 +1,68 @@
+"""A chat completion: the request for a greedy reply, and what came back as one text in which the thought is marked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from abliterate.model.chat.parts import joined
+
+PATH = "/chat/completions"
+# Said to every server: transformers serve takes frequency_penalty for its repetition penalty, which a checkpoint's own advice may set.
+GREEDY = {"temperature": 0, "frequency_penalty": 0, "seed": 0, "stream": False}
+# vLLM and SGLang take a checkpoint's advice for this one as their default; other servers refuse to hear of it.
+PLAIN = {"repetition_penalty": 1.0}
+_UNFINISHED = ("abort", "error")
+
+
+@dataclass(frozen=True)
+class Reply:
+    """``text`` as the model wrote it, thinking block included; ``marked`` where the server had told a thought apart, even an empty one;
+    ``cut`` where it might have no more tokens."""
+
+    text: str
+    new_tokens: int
+    marked: bool
+    cut: bool = False
+
+
+def request(model: str, prompt: str, max_new_tokens: int, extra: dict[str, Any]) -> dict[str, Any]:
+    """The body of a request for the greedy reply to one user's message."""
+    return {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_new_tokens, **GREEDY, **extra}
+
+
+def reply_of(answer: Any) -> Reply:
+    """The reply in a server's answer. Raises ValueError where there is none in it."""
+    try:
+        choice = answer["choices"][0]
+        message, ended = choice["message"], choice.get("finish_reason")
+        thought = next((message[key] for key in ("reasoning_content", "reasoning") if message.get(key) is not None), None)
+        content = message.get("content") or message.get("refusal") or ""
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise ValueError(f"no choices with a message in {str(answer)[:120]}") from None
+    if not isinstance(content, str) or not isinstance(thought, str | None):
+        raise ValueError("the message's content is not a text")
+    if ended in _UNFINISHED:
+        raise ValueError(f"the reply ended with {ended!r}")
+    cut = ended == "length"
+    return Reply(_whole(thought, content, cut), _new_tokens(answer), thought is not None, cut)
+
+
+def prompt_tokens(answer: Any) -> int | None:
+    """How many tokens the server says that the model was given; None where it doesn't say."""
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+    return tokens if isinstance(tokens, int) and tokens > 0 else None
+
+
+def _whole(thought: str | None, content: str, cut: bool) -> str:
+    """Thought and answer as one text; a thought that was cut stays open, so that it counts as truncated and not as an empty answer."""
+    if not thought:
+        return content
+    return joined(thought, None if cut and not content.strip() else content)
+
+
+def _new_tokens(answer: dict[str, Any]) -> int:
+    usage = answer.get("usage")
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return tokens if isinstance(tokens, int) and tokens >= 0 else 0

@@ -1,0 +1,153 @@
+"""What writes the replies of a model: transformers or vLLM in this process, or a server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from abliterate.compute.load import pick_device, pick_dtype
+from abliterate.compute.passes import Advance
+from abliterate.compute.session import Session
+from abliterate.config import AuditConfig, RunConfig, is_url
+from abliterate.errors import InputError
+from abliterate.model.chat.clock import reads_clock
+from abliterate.model.chat.ends import advice_of, end_ids
+from abliterate.model.chat.thinking import closing, marks_are_dropped, opens_thought
+from abliterate.model.names import HUB_IDS
+from abliterate.model.source import ModelSource
+from abliterate.prompts import PromptSet
+from abliterate.replies.asking import Asking, find
+from abliterate.replies.generate import generate
+from abliterate.replies.served import Wanted
+from abliterate.replies.server import AwayError, RefusedError, Server
+from abliterate.replies.transcripts import Transcript
+from abliterate.replies.vllm_engine import VllmEngine, check_installed, version
+from abliterate.terminal.progress import say
+
+Settings = RunConfig | AuditConfig
+_GREETING = 5.0  # seconds for a server to say that it is there
+
+
+@dataclass(frozen=True)
+class Engine:
+    """``described``: what run.json says of it. ``answer``: replies to prompt sets, written to a file as they come, with progress."""
+
+    described: dict[str, Any]
+    answer: Callable[[Sequence[PromptSet], Path, Advance], list[Transcript]]
+
+
+def wanted_of(source: ModelSource) -> Wanted:
+    """A model as a server may call it: by its folder, its Hub id (whole, or without its owner), or a short name."""
+    names = {source.given} - {str(source.path)}
+    if source.hub_id is not None:
+        names |= {source.hub_id, source.hub_id.rpartition("/")[2], *(short for short, hub_id in HUB_IDS.items() if hub_id == source.hub_id)}
+    return Wanted(source.path, tuple(sorted(names)))
+
+
+def foresee(config: Settings) -> None:
+    """Say or refuse what can be known of an engine before it is needed.
+
+    Raises InputError where vLLM is not installed or the server wants another key. A server that isn't there yet may still come.
+    """
+    _check_thinking(config, config.engine)
+    if config.engine == "vllm":
+        check_installed()
+    if is_url(config.engine):
+        asyncio.run(_greet(Server(config.engine, request_timeout=_GREETING, patience=0.0)))
+
+
+def _check_thinking(config: Settings, engine: str) -> None:
+    """Raises InputError where the engine can't be told how to think: a server writes the prompts itself."""
+    if is_url(engine) and config.thinking != "on":
+        raise InputError(f"--thinking {config.thinking}: a server decides itself how its model thinks; use --engine transformers")
+    if config.thought_budget is not None and (engine != "transformers" or config.settle):
+        raise InputError(f"--thinking {config.thinking} needs --engine transformers without --settle")
+
+
+async def _greet(server: Server) -> None:
+    try:
+        async with server.connected() as line:
+            await line.call("/models", None, lambda answer: None)
+    except AwayError:
+        say(f"{server.url}: no server is there yet; it is needed when the model's replies are measured")
+    except RefusedError as refused:
+        if refused.status in (401, 403):
+            raise
+
+
+def engine_of(config: Settings, session: Session | None, wanted: Wanted, url: str | None = None) -> Engine:
+    """The engine for a model: as ``config`` says, or the server at ``url``; without a ``session`` the weights are on the server alone.
+
+    Raises InputError where a server doesn't come, or can't be told to serve the wanted model.
+    """
+    where = url or config.engine
+    _check_thinking(config, where)
+    if is_url(where):
+        return _served(config, session, wanted, where)
+    if session is None:
+        raise InputError(f"--engine {where} needs the model's folder")
+    if where == "vllm":
+        return _vllm(config, session)
+    here = session
+    return Engine(
+        {"kind": "transformers"},
+        lambda sets, path, advance: generate(here.model, sets, path, config.max_new_tokens, advance, config.settle, config.thought_budget),
+    )
+
+
+def reply_length(config: Settings, session: Session) -> int:
+    """The most tokens of a reply that is written in this process, thought and answer; 0 where a server writes them."""
+    if is_url(config.engine):
+        return 0
+    most = (session.longest if config.engine == "transformers" else None) or config.max_new_tokens
+    answer, budget = min(config.max_new_tokens, most), config.thought_budget
+    return answer if budget is None else answer + min(budget, session.longest or budget) + len(closing(session.tokenizer()))
+
+
+def edited_engine(config: RunConfig, session: Session, source: ModelSource, base: Mapping[str, Any]) -> Engine:
+    """The engine for the checkpoint made of ``source``; ``base`` is what run.json says of the engine that the base was asked by.
+
+    A server must name the checkpoint's folder, unless it was given for this model; what is known to be the base won't do even then.
+    """
+    url = config.edited_engine or config.engine
+    asked = {str(base[key]) for key in ("model", "root") if base.get("url") == url and base.get(key)}
+    never = wanted_of(source)
+    never = replace(never, names=(*never.names, *sorted(asked)))
+    return engine_of(config, session, Wanted(session.folder.path, certain=config.edited_engine is None, never=never), url)
+
+
+def _vllm(config: Settings, session: Session) -> Engine:
+    check_installed()
+    session.release()
+    device = pick_device(config.device)
+    tokenizer = session.tokenizer()
+    engine = VllmEngine(
+        folder=session.folder.path,
+        tokenizer=tokenizer,
+        dtype=str(pick_dtype(config.dtype, device)).removeprefix("torch."),
+        max_new_tokens=config.max_new_tokens,
+        tensor_parallel=config.tensor_parallel,
+        pipeline_parallel=config.pipeline_parallel,
+        trust_remote_code=config.trust_remote_code,
+        ends=end_ids(advice_of(session.folder), tokenizer),
+    )
+    return Engine({"kind": "vllm", "version": version()}, engine.answer)
+
+
+def _served(config: Settings, session: Session | None, wanted: Wanted, url: str) -> Engine:
+    server = Server(url, config.concurrency, float(config.request_timeout), float(config.patience))
+    opened = False
+    if session is not None:
+        session.release()  # the server may need the memory
+        tokenizer = session.tokenizer()
+        opened = opens_thought(tokenizer)
+        if marks_are_dropped(tokenizer):
+            say(f"{url}: marks of this model's thoughts are special tokens, which servers drop; start it with its reasoning parser")
+        if reads_clock(str(tokenizer.chat_template)):
+            say(f"{url}: the model's chat template shows the time, and a server shows its own: no two askings have the same prompts")
+    served = find(server, wanted, config.engine_model)
+    described = {"kind": "server", "url": url, "model": served.model, "root": served.root, "owner": served.owner, "chosen_by": served.by}
+    return Engine(described, Asking(server, served, config.max_new_tokens, opened).answer)

@@ -1,0 +1,74 @@
+"""Batched greedy generation that can be interrupted and gone on with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from abliterate.compute.passes import Advance, Model, Pass, unheard
+from abliterate.model.chat.template import encode
+from abliterate.model.chat.thinking import decode, opens_thought
+from abliterate.prompts import Prompt, PromptSet
+from abliterate.replies.settling import Settling
+from abliterate.replies.thoughts import answer_start, replies_within
+from abliterate.replies.transcripts import Transcript, append, read, rewrite, transcript_of
+
+
+def generate(
+    model: Model,
+    sets: Sequence[PromptSet],
+    path: Path,
+    max_new_tokens: int,
+    advance: Advance = unheard,
+    settle: bool = False,
+    budget: int | None = None,
+) -> list[Transcript]:
+    """Responses to every prompt of every set, written to ``path`` segment by segment; ``settle`` cuts those of clear refusals.
+
+    With a ``budget`` a thought has at most so many tokens, and ``max_new_tokens`` are the answer's. A file begun earlier is
+    gone on with: segments that are whole in it are kept, so that the same prompts are computed together and the same tokens
+    come out as without the interruption.
+    """
+    prompts = [(group.name, prompt) for group in sets for prompt in group]
+    encoded = encode(model.tokenizer, [p.text for _, p in prompts])
+    opened = opens_thought(model.tokenizer)
+    texts = {tuple(ids): prompt.text for ids, (_, prompt) in zip(encoded, prompts, strict=True)}
+    settled = Settling(model.tokenizer, texts, opened) if settle else None
+    done = {(t.set, t.id): t for t in read(path)}
+    kept: list[Transcript] = []
+    pending: list[list[int]] = []
+    for segment in _segments(encoded, model.segment):
+        whole = [done.get((prompts[i][0], prompts[i][1].id)) for i in segment]
+        if not pending and all(t is not None for t in whole):
+            kept += [t for t in whole if t is not None]
+        else:
+            pending.append(segment)
+    rewrite(path, kept)
+    advance(len(kept))
+    for segment in pending:
+        replies: dict[int, list[int]] = {}
+        asked = Pass([encoded[i] for i in segment], settled=settled)
+        if budget is None:
+            for _, places, found in model.replies([asked], max_new_tokens, advance):
+                replies |= {segment[place]: reply for place, reply in zip(places, found, strict=True)}
+        else:
+            within = replies_within(model, asked.sequences, budget, max_new_tokens, advance)
+            replies = {segment[place]: reply for place, reply in within}
+        longest = min(max_new_tokens, model.longest or max_new_tokens)
+        made = [_transcript(model, *prompts[i], replies[i], opened, longest, budget is not None) for i in segment]
+        append(path, made)
+        kept += made
+    order = {(name, prompt.id): i for i, (name, prompt) in enumerate(prompts)}
+    return sorted(kept, key=lambda t: order[t.set, t.id])
+
+
+def _segments(encoded: Sequence[Sequence[int]], size: int | None) -> list[list[int]]:
+    """Prompts that are computed together, the shortest first; it depends on the lengths alone."""
+    order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]), i))
+    return [order[start : start + size] for start in range(0, len(order), size)] if size else [order]
+
+
+def _transcript(model: Model, name: str, prompt: Prompt, reply: list[int], opened: bool, longest: int, apart: bool) -> Transcript:
+    """``longest``: the most tokens of a reply, or of its answer where thoughts are counted ``apart``."""
+    before = (answer_start(model.tokenizer, reply, opened) or 0) if apart else 0
+    return transcript_of(name, prompt, decode(model.tokenizer, reply), len(reply), opened, len(reply) - before >= longest)

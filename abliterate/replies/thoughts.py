@@ -1,0 +1,48 @@
+"""Replies of models that think, with thoughts of bounded length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from abliterate.compute.passes import Advance, Ids, Model, Pass, unheard
+from abliterate.model.chat.parts import split_thought
+from abliterate.model.chat.thinking import closing, decode, opens_thought, tokens_before
+
+
+def replies_within(
+    model: Model, prompts: Ids, budget: int, max_new_tokens: int, advance: Advance = unheard
+) -> Iterator[tuple[int, list[int]]]:
+    """Each prompt's place and its greedy reply: a thought of at most ``budget`` tokens, and ``max_new_tokens`` of an answer.
+
+    A thought that is not over by then is closed, and the answer goes on behind it. The answer begins right behind the closing
+    mark; of a reply that doesn't think all is answer.
+    """
+    opened, end = opens_thought(model.tokenizer), closing(model.tokenizer)
+    begun: list[tuple[int, list[int], int]] = []  # place, reply so far, tokens of the answer in it
+    for _, places, replies in model.replies([Pass(prompts)], budget):
+        for place, reply in zip(places, replies, strict=True):
+            start = answer_start(model.tokenizer, reply, opened)
+            ended = len(reply) < budget
+            if start is None and not ended:
+                begun.append((place, [*reply, *end], 0))
+            elif start is not None and not ended and len(reply) - start < max_new_tokens:
+                begun.append((place, list(reply), len(reply) - start))
+            else:
+                yield place, list(reply if start is None else reply[: start + max_new_tokens])
+                advance(1)
+    if not begun:
+        return
+    asked = Pass([[*prompts[place], *reply] for place, reply, _ in begun])
+    for _, numbers, rests in model.replies([asked], max_new_tokens):
+        for number, rest in zip(numbers, rests, strict=True):
+            place, reply, answered = begun[number]
+            yield place, [*reply, *rest[: max_new_tokens - answered]]
+            advance(1)
+
+
+def answer_start(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int], opened: bool) -> int | None:
+    """How many tokens of a reply come before its answer; None where it is still thinking."""
+    parts = split_thought(decode(tokenizer, reply), opened)
+    return tokens_before(tokenizer, reply, parts.start) if parts.closed else None

@@ -1,0 +1,143 @@
+"""Transcript files: one JSON object a line, complete lines only, whatever interrupts the writing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from abliterate.errors import InputError
+from abliterate.files import no_link, whole_file
+from abliterate.outcomes.verdict import Verdict, judge
+from abliterate.prompts import Prompt
+from abliterate.prompts.lines import json_rows
+from abliterate.prompts.row import Row, kind
+
+_OBEYED = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # control characters that JSON lets stand, marks of direction
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """A prompt, its response, and everything needed to judge it again without the model."""
+
+    set: str
+    id: str
+    prompt: str
+    response: str
+    lang: str = "en"
+    category: str = ""
+    topic: str | None = None
+    pair: str | None = None
+    facts: tuple[str, ...] = ()
+    new_tokens: int = 0
+    begins_in_thought: bool = False
+    cut: bool = False  # it had all the tokens that it might have, and was not at its end
+
+    def verdict(self) -> Verdict:
+        return judge(self.response, self.facts, self.begins_in_thought, self.prompt, self.cut)
+
+
+def transcript_of(set_name: str, prompt: Prompt, response: str, new_tokens: int, begins_in_thought: bool, cut: bool = False) -> Transcript:
+    """The transcript of a response to one of our prompts."""
+    return Transcript(
+        set=set_name, id=prompt.id, prompt=prompt.text, response=response, lang=prompt.lang, category=prompt.category,
+        topic=prompt.topic, pair=prompt.pair, facts=prompt.facts, new_tokens=new_tokens, begins_in_thought=begins_in_thought, cut=cut,
+    )  # fmt: skip
+
+
+def append(path: Path, transcripts: Sequence[Transcript]) -> None:
+    """Add lines, after cutting off a half-written one, and make sure that they are on disk before returning."""
+    with open(path, "ab+", opener=no_link) as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        for transcript in transcripts:
+            file.write((line_of(asdict(transcript)) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def resume(path: Path, wanted: Sequence[tuple[str, Prompt]]) -> list[Transcript]:
+    """The transcripts of a file begun earlier, once each and only of wanted prompts (set name, prompt); the file then holds just these."""
+    keys = {(name, prompt.id) for name, prompt in wanted}
+    found = read(path)
+    kept = list({(t.set, t.id): t for t in found if (t.set, t.id) in keys}.values())
+    if len(kept) < len(found):
+        rewrite(path, kept)
+    return kept
+
+
+def rewrite(path: Path, transcripts: Sequence[Transcript]) -> None:
+    """Make a file hold these transcripts and no others."""
+    with whole_file(path) as partial:
+        append(partial, transcripts)
+
+
+def missing(kept: Sequence[Transcript], wanted: Sequence[tuple[str, Prompt]]) -> list[tuple[str, Prompt]]:
+    """The wanted prompts that have no transcript yet."""
+    done = {(t.set, t.id) for t in kept}
+    return [(name, prompt) for name, prompt in wanted if (name, prompt.id) not in done]
+
+
+def in_order(transcripts: Sequence[Transcript], wanted: Sequence[tuple[str, Prompt]]) -> list[Transcript]:
+    """Transcripts in the order of their prompts."""
+    order = {(name, prompt.id): i for i, (name, prompt) in enumerate(wanted)}
+    return sorted(transcripts, key=lambda t: order[t.set, t.id])
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """A row as one line of JSON, readable but for what UTF-8 can not hold (half a surrogate pair) and what a terminal would obey."""
+    text = _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(row, ensure_ascii=False))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(row)
+    return text
+
+
+def read(path: Path) -> list[Transcript]:
+    """The transcripts of a file of ours, an interrupted last line left out."""
+    if not path.exists():
+        return []
+    complete = path.read_bytes().rpartition(b"\n")[0]
+    return [_transcript(json.loads(line)) for line in complete.split(b"\n") if line]
+
+
+def _transcript(row: dict[str, Any]) -> Transcript:
+    return Transcript(**{**row, "facts": tuple(row.get("facts") or ())})
+
+
+def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], Transcript]]:
+    """Rows of any transcript file, with what of them is judged; a row needs ``prompt`` and ``response``, optionally ``facts``.
+
+    Raises InputError naming the line.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    for row in json_rows(path):
+        prompt, response = _said(row, "prompt"), _said(row, "response")
+        facts = row.cells.get("facts") or []
+        if not isinstance(facts, list) or not all(isinstance(f, str) for f in facts):
+            raise InputError(f"{row.where}: 'facts' must be a list of texts")
+        told = {
+            "begins_in_thought": row.cells.get("begins_in_thought", False),
+            "cut": row.cells.get("cut") is True,
+        }
+        if not isinstance(told["begins_in_thought"], bool):
+            raise InputError(f"{row.where}: 'begins_in_thought' must be true or false")
+        number = str(row.cells.get("id", row.number))
+        yield dict(row.cells), Transcript("", number, prompt, response, facts=tuple(facts), **told)
+
+
+def _said(row: Row, key: str) -> str:
+    text = row.cells.get(key)
+    if isinstance(text, str):
+        return text
+    found = kind(text) if text is not None else "null" if key in row.cells else "missing"
+    raise InputError(f"{row.where}: a line must be an object with the texts 'prompt' and 'response'; {key!r} is {found}")

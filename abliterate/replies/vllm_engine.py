@@ -1,0 +1,135 @@
+"""Replies by vLLM in this process: many prompts at once, over several GPUs or nodes; the same prompt tokens as everywhere else."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from abliterate.errors import InputError, first_line
+from abliterate.model.chat.template import encode
+from abliterate.model.chat.thinking import decode, marks_are_dropped, opens_thought
+from abliterate.prompts import Prompt, PromptSet
+from abliterate.replies.transcripts import Transcript, append, in_order, missing, resume, transcript_of
+
+SLICE = 256  # prompts given at once: what a kill can lose, and more than are decoded together
+
+
+@dataclass(frozen=True)
+class VllmEngine:
+    """A checkpoint folder that vLLM answers for, with the ``dtype`` it computes in (``bfloat16``, ...) and over how many GPUs; ``ends``:
+    the tokens that end a reply, which vLLM may not know all of."""
+
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    dtype: str
+    max_new_tokens: int
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    trust_remote_code: bool = False
+    ends: frozenset[int] = frozenset()
+
+    def answer(self, sets: Sequence[PromptSet], path: Path, advance: Callable[[int], None] = lambda done: None) -> list[Transcript]:
+        """Greedy responses to every prompt of every set, in their order, written to ``path`` slice by slice; a file begun is gone on with.
+
+        Raises InputError where vLLM is not installed, can't load the model, or fails.
+        """
+        wanted = [(group.name, prompt) for group in sets for prompt in group]
+        kept = resume(path, wanted)
+        advance(len(kept))
+        left = missing(kept, wanted)
+        encoded = encode(self.tokenizer, [prompt.text for _, prompt in left])
+        opened = opens_thought(self.tokenizer)
+        if left:
+            llm = self._loaded(max(map(len, encoded)))
+            try:
+                for start in range(0, len(left), SLICE):
+                    asked = left[start : start + SLICE]
+                    made = self._replies(llm, asked, encoded[start : start + SLICE], opened)
+                    append(path, made)
+                    kept += made
+                    advance(len(made))
+            finally:
+                del llm
+                _close()
+        return in_order(kept, wanted)
+
+    def _loaded(self, longest_prompt: int) -> Any:
+        """vLLM with the model, in room for the longest prompt and its reply rather than for all that the model could read."""
+        check_installed()
+        from vllm import LLM
+
+        _free()  # what this process held of a GPU before
+        gpus = self.tensor_parallel * self.pipeline_parallel
+        options: dict[str, Any] = {"distributed_executor_backend": "ray"} if gpus > max(torch.cuda.device_count(), 1) else {}
+        try:
+            return LLM(
+                model=str(self.folder),
+                dtype=self.dtype,
+                max_model_len=longest_prompt + self.max_new_tokens,
+                tensor_parallel_size=self.tensor_parallel,
+                pipeline_parallel_size=self.pipeline_parallel,
+                trust_remote_code=self.trust_remote_code,
+                enable_prefix_caching=True,
+                seed=0,
+                **options,
+            )
+        except Exception as error:  # its own, CUDA's, Ray's, pydantic's
+            raise InputError(f"{self.folder}: vLLM can't load it ({first_line(error)})") from error
+
+    def _replies(self, llm: Any, asked: Sequence[tuple[str, Prompt]], encoded: Sequence[list[int]], opened: bool) -> list[Transcript]:
+        from vllm import SamplingParams
+
+        greedy = SamplingParams(temperature=0.0, max_tokens=self.max_new_tokens, seed=0, stop_token_ids=sorted(self.ends))
+        try:
+            outputs = llm.generate([{"prompt_token_ids": ids} for ids in encoded], greedy, use_tqdm=False)
+        except Exception as error:  # an engine that died, memory that ran out
+            raise InputError(
+                f"{self.folder}: vLLM failed ({first_line(error)}); what is finished is kept, and the same command goes on"
+            ) from error
+        replies = [output.outputs[0] for output in outputs]
+        made = []
+        for (name, prompt), reply in zip(asked, replies, strict=True):
+            ids = list(reply.token_ids[: len(reply.token_ids) - (reply.finish_reason == "stop")])
+            text = decode(self.tokenizer, ids) if marks_are_dropped(self.tokenizer) else reply.text
+            made.append(transcript_of(name, prompt, text, len(ids), opened, reply.finish_reason == "length"))
+        return made
+
+
+def check_installed() -> None:
+    """Raises InputError where vLLM is not there; it is not imported, which takes long."""
+    if "vllm" not in sys.modules and importlib.util.find_spec("vllm") is None:
+        raise InputError("--engine vllm: vLLM is not installed; pip install 'abliterate[vllm]', or give the URL of a server")
+
+
+def version() -> str | None:
+    """vLLM's version, or None where it says none."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("vllm")
+    return None
+
+
+def _free() -> None:
+    """Give the GPU memory that torch keeps at hand back to whoever computes next."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _close() -> None:
+    """End what vLLM leaves behind when it is let go of: process groups, and memory of the GPU."""
+    gc.collect()
+    with suppress(ImportError):
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
+    _free()

@@ -1,0 +1,169 @@
+"""The figures of two reports of one run, figure by figure: identical, within the first one's interval, or different."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from abliterate.measures.statistics import wilson
+
+Verdict = Literal["identical", "within", "different"]
+VERDICTS: tuple[Verdict, ...] = ("identical", "within", "different")
+CLOSE = 0.01  # of a figure without an interval: what another order of summation may move it by
+NOISE = 1e-6  # and below this much it is noise altogether
+PARTS = (
+    "sets", "by_topic", "tables", "against_control", "thought_by_answer", "unchanged", "keep_tests", "controls", "recovery", "drift",
+    "benchmarks", "weights", "edit",
+)  # fmt: skip
+CHOICES = (("chosen", "name"), ("name",), ("strength",), ("scoped", "share_left"))  # of the selection: what it chose
+# What follows from other figures of the same report, or says them in words.
+_DERIVED = {
+    "ci95", "corrected", "withheld_clustered", "mcnemar_p", "holm_p", "upper_bound", "clusters", "unit", "warning", "margin", "reasons",
+}  # fmt: skip
+_BY_SET = ("sets", "by_topic", "tables", "thought_by_answer")
+_EXACT = {"n", "n_pairs", "n_answered", "n_withheld", "tokens"}
+_NAMED_BY = ("set", "control", "measure", "topic", "lang", "tokens", "layer")  # what tells the rows of a list apart
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a report; ``interval`` is its 95 % interval. A count ``of`` so many has Wilson's, of its share."""
+
+    value: Any
+    interval: tuple[float, float] | None = None
+    of: int | None = None
+
+    @property
+    def share(self) -> float:
+        """The number that lies in such an interval."""
+        return float(self.value / self.of if self.of else self.value)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A figure of both reports. A figure that one of them lacks is None there."""
+
+    path: Path
+    before: Figure | None
+    now: Figure | None
+    verdict: Verdict
+
+    @property
+    def set(self) -> str:
+        """The prompt set that it is of, empty where it is of none."""
+        if self.path[0] in _BY_SET:
+            return self.path[1]
+        if self.path[:2] == ("recovery", "sets"):
+            return self.path[2]
+        return self.path[1].split("/")[0] if self.path[0] in ("against_control", "unchanged", "keep_tests") else ""
+
+    @property
+    def measure(self) -> str:
+        """What of the set, or of the whole run, it measures."""
+        if self.path[0] != "sets":
+            return self.path[1] if self.path[0] == "drift" else self.path[0]
+        rest = [part for part in self.path[2:] if part not in ("base", "edited")]
+        if rest[0] == "by_lang":
+            rest = rest[2:]
+        return rest[0]
+
+
+def figures(report: Mapping[str, Any]) -> dict[Path, Figure]:
+    """Every figure of a report by its path; what follows from others of them is left out."""
+    found = {path: figure for part in PARTS if report.get(part) is not None for path, figure in _walk(report[part], (part,), None)}
+    for choice in CHOICES:
+        value: Any = report.get("selection")
+        for key in choice:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None:
+            found["selection", *choice] = Figure(value)
+    return found
+
+
+def _walk(value: Any, path: Path, n: int | None) -> Iterator[tuple[Path, Figure]]:
+    """Figures below a value; ``n`` is of how many the counts there are."""
+    if isinstance(value, Mapping):
+        if {"k", "n", "rate", "ci95"} <= value.keys():
+            yield path, Figure(value["rate"], _pair(value["ci95"]))
+            return
+        n = _counted(value, n)
+        for key, inner in value.items():
+            if key in _DERIVED or key.endswith("_ci95"):
+                continue
+            interval = _pair(value.get("ci95") if key == "difference" else value.get(f"{key}_ci95"))
+            if interval is not None and isinstance(inner, int | float):
+                yield (*path, key), Figure(inner, interval)
+            else:
+                yield from _walk(inner, (*path, key), None if key in _EXACT else n)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _walk(inner, (*path, _row_name(inner, number)), n)
+    elif value is not None:
+        counts = isinstance(value, int) and not isinstance(value, bool) and bool(n) and 0 <= value <= (n or 0)
+        yield path, Figure(value, wilson(value, n), n) if counts and n else Figure(value)
+
+
+def _counted(value: Mapping[str, Any], n: int | None) -> int | None:
+    """Of how many the counts in an object are: its own n, its models', the sum of its table, or what holds around it."""
+    own = value.get("n", value.get("n_pairs"))
+    if isinstance(own, int):
+        return own
+    base = value.get("base")
+    if isinstance(base, Mapping) and isinstance(base.get("refused"), Mapping):
+        return int(base["refused"]["n"])
+    if isinstance(value.get("counts"), Mapping):
+        return sum(sum(row.values()) for row in value["counts"].values())
+    return n
+
+
+def _pair(given: Any) -> tuple[float, float] | None:
+    return (float(given[0]), float(given[1])) if isinstance(given, Sequence) and len(given) == 2 else None
+
+
+def _row_name(row: Any, number: int) -> str:
+    names = [str(row[key]) for key in _NAMED_BY if key in row] if isinstance(row, Mapping) else []
+    return "/".join(names) or str(number)
+
+
+def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Compared]:
+    """Every figure of the first report beside the same of the second."""
+    first, second = figures(before), figures(now)
+    return [Compared(path, figure, second.get(path), verdict(figure, second.get(path))) for path, figure in first.items()]
+
+
+def verdict(before: Figure, now: Figure | None) -> Verdict:
+    """``within``: a number in the interval of the first, or, where it has none, closer to it than rounding on another machine brings."""
+    if now is None:
+        return "different"
+    if before.value == now.value and isinstance(before.value, bool) == isinstance(now.value, bool):
+        return "identical"
+    if not (_is_number(before.value) and _is_number(now.value)):
+        return "different"
+    if before.interval is not None:
+        low, high = before.interval
+        return "within" if low <= now.share <= high else "different"
+    close = isinstance(before.value, float) and math.isclose(before.value, now.value, rel_tol=CLOSE, abs_tol=NOISE)
+    return "within" if close else "different"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def totals(found: Sequence[Compared]) -> dict[str, int]:
+    """How many figures there are of each verdict."""
+    counts = Counter(one.verdict for one in found)
+    return {name: counts[name] for name in VERDICTS}
+
+
+def by_measure(found: Sequence[Compared]) -> list[dict[str, Any]]:
+    """The totals of each set and measure, in the order of the report."""
+    groups: dict[tuple[str, str], list[Compared]] = {}
+    for one in found:
+        groups.setdefault((one.set, one.measure), []).append(one)
+    return [{"set": of, "measure": measure, **totals(group)} for (of, measure), group in groups.items()]

@@ -1,0 +1,99 @@
+"""The transcripts in the page: as many as a page of two megabytes holds, evenly of each set and outcome, and the filters over them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from markupsafe import escape
+
+from abliterate.config import Transcripts
+from abliterate.measures.summary import Judged
+from abliterate.report.document import pairs_of
+from abliterate.report.page.inert import shown
+
+_LENGTHS = (280, 180, 110)  # characters of an excerpt: shorter ones where that makes room for all
+_MARKUP, _OPTION, _THOUGHT = 540, 40, 80  # bytes of the markup of a pair, of a choice of the filters, of a thought, at most
+
+
+@dataclass(frozen=True)
+class Browser:
+    """The pairs in the page, and of how many: ``sets``, ``langs``, ``topics`` and ``outcomes`` (base, edited) are the filters' choices;
+    ``thoughts``: whether any reply has one."""
+
+    pairs: Sequence[Mapping[str, Any]]
+    total: int
+    length: int | None
+    sets: Sequence[str]
+    langs: Sequence[str]
+    topics: Sequence[str]
+    thoughts: bool
+    outcomes: tuple[Sequence[str], Sequence[str]]
+
+
+def browser(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None, kind: Transcripts, room: int) -> Browser | None:
+    """What the page shows of the transcripts in ``room`` bytes; ``full`` takes the room that it needs. None where nothing is shown."""
+    total = sum(len(judged) for judged in base.values())
+    if kind == "none" or not total:
+        return None
+    if kind == "full":
+        return _browser(_numbered(pairs_of(base, edited, None)), total, None)
+    room -= sum(_OPTION + _bytes(topic) for topic in {t.topic or t.category for judged in base.values() for t, _ in judged})
+    for length in _LENGTHS:
+        pairs = _numbered(pairs_of(base, edited, length))
+        sizes = [_size(pair) for pair in pairs]
+        if sum(sizes) <= room:
+            return _browser(pairs, total, length)
+    return _browser(_share(pairs, sizes, room), total, _LENGTHS[-1])
+
+
+def _numbered(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    return [{**pair, "set": name} for name, pairs in rows.items() for pair in pairs]
+
+
+def _size(pair: Mapping[str, Any]) -> int:
+    """Bytes that a pair takes in the page."""
+    sides = [pair[side] for side in ("base", "edited") if pair[side] is not None]
+    texts = [pair["prompt"], pair["set"], pair["topic"] or "", *(side[key] or "" for side in sides for key in ("thought", "text", "rule"))]
+    return _MARKUP + _THOUGHT * sum(side["thought"] is not None for side in sides) + sum(map(_bytes, texts))
+
+
+def _bytes(text: str) -> int:
+    """Of a text in the page, escaped."""
+    return len(escape(shown(text)).encode())
+
+
+def _share(pairs: Sequence[dict[str, Any]], sizes: Sequence[int], room: int) -> list[dict[str, Any]]:
+    """As many pairs as there is room for, in their order: one of each set and outcomes in turn, so that what is rare is there too."""
+    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for number, pair in enumerate(pairs):
+        outcomes = tuple(pair[side] and pair[side]["outcome"] for side in ("base", "edited"))
+        groups[pair["set"], *outcomes].append(number)
+    taken, left = [], room
+    for number in (n for turn in zip_longest(*groups.values()) for n in turn if n is not None):
+        left -= sizes[number]
+        if left < 0:
+            break
+        taken.append(number)
+    return [pairs[number] for number in sorted(taken)]
+
+
+def _browser(pairs: Sequence[dict[str, Any]], total: int, length: int | None) -> Browser:
+    of = {side: _there(pair[side]["outcome"] for pair in pairs if pair[side] is not None) for side in ("base", "edited")}
+    return Browser(
+        pairs=pairs,
+        total=total,
+        length=length,
+        sets=list(dict.fromkeys(pair["set"] for pair in pairs)),
+        langs=_there(pair["lang"] for pair in pairs),
+        topics=_there(pair["topic"] for pair in pairs),
+        thoughts=any(pair[side] and pair[side]["thought"] is not None for pair in pairs for side in ("base", "edited")),
+        outcomes=(of["base"], of["edited"]),
+    )
+
+
+def _there(values: Iterable[str | None]) -> list[str]:
+    return sorted({value for value in values if value})

@@ -1,0 +1,51 @@
+"""What came of a run that was run again, in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from abliterate.report.likeness import VERDICTS
+from abliterate.terminal.console import HarmlessConsole
+
+LISTED = 20
+
+
+def show(document: Mapping[str, Any]) -> None:
+    """The figures by set and measure, what differs, and the total; to stdout."""
+    console = HarmlessConsole(highlight=False)
+    table = Table("set", "measure", *VERDICTS, box=None, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    last = None
+    for row in document["by_measure"]:
+        counts = [str(row[verdict] or "·") for verdict in VERDICTS]
+        table.add_row(Text(row["set"] if row["set"] != last else ""), Text(row["measure"]), *counts)
+        last = row["set"]
+    console.print(table)
+    for line in lines(document):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def lines(document: Mapping[str, Any], most: int = LISTED) -> Iterator[str]:
+    """What differs, a line each: first what the runs stood on, then the figures, ``most`` of them."""
+    for kind, changed in document["differences"].items():
+        for key, (before, now) in changed.items():
+            yield f"{kind.replace('_', ' ')}: {key} was {_short(before)}, is {_short(now)}"
+    rows = [row for verdict in ("different", "within") for row in document["figures"] if row["verdict"] == verdict]
+    for row in rows[:most]:
+        interval = f" [{row['ci95'][0]:.3g}, {row['ci95'][1]:.3g}]" if row["ci95"] else ""
+        of = f" of {row['of']}" if row["of"] else ""
+        yield f"{row['verdict']}: {' › '.join(row['path'])} was {_short(row['before'])}{of}{interval}, is {_short(row['now'])}"
+    if len(rows) > most:
+        yield f"... and {len(rows) - most} more in reproduction.json"
+    counts = document["totals"]
+    yield f"figures: {counts['identical']} identical, {counts['within']} within their intervals, {counts['different']} different"
+
+
+def _short(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else "missing" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."

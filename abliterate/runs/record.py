@@ -1,0 +1,56 @@
+"""What run.json says of a run beside its settings: the model, the prompts, and what the settings left open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from abliterate.compute.load import pick_dtype
+from abliterate.compute.session import Session
+from abliterate.config import AuditConfig, ModelConfig, is_url
+from abliterate.files import check_destination
+from abliterate.model.chat.clock import reads_clock
+from abliterate.model.chat.template import last_tokens
+from abliterate.model.source import ModelSource, resolve_model
+from abliterate.runs.folder import file_hashes
+
+
+def resolved(session: Session, config: ModelConfig, positions: int | None) -> dict[str, Any]:
+    """What the settings left open, as it was decided; reads the tokenizer, so a missing chat template is known early."""
+    tokenizer = session.tokenizer()
+    elsewhere = isinstance(config, AuditConfig) and config.engine != "transformers"
+    by_a_server = isinstance(config, AuditConfig) and is_url(config.engine)
+    return {
+        "device": str(session.device),
+        "dtype": str(pick_dtype(config.dtype, session.device) if elsewhere else session.fit.dtype).removeprefix("torch."),
+        "held": "by its engine" if elsewhere else "whole" if session.fit.resident else "block by block",
+        "batch_size": None if elsewhere else session.batch_size,
+        "positions": positions or last_tokens(tokenizer, config),
+        "clock": session.clock.isoformat() if reads_clock(str(tokenizer.chat_template)) and not by_a_server else None,
+        "threads": torch.get_num_threads(),
+        "seeds": {"bootstrap": 0},
+    }
+
+
+def run_record(source: ModelSource | None, prompts: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json says beside the settings; nothing is known of the files of a model that is only on a server."""
+    return {
+        "resolved": resolved,
+        "model_path": str(source.path) if source else None,
+        "hub_id": source.hub_id if source else None,
+        "revision": source.revision if source else None,
+        "model_hashes": file_hashes(source.path) if source else None,
+        "prompts": prompts,
+    }
+
+
+def open_model(config: ModelConfig, out: Path, clock: datetime | None = None) -> tuple[ModelSource, Session]:
+    """Find the model and check its config, its shards' headers and that ``out`` lies apart from it."""
+    source = resolve_model(config.model, config.revision)
+    session = Session(config, source.path, clock=clock)
+    check_destination(out / ".new", source.path)
+    return source, session

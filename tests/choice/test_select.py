@@ -1,0 +1,277 @@
+"""The choice of the edit: from train and val alone, with everything that was measured in its document."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from abliterate.choice import select as selection
+from abliterate.choice.candidates import BY_EFFECT, Candidate
+from abliterate.choice.front import WEIGHTS, Point
+from abliterate.choice.scores import Scores
+from abliterate.choice.select import SHARES, SHORTLIST, select, starts
+from abliterate.choice.way import way_of
+from abliterate.commands import run as pipeline
+from abliterate.compute.passes import Pass
+from abliterate.compute.whole.resident import Resident, load_model
+from abliterate.config import RunConfig
+from abliterate.directions.estimate import Directions, estimate, keep_axes
+from abliterate.directions.groups import activations_of
+from abliterate.errors import InputError
+from abliterate.model.chat.thinking import decode
+from abliterate.model.edit import plan_from_direction, plan_from_rows
+from abliterate.outcomes.verdict import OUTCOMES
+from abliterate.prompts import RoleSets
+from abliterate.report.choice import picked
+from abliterate.runs.resume import Kept
+
+Tiny = Callable[..., Path]
+WORDS = ["stone", "river", "cloud", "paper", "candle", "window", "garden", "bridge", "mirror", "harbour", "lantern", "meadow"]
+
+
+@pytest.fixture
+def given(tiny: Tiny, tmp_path: Path) -> tuple[Resident, RoleSets, dict[str, Any], Directions, Any]:
+    made: dict[str, Any] = {}
+    for role, start in (("target", "Burn the"), ("baseline", "Draw the"), ("keep", "Steal the"), ("harmless", "Name a")):
+        path = tmp_path / f"{role}.txt"
+        path.write_text("".join(f"{start} {word}.\n" for word in WORDS), encoding="utf-8")
+        made[role] = str(path) if role == "harmless" else (str(path),)
+    path = tiny()
+    model = load_model(path, "float32", "cpu")
+    sets = RoleSets(made["target"], made["baseline"], made["keep"], made["harmless"]).without_test()
+    activations = activations_of(model, sets, 3)
+    return model, sets, {"model": str(path), **made, "candidates": 2, "tune_steps": 2}, estimate(activations), keep_axes(activations)
+
+
+@pytest.fixture
+def withholding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the random model says counts as withheld."""
+    monkeypatch.setattr("abliterate.choice.tuning.replies.WITHHELD", frozenset(OUTCOMES))
+
+
+@pytest.mark.usefixtures("withholding")
+def test_what_is_chosen_is_on_the_front_and_in_the_document(given: Any) -> None:
+    model, sets, made, directions, away = given
+    plan, document = select(model, sets, RunConfig(**made), directions, "gradient", away)
+    tuning = document["tuning"]
+    (chosen,) = [row for row in tuning["front"] if row["chosen"]]
+    assert chosen["on_front"] and chosen["name"] == document["name"]
+    assert tuning["kind"] == "gradient" and tuning["steps"] == 6 == len(tuning["history"])
+    assert {"keep", "baseline", "harmless", "target"} <= tuning["history"][0].keys() and tuning["examples"]["target"] >= 1
+    assert tuning["front"][0]["step"] == 0 and tuning["front"][-1]["step"] == 6 and len(tuning["front"]) <= SHORTLIST + 3
+    assert tuning["strength"] == plan.strength.tolist() and document["strength"] == float(plan.strength.max())
+    assert document["scoped"]["sets"] == ["keep"] and 0 <= document["scoped"]["along_keep"] <= 1
+    by_effect = document["chosen"]["estimator"] == BY_EFFECT
+    assert (document["scoped"]["share_left"] is None) == by_effect
+    assert sum(row["estimator"] == BY_EFFECT for row in document["candidates"]) == 3
+
+
+class Counted:
+    """Which parts of the selection were done; the one after ``until`` is interrupted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, until: int = 99) -> None:
+        self.done: list[str] = []
+        for name in ("short_replies", "score_all", "measure"):
+            monkeypatch.setattr(selection, name, self.counted(name, getattr(selection, name), until))
+
+    def counted(self, name: str, real: Callable[..., Any], until: int) -> Callable[..., Any]:
+        def counting(*arguments: Any) -> Any:
+            if len(self.done) == until:
+                raise KeyboardInterrupt
+            self.done.append(name)
+            return real(*arguments)
+
+        return counting
+
+
+PARTS = ["short_replies", "short_replies", "score_all", "measure", "measure", "measure", "measure"]  # the last three are looks
+
+
+@pytest.mark.usefixtures("withholding")
+@pytest.mark.parametrize("until", [1, 3, 5])
+def test_a_selection_that_was_stopped_goes_on_with_the_part_it_was_in(
+    given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: int
+) -> None:
+    model, sets, made, directions, away = given
+    chosen = select(model, sets, RunConfig(**made), directions, "gradient", away)
+    kept = Kept(tmp_path / "kept")
+    for stop, wanted in ((until, PARTS[:until]), (99, PARTS[until:])):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) if stop < 99 else nullcontext():
+            counted = Counted(patch, stop)
+            found = select(model, sets, RunConfig(**made), directions, "gradient", away, kept)
+        assert counted.done == wanted
+    assert torch.equal(found[0].direction, chosen[0].direction) and torch.equal(found[0].strength, chosen[0].strength)
+    assert found[1] == chosen[1]
+
+
+@pytest.mark.usefixtures("withholding")
+def test_what_was_kept_of_other_directions_is_not_used(given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sets, made, directions, away = given
+    kept, config = Kept(tmp_path / "kept"), RunConfig(**made, tune_directions="off")  # what begins by effect knows no directions
+    select(model, sets, config, directions, "gradient", away, kept)
+    counted = Counted(monkeypatch)
+    select(model, sets, config, directions, "gradient", away, kept)
+    assert counted.done == []
+    turned = replace(directions, direction={name: t.flip(-1) for name, t in directions.direction.items()})
+    select(model, sets, config, turned, "gradient", away, kept)
+    assert counted.done == PARTS[2:]  # the replies are the model's own
+
+
+def test_without_tuning_a_candidate_is_chosen(given: Any) -> None:
+    model, sets, made, directions, _ = given
+    plan, document = select(model, sets, RunConfig(**made, strength=0.5), directions, "off")
+    assert document["tuning"]["kind"] == "off" and document["tuning"]["history"] == []
+    assert float(plan.strength.max()) in [pytest.approx(0.5 * share) for share in SHARES]
+
+
+@pytest.mark.usefixtures("withholding")
+@pytest.mark.parametrize("how", ["gradient", "off", "search"])
+def test_an_edit_of_no_strength_is_chosen_like_any_other(given: Any, how: Any) -> None:
+    model, sets, made, directions, away = given
+    plan, document = select(model, sets, RunConfig(**made, strength=0.0, trials=4), directions, how, away)
+    assert not plan.strength.any() and document["strength"] == 0.0
+    ended = [note for note in document["relaxed"] if note.startswith("tuning ended")]
+    assert ended == (["tuning ended at step 0 of 6: no strength was left"] if how == "gradient" else [])
+    json.dumps(document, allow_nan=False)
+
+
+@pytest.mark.usefixtures("withholding")
+@pytest.mark.parametrize("broken", ["looks", "all"])
+def test_edits_that_break_the_outputs_are_told_apart_or_in_one_line(given: Any, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """Looks of the tuner, or whatever is measured, come to no number."""
+    model, sets, made, directions, away = given
+    real = selection.measure
+
+    def measured(model: Any, plans: Any, examples: Any, *more: Any) -> list[Point]:
+        found = real(model, plans, examples, *more)
+        return [replace(point, kl=math.nan, keep_kl=math.inf) for point in found] if broken == "all" or len(plans) == 1 else found
+
+    monkeypatch.setattr(selection, "measure", measured)
+    config = RunConfig(**made)
+    if broken == "all":
+        with pytest.raises(InputError, match="no edit that was tried leaves the model's outputs finite; try --dtype float32"):
+            select(model, sets, config, directions, "gradient", away)
+        return
+    _, document = select(model, sets, config, directions, "gradient", away)
+    looks = [row for row in document["tuning"]["front"] if row["step"] > 0]
+    assert looks and all(row["kl"] is None and row["keep_kl"] is None and not row["on_front"] for row in looks)
+    json.dumps(document, allow_nan=False)
+
+
+def test_the_tuner_begins_at_no_candidate_that_breaks_the_outputs() -> None:
+    plan = plan_from_direction(torch.ones(4), 2)
+    tried = [Candidate(str(i), "per-layer", "projected", -1, 0, plan, torch.ones(4), 0) for i in range(4)]
+    scores = [Scores(math.nan, 0.0, 1.0, 0.0), Scores(-1.0, 0.5, 1.0, 0.0), Scores(-1.0, 0.0, 1.0, math.inf), Scores(-1.0, 0.1, 1.0, 0.11)]
+    ranked = starts(list(zip(tried, scores, strict=True)), "balanced", 0.1)
+    assert [c.name for c in ranked[:2]] == ["3", "1"]
+
+
+@pytest.mark.usefixtures("withholding")
+def test_what_the_bound_on_kl_cost_is_told(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sets, made, directions, away = given
+    points = [Point(0.02, 0.0, 0.3, 0.0, 1.0), Point(0.6, 0.0, 0.05, 0.0, 1.0), Point(0.9, 0.0, 0.01, 0.0, 1.0)]
+    monkeypatch.setattr(selection, "measure", lambda model, plans, *more: [points[i % 3] for i in range(len(plans))])
+    _, document = select(model, sets, RunConfig(**made), directions, "off", away)
+    other = next(row["name"] for row in document["tuning"]["front"] if row["kl"] == 0.3)
+    (said,) = document["tuning"]["given_up"]
+    assert said == f"without --max-kl 0.1, {other} would be taken: 2.0 % left, KL 0.3 nats"
+    assert said in str(picked(document))
+
+
+def test_a_search_measures_as_many_edits_as_it_may(given: Any) -> None:
+    model, sets, made, directions, _ = given
+    _, document = select(model, sets, RunConfig(**made, trials=10), directions, "search")
+    assert sum(row["name"].startswith("trial") for row in document["tuning"]["front"]) == 10
+
+
+@pytest.mark.usefixtures("withholding")
+def test_scoped_directions_stay_orthogonal_to_the_keep_sets(given: Any) -> None:
+    model, sets, made, directions, away = given
+    config = RunConfig(**made, tune_directions="scoped", prefer="removal", max_kl=100)
+    plan, document = select(model, sets, config, directions, "gradient", away)
+    assert document["tuning"]["kind"] == "gradient" and 0 <= document["scoped"]["along_keep"] <= 1
+    if document["name"].startswith("tuned"):
+        position = -1 - document["chosen"]["position"]
+        along = torch.einsum("lckd,ldn->lckn", plan.direction, away[position])
+        assert along[plan.strength > 0].abs().max() < 1e-4 and document["scoped"]["along_keep"] < 1e-4
+
+
+def test_how_it_is_improved_on_is_known_before_anything_runs() -> None:
+    config = RunConfig(model="m")
+    assert way_of(config, whole=True) == "gradient" and way_of(config, whole=False) == "off"
+    assert way_of(RunConfig(model="m", embedding="untie"), whole=True) == "off"
+    assert way_of(RunConfig(model="m", tune="search"), whole=False) == "search"
+    with pytest.raises(InputError, match="--tune gradient needs the model whole"):
+        way_of(RunConfig(model="m", tune="gradient"), whole=False)
+    with pytest.raises(InputError, match="leave --embedding edit out"):
+        way_of(RunConfig(model="m", tune="gradient", embedding="edit"), whole=True)
+
+
+@pytest.mark.parametrize("how", ["gradient", "search", "off"])
+def test_where_nothing_is_withheld_nothing_is_edited(given: Any, monkeypatch: pytest.MonkeyPatch, how: Any) -> None:
+    model, sets, made, directions, away = given
+    monkeypatch.setattr("abliterate.choice.tuning.replies.WITHHELD", frozenset())
+    asked = len(sets.prompts("target", "val"))
+    said = rf"^--target target: the model withholds none of its {asked} val prompts \(short replies: \d+ \w+.*ask the model"
+    with pytest.raises(InputError, match=said):
+        select(model, sets, RunConfig(**made), directions, how, away)
+
+
+@pytest.mark.usefixtures("withholding")
+def test_nothing_of_the_test_prompts_is_known_before_the_final_test(given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is estimated and chosen goes through functions that are given the sets without their test prompts, and asks none of them."""
+    _, _, made, _, _ = given
+    whole = RoleSets(made["target"], made["baseline"], made["keep"], made["harmless"])
+    tested = {prompt.text for group in whole.test_sets() for prompt in group}
+    assert tested and not {p.text for group in whole.without_test().all for p in group} & tested
+    assert whole.without_test().hashes == whole.hashes
+    asked: list[str] = []
+    final = False
+
+    def watched(name: str) -> Callable[..., Any]:
+        real = getattr(Resident, name)
+
+        def watching(self: Resident, passes: list[Pass], *more: Any, **named: Any) -> Any:
+            if not final:
+                asked.extend(decode(self.tokenizer, ids) for one in passes for ids in one.sequences)
+            return real(self, passes, *more, **named)
+
+        return watching
+
+    for name in ("watch", "logits", "replies"):
+        monkeypatch.setattr(Resident, name, watched(name))
+    respond = pipeline.respond
+
+    def responding(*arguments: Any) -> Any:
+        nonlocal final
+        final = True
+        return respond(*arguments)
+
+    monkeypatch.setattr(pipeline, "respond", responding)
+    pipeline.run(RunConfig(**made, max_new_tokens=2), tmp_path / "run")
+    assert final and asked and not [text for text in asked for prompt in tested if prompt in text]
+    for stage in (pipeline._activations, pipeline._selection):
+        assert "sets" in inspect.signature(stage).parameters and "tested" not in inspect.signature(stage).parameters
+
+
+def test_a_start_that_removes_nothing_is_never_first() -> None:
+    idle, strong, weak = (Point(left, 0.0, kl, 0.0, 1.0) for left, kl in ((1.0, 0.0), (0.2, 0.9), (0.9, 0.05)))
+    for weight in WEIGHTS.values():
+        assert idle.removal(weight) == 0 < weak.removal(weight) < strong.removal(weight)
+
+
+def test_starts_are_ranked_by_what_is_removed_for_what_it_costs() -> None:
+    plan = plan_from_rows(torch.eye(4)[:2, None], torch.ones(2, 2))
+    offered = {name: Candidate(name, "per-layer", "projected", -1, 0, plan, torch.ones(4), 0) for name in ("idle", "strong", "single")}
+    scores = {"idle": Scores(-1.0, 1.0, 0.0, 0.0), "strong": Scores(-9.0, 0.1, 0.5, 0.4), "single": Scores(-9.0, 0.0, 0.5, 0.0)}
+    offered["single"] = replace(offered["single"], kind="single")
+    assert [c.name for c in starts([(offered[n], scores[n]) for n in offered], "balanced")] == ["strong", "idle"]

@@ -1,0 +1,105 @@
+"""Directions by first-order effect: they are what a small loss of them does, and nothing does more for what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import save_tiny
+from families import FAMILIES, VISION
+from held import held
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from abliterate.choice.tuning.examples import Examples, gather
+from abliterate.choice.tuning.first_order import RIDGES, best, first_order, work_of
+from abliterate.compute.passes import NOTHING, Change
+from abliterate.compute.whole.gradients import MicroBatch, logits
+from abliterate.compute.whole.resident import Resident, load_model
+from abliterate.compute.whole.written import written
+from abliterate.model.edit import plan_from_rows
+from abliterate.prompts import Prompt, Role
+
+CASES = {str(case): case for case in [*FAMILIES, *(case for case, _ in VISION)]}
+SEQUENCES = [[5, 6, 7, 8, 9, 30 + n, 41, 12] for n in range(3)]
+
+
+def score_of(model: Resident, change: Change) -> torch.Tensor:
+    """A number that many logits of the last token have a part in."""
+    signs = torch.tensor([1.0, -1.0]).repeat(10)  # so that the sum is small, and float32's rounding with it
+    found = [(rows[:, -1].double()[:, 20:40] * signs).sum() for _, rows in logits(model, change, SEQUENCES, 1, MicroBatch(1 << 20))]
+    return torch.stack(found).sum()
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_the_effect_is_what_a_small_loss_of_a_direction_does(name: str, unit_direction: Any) -> None:
+    model = held(CASES[name], batch_size=3)
+    layers, width, step = model.folder.layers, model.folder.d_model, 1e-3
+    r = unit_direction(width)
+    with written(model, range(layers)) as found:
+        score_of(model, NOTHING).backward()  # type: ignore[no-untyped-call]
+        effects = [-sum(float((y @ r) @ (g @ r)) for y, g in found.of(layer)) for layer in range(layers)]
+    assert any(effects)
+    for layer, effect in enumerate(effects):
+        strength = torch.zeros(layers, 2)
+        strength[layer] = step
+        plan = plan_from_rows(r.expand(layers, 1, -1), strength)
+        with torch.no_grad():
+            slope = float(score_of(model, Change(plan)) - score_of(model, Change(plan.scaled(-1.0)))) / (2 * step)
+        assert effect == pytest.approx(slope, rel=2e-2, abs=1e-2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 24), st.integers(0, 2))
+def test_no_direction_gains_more_for_what_it_costs(seed: int, width: int, away: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    gain, tokens = torch.randn(width, width, generator=draw), torch.randn(3 * width, width, generator=draw)
+    cost, ridge = tokens.T @ tokens, 10.0 ** -(seed % 4)
+    off = torch.linalg.qr(torch.randn(width, min(away, width - 1), generator=draw))[0].T if away else None
+    row, gained = best(gain, cost, ridge, off)
+    damped = cost + ridge * cost.diagonal().mean() * torch.eye(width)
+    others = torch.randn(200, width, generator=draw)
+    if off is not None:
+        assert float((off @ row).abs().max()) < 1e-4
+        others = others - others @ off.T @ off
+    share = lambda rows: ((rows @ gain) * rows).sum(-1) / ((rows @ damped) * rows).sum(-1)  # noqa: E731
+    assert float(row.norm()) == pytest.approx(1, abs=1e-5) and gained == pytest.approx(float(row @ gain @ row), rel=1e-3, abs=1e-5)
+    most = float(share(others).max())
+    assert float(share(row[None])) >= most - 1e-3 * abs(most) - 1e-5
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Resident, Examples]:
+    model = load_model(save_tiny(tmp_path_factory.mktemp("first") / "m", says="I won't."), "float32", "cpu")
+    roles: tuple[Role, ...] = ("target", "baseline", "harmless", "keep")
+    return model, gather(model, {role: [Prompt(f"{role}{n}", f"{role} number {n}", "en") for n in range(4)] for role in roles})
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_only_blocks_from_the_first_up_are_edited_and_all_work_is_told(refusing: tuple[Resident, Examples], keep: bool) -> None:
+    model, examples = refusing
+    if not keep:
+        examples = replace(examples, stays={role: stay for role, stay in examples.stays.items() if role != "keep"})
+    told: list[int] = []
+    plans = first_order(model, examples, 1, None, 0, told.append)
+    assert len(plans) == len(RIDGES) and sum(told) == work_of(model, examples, 1)
+    assert not any(plan.strength[0].any() for plan in plans) and any(plan.strength[1:].any() for plan in plans)
+
+
+def test_in_parts_the_blocks_are_the_same(refusing: tuple[Resident, Examples], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, examples = refusing
+    whole = first_order(model, examples, 1, None, 0)
+    monkeypatch.setattr("abliterate.choice.tuning.first_order.free", lambda device: 1.0)  # one block at once
+    for plan, other in zip(whole, first_order(model, examples, 1, None, 0), strict=True):
+        torch.testing.assert_close(
+            (plan.direction * other.direction).sum(-1).abs(), torch.ones(model.folder.layers, 2, 1), atol=1e-3, rtol=0
+        )
+
+
+def test_directions_stay_off_the_keep_sets_axes(refusing: tuple[Resident, Examples], unit_direction: Any) -> None:
+    model, examples = refusing
+    away = unit_direction(model.folder.d_model).expand(model.folder.layers, 1, -1)
+    for plan in first_order(model, examples, 1, away, 0):
+        assert float((plan.direction[1:] @ away[0, 0]).abs()[plan.strength[1:] > 0].max()) < 1e-4
