@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from abliterate import config as configs
 from abliterate.cli.options import build, spread
-from abliterate.config import AuditConfig, Config, EditCommandConfig, RunConfig
+from abliterate.config import AuditConfig, CompareConfig, Config, EditCommandConfig, RunConfig
 from abliterate.config.panels import OTHERS, PANELS, panel_of
 from abliterate.errors import InputError
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from conftest import CHATML, byte_tokenizer, save_tiny
 
-from abliterate.choice.openings import THOUGHT_TOKENS
+from abliterate.choice.openings import OPENING_TOKENS, THOUGHT_TOKENS
 from abliterate.choice.tuning.behind import Line, lines_behind, parted
 from abliterate.choice.tuning.descent import _Deck
-from abliterate.choice.tuning.examples import Examples, gather
+from abliterate.choice.tuning.examples import Examples, behind_prompts, gather
 from abliterate.choice.tuning.measure import measure, measuring_work
 from abliterate.choice.tuning.openings import ALIKE
+from abliterate.choice.tuning.replies import short
 from abliterate.compute.forward import Continued
 from abliterate.compute.passes import Change, Pass
 from abliterate.compute.whole.resident import Resident, load_model
@@ -60,6 +61,13 @@ def test_a_line_stands_behind_the_thought_of_the_twin() -> None:
         [("Of b.\n</think>\n\n", CANNED[:8]), ("Of b.\n</think>\n\n", OTHER[:8])],
         [("Of b.\n</think>\n\n", OTHER[:8]), ("Of b.\n</think>\n\n", CANNED[:8])],
     ]
+
+
+def test_as_many_tokens_are_tried_behind_a_prompt_as_a_short_reply_and_a_closed_thought_with_a_line_have() -> None:
+    closed = ids("\n</think>\n\n")
+    assert behind_prompts(TOKENIZER) == short(TOKENIZER) + len(closed) + OPENING_TOKENS
+    plain = byte_tokenizer(CHATML)
+    assert behind_prompts(plain) == short(plain)
 
 
 def test_a_long_thought_is_cut_short_and_a_language_without_lines_or_thoughts_has_none() -> None:
