@@ -5,7 +5,7 @@ From Python the stages are functions, each from the results of those before it (
     load_model, load_set, RoleSets    what is asked, and of whom
     collect                           activations of the sets' prompts
     estimate, candidates, select      directions, the edits that compete, the one that is chosen
-    plan_from_direction, EditPlan     an edit of one's own
+    edit_from_direction, Edit         an edit of one's own
     generate, judge, figures          replies (with an edit hooked in, or without), their outcomes, rates with intervals
     edit_checkpoint, verify           the edited checkpoint and its proof
     run, audit, compare, reproduce    the whole commands, told by a config, into a run folder
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from abliterate.directions.file import load_directions, save_directions
     from abliterate.errors import CheckError, InputError
     from abliterate.measures.summary import figures, judge_all
-    from abliterate.model.edit import EditPlan, load_direction, load_plan, plan_from_direction, save_plan
+    from abliterate.model.edit import Edit, edit_from_direction, load_direction, load_edit, save_edit
     from abliterate.outcomes.verdict import OUTCOMES, WITHHELD, Verdict, judge
     from abliterate.prompts import Prompt, PromptSet, RoleSets, load_set
     from abliterate.replies.transcripts import Transcript
@@ -58,7 +58,7 @@ _HOMES = {
     "directions.file": ("load_directions", "save_directions"),
     "errors": ("CheckError", "InputError"),
     "measures.summary": ("figures", "judge_all"),
-    "model.edit": ("EditPlan", "load_direction", "load_plan", "plan_from_direction", "save_plan"),
+    "model.edit": ("Edit", "load_direction", "load_edit", "edit_from_direction", "save_edit"),
     "outcomes.verdict": ("OUTCOMES", "WITHHELD", "Verdict", "judge"),
     "prompts": ("Prompt", "PromptSet", "RoleSets", "load_set"),
     "replies.transcripts": ("Transcript",),
@@ -74,7 +74,7 @@ __all__ = [
     "CheckError",
     "CompareConfig",
     "Directions",
-    "EditPlan",
+    "Edit",
     "EditResult",
     "InputError",
     "Model",
@@ -92,6 +92,7 @@ __all__ = [
     "collect",
     "compare",
     "edit_checkpoint",
+    "edit_from_direction",
     "estimate",
     "figures",
     "generate",
@@ -100,16 +101,15 @@ __all__ = [
     "load_activations",
     "load_direction",
     "load_directions",
+    "load_edit",
     "load_model",
-    "load_plan",
     "load_set",
-    "plan_from_direction",
     "report_schema",
     "reproduce",
     "run",
     "save_activations",
     "save_directions",
-    "save_plan",
+    "save_edit",
     "select",
     "verify",
 ]

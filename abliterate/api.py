@@ -12,7 +12,7 @@ from abliterate.checkpoint.edit import EditResult
 from abliterate.checkpoint.edit import edit_checkpoint as edit_folder
 from abliterate.checkpoint.verify import verify as verify_folder
 from abliterate.compute.context import Context
-from abliterate.compute.passes import Change, Model, Pass
+from abliterate.compute.passes import Intervention, Model, Pass
 from abliterate.compute.session import Session
 from abliterate.config import ModelConfig
 from abliterate.directions.activations import Activations
@@ -20,7 +20,7 @@ from abliterate.directions.groups import activations_of
 from abliterate.model.agreement import open_checkpoint
 from abliterate.model.chat.template import encode, template_positions
 from abliterate.model.chat.thinking import decode, opens_thought
-from abliterate.model.edit import EditPlan
+from abliterate.model.edit import Edit
 from abliterate.model.folder import open_folder
 from abliterate.model.source import resolve_model
 from abliterate.prompts import Prompt, PromptSet, RoleSets
@@ -50,8 +50,8 @@ def collect(model: Model, sets: RoleSets, positions: int | None = None) -> Activ
     return activations_of(model, sets, positions or len(template_positions(model.tokenizer)))
 
 
-def generate(model: Model, prompts: PromptSet | Iterable[str], max_new_tokens: int = 64, plan: EditPlan | None = None) -> list[Transcript]:
-    """Greedy replies to each prompt, in order; with a ``plan`` those of the model as it would be after that edit, by hooks.
+def generate(model: Model, prompts: PromptSet | Iterable[str], max_new_tokens: int = 64, edit: Edit | None = None) -> list[Transcript]:
+    """Greedy replies to each prompt, in order; with an ``edit`` those of the model as it would be after that edit, by hooks.
 
     Each transcript's ``verdict()`` is its outcome by the rules.
     """
@@ -60,22 +60,22 @@ def generate(model: Model, prompts: PromptSet | Iterable[str], max_new_tokens: i
     Context.of(model.folder).check_prompts(model.tokenizer, {asked.name: asked}, longest)
     encoded, opened = encode(model.tokenizer, [prompt.text for prompt in asked]), opens_thought(model.tokenizer)
     found: dict[int, Transcript] = {}
-    for _, places, replies in model.replies([Pass(encoded, Change(plan))], max_new_tokens):
+    for _, places, replies in model.replies([Pass(encoded, Intervention(edit))], max_new_tokens):
         for place, reply in zip(places, replies, strict=True):
             text, cut = decode(model.tokenizer, reply), len(reply) >= longest
             found[place] = transcript_of(asked.name, asked.prompts[place], text, len(reply), opened, cut)
     return [found[place] for place in range(len(encoded))]
 
 
-def edit_checkpoint(model: Place, plan: EditPlan, out: Place) -> EditResult:
+def edit_checkpoint(model: Place, edit: Edit, out: Place) -> EditResult:
     """Write the edited checkpoint of a model (folder, Hub id, short name) to the new folder ``out``, with its proof.
 
-    Reads one tensor at a time, never the model. Raises InputError for a source, plan or destination that won't do, CheckError where the
+    Reads one tensor at a time, never the model. Raises InputError for a source, edit or destination that won't do, CheckError where the
     proof fails; nothing stands under ``out`` then.
     """
     source = resolve_model(str(model))
     folder, _ = open_checkpoint(source.path)
-    return edit_folder(folder, plan, Path(out), source.name, lambda proof: model_card(proof, None), revision=source.revision)
+    return edit_folder(folder, edit, Path(out), source.name, lambda proof: model_card(proof, None), revision=source.revision)
 
 
 def verify(checkpoint: Place, base: Place | None = None) -> tuple[int, int]:

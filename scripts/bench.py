@@ -172,18 +172,18 @@ def run_edit(model: Path, out: Path, started: float) -> None:
     import torch
 
     from abliterate.checkpoint.edit import edit_checkpoint  # the imports are part of what is measured
-    from abliterate.model.edit import plan_from_direction
+    from abliterate.model.edit import edit_from_direction
     from abliterate.model.folder import open_folder
 
     first: list[float] = []
     folder = open_folder(model)
-    plan = plan_from_direction(torch.randn(folder.d_model, generator=torch.Generator().manual_seed(1)), folder.layers, tied=folder.tied)
+    edit = edit_from_direction(torch.randn(folder.d_model, generator=torch.Generator().manual_seed(1)), folder.layers, tied=folder.tied)
 
     def advance(done: int) -> None:
         if not first:
             first.append(time.monotonic() - started)
 
-    edit_checkpoint(folder, plan, out, "random", lambda proof: "", advance)
+    edit_checkpoint(folder, edit, out, "random", lambda proof: "", advance)
     print(first[0])
 
 

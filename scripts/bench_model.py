@@ -43,7 +43,7 @@ class Asked:
         from transformers import AutoModelForCausalLM, GenerationConfig
         from transformers.utils import logging
 
-        from abliterate.compute.whole.resident import load_model
+        from abliterate.compute.whole.model import load_model
         from abliterate.model.chat.template import encode
         from abliterate.model.source import resolve_model
         from abliterate.prompts import load_set
@@ -110,7 +110,7 @@ class Asked:
         return list(torch.stack([state[:, -self.positions :].float().cpu() for state in states], dim=2))
 
     def _replies(self, rows: Sequence[list[int]]) -> list[list[int]]:
-        from abliterate.compute.whole.resident import up_to_end
+        from abliterate.compute.whole.model import up_to_end
 
         ends, inputs = self.ends, self._padded(rows)
         out = self.module.generate(

@@ -38,7 +38,7 @@ from transformers import LlamaConfig
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.verify import verify
 from abliterate.errors import CheckError, InputError
-from abliterate.model.edit import plan_from_direction
+from abliterate.model.edit import edit_from_direction
 from abliterate.model.folder import open_folder
 
 Say = Callable[[str], None]
@@ -55,8 +55,8 @@ class Tally:
 def edit(model: Path, out: Path, **options: Any) -> None:
     """An edit along one random direction."""
     folder = open_folder(model)
-    plan = plan_from_direction(direction(folder.d_model), folder.layers, tied=folder.tied, **options)
-    edit_checkpoint(folder, plan, out, "base", lambda proof: "card\n")
+    edit = edit_from_direction(direction(folder.d_model), folder.layers, tied=folder.tied, **options)
+    edit_checkpoint(folder, edit, out, "base", lambda proof: "card\n")
 
 
 def direction(width: int) -> torch.Tensor:

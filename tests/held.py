@@ -14,13 +14,13 @@ from families import Case, small
 from torch import Tensor
 
 from abliterate.compute.passes import Pass
-from abliterate.compute.whole.resident import Resident
+from abliterate.compute.whole.model import WholeModel
 from abliterate.compute.whole.reuse import Reuse
 from abliterate.model.folder import ModelFolder
 from abliterate.model.layouts import layout_for
 
 
-def held(case: Case, batch_size: int | None = None) -> Resident:
+def held(case: Case, batch_size: int | None = None) -> WholeModel:
     """The family's small model, with an end token that it never says."""
     module = small(case).requires_grad_(False)
     config = module.config.get_text_config(decoder=True)
@@ -31,17 +31,17 @@ def held(case: Case, batch_size: int | None = None) -> Resident:
     module.generation_config.pad_token_id = 0
     tokenizer = byte_tokenizer(CHATML.replace("<|im_end|>", ""))
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(200)  # beyond what a small model knows
-    return Resident(folder, module, tokenizer, batch_size)
+    return WholeModel(folder, module, tokenizer, batch_size)
 
 
-def with_reuse(model: Resident, reuse: Reuse, **fields: Any) -> Resident:
+def with_reuse(model: WholeModel, reuse: Reuse, **fields: Any) -> WholeModel:
     """The same model, told what it may reuse."""
     other = replace(model, **fields)
     other.__dict__["reuse"] = reuse
     return other
 
 
-def streams(model: Resident, passes: Sequence[Pass], last: int) -> list[Tensor]:
+def streams(model: WholeModel, passes: Sequence[Pass], last: int) -> list[Tensor]:
     """Each pass's streams, [sequence, index, position, d_model]; NaN where none was told."""
     shape = (model.folder.layers + 1, last, model.folder.d_model)
     found = [torch.full((len(asked.sequences), *shape), torch.nan) for asked in passes]
@@ -54,7 +54,7 @@ def streams(model: Resident, passes: Sequence[Pass], last: int) -> list[Tensor]:
     return found
 
 
-def logits(model: Resident, asked: Pass) -> Tensor:
+def logits(model: WholeModel, asked: Pass) -> Tensor:
     """A pass's logits [sequence, kept, vocab]."""
     found: dict[int, Tensor] = {}
     for _, indices, rows in model.logits([asked]):
@@ -63,7 +63,7 @@ def logits(model: Resident, asked: Pass) -> Tensor:
     return torch.stack([found[i] for i in range(len(asked.sequences))])
 
 
-def replies(model: Resident, asked: Pass, tokens: int) -> list[list[int]]:
+def replies(model: WholeModel, asked: Pass, tokens: int) -> list[list[int]]:
     """A pass's replies, each exactly once."""
     found: dict[int, list[int]] = {}
     for _, indices, made in model.replies([asked], tokens):
@@ -73,7 +73,7 @@ def replies(model: Resident, asked: Pass, tokens: int) -> list[list[int]]:
 
 
 @contextmanager
-def shapes_seen(model: Resident) -> Iterator[list[tuple[int, int]]]:
+def shapes_seen(model: WholeModel) -> Iterator[list[tuple[int, int]]]:
     """Rows and tokens of every forward pass."""
     seen: list[tuple[int, int]] = []
 

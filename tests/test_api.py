@@ -91,10 +91,10 @@ def test_an_edit_that_is_hooked_in_says_what_the_edited_checkpoint_says(
 ) -> None:
     folder = tiny()
     model = abliterate.load_model(folder)
-    plan = abliterate.plan_from_direction(unit_direction(32), model.folder.layers)
+    edit = abliterate.edit_from_direction(unit_direction(32), model.folder.layers)
     asked = [f"Draw the {word}." for word in WORDS[:4]]
-    untouched, hooked = (abliterate.generate(model, asked, 8, one) for one in (None, plan))
-    abliterate.edit_checkpoint(folder, plan, tmp_path / "edited")
+    untouched, hooked = (abliterate.generate(model, asked, 8, one) for one in (None, edit))
+    abliterate.edit_checkpoint(folder, edit, tmp_path / "edited")
     written = abliterate.generate(abliterate.load_model(str(tmp_path / "edited")), asked, 8)
     assert hooked == written != untouched == abliterate.generate(model, asked, 8)
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from abliterate.cli.main import main
 from abliterate.compute.hooks import ablated
-from abliterate.compute.whole.resident import load_model
+from abliterate.compute.whole.model import load_model
 from abliterate.model.chat.template import encode
-from abliterate.model.edit import load_plan
+from abliterate.model.edit import load_edit
 from abliterate.model.fixtures.refuser import smollm2_r1_refuser, smollm2_refuser
 
 pytestmark = pytest.mark.real
@@ -47,7 +47,7 @@ def test_the_edited_checkpoint_equals_the_hooks_on_the_real_model(run_folder: Pa
     base = load_model(smollm2_refuser())
     edited = AutoModelForCausalLM.from_pretrained(run_folder / "checkpoint", dtype=torch.float32)
     ids = torch.tensor(encode(base.tokenizer, ["What happened in Beijing in June 1989?"]))
-    with torch.inference_mode(), ablated(base, load_plan(run_folder / "plan.safetensors")):
+    with torch.inference_mode(), ablated(base, load_edit(run_folder / "plan.safetensors")):
         expected = base.module(ids).logits
     with torch.inference_mode():
         found = edited(ids).logits

@@ -22,7 +22,7 @@ from abliterate.checkpoint.write import new_folder
 from abliterate.errors import InputError
 from abliterate.files import check_destination
 from abliterate.model.agreement import check_agreement
-from abliterate.model.edit import EditPlan
+from abliterate.model.edit import Edit
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex, open_index
 from abliterate.model.layouts import text_name
@@ -31,7 +31,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def write_adapter(
-    folder: ModelFolder, plan: EditPlan, out: Path, base: str, advance: Callable[[int], None] = lambda done: None
+    folder: ModelFolder, edit: Edit, out: Path, base: str, advance: Callable[[int], None] = lambda done: None
 ) -> tuple[int, int]:
     """Write the edit of ``folder`` as a LoRA adapter into the new folder ``out``. Returns how many matrices it changes and its bytes.
 
@@ -40,8 +40,8 @@ def write_adapter(
     """
     index = open_index(folder.path)
     check_destination(out, folder.path)
-    tasks = edit_tasks(index, folder, plan)
-    check_adaptable(index, folder, plan, {name: task.kind for name, task in tasks.items()})
+    tasks = edit_tasks(index, folder, edit)
+    check_adaptable(index, folder, edit, {name: task.kind for name, task in tasks.items()})
     self_check(folder, index)
     check_agreement(folder, index)
     tensors: dict[str, Tensor] = {}
@@ -53,10 +53,10 @@ def write_adapter(
         advance(index.tensors[name].nbytes)
     with new_folder(out, sum(t.nbytes for t in tensors.values()) + (1 << 20)) as partial:
         save_file(tensors, partial / WEIGHTS, {"format": "pt"})
-        _write_json(partial / CONFIG, _config(plan, modules, base, tasks))
+        _write_json(partial / CONFIG, _config(edit, modules, base, tasks))
         text = "---\nlibrary_name: peft\n" + (f"base_model: {base}\n" if "/" in base else "") + "tags:\n- abliteration\n---\n\n"
         text += (
-            f"# Directional ablation of {base} as a LoRA adapter\n\nRank {plan.direction.shape[2]}, {len(modules)} matrices, no training: "
+            f"# Directional ablation of {base} as a LoRA adapter\n\nRank {edit.direction.shape[2]}, {len(modules)} matrices, no training: "
             "it subtracts what these matrices write along a direction of the residual stream (Arditi et al. 2024, arXiv 2406.11717).\n"
             "What this changes in the model's behaviour was not measured here.\n"
         )
@@ -64,14 +64,14 @@ def write_adapter(
     return len(modules), sum(t.nbytes for t in tensors.values())
 
 
-def check_adaptable(index: ShardIndex, folder: ModelFolder, plan: EditPlan, kinds: Mapping[str, WriterKind]) -> None:
+def check_adaptable(index: ShardIndex, folder: ModelFolder, edit: Edit, kinds: Mapping[str, WriterKind]) -> None:
     """Raise InputError where an edit of these writers, given by name, is not one that an adapter can make."""
     why = None
     if not kinds:
         why = "every strength is 0"
-    elif plan.keep_norms:
+    elif edit.keep_norms:
         why = "keeping the norms of columns is not an edit of low rank"
-    elif plan.embedding == "untie" or (folder.tied and plan.embedding == "edit"):
+    elif edit.embedding == "untie" or (folder.tied and edit.embedding == "edit"):
         why = "an adapter can't change tied embeddings as an edited checkpoint would; use --embedding skip"
     elif any(kind in ("projector", "positions") for kind in kinds.values()):
         why = "its positions or vision projector are edited too; use --embedding skip"
@@ -107,8 +107,8 @@ def _factors(index: ShardIndex, task: EditTask) -> dict[str, Tensor]:
     return {"lora_A.weight": a, "lora_B.weight": b}
 
 
-def _config(plan: EditPlan, modules: list[str], base: str, tasks: Mapping[str, EditTask]) -> dict[str, Any]:
-    k = int(plan.direction.shape[2])
+def _config(edit: Edit, modules: list[str], base: str, tasks: Mapping[str, EditTask]) -> dict[str, Any]:
+    k = int(edit.direction.shape[2])
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -23,7 +23,7 @@ _QUANTISED = ("F8_E4M3", "F8_E5M2", "U8")
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorRole:
     """Where a tensor stands: its kind, and of a writer its block, d_model's axis and what the norms behind it multiply by."""
 
     kind: str
@@ -33,7 +33,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Change:
+class TensorChange:
     """One matrix (of fused experts one expert's) or vector that differs.
 
     ``relative``: norm of the difference over the base's; ``rank`` None: higher than was looked for, or not a matrix. Of a writer's matrix:
@@ -72,7 +72,7 @@ class Change:
 class Difference:
     """All that differs. ``changed`` and ``same`` count tensors by kind; ``recast`` hold the same values stored otherwise."""
 
-    changes: list[Change] = field(default_factory=list)
+    changes: list[TensorChange] = field(default_factory=list)
     changed: Counter[str] = field(default_factory=Counter)
     same: Counter[str] = field(default_factory=Counter)
     recast: list[str] = field(default_factory=list)
@@ -119,30 +119,30 @@ def _by_name(index: ShardIndex, folder: ModelFolder) -> dict[str, Stored]:
     return found
 
 
-def _places(index: ShardIndex, folder: ModelFolder) -> dict[str, Place]:
+def _places(index: ShardIndex, folder: ModelFolder) -> dict[str, TensorRole]:
     """The writers of a checkpoint by name. Raises InputError where its layout doesn't fit it."""
     gammas = Gammas(index, folder)
-    found: dict[str, Place] = {}
+    found: dict[str, TensorRole] = {}
     for placed in placed_writers(index, folder):
         axis = len(index.tensors[placed.name].shape) - 1 if placed.bias else placed.writer.axis
-        found[placed.name] = Place("mtp" if placed.mtp else placed.writer.component, placed.layer, axis, gammas.behind(placed))
+        found[placed.name] = TensorRole("mtp" if placed.mtp else placed.writer.component, placed.layer, axis, gammas.behind(placed))
     if folder.layout.embedding_norm is None:  # behind a norm the embedding can't be edited exactly, so it is no writer here
         shared = shared_writers(index, folder)
-        found |= {name: Place(kind, None, min(axis, len(index.tensors[name].shape) - 1)) for name, (kind, axis) in shared.items()}
+        found |= {name: TensorRole(kind, None, min(axis, len(index.tensors[name].shape) - 1)) for name, (kind, axis) in shared.items()}
     return found
 
 
-def _other(tensor: Stored, folder: ModelFolder) -> Place:
+def _other(tensor: Stored, folder: ModelFolder) -> TensorRole:
     """The kind of a tensor that doesn't write into the stream."""
     text = text_name(tensor.plain_name)
     if text is None:
-        return Place("vision")
+        return TensorRole("vision")
     if text == folder.layout.unembedding:
-        return Place("unembedding")
-    return Place("norm" if "norm" in text.split(".")[-2:][0] else "other")
+        return TensorRole("unembedding")
+    return TensorRole("norm" if "norm" in text.split(".")[-2:][0] else "other")
 
 
-def _compare(before: Stored, after: Stored, place: Place, found: Difference) -> None:
+def _compare(before: Stored, after: Stored, place: TensorRole, found: Difference) -> None:
     """One tensor of both, counted and where it differs described."""
     name = before.plain_name
     old, new = _parts(before), _parts(after)
@@ -191,14 +191,14 @@ def _matrices(name: str, a: Tensor, b: Tensor, axis: int | None) -> Iterator[tup
         yield name, a, b, axis
 
 
-def _change(name: str, place: Place, dtype: str, a: Tensor, b: Tensor, axis: int | None, bits: int, source: Stored) -> Change:
+def _change(name: str, place: TensorRole, dtype: str, a: Tensor, b: Tensor, axis: int | None, bits: int, source: Stored) -> TensorChange:
     writer = axis is not None
     x, y = (t.view(-1, 1) if t.ndim < 2 else t.T if axis == 1 else t for t in (a, b))
     delta = difference(x, y)
     energy, size = squared_norm(delta), squared_norm(x) ** 0.5
     if not energy < float("inf") or not size < float("inf"):
         raise InputError(f"{source.index.folder}: {name} holds NaN or infinite values here or in the derived model; one is damaged")
-    made = Change(name, place.kind, place.layer, tuple(a.shape), dtype, writer, energy**0.5 / size if size else None)
+    made = TensorChange(name, place.kind, place.layer, tuple(a.shape), dtype, writer, energy**0.5 / size if size else None)
     noise = rounding_noise(y, bits, energy)
     if a.ndim < 2:
         pair = torch.stack([a, b]).float() * (1.0 if place.gamma is None else place.gamma.float())
@@ -218,7 +218,7 @@ def _change(name: str, place: Place, dtype: str, a: Tensor, b: Tensor, axis: int
     return _along(made, x, y, found.left, place.gamma) if writer else made
 
 
-def _along(change: Change, x: Tensor, y: Tensor, left: Float[Tensor, "d_model leading"], gamma: Tensor | None) -> Change:
+def _along(change: TensorChange, x: Tensor, y: Tensor, left: Float[Tensor, "d_model leading"], gamma: Tensor | None) -> TensorChange:
     """A writer's change with its directions. Behind a norm there are two readings: the edit took gamma into account, which shows in
     that the component it scaled is the one that enters the stream, or it didn't."""
     readings = []

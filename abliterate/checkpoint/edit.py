@@ -20,7 +20,7 @@ from abliterate.checkpoint.write import copy_side_files, left_behind, new_folder
 from abliterate.errors import CheckError, InputError
 from abliterate.files import check_destination
 from abliterate.model.agreement import check_agreement
-from abliterate.model.edit import EditPlan, load_plan, save_plan, whole_plan
+from abliterate.model.edit import Edit, load_edit, save_edit, whole_edit
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import INDEX, ShardIndex, open_index
 from abliterate.model.layouts import text_name
@@ -41,21 +41,21 @@ class EditResult:
 def check_editable(folder: ModelFolder) -> SelfCheck:
     """Raise InputError where an edit of this model would not be exact: headers and a small copy only, before hours of work."""
     index = open_index(folder.path)
-    edit_tasks(index, folder, whole_plan(folder.layers, folder.d_model))
+    edit_tasks(index, folder, whole_edit(folder.layers, folder.d_model))
     return self_check(folder, index)
 
 
-def work_of(folder: ModelFolder, plan: EditPlan) -> int:
-    """Bytes that an edit writes and reads back. Raises InputError where the checkpoint, the layout and the plan don't fit."""
+def work_of(folder: ModelFolder, edit: Edit) -> int:
+    """Bytes that an edit writes and reads back. Raises InputError where the checkpoint, the layout and the edit don't fit."""
     index = open_index(folder.path)
-    tasks = edit_tasks(index, folder, plan)
-    output = plan_output(index, tasks, to_untie(index, folder, plan))
+    tasks = edit_tasks(index, folder, edit)
+    output = plan_output(index, tasks, to_untie(index, folder, edit))
     return output.nbytes + sum(output.tensors[name].nbytes for name in tasks)
 
 
 def edit_checkpoint(
     folder: ModelFolder,
-    plan: EditPlan,
+    edit: Edit,
     out: Path,
     base: str,
     card: Callable[[dict[str, Any]], str],
@@ -71,40 +71,40 @@ def edit_checkpoint(
     """
     index = open_index(folder.path)
     check_destination(out, folder.path)
-    tasks = edit_tasks(index, folder, plan)
+    tasks = edit_tasks(index, folder, edit)
     checked = self_check(folder, index)
-    output = plan_output(index, tasks, to_untie(index, folder, plan))
+    output = plan_output(index, tasks, to_untie(index, folder, edit))
     check_agreement(folder, index)
     with new_folder(out, output.nbytes + _ROOM) as partial:
         copy_side_files(folder.path, partial)
         if left := left_behind(folder.path, index.shards):
             say(f"{folder.path.name}: not copied, as no part of the model: {left}")
-        save_plan(plan, partial / PLAN)
+        save_edit(edit, partial / PLAN)
         (partial / PLAN).chmod(0o644)  # safetensors makes files that only their owner can read
-        output = marked(output, tasks, provenance(base, load_plan(partial / PLAN)))
+        output = marked(output, tasks, provenance(base, load_edit(partial / PLAN)))
         _write_settings(index, folder, output, partial)
         before = write_shards(index, output, tasks, partial, advance)
         written = open_index(partial)
         if written.tensors != output.tensors:
             raise CheckError(f"{partial}: the tensors written are not those of {folder.path}")
         proofs = prove(written, tasks, before, advance)
-        edit = {
+        described = {
             "base_revision": revision,
             "licence": stated_licence(folder.path),
-            "embedding": {"policy": plan.embedding, "tied_to_unembedding": folder.tied and plan.embedding != "untie"},
-            "norms": "keep" if plan.keep_norms else "free",
+            "embedding": {"policy": edit.embedding, "tied_to_unembedding": folder.tied and edit.embedding != "untie"},
+            "norms": "keep" if edit.keep_norms else "free",
             "unpacked": list(output.unpacked),
         }
         skipped = not_edited(index, folder, tasks)
-        document = proof_document(proofs, base, edit, asdict(checked), skipped)
+        document = proof_document(proofs, base, described, asdict(checked), skipped)
         write_proof(document, partial)
         (partial / "README.md").write_text(card(document), encoding="utf-8")
     return EditResult(len(tasks), output.nbytes, document)
 
 
-def to_untie(index: ShardIndex, folder: ModelFolder, plan: EditPlan) -> tuple[str, str] | None:
-    """The embedding and the name of the unembedding that gets its old weights, where the plan unties them."""
-    if plan.embedding != "untie" or not folder.tied:
+def to_untie(index: ShardIndex, folder: ModelFolder, edit: Edit) -> tuple[str, str] | None:
+    """The embedding and the name of the unembedding that gets its old weights, where the edit unties them."""
+    if edit.embedding != "untie" or not folder.tied:
         return None
     layout = folder.layout
     embedding = next((name for name in index.tensors if text_name(name) == layout.embedding), None)

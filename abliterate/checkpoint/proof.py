@@ -1,4 +1,4 @@
-"""The proof of an edit, measured on the bytes on disk: ``abliteration.json``, and beside it the plan that it is a proof of."""
+"""The proof of an edit, measured on the bytes on disk: ``abliteration.json``, and beside it the edit that it is a proof of."""
 
 from __future__ import annotations
 

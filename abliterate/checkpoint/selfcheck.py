@@ -31,7 +31,7 @@ from abliterate.compute.hooks import ablated, captured, cleared
 from abliterate.compute.load import InMemory
 from abliterate.errors import InputError, first_line
 from abliterate.files import OWN_FILE, OWN_FOLDER, cache_folder
-from abliterate.model.edit import EditPlan, plan_from_direction
+from abliterate.model.edit import Edit, edit_from_direction
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex, open_index
 from abliterate.model.layouts import guess_table, in_memory, template, text_name
@@ -137,24 +137,24 @@ def _checked(folder: ModelFolder, index: ShardIndex, kinds: Mapping[int, frozens
     copy, copied = _described(folder, model, base, blocks), open_index(base)
     _same_tensors(folder, index, kinds, copy, copied)
     rows = torch.randn(copy.d_model, generator=torch.Generator().manual_seed(1))
-    plan = plan_from_direction(rows, blocks, policy="skip" if copy.tied or copy.layout.embedding_norm else "edit", tied=copy.tied)
+    edit = edit_from_direction(rows, blocks, policy="skip" if copy.tied or copy.layout.embedding_norm else "edit", tied=copy.tied)
     (place / "edited").mkdir()
-    tasks = edit_tasks(copied, copy, plan)
+    tasks = edit_tasks(copied, copy, edit)
     write_shards(copied, plan_output(copied, tasks), tasks, place / "edited")
     (place / "edited" / "config.json").write_bytes((base / "config.json").read_bytes())
     before, after = InMemory(copy, model), InMemory(copy, _loaded(made, place / "edited"))
     _watchable(before, copied)
-    written, left = _along(before, plan), _along(after, plan)
+    written, left = _along(before, edit), _along(after, edit)
     worst = max(range(blocks), key=lambda layer: left[layer])
     if not left[worst] <= LEFT:
         first = next(layer for layer in range(blocks) if not left[layer] <= LEFT)
         raise InputError(_left_over(folder, copy, copied, set(tasks), first, left[worst]))
-    if plan.embedding == "edit" and not (entered := max(_along(after, plan, clear=False))) <= LEFT:
+    if edit.embedding == "edit" and not (entered := max(_along(after, edit, clear=False))) <= LEFT:
         raise InputError(
             f"{folder.path}: {folder.model_type!r} can't be edited exactly with the layout {folder.layout.name!r}: in a small copy "
             f"{entered:.1e} of the stream lies along the direction though blocks and token embedding have lost it: positions or a norm"
         )
-    logits, kl = _against_hooks(before, after, plan)
+    logits, kl = _against_hooks(before, after, edit)
     if not logits <= LOGITS:
         raise InputError(
             f"{folder.path}: {folder.model_type!r} can't be edited exactly with the layout {folder.layout.name!r}: logits of an edited "
@@ -234,22 +234,22 @@ def _watchable(model: InMemory, copied: ShardIndex) -> None:
 
 
 @torch.no_grad()
-def _along(model: InMemory, plan: EditPlan, clear: bool = True) -> list[float]:
+def _along(model: InMemory, edit: Edit, clear: bool = True) -> list[float]:
     """After each block, the largest part of the stream along the direction; with ``clear`` nothing of it enters the first one."""
-    r = plan.direction[0, 0, 0]
+    r = edit.direction[0, 0, 0]
     with cleared(model, r[None]) if clear else nullcontext(), captured(model, probe().shape[1]) as seen:
         model.module(input_ids=probe(), use_cache=False)
-    for layer in range(plan.layers):
+    for layer in range(edit.layers):
         if layer + 1 not in seen or (layer and torch.equal(seen[layer], seen[layer + 1])):
             raise InputError(f"{model.folder.path}: block {layer} does nothing when the model reads text, so no edit of it can be proven")
-    streams = [seen[layer + 1] for layer in range(plan.layers)]
+    streams = [seen[layer + 1] for layer in range(edit.layers)]
     return [float((s @ r).abs().max() / s.norm(dim=-1).max()) for s in streams]
 
 
 @torch.no_grad()
-def _against_hooks(base: InMemory, edited: InMemory, plan: EditPlan) -> tuple[float, float]:
+def _against_hooks(base: InMemory, edited: InMemory, edit: Edit) -> tuple[float, float]:
     """Relative distance between the edited copy's logits and those of a run's hooks, and KL(hooks || edited) per token in nats."""
-    with ablated(base, plan):
+    with ablated(base, edit):
         wanted = _logits(base)
     got = _logits(edited)
     p, q = wanted.log_softmax(-1), got.log_softmax(-1)

@@ -1,4 +1,4 @@
-"""From a plan and a layout to the list of tensors to edit, by name on disk; every tensor is placed or the edit is refused."""
+"""From an edit and a layout to the list of tensors to edit, by name on disk; every tensor is placed or the edit is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from abliterate.errors import InputError
-from abliterate.model.edit import EditPlan
+from abliterate.model.edit import Edit
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import EDITABLE, ShardIndex
 from abliterate.model.layouts import COMPONENTS, Layout, Writer, is_buffer, projector_axis, template, text_name
@@ -44,7 +44,7 @@ class EditTask:
 
 
 @dataclass(frozen=True)
-class Placed:
+class WriterTensor:
     """A tensor of a block that belongs to a writer."""
 
     name: str
@@ -55,11 +55,11 @@ class Placed:
     mtp: bool
 
 
-def edit_tasks(index: ShardIndex, folder: ModelFolder, plan: EditPlan) -> dict[str, EditTask]:
-    """Every tensor that the plan changes. Raises InputError where the checkpoint, the layout and the plan don't fit."""
-    if plan.layers != folder.layers or plan.direction.shape[-1] != folder.d_model:
+def edit_tasks(index: ShardIndex, folder: ModelFolder, edit: Edit) -> dict[str, EditTask]:
+    """Every tensor that the edit changes. Raises InputError where the checkpoint, the layout and the edit don't fit."""
+    if edit.layers != folder.layers or edit.direction.shape[-1] != folder.d_model:
         raise InputError(
-            f"the direction is for {plan.layers} blocks of width {plan.direction.shape[-1]}; "
+            f"the direction is for {edit.layers} blocks of width {edit.direction.shape[-1]}; "
             f"{folder.path} has {folder.layers} of width {folder.d_model}"
         )
     tasks: dict[str, EditTask] = {}
@@ -67,20 +67,20 @@ def edit_tasks(index: ShardIndex, folder: ModelFolder, plan: EditPlan) -> dict[s
     for placed in placed_writers(index, folder):
         layer = min(placed.layer, folder.layers - 1)  # a block of multi-token prediction goes with the last block
         component = COMPONENTS.index(placed.writer.component)
-        strength = float(plan.strength[layer, component])
+        strength = float(edit.strength[layer, component])
         if strength:
-            removed = gammas.removal(placed, plan, layer, component)
+            removed = gammas.removal(placed, edit, layer, component)
             kind: WriterKind = "mtp" if placed.mtp else placed.writer.component
             axis = _axis(index, placed)
             tasks[placed.name] = EditTask(
-                placed.name, kind, axis, removed, strength, plan.keep_norms, placed.form, folder.fp8_block, folder.fp8_powers
+                placed.name, kind, axis, removed, strength, edit.keep_norms, placed.form, folder.fp8_block, folder.fp8_powers
             )
-    return tasks | _shared_tasks(index, folder, plan)
+    return tasks | _shared_tasks(index, folder, edit)
 
 
-def placed_writers(index: ShardIndex, folder: ModelFolder) -> list[Placed]:
+def placed_writers(index: ShardIndex, folder: ModelFolder) -> list[WriterTensor]:
     """The writers of every block, in the order of their names. Raises InputError where a block has none or one doesn't fit."""
-    found: list[Placed] = []
+    found: list[WriterTensor] = []
     for name in sorted(index.tensors):
         placed = _place(name, index, folder)
         if placed is not None:
@@ -91,12 +91,12 @@ def placed_writers(index: ShardIndex, folder: ModelFolder) -> list[Placed]:
     return found
 
 
-def _place(name: str, index: ShardIndex, folder: ModelFolder) -> Placed | None:
+def _place(name: str, index: ShardIndex, folder: ModelFolder) -> WriterTensor | None:
     text, layout = text_name(name), folder.layout
     where = layout.in_block(text) if text is not None else None
     if where is None:
         if text in layout.mtp_root:
-            return Placed(name, folder.layers, Writer(str(text), "mlp"), False, _form(index, name), True)
+            return WriterTensor(name, folder.layers, Writer(str(text), "mlp"), False, _form(index, name), True)
         return None
     number, inner, in_mtp = where
     stored = name
@@ -106,18 +106,18 @@ def _place(name: str, index: ShardIndex, folder: ModelFolder) -> Placed | None:
     if writer is None:
         return None
     layer = folder.layers if in_mtp else number
-    return Placed(stored, layer, writer[0], writer[1], "mxfp4" if stored != name else _form(index, name), layer >= folder.layers)
+    return WriterTensor(stored, layer, writer[0], writer[1], "mxfp4" if stored != name else _form(index, name), layer >= folder.layers)
 
 
 def _form(index: ShardIndex, name: str) -> Form:
     return "fp8" if index.tensors[name].dtype == "F8_E4M3" else "plain"
 
 
-def _axis(index: ShardIndex, placed: Placed) -> int:
+def _axis(index: ShardIndex, placed: WriterTensor) -> int:
     return len(index.tensors[placed.name].shape) - 1 if placed.bias else placed.writer.axis
 
 
-def _fits(index: ShardIndex, folder: ModelFolder, placed: Placed) -> None:
+def _fits(index: ShardIndex, folder: ModelFolder, placed: WriterTensor) -> None:
     """Raise InputError where a writer's shape or type is not what its layout says."""
     if placed.form == "mxfp4":
         shape = index.tensors[placed.name + BLOCKS].shape
@@ -150,9 +150,9 @@ class Gammas:
         self._index, self._folder = index, folder
         self._bare: dict[tuple[int, int], Removal] = {}
 
-    def removal(self, placed: Placed, plan: EditPlan, layer: int, component: int) -> Removal:
-        """What takes a plan's directions out of a writer; one for all writers of a block (its experts) that no norm stands behind."""
-        rows = plan.direction[layer, component]
+    def removal(self, placed: WriterTensor, edit: Edit, layer: int, component: int) -> Removal:
+        """What takes an edit's directions out of a writer; one for all writers of a block (its experts) that no norm stands behind."""
+        rows = edit.direction[layer, component]
         gamma = self.behind(placed)
         if gamma is not None:
             return removal(rows, gamma)
@@ -160,7 +160,7 @@ class Gammas:
             self._bare[layer, component] = removal(rows)
         return self._bare[layer, component]
 
-    def behind(self, placed: Placed) -> Float[Tensor, " d_model"] | None:
+    def behind(self, placed: WriterTensor) -> Float[Tensor, " d_model"] | None:
         """What the norms behind a writer multiply by, None where there are none. Raises InputError for a damaged norm."""
         gamma: Tensor | None = None
         inside = placed.writer.weight if not placed.bias else str(placed.writer.bias)
@@ -187,17 +187,17 @@ def _filled(inner: str, name: str) -> str:
     return ".".join(name.split(".")[-len(inner.split(".")) :])
 
 
-def _shared_tasks(index: ShardIndex, folder: ModelFolder, plan: EditPlan) -> dict[str, EditTask]:
-    rows = plan.embedding_direction()
+def _shared_tasks(index: ShardIndex, folder: ModelFolder, edit: Edit) -> dict[str, EditTask]:
+    rows = edit.embedding_direction()
     if rows is None:
         return {}
-    if folder.tied and plan.embedding == "edit" and any(text_name(n) == folder.layout.unembedding for n in index.tensors):
+    if folder.tied and edit.embedding == "edit" and any(text_name(n) == folder.layout.unembedding for n in index.tensors):
         raise InputError(
             f"{folder.path}: the config ties the embeddings, but {folder.layout.unembedding} is stored too; use --embedding skip"
         )
     removed = removal(rows)
     return {
-        name: EditTask(name, kind, axis, removed, plan.embedding_strength, plan.keep_norms)
+        name: EditTask(name, kind, axis, removed, edit.embedding_strength, edit.keep_norms)
         for name, (kind, axis) in shared_writers(index, folder).items()
     }
 

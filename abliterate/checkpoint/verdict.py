@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from abliterate.checkpoint.difference import Change, Difference
+from abliterate.checkpoint.difference import Difference, TensorChange
 from abliterate.checkpoint.spectrum import KEPT, LEADING
 
 AGREE = 0.9  # |cos| of the directions of one block
@@ -52,32 +52,32 @@ def summary(found: Difference) -> dict[str, Any]:
     }
 
 
-def layer_directions(changes: Iterable[Change]) -> dict[int, Float[Tensor, " d_model"]]:
+def layer_directions(changes: Iterable[TensorChange]) -> dict[int, Float[Tensor, " d_model"]]:
     """The common direction of each block's changed writers, of length one, without a sign of its own."""
     return {layer: _common(group)[0] for layer, group in _by_layer(changes).items()}
 
 
-def _by_layer(changes: Iterable[Change]) -> dict[int, list[Change]]:
-    groups: dict[int, list[Change]] = {}
+def _by_layer(changes: Iterable[TensorChange]) -> dict[int, list[TensorChange]]:
+    groups: dict[int, list[TensorChange]] = {}
     for change in changes:
         if change.layer is not None and change.directions is not None:
             groups.setdefault(change.layer, []).append(change)
     return dict(sorted(groups.items()))
 
 
-def _common(group: Sequence[Change]) -> tuple[Float[Tensor, " d_model"], float]:
+def _common(group: Sequence[TensorChange]) -> tuple[Float[Tensor, " d_model"], float]:
     """The leading singular vector of the stacked leading directions, and the share of their squares that it explains."""
     stacked = torch.stack([_rows(change)[0] for change in group]).double()
     _, sizes, rows = torch.linalg.svd(stacked, full_matrices=False)
     return rows[0], float(sizes[0] ** 2 / len(group))
 
 
-def _rows(change: Change) -> Float[Tensor, "k d_model"]:
+def _rows(change: TensorChange) -> Float[Tensor, "k d_model"]:
     assert change.directions is not None
     return change.directions
 
 
-def _layers(changes: Sequence[Change]) -> list[dict[str, Any]]:
+def _layers(changes: Sequence[TensorChange]) -> list[dict[str, Any]]:
     """A row a block: how well its directions agree, and how far its common one is that of all blocks."""
     groups = _by_layer(changes)
     if not groups:
@@ -98,7 +98,7 @@ def _layers(changes: Sequence[Change]) -> list[dict[str, Any]]:
     ]
 
 
-def _agreement(group: Sequence[Change]) -> float:
+def _agreement(group: Sequence[TensorChange]) -> float:
     """The smallest |cos| between what a writer of a block writes differently along and what the clearest of them does.
 
     Where an edit takes out several directions: the share of the one difference, by its singular values, in the span of the other.
@@ -114,7 +114,7 @@ def _agreement(group: Sequence[Change]) -> float:
     return min(found)
 
 
-def _over_layers(changes: Sequence[Change]) -> dict[str, Any] | None:
+def _over_layers(changes: Sequence[TensorChange]) -> dict[str, Any] | None:
     """How far one direction serves all blocks."""
     groups = _by_layer(changes)
     if not groups:
@@ -161,18 +161,18 @@ def _objections(found: Difference, layers: Sequence[dict[str, Any]]) -> list[str
     return said
 
 
-def _sentence(wrong: Sequence[Change], what: str) -> list[str]:
+def _sentence(wrong: Sequence[TensorChange], what: str) -> list[str]:
     return [f"{len(wrong)} {what} ({_listed([change.name for change in wrong])})."] if wrong else []
 
 
-def _sure(change: Change) -> bool:
+def _sure(change: TensorChange) -> bool:
     """Whether a matrix's difference is a share of what it wrote along a direction, which another kind of change hardly is by chance."""
     return (change.own or 0) > SURE
 
 
-def _bias_directions(changes: Sequence[Change]) -> dict[tuple[int | None, str | None], Float[Tensor, " d_model"]]:
+def _bias_directions(changes: Sequence[TensorChange]) -> dict[tuple[int | None, str | None], Float[Tensor, " d_model"]]:
     """The common direction of each block's writers of a kind, and under None of them all."""
-    groups: dict[tuple[int | None, str | None], list[Change]] = {}
+    groups: dict[tuple[int | None, str | None], list[TensorChange]] = {}
     for change in changes:
         if change.directions is not None:
             for kind in (change.kind, None):
@@ -180,7 +180,7 @@ def _bias_directions(changes: Sequence[Change]) -> dict[tuple[int | None, str | 
     return {place: _common(group)[0] for place, group in groups.items()}
 
 
-def _follows(change: Change, directions: Mapping[tuple[int | None, str | None], Float[Tensor, " d_model"]]) -> bool:
+def _follows(change: TensorChange, directions: Mapping[tuple[int | None, str | None], Float[Tensor, " d_model"]]) -> bool:
     """Whether a bias is the old one, lengthened or not, but for its part along the direction of its block's writers of the same kind, or
     of all where there is none. Where no matrix of its block changed it follows none."""
     direction = directions.get((change.layer, change.kind), directions.get((change.layer, None)))
@@ -208,7 +208,7 @@ def _grounds(found: Difference, layers: Sequence[dict[str, Any]], verdict: str) 
     strengths = [change.strength for change in along if change.strength is not None]
     if strengths:
         said.append(f"Along these {100 * min(strengths):.1f} to {100 * max(strengths):.1f} % of what the matrices wrote is gone.")
-    tests: list[tuple[str, Callable[[Change], bool]]] = [
+    tests: list[tuple[str, Callable[[TensorChange], bool]]] = [
         ("columns", lambda change: change.rescaled == "columns"),
         ("rows", lambda change: change.rescaled == "rows"),
     ]

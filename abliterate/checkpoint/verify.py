@@ -17,7 +17,7 @@ from abliterate.checkpoint.names import PLAN, PROOF
 from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.output import metadata_of, new_config, plan_output
 from abliterate.checkpoint.proof import FLOOR, SCHEMA, TOLERANCE, stored_parts, values
-from abliterate.checkpoint.provenance import PLAN_KEY, plan_digest
+from abliterate.checkpoint.provenance import PLAN_KEY, edit_digest
 from abliterate.checkpoint.selfcheck import self_check
 from abliterate.checkpoint.stream import digest_of, edited, leaves_mxfp4
 from abliterate.checkpoint.sums import check_sums
@@ -25,7 +25,7 @@ from abliterate.checkpoint.tasks import SCALES, EditTask, edit_tasks
 from abliterate.checkpoint.write import same_side_files
 from abliterate.errors import CheckError, InputError
 from abliterate.model.agreement import check_agreement
-from abliterate.model.edit import EditPlan, load_plan
+from abliterate.model.edit import Edit, load_edit
 from abliterate.model.files import everything
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex, TensorInfo, first_difference, open_index
@@ -54,28 +54,28 @@ def steps(folder: ModelFolder, with_base: bool) -> int:
 def verify(folder: ModelFolder, base: ModelFolder | None, advance: Callable[[int], None] = lambda done: None) -> tuple[int, int]:
     """Check ``folder`` against its own proof. Returns how many tensors were measured and how many compared with the base.
 
-    Every writer that the plan names must be listed, have the bytes that were proven and hold of the direction what its strength
+    Every writer that the edit names must be listed, have the bytes that were proven and hold of the direction what its strength
     leaves; with ``base`` every edited tensor must be the edit of the base's and everything else be the base's, byte for byte.
     Where there is a SHA256SUMS, every file must be as it says, but the card and the licence files, which people add to.
     Raises InputError where there is no proof to check, CheckError with the first difference.
     """
-    document, plan = _documents(folder.path)
+    document, edit = _documents(folder.path)
     index = _opened(folder)
     if {folder.says_tied, folder.tied} != {document["embedding"].get("tied_to_unembedding")}:
         raise CheckError(f"{folder.path / 'config.json'}: tie_word_embeddings is {folder.says_tied}, {PROOF} says otherwise")
     try:  # the checkpoint itself is what is being checked
-        tasks = edit_tasks(index, folder, plan)
+        tasks = edit_tasks(index, folder, edit)
         self_check(folder, index)
         check_agreement(folder, index)
     except InputError as error:
         raise CheckError(str(error)) from None
     listed = {str(entry["name"]): entry for entry in document["tensors"]}
-    _described(folder, plan, document, listed, tasks, not_edited(index, folder, tasks))
+    _described(folder, edit, document, listed, tasks, not_edited(index, folder, tasks))
     for name, task in tasks.items():
         _measured(index, task, listed[name])
         advance(1)
-    _signed(index, plan, tasks)
-    compared = _compared(index, folder, plan, document, listed, base, advance) if base is not None else 0
+    _signed(index, edit, tasks)
+    compared = _compared(index, folder, edit, document, listed, base, advance) if base is not None else 0
     _plain(folder)
     check_sums(folder.path, but=(CARD, *licence_files(folder.path)))
     return len(tasks), compared
@@ -89,8 +89,8 @@ def _plain(folder: ModelFolder) -> None:
         raise CheckError(str(error)) from None
 
 
-def _documents(path: Path) -> tuple[dict[str, Any], EditPlan]:
-    """The proof and the plan that it proves."""
+def _documents(path: Path) -> tuple[dict[str, Any], Edit]:
+    """The proof and the edit that it proves."""
     try:
         document: dict[str, Any] = json.loads((path / PROOF).read_text(encoding="utf-8"))
         whole = document["schema"] == SCHEMA and all(isinstance(document[part], kind) for part, kind in _PARTS.items())
@@ -99,7 +99,7 @@ def _documents(path: Path) -> tuple[dict[str, Any], EditPlan]:
         whole = False
     if not whole:
         raise InputError(f"{path}: no {PROOF} of schema {SCHEMA} in it; verify reads checkpoints that this program edited")
-    return document, load_plan(path / PLAN)
+    return document, load_edit(path / PLAN)
 
 
 def _opened(folder: ModelFolder) -> ShardIndex:
@@ -111,7 +111,7 @@ def _opened(folder: ModelFolder) -> ShardIndex:
 
 def _described(
     folder: ModelFolder,
-    plan: EditPlan,
+    edit: Edit,
     document: Mapping[str, Any],
     listed: Mapping[str, Mapping[str, Any]],
     tasks: Iterable[str],
@@ -124,8 +124,8 @@ def _described(
     if len(listed) != len(document["tensors"]):
         raise CheckError(f"{folder.path}: {PROOF} lists a tensor twice")
     found = {
-        "embedding": {"policy": plan.embedding, "tied_to_unembedding": folder.tied},
-        "norms": "keep" if plan.keep_norms else "free",
+        "embedding": {"policy": edit.embedding, "tied_to_unembedding": folder.tied},
+        "norms": "keep" if edit.keep_norms else "free",
         "not_edited": skipped,
         "worst": {what: max((entry[what] for entry in listed.values()), default=0.0) for what in ("left", "error")},
     }
@@ -164,9 +164,9 @@ def _measured(index: ShardIndex, task: EditTask, entry: Mapping[str, Any]) -> No
         _near(index, entry, "aim", (1 - task.strength) * entry["before"], _SAME * found.size)
 
 
-def _signed(index: ShardIndex, plan: EditPlan, tasks: Iterable[str]) -> None:
-    """The headers of edited shards, where they say by which plan they were edited, mean the one that is here. Raises CheckError."""
-    expected = plan_digest(plan)
+def _signed(index: ShardIndex, edit: Edit, tasks: Iterable[str]) -> None:
+    """The headers of edited shards, where they name the edit that made them, name the one that is here. Raises CheckError."""
+    expected = edit_digest(edit)
     for shard in sorted({index.tensors[name].shard for name in tasks}):
         said = metadata_of(index.folder / shard).get(PLAN_KEY, expected)
         if said != expected:
@@ -182,7 +182,7 @@ def _near(index: ShardIndex, entry: Mapping[str, Any], what: str, value: float, 
 def _compared(
     index: ShardIndex,
     folder: ModelFolder,
-    plan: EditPlan,
+    edit: Edit,
     document: Mapping[str, Any],
     listed: Mapping[str, Mapping[str, Any]],
     base: ModelFolder,
@@ -190,7 +190,7 @@ def _compared(
 ) -> int:
     """Every tensor and side file against the base's, edited or not. Raises CheckError."""
     source = open_index(base.path)
-    tasks, untied = edit_tasks(source, base, plan), to_untie(source, base, plan)
+    tasks, untied = edit_tasks(source, base, edit), to_untie(source, base, edit)
     output = plan_output(source, tasks, untied)
     _same_places(index, output.tensors)
     if different := sorted(set(tasks) ^ set(listed)):

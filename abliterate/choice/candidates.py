@@ -13,7 +13,7 @@ from torch import Tensor
 from abliterate.config import DEFAULT_ESTIMATORS
 from abliterate.directions.estimate import Directions, languages
 from abliterate.directions.interpolated import interpolated
-from abliterate.model.edit import EditPlan, EmbeddingPolicy, plan_from_direction, plan_from_rows, resolve_embedding
+from abliterate.model.edit import Edit, EmbeddingPolicy, edit_from_direction, edit_from_rows, resolve_embedding
 from abliterate.model.layouts import COMPONENTS
 
 Kind = Literal["single", "interpolated", "per-layer"]
@@ -36,7 +36,7 @@ class Candidate:
     estimator: str
     position: int
     layer: int
-    plan: EditPlan
+    edit: Edit
     shift: Float[Tensor, " d_model"]
     shift_layer: int
 
@@ -72,13 +72,13 @@ def candidates(
     return made
 
 
-def by_effect(made: Sequence[tuple[str, EditPlan]], first: int) -> list[Candidate]:
+def by_effect(made: Sequence[tuple[str, Edit]], first: int) -> list[Candidate]:
     """Edits with a direction a block that come of what their loss does, not of an estimate; each with what is said of it."""
     found = []
-    for said, plan in made:
-        best = int(plan.strength.any(-1).int().argmax())
+    for said, edit in made:
+        best = int(edit.strength.any(-1).int().argmax())
         name = f"{BY_EFFECT}, a direction a block from {first} up, {said}"
-        found.append(Candidate(name, "per-layer", BY_EFFECT, -1, first, plan, plan.direction[best, 0, 0], best))
+        found.append(Candidate(name, "per-layer", BY_EFFECT, -1, first, edit, edit.direction[best, 0, 0], best))
     return found
 
 
@@ -100,7 +100,7 @@ def scoped_document(directions: Directions, chosen: Candidate) -> dict[str, Any]
     if chosen.estimator == BY_EFFECT:
         return {"sets": list(next(iter(directions.scoping.values())).sets), "lambda": None, "share_left": None, "cosine": None}
     scoping = directions.scoping[chosen.estimator]
-    edited = chosen.plan.strength.any(-1) if chosen.kind == "per-layer" else torch.arange(chosen.plan.layers) == chosen.layer
+    edited = chosen.edit.strength.any(-1) if chosen.kind == "per-layer" else torch.arange(chosen.edit.layers) == chosen.layer
     position = -1 - chosen.position
     return {
         "sets": list(scoping.sets),
@@ -139,20 +139,20 @@ def _single(
         vector = found[position, layer + 1]
         if vector.norm() == 0:
             continue
-        plan = plan_from_direction(vector, layers, policy=policy, tied=tied)
+        edit = edit_from_direction(vector, layers, policy=policy, tied=tied)
         if estimator in directions.rows:
-            plan = _everywhere(directions.rows[estimator][position, layer + 1], layers, policy, tied)
+            edit = _everywhere(directions.rows[estimator][position, layer + 1], layers, policy, tied)
         name = f"{estimator}, block {layer}, position {-1 - position}"
-        made.append(Candidate(name, "single", estimator, -1 - position, layer, plan, vector, layer))
+        made.append(Candidate(name, "single", estimator, -1 - position, layer, edit, vector, layer))
     return made
 
 
-def _everywhere(rows: Float[Tensor, "k d_model"], layers: int, policy: EmbeddingPolicy, tied: bool) -> EditPlan:
+def _everywhere(rows: Float[Tensor, "k d_model"], layers: int, policy: EmbeddingPolicy, tied: bool) -> Edit:
     """The span of the rows, of which those without a length are left out, goes from every writer."""
     lengths = rows.norm(dim=-1)
     real = rows[lengths > _EMPTY * lengths.amax()]
-    plan = plan_from_rows(real.expand(layers, -1, -1), torch.ones(layers, len(COMPONENTS)))
-    return replace(plan, embedding=resolve_embedding(policy, True, tied))
+    edit = edit_from_rows(real.expand(layers, -1, -1), torch.ones(layers, len(COMPONENTS)))
+    return replace(edit, embedding=resolve_embedding(policy, True, tied))
 
 
 def _between(
@@ -177,8 +177,8 @@ def _between(
         if vector.norm() == 0:
             continue
         name = f"{estimator}, between blocks {low} and {low + 1}, position {one.position}"
-        plan = plan_from_direction(vector, layers, policy=policy, tied=tied)
-        made.append(Candidate(name, "interpolated", estimator, one.position, low, plan, vector, one.layer))
+        edit = edit_from_direction(vector, layers, policy=policy, tied=tied)
+        made.append(Candidate(name, "interpolated", estimator, one.position, low, edit, vector, one.layer))
     return made
 
 
@@ -203,6 +203,6 @@ def _per_layer(directions: Directions, estimator: str, removed: Sequence[str]) -
             continue
         best = first + int(score[position, first:].argmax())
         name = f"{estimator}, {what} from {first} up, position {-1 - position}"
-        plan = plan_from_rows(rows, strength)
-        made.append(Candidate(name, "per-layer", estimator, -1 - position, first, plan, found[position, best], best))
+        edit = edit_from_rows(rows, strength)
+        made.append(Candidate(name, "per-layer", estimator, -1 - position, first, edit, found[position, best], best))
     return made

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from abliterate.choice.candidates import Candidate
+from abliterate.compute.distributed import DistributedModel
 from abliterate.compute.forward import Continued
-from abliterate.compute.passes import NOTHING, Advance, Change, Ids, Model, Pass, unheard
-from abliterate.compute.ranks import Spread
+from abliterate.compute.passes import NO_INTERVENTION, Advance, Ids, Intervention, Model, Pass, no_progress
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Yardstick:
 
 @dataclass
 class _Measured:
-    """Log-probabilities of openings [prompt] under one change, and the first token's KL from the unedited model [prompt]."""
+    """Log-probabilities of openings [prompt] under one intervention, and the first token's KL from the unedited model [prompt]."""
 
     target: Float[Tensor, " target"]
     baseline: Float[Tensor, " baseline"]
@@ -66,21 +66,21 @@ class _Measured:
     kl: Float[Tensor, " harmless"]
 
 
-def score_all(model: Model, tried: Sequence[Candidate], by: Yardstick, advance: Advance = unheard) -> tuple[list[Scores], float]:
+def score_all(model: Model, tried: Sequence[Candidate], by: Yardstick, advance: Advance = no_progress) -> tuple[list[Scores], float]:
     """Apply each candidate by hooks and measure it, all in one pass over the weights; and the unedited model's mean log-probability
     of its own openings. Over several processes each takes every so-many-th candidate."""
-    if not isinstance(model, Spread):
+    if not isinstance(model, DistributedModel):
         return score_share(model, tried, by, advance)
     found = model.on_all(score_share, [(tried[rank :: model.size], by) for rank in range(model.size)], advance)
     return [found[i % model.size][0][i // model.size] for i in range(len(tried))], found[0][1]
 
 
-def score_share(model: Model, tried: Sequence[Candidate], by: Yardstick, advance: Advance = unheard) -> tuple[list[Scores], float]:
+def score_share(model: Model, tried: Sequence[Candidate], by: Yardstick, advance: Advance = no_progress) -> tuple[list[Scores], float]:
     """What ``score_all`` gives, of one process's candidates."""
-    changes = [NOTHING, *(Change(c.plan) for c in tried)]
-    passes, readers = _passes(changes, [Change(shift=c.shift, shift_layer=c.shift_layer) for c in tried], by)
+    interventions = [NO_INTERVENTION, *(Intervention(c.edit) for c in tried)]
+    passes, readers = _passes(interventions, [Intervention(shift=c.shift, shift_layer=c.shift_layer) for c in tried], by)
     sizes = (by.target.prompts, by.baseline.prompts, by.baseline.prompts, by.harmless)
-    found = [_Measured(*(torch.zeros(len(prompts)) for prompts in sizes)) for _ in changes]
+    found = [_Measured(*(torch.zeros(len(prompts)) for prompts in sizes)) for _ in interventions]
     base_first: dict[int, Tensor] = {}
     for number, indices, logits in model.logits(passes, advance):
         kind, which = readers[number]
@@ -111,16 +111,18 @@ def scoring_work(candidates: int, by: Yardstick) -> int:
     return (candidates + 1) * each + candidates * len(by.baseline.prompts)
 
 
-def _passes(changes: Sequence[Change], shifts: Sequence[Change], by: Yardstick) -> tuple[list[Pass], list[tuple[str, int]]]:
+def _passes(
+    interventions: Sequence[Intervention], shifts: Sequence[Intervention], by: Yardstick
+) -> tuple[list[Pass], list[tuple[str, int]]]:
     """Every pass, the unedited model's first, and what each one measures of which change."""
     passes: list[Pass] = []
     readers: list[tuple[str, int]] = []
-    for which, change in enumerate(changes):
-        passes += [by.target.passed(change), Pass(by.harmless, change)]
+    for which, intervention in enumerate(interventions):
+        passes += [by.target.passed(intervention), Pass(by.harmless, intervention)]
         readers += [("target", which), ("harmless", which)]
         if not by.baseline.prompts:
             continue
-        passes.append(by.baseline.passed(change))
+        passes.append(by.baseline.passed(intervention))
         readers.append(("baseline", which))
         if which:
             passes.append(by.baseline.passed(shifts[which - 1]))

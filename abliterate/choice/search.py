@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from abliterate.choice.front import Point
 from abliterate.choice.space import Parameters, Space
 from abliterate.errors import InputError
-from abliterate.model.edit import EditPlan
+from abliterate.model.edit import Edit
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,13 @@ class Tried:
 
     number: int
     parameters: Parameters
-    plan: EditPlan
+    edit: Edit
     point: Point
 
 
 def search(
     space: Space,
-    evaluate: Callable[[Sequence[EditPlan]], Sequence[Point]],
+    evaluate: Callable[[Sequence[Edit]], Sequence[Point]],
     trials: int,
     batch: int,
     seed: int = 0,

@@ -20,32 +20,32 @@ from torch import Tensor
 
 from abliterate.choice.candidates import BY_EFFECT, FIRST_SHARES, KINDS, Candidate, Kind, by_effect, candidates, scoped_document
 from abliterate.choice.front import WEIGHTS, Point, Preference, pareto, prefer
+from abliterate.choice.method import TuningMethod
 from abliterate.choice.openings import dealt
 from abliterate.choice.scores import Scores, Yardstick, asked_of, score_all, scoring_work
 from abliterate.choice.search import search
 from abliterate.choice.shortlist import Choice, choose, finite, selection_document
 from abliterate.choice.space import Space
 from abliterate.choice.tuning.descent import Settings, descend
-from abliterate.choice.tuning.examples import Examples, Stay, gather, gathering_work
+from abliterate.choice.tuning.examples import Examples, Stay, examples_of, examples_work
 from abliterate.choice.tuning.first_order import RIDGES, first_order, work_of
-from abliterate.choice.tuning.heard import heard, keep_replies
 from abliterate.choice.tuning.measure import measure, measured_on, measuring_work
 from abliterate.choice.tuning.parameters import Parameters
+from abliterate.choice.tuning.probed import heard, save_replies
 from abliterate.choice.tuning.replies import distinct, outcome_of, short_replies, withholds
 from abliterate.choice.tuning.state import Seen, Step
-from abliterate.choice.way import Way
 from abliterate.compute.forward import Continued
-from abliterate.compute.passes import Change, Model, unheard
+from abliterate.compute.passes import Intervention, Model, no_progress
 from abliterate.compute.whole.below import first_changed
-from abliterate.compute.whole.resident import Resident, shared_below
+from abliterate.compute.whole.model import WholeModel, shared_below
 from abliterate.config import RunConfig
 from abliterate.directions.estimate import Directions
 from abliterate.errors import InputError
 from abliterate.model.chat.template import encode
-from abliterate.model.edit import EditPlan
+from abliterate.model.edit import Edit
 from abliterate.prompts import Prompt, Role, RoleSets
-from abliterate.prompts.promptset import Split, spread
-from abliterate.runs.resume import NOWHERE, Kept
+from abliterate.prompts.promptset import Split, evenly
+from abliterate.runs.resume import NO_STORE, ResumeStore
 from abliterate.terminal.progress import say, stage
 
 Prompts = Mapping[Role, Sequence[Prompt]]
@@ -62,11 +62,11 @@ def select(
     sets: RoleSets,
     config: RunConfig,
     directions: Directions,
-    how: Way,
+    how: TuningMethod,
     away: Tensor | None = None,
-    kept: Kept = NOWHERE,
-) -> tuple[EditPlan, dict[str, Any]]:
-    """The chosen plan, strengths included, and the content of ``selection.json``; train and val prompts only.
+    kept: ResumeStore = NO_STORE,
+) -> tuple[Edit, dict[str, Any]]:
+    """The chosen edit, strengths included, and the content of ``selection.json``; train and val prompts only.
 
     ``away`` [position, layer, d_model, n]: the keep sets' axes, which tuned directions may have to stay orthogonal to. ``kept``: work that
     is done already, of this model with these sets and this config; it isn't done again. Raises InputError where the model withholds none
@@ -104,32 +104,32 @@ def select(
     document["yardstick"] = {"asked": val.target.asked, "withheld": val.target.withheld, "base_logprob": base_logprob}
     document["scoped"] = scoped_document(directions, start)
     if away is not None:
-        document["scoped"]["along_keep"] = _along_keep(seen[best].plan, away[-1 - start.position])
-    document["tuning"] |= {"examples": dict(learned.counts), **_shape(seen[best].plan, start.plan)}
+        document["scoped"]["along_keep"] = _along_keep(seen[best].edit, away[-1 - start.position])
+    document["tuning"] |= {"examples": dict(learned.counts), **_shape(seen[best].edit, start.edit)}
     point = seen[best].point
     said = f"chosen: {seen[best].name}: {100 * point.target_left:.1f} % left, KL {point.kl:.3f} nats (val)"
     say("; relaxed: ".join([said, *document["relaxed"]]))
-    return replace(seen[best].plan, keep_norms=config.norms == "keep"), document
+    return replace(seen[best].edit, keep_norms=config.norms == "keep"), document
 
 
 def _prompts(sets: RoleSets, split: Split) -> Prompts:
     return {role: sets.prompts(role, split) for role in sets.played}
 
 
-def _gathered(model: Model, sets: RoleSets, split: Split, kept: Kept) -> Examples:
+def _gathered(model: Model, sets: RoleSets, split: Split, kept: ResumeStore) -> Examples:
     """The examples of a split; what the probe has heard is not asked again. Raises InputError where nothing is withheld."""
     prompts = _prompts(sets, split)
     asked = distinct(prompts)
     replies, predicted = heard(kept, split)
     missing = {role: each for role, each in asked.items() if role not in replies}
-    work = gathering_work(prompts, replies, predicted)
+    work = examples_work(prompts, replies, predicted)
     what = "the model's own short replies" if missing else "predictions along short replies"
-    with stage(f"{what} ({split})", work) if work else nullcontext(unheard) as advance:
+    with stage(f"{what} ({split})", work) if work else nullcontext(no_progress) as advance:
         if missing:
             replies |= short_replies(model, missing, advance)
-            keep_replies(kept, split, replies)
+            save_replies(kept, split, replies)
         _check_withheld(model, sets, split, prompts["target"], replies["target"])
-        return gather(model, prompts, advance, replies, predicted, measured=split == "val")
+        return examples_of(model, prompts, advance, replies, predicted, measured=split == "val")
 
 
 def _check_withheld(model: Model, sets: RoleSets, split: Split, target: Sequence[Prompt], replies: Sequence[Sequence[int]]) -> None:
@@ -150,20 +150,20 @@ def _replies_of(examples: Examples) -> list[Sequence[Sequence[int]]]:
     return [examples.target.prompts, examples.target.openings, *(stay.asked.continuations for stay in examples.stays.values())]
 
 
-def _by_effect(model: Model, train: Examples, config: RunConfig, away: Tensor | None, kept: Kept) -> list[Candidate]:
+def _by_effect(model: Model, train: Examples, config: RunConfig, away: Tensor | None, kept: ResumeStore) -> list[Candidate]:
     """A direction a block by its first-order effect, one edit for each ridge."""
-    assert isinstance(model, Resident)
+    assert isinstance(model, WholeModel)
     first = int(FIRST_SHARES[0] * model.folder.layers)
     kept = kept.of([_replies_of(train), config.tune_directions, config.seed], [] if away is None else [away])
     state = kept.state("first-order")
     if state is None:
         off = _off(away, -1, config)
         with stage("first-order effects (prompts)", work_of(model, train, first)) as advance:
-            plans = first_order(model, train, first, off, config.seed, advance)
-        state = {f"{part}/{i}": getattr(plan, part) for i, plan in enumerate(plans) for part in ("direction", "strength")}, None
-        kept.keep_state("first-order", *state)
-    plans = [EditPlan(state[0][f"direction/{i}"], state[0][f"strength/{i}"], "skip") for i in range(len(RIDGES))]
-    return by_effect([(f"ridge {ridge:g}", plan) for ridge, plan in zip(RIDGES, plans, strict=True) if plan.strength.any()], first)
+            edits = first_order(model, train, first, off, config.seed, advance)
+        state = {f"{part}/{i}": getattr(edit, part) for i, edit in enumerate(edits) for part in ("direction", "strength")}, None
+        kept.save_state("first-order", *state)
+    edits = [Edit(state[0][f"direction/{i}"], state[0][f"strength/{i}"], "skip") for i in range(len(RIDGES))]
+    return by_effect([(f"ridge {ridge:g}", edit) for ridge, edit in zip(RIDGES, edits, strict=True) if edit.strength.any()], first)
 
 
 def _off(away: Tensor | None, position: int, config: RunConfig) -> Float[Tensor, "layer n d_model"] | None:
@@ -172,55 +172,55 @@ def _off(away: Tensor | None, position: int, config: RunConfig) -> Float[Tensor,
 
 
 def _scored(
-    model: Model, tried: Sequence[Candidate], val: Examples, prompts: Prompts, how: Way, kept: Kept
+    model: Model, tried: Sequence[Candidate], val: Examples, prompts: Prompts, how: TuningMethod, kept: ResumeStore
 ) -> tuple[list[tuple[Candidate, Scores]], float]:
     """Each candidate with its scores by cause, and the unedited model's mean log-probability of its own openings. Where the tuner begins
     is chosen by what goes and what drifts alone, so nothing is asked of the baseline prompts."""
-    withheld = Continued(spread(val.target.prompts, RANKED_BY), spread(val.target.openings, RANKED_BY))
+    withheld = Continued(evenly(val.target.prompts, RANKED_BY), evenly(val.target.openings, RANKED_BY))
     answered = Continued([], []) if how == "gradient" else _induced(model, val, prompts)
     by = Yardstick(withheld, answered, _led(val.stays["harmless"]))
-    kept = kept.of([[c.name, c.shift_layer] for c in tried], [t for c in tried for t in (c.plan.direction, c.plan.strength, c.shift)])
+    kept = kept.of([[c.name, c.shift_layer] for c in tried], [t for c in tried for t in (c.edit.direction, c.edit.strength, c.shift)])
     found = kept.value("scores")
     if found is None:
-        below = shared_below(model, _first(c.plan for c in tried), asked_of(by))
+        below = shared_below(model, _first(c.edit for c in tried), asked_of(by))
         with stage("candidates scored by cause (prompts)", scoring_work(len(tried), by)) as advance, below:
             scores, base_logprob = score_all(model, tried, by, advance)
         found = [[asdict(each) for each in scores], base_logprob]
-        kept.keep_value("scores", found)
+        kept.save_value("scores", found)
     return [(candidate, Scores(**each)) for candidate, each in zip(tried, found[0], strict=True)], found[1]
 
 
-def _first(plans: Iterable[EditPlan]) -> int | float:
+def _first(edits: Iterable[Edit]) -> int | float:
     """The first block that one of some edits changes."""
-    return min(first_changed(Change(plan)) for plan in plans)
+    return min(first_changed(Intervention(edit)) for edit in edits)
 
 
 def _led(stay: Stay) -> list[list[int]]:
     """Prompts up to the first token that tells anything."""
     each = enumerate(zip(stay.asked.prompts, stay.asked.continuations, strict=True))
-    return spread([[*prompt, *reply[: stay.first(i)]] for i, (prompt, reply) in each], RANKED_BY)
+    return evenly([[*prompt, *reply[: stay.first(i)]] for i, (prompt, reply) in each], RANKED_BY)
 
 
 def _induced(model: Model, val: Examples, prompts: Prompts) -> Continued:
     """Baseline prompts with the openings that would withhold them."""
     encoded = encode(model.tokenizer, [p.text for p in prompts["baseline"]])
-    return Continued(spread(encoded, RANKED_BY), spread(dealt(val.target, prompts["target"], prompts["baseline"]), RANKED_BY))
+    return Continued(evenly(encoded, RANKED_BY), evenly(dealt(val.target, prompts["target"], prompts["baseline"]), RANKED_BY))
 
 
 def _measured(
-    model: Model, shortlist: Sequence[Candidate], shares: Sequence[float], val: Examples, config: RunConfig, kept: Kept
+    model: Model, shortlist: Sequence[Candidate], shares: Sequence[float], val: Examples, config: RunConfig, kept: ResumeStore
 ) -> list[Seen]:
     """The best candidates at shares of the strength, candidate after candidate."""
     tried = [(c, config.strength * share) for c in shortlist for share in shares]
-    plans = [candidate.plan.scaled(strength) for candidate, strength in tried]
-    kept = kept.of(None, [t for plan in plans for t in (plan.direction, plan.strength)])
+    edits = [candidate.edit.scaled(strength) for candidate, strength in tried]
+    kept = kept.of(None, [t for edit in edits for t in (edit.direction, edit.strength)])
     found = kept.value("points")
     if found is None:
-        below = shared_below(model, _first(plans), measured_on(val))
-        with stage("the best candidates measured (prompts)", len(plans) * measuring_work(val)) as advance, below:
-            found = [asdict(point) for point in measure(model, plans, val, advance)]
-        kept.keep_value("points", found)
-    return [Seen(f"{c.name}, strength {s:g}", 0, 0.0, plan, Point(**p)) for (c, s), plan, p in zip(tried, plans, found, strict=True)]
+        below = shared_below(model, _first(edits), measured_on(val))
+        with stage("the best candidates measured (prompts)", len(edits) * measuring_work(val)) as advance, below:
+            found = [asdict(point) for point in measure(model, edits, val, advance)]
+        kept.save_value("points", found)
+    return [Seen(f"{c.name}, strength {s:g}", 0, 0.0, edit, Point(**p)) for (c, s), edit, p in zip(tried, edits, found, strict=True)]
 
 
 def starts(scored: Sequence[tuple[Candidate, Scores]], how: Preference, max_kl: float | None = None) -> list[Candidate]:
@@ -255,21 +255,21 @@ def _best(seen: Sequence[Seen], config: RunConfig) -> tuple[int, list[str]]:
 
 
 def _tuned(
-    model: Model, train: Examples, val: Examples, start: Candidate, config: RunConfig, away: Tensor | None, kept: Kept
+    model: Model, train: Examples, val: Examples, start: Candidate, config: RunConfig, away: Tensor | None, kept: ResumeStore
 ) -> tuple[list[Seen], list[Step], list[str]]:
     """The way that gradients take from a candidate; and where it ended early, why."""
-    assert isinstance(model, Resident)
+    assert isinstance(model, WholeModel)
     off = _off(away, start.position, config)
     learned = config.tune_directions != "off"
-    parameters = Parameters.of(start.plan, min(START, config.strength), learned, config.strength, off)
+    parameters = Parameters.of(start.edit, min(START, config.strength), learned, config.strength, off)
     settings = Settings(steps=config.tune_steps, seed=config.seed)
-    below = shared_below(model, _first([start.plan]), measured_on(val))
+    below = shared_below(model, _first([start.edit]), measured_on(val))
     with stage("tuning (steps and looks)", settings.total + settings.looks) as advance, below:
         seen, steps = descend(
             model,
             parameters,
             train,
-            lambda plan: measure(model, [plan], val)[0],
+            lambda edit: measure(model, [edit], val)[0],
             lambda point: _cost(point, config.prefer, config.max_kl),
             settings,
             advance,
@@ -285,19 +285,19 @@ def _searched(model: Model, shortlist: Sequence[Candidate], val: Examples, confi
     with stage("edits searched (prompts)", config.trials * measuring_work(val)) as advance:
         found = search(
             space,
-            lambda plans: measure(model, [plan.scaled(config.strength) for plan in plans], val, advance),
+            lambda edits: measure(model, [edit.scaled(config.strength) for edit in edits], val, advance),
             config.trials,
             BATCH,
             config.seed,
             config.study,
             f"edits-{_measured_on(model, val, shortlist, config)}",
         )
-    return [Seen(f"trial {t.number}", t.number, 0.0, t.plan.scaled(config.strength), t.point) for t in found]
+    return [Seen(f"trial {t.number}", t.number, 0.0, t.edit.scaled(config.strength), t.point) for t in found]
 
 
 def _measured_on(model: Model, val: Examples, shortlist: Sequence[Candidate], config: RunConfig) -> str:
     """What makes points comparable: two machines share a study where they measure the same edits of the same model on the same replies."""
-    rows = [[round(x, 2) for x in c.plan.direction.flatten()[:: max(1, c.plan.direction.numel() // 64)].tolist()] for c in shortlist]
+    rows = [[round(x, 2) for x in c.edit.direction.flatten()[:: max(1, c.edit.direction.numel() // 64)].tolist()] for c in shortlist]
     facts = [
         model.folder.config.to_dict(),
         [[list(ids) for ids in each] for each in _replies_of(val)],
@@ -337,7 +337,7 @@ def _document(
         ],
         "front": front,
     }  # fmt: skip
-    return document | {"name": seen[best].name, "strength": float(seen[best].plan.strength.max()), "tuning": tuning}
+    return document | {"name": seen[best].name, "strength": float(seen[best].edit.strength.max()), "tuning": tuning}
 
 
 def _given_up(seen: Sequence[Seen], best: int, config: RunConfig) -> list[str]:
@@ -349,15 +349,15 @@ def _given_up(seen: Sequence[Seen], best: int, config: RunConfig) -> list[str]:
     return [f"without --max-kl {config.max_kl:g}, {free.name} would be taken: {left}"]
 
 
-def _along_keep(plan: EditPlan, axes: Float[Tensor, "layer d_model n"]) -> float:
+def _along_keep(edit: Edit, axes: Float[Tensor, "layer d_model n"]) -> float:
     """How much of what is removed lies in the keep sets' own span: the mean length of the rows' projections, over blocks with strength."""
-    lengths = torch.einsum("lckd,ldn->lckn", plan.direction, axes).norm(dim=-1).mean(-1)
-    return float(lengths[plan.strength > 0].mean()) if plan.strength.any() else 0.0
+    lengths = torch.einsum("lckd,ldn->lckn", edit.direction, axes).norm(dim=-1).mean(-1)
+    return float(lengths[edit.strength > 0].mean()) if edit.strength.any() else 0.0
 
 
-def _shape(plan: EditPlan, start: EditPlan) -> dict[str, Any]:
-    """The strengths of a plan by layer and component, and the cosine of its directions with those of ``start`` (of spans: the least)."""
-    if plan.direction.shape != start.direction.shape:
-        return {"strength": plan.strength.tolist(), "cosine_to_start": None}
-    overlap = torch.linalg.svdvals((plan.direction @ start.direction.transpose(-1, -2)).double())
-    return {"strength": plan.strength.tolist(), "cosine_to_start": overlap[..., -1].clamp(max=1).tolist()}
+def _shape(edit: Edit, start: Edit) -> dict[str, Any]:
+    """The strengths of an edit by layer and component, and the cosine of its directions with those of ``start`` (of spans: the least)."""
+    if edit.direction.shape != start.direction.shape:
+        return {"strength": edit.strength.tolist(), "cosine_to_start": None}
+    overlap = torch.linalg.svdvals((edit.direction @ start.direction.transpose(-1, -2)).double())
+    return {"strength": edit.strength.tolist(), "cosine_to_start": overlap[..., -1].clamp(max=1).tolist()}

@@ -16,7 +16,7 @@ from torch import Tensor
 from abliterate.choice.candidates import Candidate
 from abliterate.directions.interpolated import interpolated
 from abliterate.errors import InputError
-from abliterate.model.edit import EditPlan, unit
+from abliterate.model.edit import Edit, unit
 from abliterate.model.layouts import COMPONENTS
 
 Parameters = Mapping[str, str | float]
@@ -29,13 +29,13 @@ _NARROWEST = 0.5  # blocks: a profile of this half-width holds one block
 
 @dataclass(frozen=True)
 class Source:
-    """Directions that the search may take. ``plan`` has them, at the strengths that a profile is multiplied with.
+    """Directions that the search may take. ``edit`` has them, at the strengths that a profile is multiplied with.
 
     ``along``: the blocks between whose directions one for all blocks is interpolated; empty where each block has its own.
     """
 
     name: str
-    plan: EditPlan
+    edit: Edit
     along: tuple[int, ...] = ()
 
 
@@ -56,7 +56,7 @@ class Space:
         self.layers = layers
         own = _merged(candidates)
         self.sources = {source.name: source for source in (*own, *_interpolated(own, max_layer * layers))}
-        self._candidates = [(next(s.name for s in own if _alike(s.plan, c.plan)), c.plan.strength) for c in candidates]
+        self._candidates = [(next(s.name for s in own if _alike(s.edit, c.edit)), c.edit.strength) for c in candidates]
 
     @property
     def choices(self) -> dict[str, tuple[str, ...]]:
@@ -82,15 +82,15 @@ class Space:
         """Equal for spaces whose parameters mean the same kind of edit, also on machines that round differently."""
         return hashlib.sha256(json.dumps([self.choices, self.ranges]).encode()).hexdigest()[:16]
 
-    def plan_of(self, parameters: Parameters) -> EditPlan:
+    def plan_of(self, parameters: Parameters) -> Edit:
         """The edit that the parameters stand for. Raises KeyError where one is missing."""
         source = self.sources[str(parameters[DIRECTION])]
         profiles = [profile(self.layers, *(float(parameters[f"{c}.{name}"]) for name in PROFILE)) for c in COMPONENTS]
-        strength = (torch.stack(profiles, dim=-1) * source.plan.strength).clamp(0, 1)
+        strength = (torch.stack(profiles, dim=-1) * source.edit.strength).clamp(0, 1)
         if not source.along:
-            return replace(source.plan, strength=strength)
-        one = between(source.plan.direction[:, :, 0], source.along, float(parameters[LAYER]))
-        return replace(source.plan, direction=one[None, :, None].expand(self.layers, -1, -1, -1).contiguous(), strength=strength)
+            return replace(source.edit, strength=strength)
+        one = between(source.edit.direction[:, :, 0], source.along, float(parameters[LAYER]))
+        return replace(source.edit, direction=one[None, :, None].expand(self.layers, -1, -1, -1).contiguous(), strength=strength)
 
     def _start(self, name: str, strength: Float[Tensor, "layer component"]) -> Parameters:
         """The profiles that cover what a candidate edits, evenly at its greatest strength."""
@@ -118,7 +118,7 @@ def between(rows: Float[Tensor, "layer component d_model"], along: Sequence[int]
     return unit(interpolated(rows[list(along)].transpose(0, 1), place))
 
 
-def _alike(one: EditPlan, other: EditPlan) -> bool:
+def _alike(one: Edit, other: Edit) -> bool:
     """Whether two edits differ in their strengths alone."""
     same = (one.embedding, one.keep_norms) == (other.embedding, other.keep_norms)
     return same and one.direction.shape == other.direction.shape and torch.equal(one.direction, other.direction)
@@ -128,14 +128,14 @@ def _merged(candidates: Sequence[Candidate]) -> list[Source]:
     """The candidates' directions, once each, at full strength in every block that one of those who share them edits."""
     made: list[Source] = []
     for candidate in candidates:
-        offered = replace(candidate.plan, strength=(candidate.plan.strength > 0).float())
-        place = next((i for i, source in enumerate(made) if _alike(source.plan, offered)), None)
+        offered = replace(candidate.edit, strength=(candidate.edit.strength > 0).float())
+        place = next((i for i, source in enumerate(made) if _alike(source.edit, offered)), None)
         if place is None:
             taken = any(source.name == candidate.name for source in made)
             made.append(Source(f"{candidate.name} ({len(made)})" if taken else candidate.name, offered))
         else:
-            held = made[place].plan
-            made[place] = replace(made[place], plan=replace(held, strength=held.strength.maximum(offered.strength)))
+            held = made[place].edit
+            made[place] = replace(made[place], edit=replace(held, strength=held.strength.maximum(offered.strength)))
     return made
 
 
@@ -143,8 +143,8 @@ def _interpolated(sources: Sequence[Source], below: float) -> list[Source]:
     """For each source with one direction a block, one direction for all blocks, from anywhere between the blocks that it offers."""
     made: list[Source] = []
     for source in sources:
-        blocks = [b for b in source.plan.strength.any(-1).nonzero()[:, 0].tolist() if b < below]
-        if source.plan.direction.shape[2] == 1 and not source.plan.same_everywhere() and len(blocks) > 1:
-            plan = replace(source.plan, strength=torch.ones_like(source.plan.strength), embedding="skip")
-            made.append(Source(f"one direction of: {source.name}", plan, tuple(blocks)))
+        blocks = [b for b in source.edit.strength.any(-1).nonzero()[:, 0].tolist() if b < below]
+        if source.edit.direction.shape[2] == 1 and not source.edit.same_everywhere() and len(blocks) > 1:
+            edit = replace(source.edit, strength=torch.ones_like(source.edit.strength), embedding="skip")
+            made.append(Source(f"one direction of: {source.name}", edit, tuple(blocks)))
     return made

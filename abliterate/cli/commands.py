@@ -191,8 +191,8 @@ def _directions(config: DirectionsConfig, given: Path, out: Path | None) -> None
 
 def _by_the_first(config: ModelConfig, act: Callable[[], None]) -> None:
     """Under torchrun the first process acts, and the others compute what it asks them for."""
+    from abliterate.compute.distributed import dismiss
     from abliterate.compute.launch import own_rank
-    from abliterate.compute.ranks import dismiss
     from abliterate.compute.session import serve_models
 
     if own_rank():

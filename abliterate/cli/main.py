@@ -13,7 +13,7 @@ from typer.exceptions import Abort, TyperException
 
 from abliterate import __version__
 from abliterate.cli.commands import register
-from abliterate.cli.options import spread
+from abliterate.cli.options import repeat_flags
 from abliterate.errors import CheckError, InputError
 from abliterate.terminal.harmless import echo
 
@@ -42,7 +42,7 @@ register(app)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0 done, 1 a check did not hold, 2 bad input, 130 interrupted."""
     try:
-        given = spread(sys.argv[1:] if arguments is None else arguments, _SEVERAL)
+        given = repeat_flags(sys.argv[1:] if arguments is None else arguments, _SEVERAL)
         if app(given or ["--help"], standalone_mode=False) == INTERRUPTED:
             raise KeyboardInterrupt
         sys.stdout.flush()

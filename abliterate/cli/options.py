@@ -17,8 +17,8 @@ from typer.core import TyperCommand
 
 from abliterate.compute.launch import own_rank
 from abliterate.config import Config, is_url
+from abliterate.config.messages import flag_of, in_plain_words
 from abliterate.config.panels import panel_of, place_of
-from abliterate.config.wrong import flag_of, in_plain_words
 from abliterate.errors import InputError
 from abliterate.model.source import check_given
 from abliterate.prompts.read import check_named
@@ -162,7 +162,7 @@ def check_there(config: Config) -> None:
         check_named(given["harmless"])
 
 
-def spread(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
+def repeat_flags(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
     """``--target a b`` as ``--target a --target b``, for the flags that take several values.
 
     Raises InputError where such a flag has none.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from abliterate.config import CollectConfig
 from abliterate.directions.activations import save_activations
-from abliterate.directions.groups import gathered, positions_of
+from abliterate.directions.groups import collect_roles, positions_of
 from abliterate.files import check_new
 from abliterate.prompts import Role, RoleSets
 from abliterate.prompts.roles import ROLES
@@ -27,7 +27,7 @@ def collect(config: CollectConfig, out: Path) -> str:
     val = {role: sets.prompts(role, "val") for role in roles if split}
     train = {role: sets.estimating(role) for role in roles}
     session.check_prompts({role: [*train[role], *val.get(role, [])] for role in roles})
-    found = gathered(session.model, sets, train, val, positions_of(session.model, config))
+    found = collect_roles(session.model, sets, train, val, positions_of(session.model, config))
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     save_activations(found, partial)

@@ -40,7 +40,7 @@ _DRIFT_SET = "harmless"
 
 
 @dataclass(frozen=True)
-class Side:
+class ComparedModel:
     """One of the two models; without a source only a server has it. ``config`` and ``session`` only where it is asked."""
 
     source: ModelSource | None
@@ -79,26 +79,26 @@ def compare(config: CompareConfig, out: Path, clock: datetime | None = None) -> 
     return write_report(folder, report, before, after, None)
 
 
-def _reference(config: CompareConfig, base: Side, derived: Side, groups: Sequence[PromptSet]) -> Reference | None:
+def _reference(config: CompareConfig, base: ComparedModel, derived: ComparedModel, groups: Sequence[PromptSet]) -> Reference | None:
     if config.reference is None or base.config is None or base.session is None or derived.session is None:
         return None
     return open_reference(config.reference, base.config, [base.session, derived.session], groups)
 
 
-def _opened(config: CompareConfig, which: Which, out: Path, clock: datetime) -> Side:
+def _opened(config: CompareConfig, which: Which, out: Path, clock: datetime) -> ComparedModel:
     model = config.base if which == "base" else config.derived
     if config.weights_only:
         source = resolve_model(model, config.base_revision if which == "base" else config.derived_revision)
         check_destination(out / ".new", source.path)
-        return Side(source, open_checkpoint(source.path, config.trust_remote_code, config.layout_file)[0])
+        return ComparedModel(source, open_checkpoint(source.path, config.trust_remote_code, config.layout_file)[0])
     asked = config.side(which)
     if is_url(model):
-        return Side(None, None, asked)
+        return ComparedModel(None, None, asked)
     source, session = open_model(asked, out, clock)
-    return Side(source, session.folder, asked, session)
+    return ComparedModel(source, session.folder, asked, session)
 
 
-def _record(base: Side, derived: Side, groups: Sequence[PromptSet], roles: dict[str, str]) -> dict[str, Any]:
+def _record(base: ComparedModel, derived: ComparedModel, groups: Sequence[PromptSet], roles: dict[str, str]) -> dict[str, Any]:
     """What run.json says: of the base as of any model's run, and the same of the derived model under its own key."""
     described = {g.name: {"role": roles[g.name], "sha256": g.sha256, "n": len(g)} for g in groups}
     settled = [
@@ -112,7 +112,7 @@ def _record(base: Side, derived: Side, groups: Sequence[PromptSet], roles: dict[
     return {**record, "model_hashes": dict(hashes) or None, "derived": {key: other[key] for key in kept}}
 
 
-def _weights(base: Side, derived: Side) -> dict[str, Any]:
+def _weights(base: ComparedModel, derived: ComparedModel) -> dict[str, Any]:
     """What differs between the weights, with the verdict; or why they aren't compared."""
     why, found = _incomparable(base, derived), Difference()
     if why is None and base.folder is not None and derived.folder is not None:
@@ -127,7 +127,7 @@ def _weights(base: Side, derived: Side) -> dict[str, Any]:
     return {"summary": summary(found), **found.table()}
 
 
-def _incomparable(base: Side, derived: Side) -> str | None:
+def _incomparable(base: ComparedModel, derived: ComparedModel) -> str | None:
     """Why the weights of two models have nothing to do with each other, None where they may."""
     if base.folder is None or derived.folder is None:
         return "a server doesn't show its model's weights"
@@ -158,7 +158,12 @@ def _moved_token(base: ModelFolder, derived: ModelFolder) -> str | None:
 
 
 def _asked(
-    folder: RunFolder, base: Side, derived: Side, groups: Sequence[PromptSet], limit: int | None, reference: Reference | None
+    folder: RunFolder,
+    base: ComparedModel,
+    derived: ComparedModel,
+    groups: Sequence[PromptSet],
+    limit: int | None,
+    reference: Reference | None,
 ) -> tuple[dict[str, Judged], dict[str, Judged], dict[str, Any] | None]:
     """What both models reply to the same prompts, and how far the derived one moved on harmless ones; one is in memory at a time."""
     before = _replies(folder, base, groups, "base")
@@ -176,7 +181,7 @@ def _asked(
     return before, after, drift_edited(folder, derived.session, group, measured)
 
 
-def _read_by_both(group: PromptSet, base: Side, derived: Side) -> PromptSet:
+def _read_by_both(group: PromptSet, base: ComparedModel, derived: ComparedModel) -> PromptSet:
     """The prompts, which nobody asked for, that are not longer than one of the models reads."""
     for one in (base, derived):
         if one.session is not None:
@@ -184,13 +189,13 @@ def _read_by_both(group: PromptSet, base: Side, derived: Side) -> PromptSet:
     return group
 
 
-def _replies(folder: RunFolder, of: Side, groups: Sequence[PromptSet], which: str) -> dict[str, Judged]:
+def _replies(folder: RunFolder, of: ComparedModel, groups: Sequence[PromptSet], which: str) -> dict[str, Judged]:
     assert of.config is not None
     url, wanted = (of.config.model, Wanted()) if of.source is None else (None, wanted_of(of.source))
     return dict(judge_all(respond(folder, partial(engine_of, of.config, of.session, wanted, url), groups, which)))
 
 
-def _predicts_alike(base: Side, derived: Side) -> bool:
+def _predicts_alike(base: ComparedModel, derived: ComparedModel) -> bool:
     """Whether both models are here and predict the same tokens, so that their predictions can be compared."""
     if base.folder is None or derived.folder is None:
         return False

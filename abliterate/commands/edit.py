@@ -10,7 +10,7 @@ from abliterate.checkpoint.edit import edit_checkpoint, work_of
 from abliterate.checkpoint.tasks import edit_tasks
 from abliterate.config import EditCommandConfig
 from abliterate.model.agreement import open_checkpoint
-from abliterate.model.edit import EditPlan, load_direction, load_plan, plan_from_direction, resolve_embedding
+from abliterate.model.edit import Edit, edit_from_direction, load_direction, load_edit, resolve_embedding
 from abliterate.model.folder import ModelFolder
 from abliterate.model.source import resolve_model
 from abliterate.report.card import model_card
@@ -21,22 +21,22 @@ def edit(config: EditCommandConfig, out: Path) -> str:
     """Edit a checkpoint with a direction or plan file into the new folder ``out``."""
     source = resolve_model(config.model, config.revision)
     folder, index = open_checkpoint(source.path, config.trust_remote_code, config.layout_file)
-    plan = _plan_of(config, folder)
+    edit = _edit_of(config, folder)
     if config.as_adapter:
-        edited = sum(index.tensors[name].nbytes for name in edit_tasks(index, folder, plan) if name in index.tensors)
+        edited = sum(index.tensors[name].nbytes for name in edit_tasks(index, folder, edit) if name in index.tensors)
         with stage("bytes read", edited) as advance:
-            matrices, size = write_adapter(folder, plan, out, source.name, advance)
+            matrices, size = write_adapter(folder, edit, out, source.name, advance)
         return f"{out}: a LoRA adapter of {size / 1e6:.2f} MB that changes {matrices} matrices"
-    with stage("bytes written and proven", work_of(folder, plan)) as advance:
-        result = edit_checkpoint(folder, plan, out, source.name, lambda proof: model_card(proof, None), advance, source.revision)
+    with stage("bytes written and proven", work_of(folder, edit)) as advance:
+        result = edit_checkpoint(folder, edit, out, source.name, lambda proof: model_card(proof, None), advance, source.revision)
     return f"{out}: {result.tensors} tensors edited, at most {result.proof['worst']['left']:.2e} of the component left"
 
 
-def _plan_of(config: EditCommandConfig, folder: ModelFolder) -> EditPlan:
+def _edit_of(config: EditCommandConfig, folder: ModelFolder) -> Edit:
     if config.plan is not None:
-        plan = load_plan(Path(config.plan)).scaled(config.strength)
+        edit = load_edit(Path(config.plan)).scaled(config.strength)
         if config.embedding != "auto":
-            plan = replace(plan, embedding=resolve_embedding(config.embedding, plan.same_everywhere(), folder.tied))
-        return replace(plan, keep_norms=True) if config.norms == "keep" else plan
+            edit = replace(edit, embedding=resolve_embedding(config.embedding, edit.same_everywhere(), folder.tied))
+        return replace(edit, keep_norms=True) if config.norms == "keep" else edit
     direction = load_direction(Path(str(config.direction)))
-    return plan_from_direction(direction, folder.layers, config.strength, config.embedding, folder.tied, config.norms == "keep")
+    return edit_from_direction(direction, folder.layers, config.strength, config.embedding, folder.tied, config.norms == "keep")

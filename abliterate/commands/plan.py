@@ -6,7 +6,7 @@ from pathlib import Path
 
 from abliterate.config import PlanConfig
 from abliterate.files import check_new, write_json
-from abliterate.forecast.forecast import as_json, plan_run
+from abliterate.forecast.forecast import as_json, forecast_run
 from abliterate.forecast.text import lines
 from abliterate.model.source import resolve_model
 
@@ -15,7 +15,7 @@ def plan(config: PlanConfig, figures: Path | None = None) -> list[str]:
     """The plan of a run, a figure or a few a line; with ``figures`` all of them in that file too, as JSON."""
     if figures is not None:
         check_new(figures, "--json")
-    made = plan_run(config, resolve_model(config.model, config.revision, weights=False).path)
+    made = forecast_run(config, resolve_model(config.model, config.revision, weights=False).path)
     if figures is not None:
         write_json(as_json(made), figures)
     return lines(made)

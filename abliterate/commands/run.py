@@ -15,12 +15,12 @@ from typing import Any
 from abliterate.checkpoint.edit import check_editable, edit_checkpoint, work_of
 from abliterate.checkpoint.names import PROOF
 from abliterate.checkpoint.proof import edit_summary
+from abliterate.choice.method import TuningMethod, settled_method
 from abliterate.choice.select import select
-from abliterate.choice.tuning.examples import CONTINUED, behind_prompts
-from abliterate.choice.tuning.heard import keep_heard
+from abliterate.choice.tuning.examples import CONTINUED, most_tokens_after_prompts
 from abliterate.choice.tuning.probe import probe_of
+from abliterate.choice.tuning.probed import save_heard
 from abliterate.choice.tuning.replies import short
-from abliterate.choice.way import Way, way_of
 from abliterate.compute.session import Session
 from abliterate.config import RunConfig
 from abliterate.directions.activations import Activations, load_activations, save_activations
@@ -34,7 +34,7 @@ from abliterate.measures.final_test import benchmarked, drift_base, drift_edited
 from abliterate.measures.reference import open_reference, recovery_base, recovery_edited
 from abliterate.measures.summary import judge_all
 from abliterate.model.chat.template import encode
-from abliterate.model.edit import EditPlan, load_plan, save_plan
+from abliterate.model.edit import Edit, load_edit, save_edit
 from abliterate.model.source import ModelSource
 from abliterate.prompts import Prompt, PromptSet, RoleSets
 from abliterate.prompts.promptset import Split
@@ -45,7 +45,7 @@ from abliterate.report.document import report_document
 from abliterate.report.write import write_report
 from abliterate.runs.folder import RunFolder, open_run, recorded_clock
 from abliterate.runs.record import open_model, resolved, run_record
-from abliterate.runs.resume import Kept
+from abliterate.runs.resume import ResumeStore
 from abliterate.terminal.progress import say, stage
 
 SPLITS: tuple[Split, ...] = ("train", "val")  # what is known before the final test
@@ -67,13 +67,13 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> dict[str
         foresee(config)
         if config.lm_eval:
             check_installed()
-    how = way_of(config, base.whole) if not (out / "selection.json").exists() else "off"  # what was chosen is not tuned again
+    how = settled_method(config, base.whole) if not (out / "selection.json").exists() else "off"  # what was chosen is not tuned again
     tested, known = sets.test_sets(), sets.without_test()
     _check_lengths(base, config, tested, known)
     reference = open_reference(config.reference, config, [base], tested)
     record = run_record(source, sets.described(), resolved(base, config, config.positions))
     folder = open_run(out, config.model_dump(mode="json"), reference.recorded(record) if reference else record)
-    kept = Kept(out / ".selection").of([folder.identity(), str(base.device), str(base.fit.dtype)])
+    kept = ResumeStore(out / ".selection").of([folder.identity(), str(base.device), str(base.holding.dtype)])
     activations = folder.stage(
         "activations", "activations.safetensors", lambda: _activations(base, known, config, kept), save_activations, load_activations
     )
@@ -81,12 +81,12 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> dict[str
         "directions", "directions.safetensors", lambda: _directions(activations, config), save_directions, load_directions
     )
     folder.stage("directions", "directions.json", lambda: quality_document(activations, directions), write_json, read_json)
-    plan, selection = _selection(folder, base, known, config, activations, directions, how, kept)
-    proof = _edit(folder, base, plan, source)  # before the final test, which takes longer than all before it
+    edit, selection = _selection(folder, base, known, config, activations, directions, how, kept)
+    proof = _edit(folder, base, edit, source)  # before the final test, which takes longer than all before it
     before = judge_all(respond(folder, lambda: engine_of(config, base, wanted_of(source)), tested, "base"))
     harmless = sets.sets("harmless")[0].of("test", sets.limit)
     measured = drift_base(folder, base, harmless, before[harmless.name])
-    controls = random_control(folder, base, plan, sets, before)
+    controls = random_control(folder, base, edit, sets, before)
     recovery_base(folder, reference, base, tested)
     edited = Session(config, out / "checkpoint", clock=base.clock)
     engines = folder.record()["resolved"].get("engines", {})
@@ -115,10 +115,10 @@ def _check_lengths(base: Session, config: RunConfig, tested: Sequence[PromptSet]
     prompts before it."""
     base.check_prompts({group.name: group for group in tested}, reply_length(config, base))
     chosen_on: dict[str, list[Prompt]] = {role: [*known.prompts(role, "train"), *known.prompts(role, "val")] for role in known.played}
-    base.check_prompts(chosen_on, behind_prompts(base.tokenizer()))
+    base.check_prompts(chosen_on, most_tokens_after_prompts(base.tokenizer()))
 
 
-def _activations(base: Session, sets: RoleSets, config: RunConfig, kept: Kept) -> Activations:
+def _activations(base: Session, sets: RoleSets, config: RunConfig, kept: ResumeStore) -> Activations:
     """Activations; the short replies that the choice rests on come of the same pass, where the model can tell both."""
     prompts = {split: {role: sets.prompts(role, split) for role in sets.played} for split in SPLITS}
     asked = [ids for each in prompts.values() for role in each for ids in encode(base.model.tokenizer, [p.text for p in each[role]])]
@@ -126,7 +126,7 @@ def _activations(base: Session, sets: RoleSets, config: RunConfig, kept: Kept) -
     activations = activations_of(probe or base.model, sets, positions_of(base.model, config))
     if probe is not None:
         for split, each in prompts.items():
-            keep_heard(kept, split, each, probe)
+            save_heard(kept, split, each, probe)
     return activations
 
 
@@ -146,26 +146,26 @@ def _selection(
     config: RunConfig,
     activations: Activations,
     directions: Directions,
-    how: Way,
-    kept: Kept,
-) -> tuple[EditPlan, dict[str, Any]]:
-    """The chosen plan and how it was chosen; from train and val prompts only. What is done of it is kept until all of it is."""
+    how: TuningMethod,
+    kept: ResumeStore,
+) -> tuple[Edit, dict[str, Any]]:
+    """The chosen edit and how it was chosen; from train and val prompts only. What is done of it is kept until all of it is."""
     file = folder.path / "selection.json"
     if not file.exists():
         with folder.timed("selection"):
-            plan, document = select(base.model, sets, config, directions, how, keep_axes(activations), kept)
-        save_plan(plan, folder.path / "plan.safetensors")
+            edit, document = select(base.model, sets, config, directions, how, keep_axes(activations), kept)
+        save_edit(edit, folder.path / "plan.safetensors")
         write_json(document, file)
     kept.forget()
-    return load_plan(folder.path / "plan.safetensors"), json.loads(file.read_text(encoding="utf-8"))
+    return load_edit(folder.path / "plan.safetensors"), json.loads(file.read_text(encoding="utf-8"))
 
 
-def _edit(folder: RunFolder, base: Session, plan: EditPlan, source: ModelSource) -> dict[str, Any]:
+def _edit(folder: RunFolder, base: Session, edit: Edit, source: ModelSource) -> dict[str, Any]:
     """The edited checkpoint's proof; the checkpoint is made where it isn't there yet, without the model in memory."""
     out = folder.path / "checkpoint"
     if not (out / PROOF).is_file():
         base.release()
-        with folder.timed("edit"), stage("bytes written and proven", work_of(base.folder, plan)) as advance:
-            edit_checkpoint(base.folder, plan, out, source.name, lambda proof: model_card(proof, None), advance, source.revision)
+        with folder.timed("edit"), stage("bytes written and proven", work_of(base.folder, edit)) as advance:
+            edit_checkpoint(base.folder, edit, out, source.name, lambda proof: model_card(proof, None), advance, source.revision)
     proof: dict[str, Any] = json.loads((out / PROOF).read_text(encoding="utf-8"))
     return proof

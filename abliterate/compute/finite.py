@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
-from abliterate.compute.passes import NOTHING, Advance, Change, Pass, Seen, unheard
+from abliterate.compute.passes import NO_INTERVENTION, Advance, Intervention, Pass, Seen, no_progress
 from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import open_index
@@ -33,24 +33,24 @@ class Streaming(Protocol):
     @property
     def module(self) -> PreTrainedModel: ...
 
-    def streams(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None: ...
+    def streams(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = no_progress) -> None: ...
 
 
 class NotFiniteError(Exception):
     """Something that isn't finite was computed of a sequence, ``ids``."""
 
-    def __init__(self, ids: Sequence[int], change: Change | None = None) -> None:
+    def __init__(self, ids: Sequence[int], intervention: Intervention | None = None) -> None:
         super().__init__("not finite")
-        self.ids, self.change = list(ids), change
+        self.ids, self.intervention = list(ids), intervention
 
 
 @contextmanager
-def traced(model: Streaming, change: Change = NOTHING) -> Iterator[None]:
-    """Around what computes under a change: where something isn't finite, an InputError says where that begins, and what to do."""
+def traced(model: Streaming, intervention: Intervention = NO_INTERVENTION) -> Iterator[None]:
+    """Around what computes under an intervention: where something isn't finite, an InputError says where that begins, and what to do."""
     try:
         yield
     except NotFiniteError as error:
-        found = error.change or change
+        found = error.intervention or intervention
         raise InputError(_line(model, _beginning(model, error.ids, found), found)) from None
 
 
@@ -60,7 +60,7 @@ def watched(passes: Sequence[Pass], seen: Seen) -> Seen:
     def checked(number: int, indices: Sequence[int], index: int, stream: Float[Tensor, "row position d_model"]) -> None:
         if not torch.isfinite(stream).all():
             row = int(torch.isfinite(stream).flatten(1).all(1).int().argmin())
-            raise NotFiniteError(passes[number].sequences[indices[row]], passes[number].change)
+            raise NotFiniteError(passes[number].sequences[indices[row]], passes[number].intervention)
         seen(number, indices, index, stream)
 
     return checked
@@ -71,7 +71,7 @@ def check_logits(asked: Pass, indices: Sequence[int], logits: Float[Tensor, "row
 
     Under a change they are left to whoever tries it: a candidate that breaks the model is only a bad one.
     """
-    if asked.change.alters:
+    if asked.intervention.alters:
         return
     fit = torch.isfinite(logits.amax(-1))
     if fit.all():
@@ -102,7 +102,7 @@ class _FoundError(Exception):
         self.index = index
 
 
-def _beginning(model: Streaming, ids: Sequence[int], change: Change) -> int | None:
+def _beginning(model: Streaming, ids: Sequence[int], intervention: Intervention) -> int | None:
     """The first activation index at which the streams of a sequence aren't finite; None where they all are."""
 
     def seen(number: int, indices: Sequence[int], index: int, stream: Float[Tensor, "row position d_model"]) -> None:
@@ -110,19 +110,19 @@ def _beginning(model: Streaming, ids: Sequence[int], change: Change) -> int | No
             raise _FoundError(index)
 
     try:
-        model.streams([Pass([list(ids)], change)], len(ids), seen)
+        model.streams([Pass([list(ids)], intervention)], len(ids), seen)
     except _FoundError as found:
         return found.index
     return None
 
 
-def _line(model: Streaming, index: int | None, change: Change) -> str:
+def _line(model: Streaming, index: int | None, intervention: Intervention) -> str:
     """What is wrong, where, and what to do: the weights there are looked at, and only where they are finite may a wider type help."""
     folder, dtype = model.folder, model.module.dtype
     where = (
         "the unembedding" if index is None else "the embedding's output" if index == 0 else f"the residual stream after block {index - 1}"
     )
-    said = f"{folder.path}: {where} is the first to hold NaN or infinite values{' under an edit' if change.alters else ''}"
+    said = f"{folder.path}: {where} is the first to hold NaN or infinite values{' under an edit' if intervention.alters else ''}"
     damaged = next((s.name for s in _weights(folder, index) if not _is_finite(s)), None)
     if damaged is not None:
         return f"{said}, and so do its weights ({damaged}): the checkpoint is damaged; download it again"

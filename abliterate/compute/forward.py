@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from abliterate.compute.passes import NOTHING, Change, Ids, Pass
+from abliterate.compute.passes import NO_INTERVENTION, Ids, Intervention, Pass
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
@@ -86,10 +86,10 @@ class Continued:
     prompts: Ids
     continuations: Ids
 
-    def passed(self, change: Change = NOTHING) -> Pass:
+    def passed(self, intervention: Intervention = NO_INTERVENTION) -> Pass:
         """Raises ValueError where a prompt has no continuation."""
         joined = [[*p, *c] for p, c in zip(self.prompts, self.continuations, strict=True)]
-        return Pass(joined, change, max(map(len, self.continuations), default=0) + 1)
+        return Pass(joined, intervention, max(map(len, self.continuations), default=0) + 1)
 
     def along(self, indices: Sequence[int], logits: Float[Tensor, "row kept vocab"]) -> Iterator[tuple[int, Float[Tensor, "token vocab"]]]:
         """Which prompt, and the log-probabilities that its continuation's tokens were chosen from; without those that have none."""

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from abliterate.compute.load import InMemory
-from abliterate.compute.passes import Change
+from abliterate.compute.passes import Intervention
 from abliterate.errors import InputError
-from abliterate.model.edit import EditPlan
+from abliterate.model.edit import Edit
 from abliterate.model.layouts import COMPONENTS, Component, Writer, in_memory
 from abliterate.model.removal import Removal, removal
 
@@ -70,71 +70,71 @@ def without(y: Float[Tensor, "*n d_model"], rows: Float[Tensor, "k d_model"], st
 
 
 @contextmanager
-def ablated(model: InMemory, plan: EditPlan) -> Iterator[None]:
+def ablated(model: InMemory, edit: Edit) -> Iterator[None]:
     """The model computes what its edited checkpoint would, up to rounding: what each block writes loses the directions, on each
-    writer's own output, before any norm that stands between it and the stream. Gradients flow to the plan's directions and strengths.
+    writer's own output, before any norm that stands between it and the stream. Gradients flow to the edit's directions and strengths.
 
-    The embedding follows the plan's policy; where it is tied, editing it changes the unembedding too.
+    The embedding follows the edit's policy; where it is tied, editing it changes the unembedding too.
     """
-    with changed(model, Change(plan)):
+    with changed(model, Intervention(edit)):
         yield
 
 
 @contextmanager
 def added(model: InMemory, layer: int, vector: Float[Tensor, " d_model"]) -> Iterator[None]:
     """Add a vector to the residual stream after block ``layer``, at every position (activation addition)."""
-    with changed(model, Change(shift=vector, shift_layer=layer)):
+    with changed(model, Intervention(shift=vector, shift_layer=layer)):
         yield
 
 
 @contextmanager
-def changed(model: InMemory, change: Change) -> Iterator[None]:
-    """The whole model under a change."""
+def changed(model: InMemory, intervention: Intervention) -> Iterator[None]:
+    """The whole model under an intervention."""
     with ExitStack() as stack:
-        for layer in range(max(model.folder.layers, change.plan.layers if change.plan is not None else 0)):
-            stack.enter_context(changed_block(model, change, layer))
-        stack.enter_context(changed_embedding(model, change))
-        stack.enter_context(changed_head(model, change))
+        for layer in range(max(model.folder.layers, intervention.edit.layers if intervention.edit is not None else 0)):
+            stack.enter_context(changed_block(model, intervention, layer))
+        stack.enter_context(changed_embedding(model, intervention))
+        stack.enter_context(changed_head(model, intervention))
         yield
 
 
 @contextmanager
-def changed_block(model: InMemory, change: Change, layer: int) -> Iterator[None]:
-    """One block under a change: its writers, and what is added after it."""
+def changed_block(model: InMemory, intervention: Intervention, layer: int) -> Iterator[None]:
+    """One block under an intervention: its writers, and what is added after it."""
     with ExitStack() as stack:
-        if change.plan is not None:
+        if intervention.edit is not None:
             for place in places(model, layer):
-                strength = change.plan.strength[layer, place.component]
+                strength = intervention.edit.strength[layer, place.component]
                 if float(strength.detach()):
-                    taken = removal(change.plan.direction[layer, place.component], place.gamma)
+                    taken = removal(intervention.edit.direction[layer, place.component], place.gamma)
                     stack.enter_context(hooked(place.module, *place.hook(taken, strength)))
-        if change.shift is not None and layer == change.shift_layer:
-            stack.enter_context(hooked(model.block(layer), _adding(model, change.shift)))
+        if intervention.shift is not None and layer == intervention.shift_layer:
+            stack.enter_context(hooked(model.block(layer), _adding(model, intervention.shift)))
         yield
 
 
 @contextmanager
-def changed_embedding(model: InMemory, change: Change) -> Iterator[None]:
-    """What enters the first block under a change: by the plan's policy for embeddings."""
-    rows = change.plan.embedding_direction() if change.plan is not None else None
+def changed_embedding(model: InMemory, intervention: Intervention) -> Iterator[None]:
+    """What enters the first block under an intervention: by the edit's policy for embeddings."""
+    rows = intervention.edit.embedding_direction() if intervention.edit is not None else None
     with ExitStack() as stack:
-        if change.plan is not None and rows is not None:
+        if intervention.edit is not None and rows is not None:
             for embedding in (model.folder.layout.embedding_module, model.folder.layout.positions_module):
                 if embedding:
-                    hook = _removing(model, rows, change.plan.embedding_strength)
+                    hook = _removing(model, rows, intervention.edit.embedding_strength)
                     stack.enter_context(hooked(model.part(embedding), hook))
         yield
 
 
 @contextmanager
-def changed_head(model: InMemory, change: Change) -> Iterator[None]:
-    """The unembedding under a change: it loses the direction where it is the edited embedding itself."""
-    plan = change.plan
-    rows = plan.embedding_direction() if plan is not None else None
-    if plan is None or rows is None or not model.folder.tied or plan.embedding != "edit":
+def changed_head(model: InMemory, intervention: Intervention) -> Iterator[None]:
+    """The unembedding under an intervention: it loses the direction where it is the edited embedding itself."""
+    edit = intervention.edit
+    rows = edit.embedding_direction() if edit is not None else None
+    if edit is None or rows is None or not model.folder.tied or edit.embedding != "edit":
         yield
         return
-    lost, strength = rows.to(model.device, model.module.dtype), plan.embedding_strength
+    lost, strength = rows.to(model.device, model.module.dtype), edit.embedding_strength
     head: nn.Module = model.module.get_output_embeddings()  # type: ignore[no-untyped-call]
     with hooked(head, lambda module, args: (without(args[0], lost.to(args[0]), strength), *args[1:]), before=True):
         yield
@@ -158,7 +158,7 @@ def _adding(model: InMemory, vector: Tensor) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True)
-class Place:
+class HookPoint:
     """Where what writers of a ``component`` (its number) write can be changed: the output of ``module``; or, where norms of the product
     ``gamma`` stand between it and the stream, what enters the first of them."""
 
@@ -181,7 +181,7 @@ class Place:
         return (behind, False) if self.gamma is None else (before, True)
 
 
-def places(model: InMemory, layer: int) -> list[Place]:
+def places(model: InMemory, layer: int) -> list[HookPoint]:
     """Where the writers of a block can be changed. Raises InputError where the model has none of them."""
     model.block(layer)
     found = model.folder.layout.written_by(layer, model.parts)
@@ -191,14 +191,14 @@ def places(model: InMemory, layer: int) -> list[Place]:
     return [place for name, component in found.items() for place in _places(model, block, name, component)]
 
 
-def _places(model: InMemory, block: str, name: str, component: Component) -> list[Place]:
+def _places(model: InMemory, block: str, name: str, component: Component) -> list[HookPoint]:
     """One for each chain of norms through which something is written where ``name`` enters the stream."""
     writers = [w for w in model.folder.layout.writers if w.norms and f"{block}.{w.module}" == name]
     chains = [(norms, writer.offset) for writer in writers if (norms := _norms(model, block, writer))]
     if not chains:
-        return [Place(model.parts[name], COMPONENTS.index(component), None)]
+        return [HookPoint(model.parts[name], COMPONENTS.index(component), None)]
     by_first = {id(norms[0]): (norms, offset) for norms, offset in reversed(chains)}
-    return [Place(norms[0], COMPONENTS.index(component), _gamma(norms, offset)) for norms, offset in by_first.values()]
+    return [HookPoint(norms[0], COMPONENTS.index(component), _gamma(norms, offset)) for norms, offset in by_first.values()]
 
 
 def _gamma(norms: Sequence[nn.Module], offset: float) -> Float[Tensor, " d_model"]:

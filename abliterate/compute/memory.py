@@ -94,17 +94,17 @@ def _cgroup_limit(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/s
 
 
 @dataclass(frozen=True)
-class Fit:
+class Holding:
     """How a model is held in ``budget`` bytes of a device (the whole process on a CPU).
 
-    ``resident``: whole. Else block by block: ``ahead`` reads the next block while one computes, ``whole_head`` has the whole
+    ``whole``, or block by block: Else block by block: ``ahead`` reads the next block while one computes, ``whole_head`` has the whole
     unembedding at hand for logits, ``tokens`` are computed at once, ``spill_bytes`` of streams stay in memory. ``peak`` is what is
     expected of it, in bytes. ``gpus``: it is held whole by several GPUs, each with so many bytes of it at most.
     """
 
     budget: int
     dtype: torch.dtype
-    resident: bool
+    whole: bool
     peak: int
     ahead: bool = True
     whole_head: bool = True
@@ -148,7 +148,7 @@ def sizes_of(index: ShardIndex, folder: ModelFolder) -> Sizes:
     )
 
 
-def fit(sizes: Sizes, dtype: DTypeName, device: torch.device, budget: int | None = None) -> Fit:
+def holding_of(sizes: Sizes, dtype: DTypeName, device: torch.device, budget: int | None = None) -> Holding:
     """Whether the model is held whole, and how it is read block by block where it isn't.
 
     ``auto`` computes in float32 on a CPU where the model fits so, else in bf16 where the processor has instructions for it. Raises
@@ -158,13 +158,13 @@ def fit(sizes: Sizes, dtype: DTypeName, device: torch.device, budget: int | None
     picked = pick_dtype(dtype, device)
     needed = whole(sizes, picked, device)
     if needed <= room:
-        return Fit(room, picked, True, needed)
+        return Holding(room, picked, True, needed)
     if dtype == "auto" and device.type == "cpu" and has_bf16_instructions():
         picked = torch.bfloat16
     return _by_block(sizes, picked, device, room)
 
 
-def fit_gpus(sizes: Sizes, dtype: DTypeName, budgets: Sequence[int]) -> Fit | None:
+def holding_on_gpus(sizes: Sizes, dtype: DTypeName, budgets: Sequence[int]) -> Holding | None:
     """The model over several GPUs (accelerate's dispatch); None where one is enough for it, or all together aren't."""
     if len(budgets) < 2:
         return None
@@ -172,7 +172,7 @@ def fit_gpus(sizes: Sizes, dtype: DTypeName, budgets: Sequence[int]) -> Fit | No
     whole, each = int(SLACK * sizes.total * picked.itemsize), WORKING + sizes.block * picked.itemsize
     if whole + WORKING <= max(budgets) or whole + len(budgets) * each > sum(budgets):
         return None
-    return Fit(sum(budgets), picked, True, whole + len(budgets) * WORKING, gpus=tuple(budgets))
+    return Holding(sum(budgets), picked, True, whole + len(budgets) * WORKING, gpus=tuple(budgets))
 
 
 def whole(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> int:
@@ -193,7 +193,7 @@ def _needs(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> tuple[int,
     return fixed, sizes.block * width, sizes.largest * 4 + sizes.merged * width, 8 * sizes.widest * width
 
 
-def _by_block(sizes: Sizes, dtype: torch.dtype, device: torch.device, room: int) -> Fit:
+def _by_block(sizes: Sizes, dtype: torch.dtype, device: torch.device, room: int) -> Holding:
     width = dtype.itemsize
     fixed, block, coming, a_token = _needs(sizes, dtype, device)
     needed = least(sizes, dtype, device)
@@ -206,7 +206,7 @@ def _by_block(sizes: Sizes, dtype: torch.dtype, device: torch.device, room: int)
     whole_head = fixed + sizes.head * width + sizes.head * 2 + tokens * a_token <= room
     computing = block * (2 if ahead else 1) + coming + tokens * a_token
     peak = fixed + max(computing, sizes.head * (width + 2) if whole_head else 0)
-    return Fit(room, dtype, False, peak, ahead, whole_head, tokens, spill)
+    return Holding(room, dtype, False, peak, ahead, whole_head, tokens, spill)
 
 
 def _too_little(sizes: Sizes, dtype: torch.dtype, device: torch.device, room: int) -> str:

@@ -1,4 +1,4 @@
-"""What stages ask of a model, wherever its weights are: streams, logits and replies of prompts, each under a change of its own."""
+"""What stages ask of a model, wherever its weights are: streams, logits and replies of prompts, each under an intervention of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from abliterate.model.edit import EditPlan
+from abliterate.model.edit import Edit
 from abliterate.model.folder import ModelFolder
 
 Ids = Sequence[Sequence[int]]
@@ -23,55 +23,55 @@ Seen = Callable[[int, Sequence[int], int, Float[Tensor, "row position d_model"]]
 Settled = Callable[[Sequence[int], Sequence[int]], bool]
 
 
-def unheard(done: int | float) -> None:
+def no_progress(done: int | float) -> None:
     """Progress that nobody is told of."""
 
 
 @dataclass(frozen=True)
-class Change:
-    """What is different while a model runs: its writers lose a plan's directions, and a vector is added after a block.
+class Intervention:
+    """What is different while a model runs: its writers lose an edit's directions, and a vector is added after a block.
 
     ``shift`` is [d_model], added to the stream after block ``shift_layer`` at every position.
     """
 
-    plan: EditPlan | None = None
+    edit: Edit | None = None
     shift: Float[Tensor, " d_model"] | None = None
     shift_layer: int = 0
 
     @property
     def alters(self) -> bool:
         """Whether anything is different at all."""
-        return self.plan is not None or self.shift is not None
+        return self.edit is not None or self.shift is not None
 
 
-NOTHING = Change()
+NO_INTERVENTION = Intervention()
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Sequences of token ids that go through the model under one change; ``kept`` last positions get logits.
+    """Sequences of token ids that go through the model under one intervention; ``kept`` last positions get logits.
 
     ``settled`` replies may end before their end token.
     """
 
     sequences: Ids
-    change: Change = NOTHING
+    intervention: Intervention = NO_INTERVENTION
     kept: int = 1
     settled: Settled | None = None
 
 
 # Number of the pass, which of its sequences, which token of each reply, and the logits that it is chosen from.
-Heard = Callable[[int, Sequence[int], Sequence[int], Float[Tensor, "row vocab"]], None]
+OnLogits = Callable[[int, Sequence[int], Sequence[int], Float[Tensor, "row vocab"]], None]
 
 
 @dataclass(frozen=True)
-class Told:
+class ReplyListeners:
     """What is told while replies are written: ``seen`` of the prompts' streams at the ``last`` positions, as ``Model.watch`` tells it, and
     ``heard`` of the logits."""
 
     last: int
     seen: Seen
-    heard: Heard
+    heard: OnLogits
 
 
 @runtime_checkable
@@ -94,18 +94,18 @@ class Model(Protocol):
     @property
     def longest(self) -> int | None: ...
 
-    def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None:
+    def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = no_progress) -> None:
         """Tell ``seen`` of the streams (float32, on the CPU) at the last ``last`` positions, at every activation index: 0 is what
         enters the first block, l + 1 the stream after block l and before the final norm."""
 
     def logits(
-        self, passes: Sequence[Pass], advance: Advance = unheard
+        self, passes: Sequence[Pass], advance: Advance = no_progress
     ) -> Iterator[tuple[int, Sequence[int], Float[Tensor, "row kept vocab"]]]:
         """Pass number, which of its sequences, and their logits (float32) at the last ``kept`` positions; pass after pass."""
         ...
 
     def replies(
-        self, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = unheard
+        self, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = no_progress
     ) -> Iterator[tuple[int, Sequence[int], list[list[int]]]]:
         """Pass number, which of its sequences, and their greedy continuations, up to and without the end token."""
         ...

@@ -12,14 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 from abliterate.compute.at_once import at_once
 from abliterate.compute.blockwise.blocks import Blocks
-from abliterate.compute.blockwise.swept import MAX_NEW_TOKENS, Swept
+from abliterate.compute.blockwise.model import MAX_NEW_TOKENS, BlockwiseModel
 from abliterate.compute.blockwise.trial import abilities_of
 from abliterate.compute.context import Context
+from abliterate.compute.distributed import DistributedModel, joined, serve
 from abliterate.compute.load import pick_device
-from abliterate.compute.memory import Fit, Sizes, available, fit, fit_gpus, parse_budget, sizes_of
+from abliterate.compute.memory import Holding, Sizes, available, holding_of, holding_on_gpus, parse_budget, sizes_of
 from abliterate.compute.passes import Model
-from abliterate.compute.ranks import Spread, joined, serve
-from abliterate.compute.whole.resident import load_model
+from abliterate.compute.whole.model import load_model
 from abliterate.config import ModelConfig
 from abliterate.model.agreement import open_checkpoint
 from abliterate.model.chat.clock import now
@@ -54,16 +54,16 @@ class Session:
         return pick_device(self._config.device)
 
     @cached_property
-    def fit(self) -> Fit:
+    def holding(self) -> Holding:
         """How the model is held: whole, over several GPUs, or block by block. Raises InputError where not even one block fits."""
         sizes, config = self._sizes, self._config
-        over_several = fit_gpus(sizes, config.dtype, self._gpus()) if config.device == "auto" and joined() is None else None
-        return over_several or fit(sizes, config.dtype, self.device, parse_budget(config.max_memory, self.device))
+        over_several = holding_on_gpus(sizes, config.dtype, self._gpus()) if config.device == "auto" and joined() is None else None
+        return over_several or holding_of(sizes, config.dtype, self.device, parse_budget(config.max_memory, self.device))
 
     @property
     def whole(self) -> bool:
         """Whether the model is held whole on one device, by this process alone."""
-        return self.fit.resident and not self.fit.gpus and joined() is None
+        return self.holding.whole and not self.holding.gpus and joined() is None
 
     def _gpus(self) -> list[int]:
         """What each GPU of this machine may take, in bytes."""
@@ -74,26 +74,26 @@ class Session:
     def model(self) -> Model:
         """Asked by the first of several processes, it is spread over all of them."""
         ranks = joined()
-        return Spread(self._own(), ranks) if ranks is not None and ranks.rank == 0 else self._own()
+        return DistributedModel(self._own(), ranks) if ranks is not None and ranks.rank == 0 else self._own()
 
     def _own(self) -> Model:
-        if not self.fit.resident:
+        if not self.holding.whole:
             return self._swept()
         config = self._config
         asked = (config.dtype, config.device, config.trust_remote_code, config.layout_file, config.batch_size)
-        return load_model(self.folder.path, *asked, self.fit.gpus, self._room, self.thinks, self.clock)
+        return load_model(self.folder.path, *asked, self.holding.gpus, self._room, self.thinks, self.clock)
 
     @property
     def batch_size(self) -> int | None:
         """How many replies are written at once; None where the model is read block by block."""
-        if not self.fit.resident:
+        if not self.holding.whole:
             return None
-        return at_once(self._config.batch_size, self.folder.config, self.device, self.fit.dtype.itemsize, self._room).rows
+        return at_once(self._config.batch_size, self.folder.config, self.device, self.holding.dtype.itemsize, self._room).rows
 
     @property
     def _room(self) -> int | None:
         """The bytes left beside the model of what it was told to keep to."""
-        return self.fit.budget - self.fit.peak if self._config.max_memory is not None else None
+        return self.holding.budget - self.holding.peak if self._config.max_memory is not None else None
 
     @property
     def thinks(self) -> bool:
@@ -108,7 +108,7 @@ class Session:
     @property
     def longest(self) -> int | None:
         """The most tokens of a reply that this process writes; None: as many as are asked for."""
-        return None if self.fit.resident else MAX_NEW_TOKENS
+        return None if self.holding.whole else MAX_NEW_TOKENS
 
     @property
     def context(self) -> Context:
@@ -123,13 +123,13 @@ class Session:
         """Free the weights; they come back on the next use."""
         self.__dict__.pop("model", None)
 
-    def _swept(self) -> Swept:
-        held = self.fit
+    def _swept(self) -> BlockwiseModel:
+        held = self.holding
         say(f"{self.folder.path.name}: larger than the {held.budget / 2**30:.1f} GiB that it may take, so it is read block by block")
         abilities = abilities_of(self.folder)
         tokenizer = self.tokenizer()
         blocks = Blocks(self.folder, open_index(self.folder.path), held.dtype, self.device, held.ahead, held.whole_head)
-        return Swept(
+        return BlockwiseModel(
             self.folder,
             blocks.module,
             tokenizer,

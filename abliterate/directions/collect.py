@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from abliterate.compute.passes import Advance, Ids, Pass, Seen, unheard
-from abliterate.compute.ranks import Spread
+from abliterate.compute.distributed import DistributedModel
+from abliterate.compute.passes import Advance, Ids, Pass, Seen, no_progress
 from abliterate.directions.moments import RunningMoments
 from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
@@ -51,7 +51,7 @@ class Group:
 
 
 @dataclass
-class Gathered:
+class Collected:
     """What one process has seen: moments by group or part and activation index, and each group's vectors."""
 
     moments: dict[str, list[RunningMoments]]
@@ -68,7 +68,7 @@ class Gathered:
 
 
 @runtime_checkable
-class Watched(Protocol):
+class Watchable(Protocol):
     """A model whose streams are told: ``Model.watch`` says how."""
 
     @property
@@ -77,10 +77,10 @@ class Watched(Protocol):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
 
-    def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None: ...
+    def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = no_progress) -> None: ...
 
 
-def collect(model: Watched, groups: Mapping[str, Group], positions: int, advance: Advance = unheard) -> dict[str, SetActivations]:
+def collect(model: Watchable, groups: Mapping[str, Group], positions: int, advance: Advance = no_progress) -> dict[str, SetActivations]:
     """Activations of groups of prompts at their last ``positions`` tokens, by the names of the groups and their parts.
 
     All go through in one reading of the weights; over several processes each takes every so-many-th prompt. Raises InputError
@@ -89,7 +89,7 @@ def collect(model: Watched, groups: Mapping[str, Group], positions: int, advance
     shortest = min((len(ids) for group in groups.values() for ids in group.prompts), default=positions)
     if shortest < positions:
         raise InputError(f"--positions {positions}: the shortest prompt has only {shortest} tokens")
-    if isinstance(model, Spread):
+    if isinstance(model, DistributedModel):
         shares = [({name: group.share(rank, model.size) for name, group in groups.items()}, positions) for rank in range(model.size)]
         gathered = _merged(model.on_all(gather, shares, advance), groups)
     else:
@@ -98,11 +98,11 @@ def collect(model: Watched, groups: Mapping[str, Group], positions: int, advance
     return found | {part: gathered.found(part, chosen, name) for name, g in groups.items() for part, chosen in g.parts.items()}
 
 
-def gather(model: Watched, groups: Mapping[str, Group], positions: int, advance: Advance = unheard) -> Gathered:
+def gather(model: Watchable, groups: Mapping[str, Group], positions: int, advance: Advance = no_progress) -> Collected:
     """What ``collect`` sums up, of one process's prompts."""
     layers, width, names = model.folder.layers + 1, model.folder.d_model, list(groups)
     keys = [*names, *(part for group in groups.values() for part in group.parts)]
-    gathered = Gathered(
+    gathered = Collected(
         {key: [RunningMoments((positions, width)) for _ in range(layers)] for key in keys},
         {name: torch.empty(len(groups[name].prompts), groups[name].kept, layers, width) for name in names},
     )
@@ -120,7 +120,7 @@ def gather(model: Watched, groups: Mapping[str, Group], positions: int, advance:
     return gathered
 
 
-def _merged(shares: Sequence[Gathered], groups: Mapping[str, Group]) -> Gathered:
+def _merged(shares: Sequence[Collected], groups: Mapping[str, Group]) -> Collected:
     """What several processes have seen, as one would have."""
     first, *others = shares
     for other in others:
@@ -132,4 +132,4 @@ def _merged(shares: Sequence[Gathered], groups: Mapping[str, Group]) -> Gathered
         vectors[name] = torch.empty(len(group.prompts), *first.vectors[name].shape[1:])
         for rank, share in enumerate(shares):
             vectors[name][rank :: len(shares)] = share.vectors[name]
-    return Gathered(first.moments, vectors)
+    return Collected(first.moments, vectors)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from abliterate.config import CollectConfig
 from abliterate.directions.activations import Activations
-from abliterate.directions.collect import Group, SetActivations, Watched, collect
+from abliterate.directions.collect import Group, SetActivations, Watchable, collect
 from abliterate.directions.keep import KEEP
 from abliterate.model.chat.template import encode, last_tokens
 from abliterate.prompts import Prompt, Role, RoleSets
@@ -16,15 +16,15 @@ from abliterate.terminal.progress import stage
 MIN_PER_LANGUAGE = 16  # prompts of a language in a role, for a direction of its own
 
 
-def activations_of(model: Watched, sets: RoleSets, positions: int) -> Activations:
+def activations_of(model: Watchable, sets: RoleSets, positions: int) -> Activations:
     """Statistics of every role's train prompts at the last ``positions`` tokens, and the val vectors that rank the directions."""
     val = sets.played if sets.sets("keep") else ("target", "baseline")
     train = {role: sets.prompts(role, "train") for role in sets.played}
-    return gathered(model, sets, train, {role: sets.prompts(role, "val") for role in val}, positions)
+    return collect_roles(model, sets, train, {role: sets.prompts(role, "val") for role in val}, positions)
 
 
-def gathered(
-    model: Watched, sets: RoleSets, train: Mapping[Role, Sequence[Prompt]], val: Mapping[Role, Sequence[Prompt]], positions: int
+def collect_roles(
+    model: Watchable, sets: RoleSets, train: Mapping[Role, Sequence[Prompt]], val: Mapping[Role, Sequence[Prompt]], positions: int
 ) -> Activations:
     """Statistics of the ``train`` prompts by role, by language and by keep set, and the vectors of the ``val`` prompts.
 
@@ -32,12 +32,12 @@ def gathered(
     """
     parts = by_language({role: train[role] for role in ("target", "baseline")})
     asked: dict[str, Group] = {
-        role: grouped(model, prompts, parts.get(role, {}) | by_set(sets, role, prompts)) for role, prompts in train.items()
+        role: group_of(model, prompts, parts.get(role, {}) | by_set(sets, role, prompts)) for role, prompts in train.items()
     }
     for role, prompts in val.items():
         own = {f"{part} (val)": chosen for part, chosen in by_set(sets, role, prompts).items()}
-        asked[f"{role} (val)"] = grouped(model, prompts, own, positions if role in ("target", "baseline") else 1)
-    found = collected(model, asked, positions)
+        asked[f"{role} (val)"] = group_of(model, prompts, own, positions if role in ("target", "baseline") else 1)
+    found = collect_groups(model, asked, positions)
     kept = {name.removesuffix(" (val)"): found.pop(name).vectors for name in list(found) if name.endswith(" (val)")}
     kept.pop("keep", None)  # by set
     categories = tuple(p.category or p.topic or "" for p in train["target"])
@@ -63,17 +63,17 @@ def by_language(prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, dict[str, 
     }
 
 
-def positions_of(model: Watched, config: CollectConfig) -> int:
+def positions_of(model: Watchable, config: CollectConfig) -> int:
     """How many last tokens are looked at: as told, else all that the chat template appends, and with keep sets the instruction's last."""
     return config.positions or last_tokens(model.tokenizer, config)
 
 
-def grouped(model: Watched, prompts: Sequence[Prompt], parts: Mapping[str, Sequence[int]], kept: int = 1) -> Group:
+def group_of(model: Watchable, prompts: Sequence[Prompt], parts: Mapping[str, Sequence[int]], kept: int = 1) -> Group:
     """Prompts as they are collected on."""
     return Group(encode(model.tokenizer, [p.text for p in prompts]), parts, kept)
 
 
-def collected(model: Watched, groups: Mapping[str, Group], positions: int) -> dict[str, SetActivations]:
+def collect_groups(model: Watchable, groups: Mapping[str, Group], positions: int) -> dict[str, SetActivations]:
     """Activations of groups of prompts, with progress."""
     with stage("activations (prompts)", sum(len(group.prompts) for group in groups.values())) as advance:
         return collect(model, groups, positions, advance)

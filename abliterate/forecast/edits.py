@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from abliterate.checkpoint.adapter import check_adaptable
-from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES, Placed, WriterKind, placed_writers, shared_writers
+from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES, WriterKind, WriterTensor, placed_writers, shared_writers
 from abliterate.config import EditConfig
 from abliterate.errors import InputError
-from abliterate.model.edit import whole_plan
+from abliterate.model.edit import whole_edit
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex
 from abliterate.model.layouts import text_name
@@ -69,7 +69,7 @@ def edits_of(index: ShardIndex, folder: ModelFolder, config: EditConfig) -> Edit
     )
 
 
-def _size(index: ShardIndex, writer: Placed) -> tuple[int, int]:
+def _size(index: ShardIndex, writer: WriterTensor) -> tuple[int, int]:
     """A writer's numbers, and its bytes in the new checkpoint."""
     if writer.form == "mxfp4":
         numbers = 2 * math.prod(index.tensors[writer.name + BLOCKS].shape)
@@ -103,7 +103,7 @@ def _left(index: ShardIndex, folder: ModelFolder, edited: int) -> str:
     return f"{others} other tensors, which read the stream, normalise or choose and write nothing into it{vision}"
 
 
-def _format(writers: list[Placed], unpacked: int) -> str | None:
+def _format(writers: list[WriterTensor], unpacked: int) -> str | None:
     forms = Counter(writer.form for writer in writers)
     if unpacked:
         return f"the experts of {unpacked} modules leave MXFP4 for bf16"
@@ -127,7 +127,7 @@ def _growth(index: ShardIndex, unpacked: set[str]) -> int:
 def _adapter(index: ShardIndex, folder: ModelFolder, kinds: Mapping[str, WriterKind]) -> int | None:
     """Bytes of an adapter that makes the edit, None where none can."""
     try:
-        check_adaptable(index, folder, whole_plan(folder.layers, folder.d_model), kinds)
+        check_adaptable(index, folder, whole_edit(folder.layers, folder.d_model), kinds)
     except InputError:
         return None
     return sum(4 * sum(index.tensors[name].shape) for name in kinds)

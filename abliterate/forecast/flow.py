@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from abliterate.compute.at_once import AtOnce, at_once
-from abliterate.compute.blockwise.swept import LOGIT_NUMBERS, MAX_NEW_TOKENS
+from abliterate.compute.blockwise.model import LOGIT_NUMBERS, MAX_NEW_TOKENS
 from abliterate.compute.forward import packed
-from abliterate.compute.memory import Fit
+from abliterate.compute.memory import Holding
 from abliterate.compute.prefix import only_attends, prefix_length
 from abliterate.compute.whole.branches import branches
 from abliterate.config import RunConfig
@@ -51,7 +51,7 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class Manner:
+class ComputeLimits:
     """How a model computes: ``tokens`` and ``rows`` of a micro-batch at most, ``live`` rows of replies at once, ``longest`` replies;
     ``together``: all that a step asks goes through at once, as where the weights are read block by block."""
 
@@ -62,15 +62,15 @@ class Manner:
     together: bool
 
 
-def manner_of(config: RunConfig, folder: ModelFolder, held: Fit, device: torch.device) -> Manner:
+def limits_of(config: RunConfig, folder: ModelFolder, held: Holding, device: torch.device) -> ComputeLimits:
     """Of the model as it is held."""
-    if not held.resident:
-        return Manner(held.tokens, _MANY, _MANY, MAX_NEW_TOKENS, True)
+    if not held.whole:
+        return ComputeLimits(held.tokens, _MANY, _MANY, MAX_NEW_TOKENS, True)
     amount: AtOnce = at_once(config.batch_size, folder.config, device, held.dtype.itemsize, None)
-    return Manner(amount.tokens, amount.prompts, amount.rows, _MANY, False)
+    return ComputeLimits(amount.tokens, amount.prompts, amount.rows, _MANY, False)
 
 
-def flow_of(step: Step, folder: ModelFolder, manner: Manner) -> Flow:
+def flow_of(step: Step, folder: ModelFolder, manner: ComputeLimits) -> Flow:
     """A step's way through a model that computes so."""
     new = min(step.new_tokens, manner.longest)
     reach = max((asked.kept for asked in step.asked), default=1) or 1
@@ -119,7 +119,7 @@ def _shared(step: Step, folder: ModelFolder, reach: int, longest: int) -> int:
     return prefix_length([ids for asked in step.asked for ids in asked.sequences], reach) if plain else 0
 
 
-def _micro_batches(asked: Asked, manner: Manner, kept: int, vocabulary: int, shared: int) -> Iterator[tuple[int, int, int]]:
+def _micro_batches(asked: Asked, manner: ComputeLimits, kept: int, vocabulary: int, shared: int) -> Iterator[tuple[int, int, int]]:
     """Rows, tokens a row and positions with logits of each, under one change; what several sequences go on from is computed once."""
     rows = min(manner.rows, max(1, LOGIT_NUMBERS // (kept * vocabulary)) if kept else _MANY)
     forked = branches(asked.sequences, kept, shared) if kept and shared and not manner.together else None

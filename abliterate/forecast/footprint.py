@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from abliterate.compute.blockwise.blocks import HEAD_ROWS
-from abliterate.compute.memory import PROGRAM, Fit, Sizes
+from abliterate.compute.memory import PROGRAM, Holding, Sizes
 from abliterate.compute.whole.gradients import SHARE, TOKENS, kept_bytes
 from abliterate.forecast.arithmetic import Arithmetic
 from abliterate.forecast.flow import Flow
@@ -33,7 +33,7 @@ class Model:
     folder: ModelFolder
     sizes: Sizes
     costs: Arithmetic
-    held: Fit
+    held: Holding
     device: torch.device
     stored_bytes: int
     stored_width: int
@@ -50,7 +50,7 @@ class Model:
 
 def streams_bytes(model: Model, flow: Flow) -> int:
     """Bytes of the streams that are kept from block to block: of all prompts, where the weights are read block by block."""
-    return 0 if model.held.resident else flow.tokens * model.folder.d_model * model.width
+    return 0 if model.held.whole else flow.tokens * model.folder.d_model * model.width
 
 
 def cache_bytes(model: Model, flow: Flow) -> int:
@@ -75,7 +75,7 @@ def peak_bytes(model: Model, flow: Flow, collected: int) -> int:
     beside = cache_bytes(model, flow) + (collected if model.device.type == "cpu" else 0)
     logits = flow.logits_at_once * (model.width + _OF_A_LOGIT)
     computing = flow.largest * int(_WIDEST * model.sizes.widest + _STREAMS * model.folder.d_model) * model.width
-    if model.held.resident:
+    if model.held.whole:
         beside += int(_GROWING * cache_bytes(model, flow)) if model.device.type == "cpu" else 0
         return model.program + beside + model.sizes.total * model.width + max(computing, logits)
     beside += min(streams_bytes(model, flow), model.held.spill_bytes) + model.sizes.outside * model.width
@@ -96,7 +96,7 @@ def gradient_bytes(model: Model, flow: Flow, collected: int) -> int:
 def loading_bytes(model: Model) -> int:
     """At the peak of loading a model that is held whole: where its type is another one, the shards are there too, as mapped files."""
     mapped = model.stored_bytes if model.device.type == "cpu" and model.stored_width != model.width else 0
-    return model.program + model.sizes.total * model.width + mapped if model.held.resident else 0
+    return model.program + model.sizes.total * model.width + mapped if model.held.whole else 0
 
 
 def editing_bytes(largest: int) -> int:

@@ -13,13 +13,13 @@ import torch
 
 from abliterate.checkpoint.edit import check_editable
 from abliterate.checkpoint.selfcheck import self_check
-from abliterate.compute.memory import Fit, Sizes, fit, least, sizes_of
+from abliterate.compute.memory import Holding, Sizes, holding_of, least, sizes_of
 from abliterate.compute.session import Session
 from abliterate.config import RunConfig
 from abliterate.errors import InputError
 from abliterate.forecast.arithmetic import arithmetic_of
 from abliterate.forecast.edits import Edits, edits_of
-from abliterate.forecast.flow import Manner, flow_of, manner_of
+from abliterate.forecast.flow import ComputeLimits, flow_of, limits_of
 from abliterate.forecast.footprint import Model
 from abliterate.forecast.machine import Machine, Shapes, measure
 from abliterate.forecast.shapes import imagined, lacks_weights
@@ -31,13 +31,13 @@ from abliterate.model.index import DTYPES, ShardIndex, open_index
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class Forecast:
     """A run to come. ``here``: the weights are in the folder; ``fits`` is None, or says why the model can't be computed here."""
 
     config: RunConfig
     model: Model
     prompts: Prompts
-    manner: Manner
+    manner: ComputeLimits
     edits: Edits
     disk: Disk
     machine: Machine
@@ -52,7 +52,7 @@ class RunPlan:
         return in_all(self.stages)
 
 
-def plan_run(config: RunConfig, path: Path) -> RunPlan:
+def forecast_run(config: RunConfig, path: Path) -> Forecast:
     """Plan a run of the model in ``path``. Takes two seconds for measuring. Raises InputError as the run would, but for weights or a
     tokenizer that are not there, and for a model of which not even one block fits."""
     folder = open_folder(path, config.trust_remote_code, config.layout_file)
@@ -72,10 +72,10 @@ def plan_run(config: RunConfig, path: Path) -> RunPlan:
         quantised=folder.quantisation is not None,
     )
     prompts = read_prompts(config, folder)
-    manner = manner_of(config, folder, held, session.device)
+    manner = limits_of(config, folder, held, session.device)
     disk = Disk(nbytes, nbytes < psutil.virtual_memory().available - (held.peak if session.device.type == "cpu" else 0))
     machine = measure(index, here, _shapes(config, model, prompts, manner, index))
-    return RunPlan(
+    return Forecast(
         config=config,
         model=model,
         prompts=prompts,
@@ -104,14 +104,14 @@ def _opened(folder: ModelFolder) -> tuple[ShardIndex, int, bool]:
     return index, index.nbytes, True
 
 
-def _held(session: Session, sizes: Sizes) -> tuple[Fit, str | None]:
+def _held(session: Session, sizes: Sizes) -> tuple[Holding, str | None]:
     """How the model is held; where nothing fits, how it would be in just enough memory, and what is said of it."""
     try:
-        return session.fit, None
+        return session.holding, None
     except InputError as error:
         dtype = torch.bfloat16
         needed = least(sizes, dtype, session.device)
-        return fit(sizes, "bfloat16", session.device, needed), str(error).removeprefix("--max-memory: ")
+        return holding_of(sizes, "bfloat16", session.device, needed), str(error).removeprefix("--max-memory: ")
 
 
 def _stored_width(index: ShardIndex) -> int:
@@ -120,9 +120,9 @@ def _stored_width(index: ShardIndex) -> int:
     return DTYPES[largest.dtype][1]
 
 
-def _shapes(config: RunConfig, model: Model, prompts: Prompts, manner: Manner, index: ShardIndex) -> Shapes:
+def _shapes(config: RunConfig, model: Model, prompts: Prompts, manner: ComputeLimits, index: ShardIndex) -> Shapes:
     """What the machine is measured with: the products that this run would spend its time on."""
-    flows = [flow_of(step, model.folder, manner) for step in run_steps(config, prompts, model.folder.layers, model.held.resident)]
+    flows = [flow_of(step, model.folder, manner) for step in run_steps(config, prompts, model.folder.layers, model.held.whole)]
     replies = [min(flow.live, manner.tokens) for flow in flows if flow.live]
     stored = {info.dtype for info in index.tensors.values() if len(info.shape) > 1}
     return Shapes(
@@ -142,14 +142,14 @@ def _common(index: ShardIndex) -> str:
     return max(set(kinds), key=kinds.count, default="BF16")
 
 
-def as_json(plan: RunPlan) -> dict[str, Any]:
+def as_json(forecast: Forecast) -> dict[str, Any]:
     """All figures of a plan, in bytes, operations and seconds."""
-    model = plan.model
+    model = forecast.model
     return {
         "schema": "abliterate/plan/1",
         "model": {
             "path": str(model.folder.path), "type": model.folder.model_type, "blocks": model.folder.layers,
-            "d_model": model.folder.d_model, "bytes": plan.disk.nbytes, "shards": plan.shards, "here": plan.here,
+            "d_model": model.folder.d_model, "bytes": forecast.disk.nbytes, "shards": forecast.shards, "here": forecast.here,
             "quantisation": model.folder.quantisation,
         },
         "numbers": {**asdict(model.sizes), "working": model.costs.working + model.costs.head},
@@ -157,11 +157,11 @@ def as_json(plan: RunPlan) -> dict[str, Any]:
             **asdict(model.held),
             "dtype": str(model.held.dtype).removeprefix("torch."),
             "device": str(model.device),
-            "unfit": plan.unfit,
+            "unfit": forecast.unfit,
         },
-        "prompts": {"n": len(plan.prompts), "tokens": plan.prompts.tokens, "exact": plan.prompts.exact},
-        "stages": [asdict(stage) for stage in plan.stages],
-        "total": asdict(plan.total),
-        "edits": asdict(plan.edits),
-        "machine": asdict(plan.machine),
+        "prompts": {"n": len(forecast.prompts), "tokens": forecast.prompts.tokens, "exact": forecast.prompts.exact},
+        "stages": [asdict(stage) for stage in forecast.stages],
+        "total": asdict(forecast.total),
+        "edits": asdict(forecast.edits),
+        "machine": asdict(forecast.machine),
     }  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from abliterate.config import RunConfig
 from abliterate.forecast.edits import Edits
-from abliterate.forecast.flow import Flow, Manner, flow_of
+from abliterate.forecast.flow import ComputeLimits, Flow, flow_of
 from abliterate.forecast.footprint import (
     Model,
     cache_bytes,
@@ -73,7 +73,7 @@ class Disk:
 
 
 def run_figures(
-    config: RunConfig, model: Model, prompts: Prompts, manner: Manner, edits: Edits, disk: Disk, machine: Machine
+    config: RunConfig, model: Model, prompts: Prompts, manner: ComputeLimits, edits: Edits, disk: Disk, machine: Machine
 ) -> tuple[Figures, ...]:
     """Of each stage, in the order of a run."""
     collected = collected_bytes(model, prompts)
@@ -82,7 +82,7 @@ def run_figures(
     for stage, loads in LOADS.items():
         further = REFERENCE_LOADS if stage == "evaluation" and config.reference is not None else 0
         found[stage] = found[stage].plus(_loaded(model, loads + further, disk, machine))  # type: ignore[index]
-    for step in run_steps(config, prompts, model.folder.layers, model.held.resident):
+    for step in run_steps(config, prompts, model.folder.layers, model.held.whole):
         flow = flow_of(step, model.folder, manner)
         found[step.stage] = found[step.stage].plus(_of_step(step, flow, model, collected, disk, machine))
     found["edit"] = _of_edit(edits, disk, machine)
@@ -104,7 +104,7 @@ def _hashed(disk: Disk, machine: Machine) -> Figures:
 
 def _loaded(model: Model, loads: int, disk: Disk, machine: Machine) -> Figures:
     """Loading a model that is held whole so many times."""
-    if not model.held.resident or not loads:
+    if not model.held.whole or not loads:
         return Figures("")
     seconds = loads * (disk.nbytes / disk.speed(machine) + _widening(model, machine))
     return Figures("", read_bytes=loads * disk.nbytes, peak_bytes=loading_bytes(model), seconds=seconds)
@@ -127,7 +127,7 @@ def _of_step(step: Step, flow: Flow, model: Model, collected: int, disk: Disk, m
             replace(whole, flops=2 * whole.flops, peak_bytes=gradient_bytes(model, flow, collected)),
             [2 * c for c in computing],
         )
-    if model.held.resident:
+    if model.held.whole:
         return replace(whole, seconds=sum(computing))
     heads = flow.heads if not model.held.whole_head else min(flow.heads, 1)
     read = model.costs.sweep_bytes + heads * model.costs.head_bytes

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from abliterate.choice.candidates import FIRST_SHARES, KINDS, at_most
+from abliterate.choice.method import method_of
 from abliterate.choice.openings import OPENING_TOKENS, PROBE_TOKENS, THOUGHT_TOKENS
 from abliterate.choice.select import BATCH, RANKED_BY, SHARES, SHORTLIST, STARTS
 from abliterate.choice.tuning.descent import Settings, dealt
@@ -15,8 +16,7 @@ from abliterate.choice.tuning.examples import CONTINUED, OTHERS, STAYS
 from abliterate.choice.tuning.first_order import ASKED, RIDGES
 from abliterate.choice.tuning.openings import ALIKE
 from abliterate.choice.tuning.replies import distinct
-from abliterate.choice.way import way
-from abliterate.compute.blockwise.swept import MAX_NEW_TOKENS
+from abliterate.compute.blockwise.model import MAX_NEW_TOKENS
 from abliterate.compute.passes import Ids
 from abliterate.config import RunConfig
 from abliterate.directions.groups import by_language
@@ -26,7 +26,7 @@ from abliterate.measures.recovery import TOKENS
 from abliterate.model.chat.template import encode, load_tokenizer, template_positions
 from abliterate.model.folder import ModelFolder
 from abliterate.prompts import Prompt, Role, RoleSets
-from abliterate.prompts.promptset import spread
+from abliterate.prompts.promptset import evenly
 
 Stage = Literal["collection", "selection", "edit", "evaluation"]
 Encode = Callable[[Sequence[Prompt]], list[list[int]]]
@@ -141,12 +141,12 @@ def _guessed(prompts: Sequence[Prompt]) -> Ids:
 def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = False) -> list[Step]:
     """Every call that a run makes, in its order, of a model that is held ``whole`` or not. Replies that end early make it less."""
     train, val = prompts.train, prompts.val
-    gradient = way(config, whole) == "gradient"
+    gradient = method_of(config, whole) == "gradient"
     by_effect = gradient and config.tune_directions != "off"
     languages = 0 if by_effect else prompts.languages
     tried = at_most(config.candidates, layers, languages, len(config.estimators), ("per-layer",) if gradient else KINDS)
     tried += len(RIDGES) if by_effect else 0
-    opened = {role: [[*ids, *[0] * OPENING_TOKENS] for ids in spread(val[role], RANKED_BY)] for role in ("target", "baseline")}
+    opened = {role: [[*ids, *[0] * OPENING_TOKENS] for ids in evenly(val[role], RANKED_BY)] for role in ("target", "baseline")}
     opened |= {"baseline": []} if gradient else {}
     kept = OPENING_TOKENS + 1
     below = int(min(FIRST_SHARES) * layers) / layers if gradient else 0.0
@@ -160,7 +160,7 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
             (
                 Asked(opened["target"], tried + 1, kept),
                 Asked(opened["baseline"], 2 * tried + 1, kept),
-                Asked(spread(val["harmless"], RANKED_BY), tried + 1, 1),
+                Asked(evenly(val["harmless"], RANKED_BY), tried + 1, 1),
             ),
             passed_over=below,
         ),
@@ -177,9 +177,9 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
     along = [[*ids, *[0] * reply] for ids in prompts.harmless]
     drifted = (Asked(prompts.harmless, 1, 1), Asked(along, 1, reply + 1), Asked(prompts.prose, 1, max(map(len, prompts.prose), default=1)))
     steps += [Step("evaluation", f"drift: the {which} model's predictions", drifted) for which in ("base", "edited")]
-    changes = 2 + len(SEEDS)  # none, the edit, and one along each random direction
+    interventions = 2 + len(SEEDS)  # none, the edit, and one along each random direction
     controlled = (*tested[: len(config.target)], Asked(prompts.harmless))
-    steps.append(Step("evaluation", "random directions", tuple(Asked(asked.sequences, changes, 1) for asked in controlled)))
+    steps.append(Step("evaluation", "random directions", tuple(Asked(asked.sequences, interventions, 1) for asked in controlled)))
     return [*steps, *_recovery_steps(tested)] if config.reference is not None else steps
 
 
@@ -223,9 +223,9 @@ def _staying(asked: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
 def _effects(train: Mapping[Role, Ids]) -> Step:
     """What tells the first-order effects: target prompts with their own openings and with others', keep prompts with theirs, and some
     examples of each role that stays."""
-    refused = [*spread(train["target"], ASKED) * 2, *spread(train.get("keep", []), ASKED)]
+    refused = [*evenly(train["target"], ASKED) * 2, *evenly(train.get("keep", []), ASKED)]
     asked = [Asked([[*ids, *[0] * OPENING_TOKENS] for ids in refused], 1, OPENING_TOKENS + 1)]
-    asked += _staying({role: spread(ids, ASKED) for role, ids in distinct(train).items()}, 1)
+    asked += _staying({role: evenly(ids, ASKED) for role, ids in distinct(train).items()}, 1)
     return Step("selection", "first-order effects", tuple(asked), gradients=True)
 
 

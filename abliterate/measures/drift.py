@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from abliterate.compute.context import Context
-from abliterate.compute.passes import Advance, Ids, Model, unheard
+from abliterate.compute.passes import Advance, Ids, Model, no_progress
 from abliterate.measures.predictions import Divergences, Firsts, Nats, Predicted, Predictions, Texts, ThoughtClosing, ask, kl_divergence
 
 REPLY = 64  # tokens of the base's own replies
@@ -41,7 +41,7 @@ def bundled_prose() -> list[str]:
 
 
 @dataclass(frozen=True)
-class BaseSide:
+class BasePredictions:
     """All that is kept of the base until the edited model is there."""
 
     first: Float[Tensor, "prompt vocab"]
@@ -50,12 +50,12 @@ class BaseSide:
     suppression: Float[Tensor, " prompt"] | None
 
 
-def base_side(model: Model, texts: Texts, advance: Advance = unheard) -> BaseSide:
+def base_predictions(model: Model, texts: Texts, advance: Advance = no_progress) -> BasePredictions:
     """Ask the base; its weights are read once."""
     first, replies, prose = Firsts(texts.prompts), Predictions(model, texts), Nats(texts.prose)
     closing = ThoughtClosing.of(model, texts.prompts)
     ask(model, [first, replies, prose, *([closing] if closing else [])], advance)
-    return BaseSide(first.logprobs, replies.found, prose.nats, closing.log_odds if closing else None)
+    return BasePredictions(first.logprobs, replies.found, prose.nats, closing.log_odds if closing else None)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Drift:
     suppression_edited: list[float] | None
 
 
-def drift(edited: Model, base: BaseSide, texts: Texts, advance: Advance = unheard) -> Drift:
+def drift(edited: Model, base: BasePredictions, texts: Texts, advance: Advance = no_progress) -> Drift:
     """Ask the edited model the same, and compare."""
     first, replies, prose = Firsts(texts.prompts), Divergences(base.replies, texts), Nats(texts.prose)
     closing = ThoughtClosing.of(edited, texts.prompts)
@@ -93,7 +93,7 @@ def _numbers(values: Float[Tensor, " row"]) -> list[float | None]:
     return [None if value != value else value for value in values.tolist()]
 
 
-def save_base_side(side: BaseSide, path: Path) -> None:
+def save_base_predictions(side: BasePredictions, path: Path) -> None:
     """Write the base's side as safetensors."""
     tensors = {
         "first": side.first, "tokens": side.replies.tokens, "logprobs": side.replies.logprobs, "starts": side.replies.starts,
@@ -102,9 +102,9 @@ def save_base_side(side: BaseSide, path: Path) -> None:
     save_file({**tensors, **({} if side.suppression is None else {"suppression": side.suppression})}, path)
 
 
-def load_base_side(path: Path) -> BaseSide:
+def load_base_predictions(path: Path) -> BasePredictions:
     """Read it back."""
     with safe_open(path, framework="pt") as file:
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     replies = Predicted(found["tokens"], found["logprobs"], found["starts"], found["nats"])
-    return BaseSide(found["first"], replies, found["prose"], found.get("suppression"))
+    return BasePredictions(found["first"], replies, found["prose"], found.get("suppression"))

@@ -11,14 +11,14 @@ from abliterate.compute.session import Session
 from abliterate.config import EvaluateConfig
 from abliterate.files import read_json, write_json
 from abliterate.measures.benchmarks import Harness, side_by_side
-from abliterate.measures.drift import BaseSide, base_side, load_base_side, save_base_side, texts_of
+from abliterate.measures.drift import BasePredictions, base_predictions, load_base_predictions, save_base_predictions, texts_of
 from abliterate.measures.drift import drift as drift_of
 from abliterate.measures.predictions import Texts
 from abliterate.measures.random_directions import control, control_work
 from abliterate.measures.summary import Judged
 from abliterate.measures.summary import withheld as is_withheld
 from abliterate.model.chat.template import encode
-from abliterate.model.edit import EditPlan
+from abliterate.model.edit import Edit
 from abliterate.prompts import PromptSet, RoleSets
 from abliterate.runs.folder import BENCHMARKS, CONTROLS, DRIFT, RunFolder
 from abliterate.terminal.progress import stage
@@ -26,7 +26,7 @@ from abliterate.terminal.progress import stage
 _BASE_SIDE = "drift-base.safetensors"
 
 
-def drift_base(folder: RunFolder, base: Session, group: PromptSet, before: Judged) -> tuple[Texts, BaseSide] | None:
+def drift_base(folder: RunFolder, base: Session, group: PromptSet, before: Judged) -> tuple[Texts, BasePredictions] | None:
     """What drift is measured on and what the base says there, asked while the base is still in memory; None where drift is known.
 
     ``before``: its replies to the prompts of ``group``; along those that are missing nothing is measured.
@@ -37,14 +37,14 @@ def drift_base(folder: RunFolder, base: Session, group: PromptSet, before: Judge
     tokenizer = base.tokenizer()
     texts = texts_of(tokenizer, encode(tokenizer, [p.text for p in group]), [replies.get(p.id, "") for p in group], base.context)
 
-    def make() -> BaseSide:
+    def make() -> BasePredictions:
         with stage("drift: the base's predictions", texts.work) as advance:
-            return base_side(base.model, texts, advance)
+            return base_predictions(base.model, texts, advance)
 
-    return texts, folder.stage("drift (base)", _BASE_SIDE, make, save_base_side, load_base_side)
+    return texts, folder.stage("drift (base)", _BASE_SIDE, make, save_base_predictions, load_base_predictions)
 
 
-def drift_edited(folder: RunFolder, edited: Session, group: PromptSet, measured: tuple[Texts, BaseSide] | None) -> dict[str, Any]:
+def drift_edited(folder: RunFolder, edited: Session, group: PromptSet, measured: tuple[Texts, BasePredictions] | None) -> dict[str, Any]:
     """How far the edited model moved on the harmless test prompts, the base's replies to them, and prose; ``measured`` None: it is
     known already."""
 
@@ -61,7 +61,7 @@ def drift_edited(folder: RunFolder, edited: Session, group: PromptSet, measured:
     return found
 
 
-def random_control(folder: RunFolder, base: Session, plan: EditPlan, sets: RoleSets, before: Mapping[str, Judged]) -> dict[str, Any]:
+def random_control(folder: RunFolder, base: Session, edit: Edit, sets: RoleSets, before: Mapping[str, Judged]) -> dict[str, Any]:
     """What the edit does to first tokens beside edits along random directions, asked while the base is still in memory.
 
     ``before``: its replies to the test prompts by set; of the target sets those that it withholds are looked at.
@@ -74,7 +74,7 @@ def random_control(folder: RunFolder, base: Session, plan: EditPlan, sets: RoleS
         withheld = encode(tokenizer, [transcript.prompt for transcript, verdict in judged if is_withheld(verdict)])
         plain = encode(tokenizer, [prompt.text for prompt in sets.prompts("harmless", "test")])
         with stage("random directions (prompts)", control_work(withheld, plain)) as advance:
-            return control(base.model, plan, names, len(judged), withheld, plain, advance)
+            return control(base.model, edit, names, len(judged), withheld, plain, advance)
 
     return folder.stage("random directions", CONTROLS, make, write_json, read_json)
 
@@ -95,4 +95,4 @@ def benchmarked(folder: RunFolder, config: EvaluateConfig, sides: Mapping[str, S
 
 def _loading(session: Session) -> tuple[str, str, bool]:
     """What lm-eval loads a model with."""
-    return str(session.fit.dtype).removeprefix("torch."), str(session.device), session.folder.trust_remote_code
+    return str(session.holding.dtype).removeprefix("torch."), str(session.device), session.folder.trust_remote_code

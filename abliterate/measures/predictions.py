@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from abliterate.compute.forward import Continued
-from abliterate.compute.passes import Advance, Ids, Model, Pass, unheard
+from abliterate.compute.passes import Advance, Ids, Model, Pass, no_progress
 from abliterate.model.chat.thinking import empty_thought, opens_thought
 
 KEPT = 1024  # of the base's likeliest tokens at each position
@@ -68,7 +68,7 @@ class Predicted:
 
 
 @runtime_checkable
-class Hearer(Protocol):
+class LogitsListener(Protocol):
     """What listens to the logits of a pass."""
 
     @property
@@ -77,7 +77,7 @@ class Hearer(Protocol):
     def hear(self, indices: Sequence[int], logits: Float[Tensor, "row kept vocab"]) -> None: ...
 
 
-def ask(model: Model, hearers: Sequence[Hearer], advance: Advance = unheard) -> None:
+def ask(model: Model, hearers: Sequence[LogitsListener], advance: Advance = no_progress) -> None:
     """Send all passes through the model together, so that weights that are read from disk are read once."""
     for number, indices, logits in model.logits([hearer.passed for hearer in hearers], advance):
         hearers[number].hear(indices, logits)

@@ -11,26 +11,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from abliterate.compute.passes import NOTHING, Advance, Change, Ids, Model, Pass, unheard
-from abliterate.measures.predictions import Firsts, Hearer, ask, kl_divergence
+from abliterate.compute.passes import NO_INTERVENTION, Advance, Ids, Intervention, Model, Pass, no_progress
+from abliterate.measures.predictions import Firsts, LogitsListener, ask, kl_divergence
 from abliterate.measures.summary import rate
-from abliterate.model.edit import EditPlan
+from abliterate.model.edit import Edit
 
 SEEDS = (0, 1, 2)
 
 
-def random_plan(plan: EditPlan, seed: int) -> EditPlan:
-    """The plan with random orthonormal rows for its directions: as many, as strong, in the same places.
+def random_plan(edit: Edit, seed: int) -> Edit:
+    """The edit with random orthonormal rows for its directions: as many, as strong, in the same places.
 
     Where one direction serves all blocks, or both components of a block, one random direction does.
     """
-    blocks, components, k, d_model = plan.direction.shape
-    shared = torch.equal(plan.direction, plan.direction[:, :1].expand_as(plan.direction))
-    drawn = (1 if plan.same_everywhere() else blocks, 1 if shared else components)
+    blocks, components, k, d_model = edit.direction.shape
+    shared = torch.equal(edit.direction, edit.direction[:, :1].expand_as(edit.direction))
+    drawn = (1 if edit.same_everywhere() else blocks, 1 if shared else components)
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(*drawn, d_model, k, generator=generator, dtype=torch.float64)
     rows = torch.linalg.qr(gaussian).Q.transpose(-1, -2).float()
-    return replace(plan, direction=rows.expand(blocks, components, k, d_model).contiguous())
+    return replace(edit, direction=rows.expand(blocks, components, k, d_model).contiguous())
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class FirstTokens:
 class _Likeliest:
     """``tokens`` [prompt]: the likeliest token behind each prompt."""
 
-    def __init__(self, prompts: Ids, change: Change) -> None:
-        self.passed = Pass(prompts, change)
+    def __init__(self, prompts: Ids, intervention: Intervention) -> None:
+        self.passed = Pass(prompts, intervention)
         self.tokens: Int[Tensor, " prompt"] = torch.full((len(prompts),), -1)
 
     def hear(self, indices: Sequence[int], logits: Float[Tensor, "row kept vocab"]) -> None:
@@ -56,24 +56,24 @@ class _Likeliest:
 class _Moved:
     """``kl`` [prompt]: how far the first token is from what ``base`` heard before."""
 
-    def __init__(self, base: Firsts, change: Change) -> None:
-        self._base, self.passed = base, Pass(base.passed.sequences, change)
+    def __init__(self, base: Firsts, intervention: Intervention) -> None:
+        self._base, self.passed = base, Pass(base.passed.sequences, intervention)
         self.kl = torch.full((len(base.passed.sequences),), torch.nan)
 
     def hear(self, indices: Sequence[int], logits: Float[Tensor, "row kept vocab"]) -> None:
         self.kl[list(indices)] = kl_divergence(self._base.logprobs[list(indices)], logits[:, -1].log_softmax(-1).cpu())
 
 
-def first_tokens(model: Model, plans: Sequence[EditPlan], target: Ids, harmless: Ids, advance: Advance = unheard) -> list[FirstTokens]:
-    """Apply each plan by hooks; one forward pass over the prompts each, and one reading of the weights for all, the unedited model first.
+def first_tokens(model: Model, edits: Sequence[Edit], target: Ids, harmless: Ids, advance: Advance = no_progress) -> list[FirstTokens]:
+    """Apply each edit by hooks; one forward pass over the prompts each, and one reading of the weights for all, the unedited model first.
 
-    The embedding follows each plan's policy; ``keep_norms`` makes no difference here. A model whose template opens a thought
+    The embedding follows each edit's policy; ``keep_norms`` makes no difference here. A model whose template opens a thought
     is judged by the thought's first token.
     """
-    unedited, base = _Likeliest(target, NOTHING), Firsts(harmless)
-    changes = [Change(plan) for plan in plans]
-    changed = [(_Likeliest(target, change), _Moved(base, change)) for change in changes]
-    hearers: list[Hearer] = [unedited, base, *(hearer for pair in changed for hearer in pair)]
+    unedited, base = _Likeliest(target, NO_INTERVENTION), Firsts(harmless)
+    interventions = [Intervention(edit) for edit in edits]
+    changed = [(_Likeliest(target, intervention), _Moved(base, intervention)) for intervention in interventions]
+    hearers: list[LogitsListener] = [unedited, base, *(hearer for pair in changed for hearer in pair)]
     ask(model, hearers, advance)
     return [FirstTokens((likeliest.tokens == unedited.tokens).tolist(), _mean(moved.kl)) for likeliest, moved in changed]
 
@@ -84,13 +84,13 @@ def control_work(target: Ids, harmless: Ids) -> int:
 
 
 def control(
-    model: Model, plan: EditPlan, sets: Sequence[str], asked: int, withheld: Ids, harmless: Ids, advance: Advance = unheard
+    model: Model, edit: Edit, sets: Sequence[str], asked: int, withheld: Ids, harmless: Ids, advance: Advance = no_progress
 ) -> dict[str, Any]:
-    """The content of controls.json: the plan beside ``SEEDS`` random ones, by hooks on the unedited model.
+    """The content of controls.json: the edit beside ``SEEDS`` random ones, by hooks on the unedited model.
 
     ``withheld``: the prompts (encoded) that it withholds of ``asked`` in the target sets.
     """
-    edited, *random = first_tokens(model, [plan, *(random_plan(plan, seed) for seed in SEEDS)], withheld, harmless, advance)
+    edited, *random = first_tokens(model, [edit, *(random_plan(edit, seed) for seed in SEEDS)], withheld, harmless, advance)
 
     def same(found: FirstTokens) -> dict[str, Any]:
         return rate(sum(found.same), len(withheld))

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
-from abliterate.compute.passes import Advance, Ids, Model, unheard
+from abliterate.compute.passes import Advance, Ids, Model, no_progress
 from abliterate.errors import InputError
 from abliterate.measures.predictions import Divergences, Predicted, Predictions, Texts, ask
 from abliterate.measures.summary import rate
@@ -46,13 +46,13 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, replies: Sequence[str]) -> Ids:
     return [tokenizer(text, add_special_tokens=False)["input_ids"][:TOKENS] for text in replies]
 
 
-def reference_side(model: Model, texts: Texts, advance: Advance = unheard) -> Predicted:
+def reference_side(model: Model, texts: Texts, advance: Advance = no_progress) -> Predicted:
     """What the reference predicts along its own replies."""
     ask(model, [heard := Predictions(model, texts)], advance)
     return heard.found
 
 
-def divergences(model: Model, reference: Predicted, texts: Texts, advance: Advance = unheard) -> dict[str, list[float | None]]:
+def divergences(model: Model, reference: Predicted, texts: Texts, advance: Advance = no_progress) -> dict[str, list[float | None]]:
     """KL(reference‖model), nats, of each reply of the reference: ``kl``, the mean over its tokens, and ``first``, of its first token, by
     which the rest is led; None where it says nothing."""
     ask(model, [heard := Divergences(reference, texts)], advance)
@@ -61,7 +61,7 @@ def divergences(model: Model, reference: Predicted, texts: Texts, advance: Advan
 
 
 @dataclass(frozen=True)
-class Side:
+class RecoverySide:
     """One model on one set: its divergence along the reference's reply to each prompt, that of the first token, and the ids of its own
     reply."""
 
@@ -70,7 +70,7 @@ class Side:
     replies: Ids
 
 
-def recovered(role: str, reference: Ids, base: Side, edited: Side, tokens: int = AGREED) -> dict[str, Any]:
+def recovered(role: str, reference: Ids, base: RecoverySide, edited: RecoverySide, tokens: int = AGREED) -> dict[str, Any]:
     """One entry of the report's ``recovery.sets``; ``reference`` are the ids of its replies, of which ``tokens`` are to agree.
 
     ``gone`` is null where the base is within ``LEAST`` of the reference.

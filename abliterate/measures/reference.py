@@ -13,7 +13,7 @@ from abliterate.measures.predictions import Predicted, Texts
 from abliterate.measures.recovery import (
     AGREED,
     TOKENS,
-    Side,
+    RecoverySide,
     check_predicts_alike,
     divergences,
     ids_of,
@@ -110,7 +110,7 @@ def recovery_edited(
         for group in groups:
             place = slice(start, start := start + len(group))
             base_side, edited_side = (
-                Side(values["kl"][place], values["first"][place], ids_of(tokenizer, [t.response for t, _ in judged[group.name]]))
+                RecoverySide(values["kl"][place], values["first"][place], ids_of(tokenizer, [t.response for t, _ in judged[group.name]]))
                 for values, judged in zip(measured, (before, after), strict=True)
             )
             entry = recovered(roles[group.name], texts.replies[place], base_side, edited_side, reference.agreed)

@@ -22,7 +22,7 @@ _ORTHONORMAL = 1e-6  # what float32 leaves of it
 
 
 @dataclass(frozen=True)
-class EditPlan:
+class Edit:
     """``direction`` holds k orthonormal rows a block and component; ``strength`` in [0, 1] says how much of them goes.
 
     ``embedding`` says whether the token embedding is edited too, which needs one direction for all blocks; ``untie`` edits it
@@ -38,7 +38,7 @@ class EditPlan:
     def layers(self) -> int:
         return int(self.direction.shape[0])
 
-    def scaled(self, strength: float) -> EditPlan:
+    def scaled(self, strength: float) -> Edit:
         """The same directions at a share of the strengths."""
         return replace(self, strength=self.strength * strength)
 
@@ -70,15 +70,15 @@ def unit(direction: Float[Tensor, "*n d_model"], where: str = "direction") -> Fl
     return scaled.to(torch.float32)
 
 
-def plan_from_direction(
+def edit_from_direction(
     direction: Float[Tensor, " d_model"] | Float[Tensor, "layer d_model"],
     layers: int,
     strength: float | Float[Tensor, "layer component"] = 1.0,
     policy: EmbeddingPolicy = "auto",
     tied: bool = False,
     keep_norms: bool = False,
-) -> EditPlan:
-    """A plan that removes one direction (``[d_model]``) or a direction per block from every writer.
+) -> Edit:
+    """An edit that removes one direction (``[d_model]``) or a direction per block from every writer.
 
     Policy ``auto`` edits the embedding where it is untied and one direction serves all blocks. Raises InputError where
     ``edit`` is asked for with a direction per block, or a per-block direction has another number of rows.
@@ -91,7 +91,7 @@ def plan_from_direction(
     one = rows.ndim == 1
     spread = rows.expand(layers, -1) if one else rows
     strengths = torch.as_tensor(strength, dtype=torch.float32).expand(layers, len(COMPONENTS)).clone()
-    return EditPlan(
+    return Edit(
         direction=spread[:, None, None, :].expand(-1, len(COMPONENTS), 1, -1).contiguous(),
         strength=strengths,
         embedding=resolve_embedding(policy, one, tied),
@@ -99,8 +99,8 @@ def plan_from_direction(
     )
 
 
-def plan_from_rows(rows: Float[Tensor, "layer k d_model"], strength: Float[Tensor, "layer component"]) -> EditPlan:
-    """A plan that removes the span of k directions at each block, orthonormalised in float64; the embedding is left alone.
+def edit_from_rows(rows: Float[Tensor, "layer k d_model"], strength: Float[Tensor, "layer component"]) -> Edit:
+    """An edit that removes the span of k directions at each block, orthonormalised in float64; the embedding is left alone.
 
     Raises InputError where the directions of a block with strength are not k independent ones.
     """
@@ -108,7 +108,7 @@ def plan_from_rows(rows: Float[Tensor, "layer k d_model"], strength: Float[Tenso
     if bool((lengths[strength.any(-1)] <= 1e-6 * rows.double().norm(dim=-1).amax()).any()):
         raise InputError("directions of one block are not independent; remove fewer of them")
     made = made[:, None].expand(-1, len(COMPONENTS), -1, -1).contiguous()
-    return EditPlan(made, strength.clone(), "skip")
+    return Edit(made, strength.clone(), "skip")
 
 
 def _gram_schmidt(rows: Float[Tensor, "*n k d_model"]) -> tuple[Float[Tensor, "*n k d_model"], Float[Tensor, "*n k"]]:
@@ -118,13 +118,13 @@ def _gram_schmidt(rows: Float[Tensor, "*n k d_model"]) -> tuple[Float[Tensor, "*
     return (q * diagonal.sign()[..., None, :]).transpose(-1, -2).float(), diagonal.abs()
 
 
-def whole_plan(layers: int, d_model: int) -> EditPlan:
-    """A plan that touches every writer of every block, to ask what an edit would touch."""
-    return EditPlan(torch.eye(1, d_model).expand(layers, len(COMPONENTS), 1, d_model), torch.ones(layers, len(COMPONENTS)), "skip")
+def whole_edit(layers: int, d_model: int) -> Edit:
+    """An edit that touches every writer of every block, to ask what an edit would touch."""
+    return Edit(torch.eye(1, d_model).expand(layers, len(COMPONENTS), 1, d_model), torch.ones(layers, len(COMPONENTS)), "skip")
 
 
 def resolve_embedding(policy: EmbeddingPolicy, one_direction: bool, tied: bool) -> Embedding:
-    """What the policy means for this plan and model. Raises InputError where ``edit`` can't be."""
+    """What the policy means for this edit and model. Raises InputError where ``edit`` can't be."""
     if policy == "auto":
         return "edit" if one_direction and not tied else "skip"
     if policy != "skip" and not one_direction:
@@ -132,13 +132,13 @@ def resolve_embedding(policy: EmbeddingPolicy, one_direction: bool, tied: bool) 
     return "edit" if policy == "untie" and not tied else policy
 
 
-def save_plan(plan: EditPlan, path: Path) -> None:
+def save_edit(edit: Edit, path: Path) -> None:
     """Write a plan file (safetensors)."""
-    metadata = {"components": json.dumps(COMPONENTS), "embedding": plan.embedding, "norms": "keep" if plan.keep_norms else "free"}
-    save_file({"direction": plan.direction.contiguous(), "strength": plan.strength.contiguous()}, path, metadata)
+    metadata = {"components": json.dumps(COMPONENTS), "embedding": edit.embedding, "norms": "keep" if edit.keep_norms else "free"}
+    save_file({"direction": edit.direction.contiguous(), "strength": edit.strength.contiguous()}, path, metadata)
 
 
-def load_plan(path: Path) -> EditPlan:
+def load_edit(path: Path) -> Edit:
     """Read and check a plan file. Raises InputError saying what is wrong with it."""
     tensors, metadata = _read(path)
     if set(tensors) == {"direction"}:
@@ -160,9 +160,9 @@ def load_plan(path: Path) -> EditPlan:
     if norms not in ("keep", "free"):
         raise InputError(f"{path}: norms {norms!r} is not supported; use keep or free")
     direction = _orthonormal(direction, (strength > 0) | (embedding != "skip"), path)
-    plan = EditPlan(direction, strength, cast("Embedding", embedding), norms == "keep")
-    resolve_embedding(plan.embedding, plan.same_everywhere(), tied=True)
-    return plan
+    edit = Edit(direction, strength, cast("Embedding", embedding), norms == "keep")
+    resolve_embedding(edit.embedding, edit.same_everywhere(), tied=True)
+    return edit
 
 
 def _components(metadata: dict[str, str]) -> tuple[str, ...]:
@@ -173,8 +173,8 @@ def _components(metadata: dict[str, str]) -> tuple[str, ...]:
 
 
 def _orthonormal(direction: Tensor, used: Tensor, path: Path) -> Tensor:
-    """The rows that are used, made orthonormal to float32 (a plan may be stored in half precision); as they are where they are it, so
-    that an edit by a saved plan saves the same plan. Raises InputError."""
+    """The rows that are used, made orthonormal to float32 (an edit may be stored in half precision); as they are where they are it, so
+    that what is loaded is saved again as the same edit. Raises InputError."""
     wide = direction[used].double()
     gram = wide @ wide.transpose(-1, -2)
     identity = torch.eye(direction.shape[2], dtype=gram.dtype).expand_as(gram)

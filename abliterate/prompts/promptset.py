@@ -53,7 +53,7 @@ class PromptSet:
     def of(self, split: Split, limit: int | None = None) -> PromptSet:
         """The prompts of one split; with ``limit`` an evenly spread choice of at most that many, in file order."""
         chosen = [p for p in self.prompts if p.split == split]
-        return PromptSet(self.name, tuple(spread(chosen, limit)), self.own_splits)
+        return PromptSet(self.name, tuple(evenly(chosen, limit)), self.own_splits)
 
     def first(self, limit: int | None = None) -> PromptSet:
         """The first prompts, whatever their split."""
@@ -68,7 +68,7 @@ class PromptSet:
         return digest.hexdigest()
 
 
-def spread(items: Sequence[T], limit: int | None) -> list[T]:
+def evenly(items: Sequence[T], limit: int | None) -> list[T]:
     """At most ``limit`` of some items, evenly spread, in their order."""
     count = len(items)
     return list(items) if limit is None or count <= limit else [items[i * count // limit] for i in range(limit)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from abliterate.compute.passes import Advance, Model, Pass, unheard
+from abliterate.compute.passes import Advance, Model, Pass, no_progress
 from abliterate.model.chat.template import encode
 from abliterate.model.chat.thinking import decode, opens_thought
 from abliterate.prompts import Prompt, PromptSet
@@ -19,7 +19,7 @@ def generate(
     sets: Sequence[PromptSet],
     path: Path,
     max_new_tokens: int,
-    advance: Advance = unheard,
+    advance: Advance = no_progress,
     settle: bool = False,
     budget: int | None = None,
 ) -> list[Transcript]:

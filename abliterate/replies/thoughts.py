@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from abliterate.compute.passes import Advance, Ids, Model, Pass, unheard
+from abliterate.compute.passes import Advance, Ids, Model, Pass, no_progress
 from abliterate.model.chat.parts import split_thought
 from abliterate.model.chat.thinking import closing, decode, opens_thought, tokens_before
 
 
 def replies_within(
-    model: Model, prompts: Ids, budget: int, max_new_tokens: int, advance: Advance = unheard
+    model: Model, prompts: Ids, budget: int, max_new_tokens: int, advance: Advance = no_progress
 ) -> Iterator[tuple[int, list[int]]]:
     """Each prompt's place and its greedy reply: a thought of at most ``budget`` tokens, and ``max_new_tokens`` of an answer.
 

@@ -10,11 +10,12 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from abliterate import __version__
-from abliterate.report import choice, provenance, sentences, verdicts
+from abliterate.report import choice, provenance, sentences
+from abliterate.report import claims as verdicts
 from abliterate.report.licences import UNKNOWN, displayed, names_of, notices, terms_of
 from abliterate.report.model_index import eval_results
 from abliterate.report.numbers import corrected, interval, percent
-from abliterate.report.places import HUB_ID, judge_without_paths, without_paths
+from abliterate.report.without_paths import HUB_ID, judge_without_paths, without_paths
 
 _TAGS = ("abliterated", "directional-ablation", "abliterate")
 _WEIGHTS = (".safetensors",)

@@ -9,12 +9,12 @@ from typing import Any
 
 from abliterate.errors import InputError
 from abliterate.files import check_new, write_text
-from abliterate.report import verdicts
+from abliterate.report import claims as verdicts
 from abliterate.report.document import SCHEMA
 from abliterate.report.page.render import environment, two_models
-from abliterate.report.places import without_paths
 from abliterate.report.provenance import after, command, model_name
 from abliterate.report.rates import round_up
+from abliterate.report.without_paths import without_paths
 
 _ROLES = ("target", "keep", "baseline", "harmless", "borderline", "audited")
 _DRIFT = "kl_first_token"

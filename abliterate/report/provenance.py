@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from abliterate.config import AuditConfig, CompareConfig, Config, RunConfig
 from abliterate.model.source import CHECKPOINT
-from abliterate.report.places import as_path, is_path
+from abliterate.report.without_paths import as_path, is_path
 
 Kind = Literal["run", "audit", "compare"]
 _CONFIGS: dict[Kind, type[Config]] = {"run": RunConfig, "audit": AuditConfig, "compare": CompareConfig}

@@ -13,8 +13,8 @@ from pydantic.fields import FieldInfo
 
 from abliterate import __version__
 from abliterate.config import AuditConfig, CompareConfig, Config, ReproduceConfig, RunConfig
+from abliterate.config.messages import flag_of
 from abliterate.config.recorded import why_not_taken
-from abliterate.config.wrong import flag_of
 from abliterate.errors import InputError, first_line
 from abliterate.report.document import SCHEMA as REPORT
 from abliterate.report.likeness import figures

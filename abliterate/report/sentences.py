@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from abliterate.measures.clusters import MIN_CLUSTERS
-from abliterate.report import provenance, verdicts
+from abliterate.report import claims as verdicts
+from abliterate.report import provenance
 from abliterate.report.numbers import percent
-from abliterate.report.places import said_without_paths
+from abliterate.report.without_paths import said_without_paths
 
 
 def against_control(report: Mapping[str, Any]) -> Iterator[str]:

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from abliterate.outcomes.verdict import NOT_JUDGED, WITHHELD
-from abliterate.report import choice, provenance, sentences, verdicts
+from abliterate.report import choice, provenance, sentences
+from abliterate.report import claims as verdicts
 from abliterate.report.numbers import bounds, outcome, percent
 from abliterate.report.page.render import headline, two_models
 from abliterate.terminal.console import HarmlessConsole

@@ -26,8 +26,8 @@ def resolved(session: Session, config: ModelConfig, positions: int | None) -> di
     by_a_server = isinstance(config, AuditConfig) and is_url(config.engine)
     return {
         "device": str(session.device),
-        "dtype": str(pick_dtype(config.dtype, session.device) if elsewhere else session.fit.dtype).removeprefix("torch."),
-        "held": "by its engine" if elsewhere else "whole" if session.fit.resident else "block by block",
+        "dtype": str(pick_dtype(config.dtype, session.device) if elsewhere else session.holding.dtype).removeprefix("torch."),
+        "held": "by its engine" if elsewhere else "whole" if session.holding.whole else "block by block",
         "batch_size": None if elsewhere else session.batch_size,
         "positions": positions or last_tokens(tokenizer, config),
         "clock": session.clock.isoformat() if reads_clock(str(tokenizer.chat_template)) and not by_a_server else None,

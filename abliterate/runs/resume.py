@@ -25,13 +25,13 @@ _FACTS = "facts"  # beside tensors: a JSON value, as bytes
 
 
 @dataclass(frozen=True)
-class Kept:
+class ResumeStore:
     """What is kept in ``folder``, nothing where there is none; ``source`` is a hash of what it all comes from."""
 
     folder: Path | None = None
     source: str = ""
 
-    def of(self, facts: Any, tensors: Sequence[Tensor] = ()) -> Kept:
+    def of(self, facts: Any, tensors: Sequence[Tensor] = ()) -> ResumeStore:
         """For what comes of these as well: ``facts`` that JSON has words for, and tensors."""
         if self.folder is None:
             return self
@@ -43,7 +43,7 @@ class Kept:
         content = self._read(name)
         return None if content is None else json.loads(content)
 
-    def keep_value(self, name: str, value: Any) -> None:
+    def save_value(self, name: str, value: Any) -> None:
         """Keep a JSON value, which may hold infinities."""
         self._write(name, json.dumps(value).encode())
 
@@ -55,7 +55,7 @@ class Kept:
         tensors = load(content)
         return tensors, json.loads(bytes(tensors.pop(_FACTS).tolist()))
 
-    def keep_state(self, name: str, tensors: Mapping[str, Tensor], facts: Any) -> None:
+    def save_state(self, name: str, tensors: Mapping[str, Tensor], facts: Any) -> None:
         """Keep tensors and a JSON value, in place of what was kept under this name before."""
         said = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
         self._write(name, save({**{each: _plain(tensor) for each, tensor in tensors.items()}, _FACTS: said}))
@@ -85,7 +85,7 @@ class Kept:
         return _hash([self.source.encode(), name.encode(), content]).encode()
 
 
-NOWHERE = Kept()
+NO_STORE = ResumeStore()
 
 
 def _hash(parts: Sequence[bytes]) -> str:

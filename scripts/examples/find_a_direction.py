@@ -45,7 +45,7 @@ for block, value in enumerate(separation.tolist()):
 layers = model.folder.layers
 block = int(separation[: max(1, int(0.8 * layers))].argmax())
 vector = directions.direction[name][-1 - position, block + 1]
-plan = abliterate.plan_from_direction(vector, layers, tied=model.folder.tied)
+edit = abliterate.edit_from_direction(vector, layers, tied=model.folder.tied)
 print(f"the direction of block {block}, length {vector.norm():.3g}")
 
 # %% [markdown]
@@ -61,13 +61,13 @@ def outcomes(transcripts: list[abliterate.Transcript]) -> dict[str, int]:
 
 
 print("before:", outcomes(abliterate.generate(model, questions)))
-print("hooked:", outcomes(abliterate.generate(model, questions, plan=plan)))
+print("hooked:", outcomes(abliterate.generate(model, questions, edit=edit)))
 
 # %% [markdown]
 # The same edit in the weights, with a proof; and the proof again, from the bytes on the disk.
 
 # %%
-result = abliterate.edit_checkpoint(MODEL, plan, OUT)
+result = abliterate.edit_checkpoint(MODEL, edit, OUT)
 measured, compared = abliterate.verify(OUT, base=MODEL)
 print(f"{OUT}: {result.tensors} tensors edited, at most {result.proof['worst']['left']:.1e} of the direction left")
 print(f"verified: {measured} edited tensors, {compared} compared with the base")

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from abliterate.checkpoint.adapter import CONFIG, WEIGHTS, write_adapter
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.errors import InputError
-from abliterate.model.edit import EditPlan, plan_from_direction, plan_from_rows
+from abliterate.model.edit import Edit, edit_from_direction, edit_from_rows
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.formats import fp8
 
@@ -31,11 +31,11 @@ def _random(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(5))
 
 
-PLANS: dict[str, Callable[[], EditPlan]] = {
-    "one direction": lambda: plan_from_direction(_random(D_MODEL), LAYERS, policy="skip"),
-    "a direction a layer": lambda: plan_from_direction(_random(LAYERS, D_MODEL), LAYERS),
-    "two directions": lambda: plan_from_rows(_random(LAYERS, 2, D_MODEL), torch.ones(LAYERS, 2)),
-    "other strengths": lambda: plan_from_direction(_random(D_MODEL), LAYERS, torch.tensor([[0.5, 0.3], [0.0, 0.8]]), "skip"),
+PLANS: dict[str, Callable[[], Edit]] = {
+    "one direction": lambda: edit_from_direction(_random(D_MODEL), LAYERS, policy="skip"),
+    "a direction a layer": lambda: edit_from_direction(_random(LAYERS, D_MODEL), LAYERS),
+    "two directions": lambda: edit_from_rows(_random(LAYERS, 2, D_MODEL), torch.ones(LAYERS, 2)),
+    "other strengths": lambda: edit_from_direction(_random(D_MODEL), LAYERS, torch.tensor([[0.5, 0.3], [0.0, 0.8]]), "skip"),
 }
 
 
@@ -74,9 +74,9 @@ def _distance(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def _check_equal_to_the_checkpoint(folder: ModelFolder, plan: EditPlan, place: Path) -> None:
-    write_adapter(folder, plan, place / "adapter", "base")
-    edit_checkpoint(folder, plan, place / "edited", "base", lambda proof: "card\n")
+def _check_equal_to_the_checkpoint(folder: ModelFolder, edit: Edit, place: Path) -> None:
+    write_adapter(folder, edit, place / "adapter", "base")
+    edit_checkpoint(folder, edit, place / "edited", "base", lambda proof: "card\n")
     expected = _logits(_load(place / "edited"))
     adapted = _adapted(folder, place / "adapter")
     assert _distance(_logits(adapted), expected) < 1e-4
@@ -84,19 +84,19 @@ def _check_equal_to_the_checkpoint(folder: ModelFolder, plan: EditPlan, place: P
     assert _distance(_logits(_load(folder.path)), expected) > 1e-2
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("edit", PLANS)
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "gemma3_text", "olmo2"])
-def test_the_adapted_model_computes_what_the_edited_checkpoint_does(model_type: str, plan: str, base: Base, tmp_path: Path) -> None:
-    _check_equal_to_the_checkpoint(base(model_type), PLANS[plan](), tmp_path)
+def test_the_adapted_model_computes_what_the_edited_checkpoint_does(model_type: str, edit: str, base: Base, tmp_path: Path) -> None:
+    _check_equal_to_the_checkpoint(base(model_type), PLANS[edit](), tmp_path)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
 def test_an_untied_embedding_is_edited_too(strength: float, base: Base, tmp_path: Path) -> None:
     folder = base("llama")
     assert not folder.tied
-    plan = plan_from_direction(_random(D_MODEL), LAYERS, strength)
-    assert plan.embedding == "edit"
-    _check_equal_to_the_checkpoint(folder, plan, tmp_path)
+    edit = edit_from_direction(_random(D_MODEL), LAYERS, strength)
+    assert edit.embedding == "edit"
+    _check_equal_to_the_checkpoint(folder, edit, tmp_path)
     made = load_file(tmp_path / "adapter" / WEIGHTS)
     assert made["base_model.model.model.embed_tokens.lora_embedding_A"].shape == (1, VOCABULARY)
     assert made["base_model.model.model.embed_tokens.lora_embedding_B"].shape == (D_MODEL, 1)
@@ -104,7 +104,7 @@ def test_an_untied_embedding_is_edited_too(strength: float, base: Base, tmp_path
 
 def test_nothing_enters_the_stream_of_the_adapted_model_along_the_direction(base: Base, tmp_path: Path) -> None:
     r = _random(D_MODEL) / _random(D_MODEL).norm()
-    write_adapter(base("llama"), plan_from_direction(r, LAYERS), tmp_path / "a", "base")
+    write_adapter(base("llama"), edit_from_direction(r, LAYERS), tmp_path / "a", "base")
     adapted = _adapted(base("llama"), tmp_path / "a")
     with torch.no_grad():
         states = adapted(input_ids=torch.arange(3, 43)[None], output_hidden_states=True).hidden_states[:-1]
@@ -114,11 +114,11 @@ def test_nothing_enters_the_stream_of_the_adapted_model_along_the_direction(base
     assert all(float((s @ r).abs().max() / s.norm(dim=-1).max()) > 1e-2 for s in before)
 
 
-@pytest.mark.parametrize(("plan", "k"), [("one direction", 1), ("two directions", 2)])
-def test_the_adapter_holds_two_thin_matrices_a_writer(plan: str, k: int, base: Base, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("edit", "k"), [("one direction", 1), ("two directions", 2)])
+def test_the_adapter_holds_two_thin_matrices_a_writer(edit: str, k: int, base: Base, tmp_path: Path) -> None:
     folder, out = base("llama"), tmp_path / "adapter"
     heard: list[int] = []
-    matrices, size = write_adapter(folder, PLANS[plan](), out, "owner/name", heard.append)
+    matrices, size = write_adapter(folder, PLANS[edit](), out, "owner/name", heard.append)
     inputs = {
         "self_attn.o_proj": folder.config.num_attention_heads * folder.config.head_dim,
         "mlp.down_proj": folder.config.intermediate_size,
@@ -155,35 +155,35 @@ def test_the_card_names_a_base_of_the_hub_in_its_metadata(name: str, said: bool,
 
 def test_block_scaled_fp8_is_read_by_its_scales(tmp_path: Path) -> None:
     folder = open_folder(save_fp8(tmp_path / "base", "llama", d_model=128))
-    plan = plan_from_direction(_random(128), LAYERS, policy="skip")
-    write_adapter(folder, plan, tmp_path / "adapter", "base")
+    edit = edit_from_direction(_random(128), LAYERS, policy="skip")
+    write_adapter(folder, edit, tmp_path / "adapter", "base")
     made, stored = load_file(tmp_path / "adapter" / WEIGHTS), tensors_of(folder.path)
     for layer in range(LAYERS):
         name = f"model.layers.{layer}.mlp.down_proj"
         weight = fp8.dequantise(stored[f"{name}.weight"], stored[f"{name}.weight_scale_inv"])
         a, b = (made[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
-        r = plan.direction[layer, 1]
+        r = edit.direction[layer, 1]
         torch.testing.assert_close(b @ a, -r.T @ (r @ weight), rtol=1e-4, atol=1e-6)
 
 
-REFUSED: dict[str, tuple[str, Callable[[EditPlan], EditPlan], str]] = {
-    "norms kept": ("llama", lambda plan: replace(plan, keep_norms=True), "norms"),
-    "tied embeddings edited": ("gemma2", lambda plan: replace(plan, embedding="edit"), "--embedding skip"),
-    "embeddings untied": ("gemma2", lambda plan: replace(plan, embedding="untie"), "--embedding skip"),
-    "no strength": ("llama", lambda plan: plan.scaled(0.0), "every strength is 0"),
-    "biases and positions": ("gpt2", lambda plan: replace(plan, embedding="edit"), "--embedding skip"),
-    "biases of Conv1D": ("gpt2", lambda plan: plan, "c_proj.bias is not a plain matrix"),
-    "biases": ("gpt_neox", lambda plan: plan, "dense.bias is not a plain matrix"),
-    "experts of Mixtral": ("mixtral", lambda plan: plan, "experts.0.w2.weight is not a plain matrix"),
-    "experts of Qwen": ("qwen3_moe", lambda plan: plan, "experts.0.down_proj.weight is not a plain matrix"),
-    "experts of DeepSeek": ("deepseek_v3", lambda plan: plan, "experts.0.down_proj.weight is not a plain matrix"),
-    "fused experts": ("gpt_oss", lambda plan: plan, "is not a plain matrix"),
+REFUSED: dict[str, tuple[str, Callable[[Edit], Edit], str]] = {
+    "norms kept": ("llama", lambda edit: replace(edit, keep_norms=True), "norms"),
+    "tied embeddings edited": ("gemma2", lambda edit: replace(edit, embedding="edit"), "--embedding skip"),
+    "embeddings untied": ("gemma2", lambda edit: replace(edit, embedding="untie"), "--embedding skip"),
+    "no strength": ("llama", lambda edit: edit.scaled(0.0), "every strength is 0"),
+    "biases and positions": ("gpt2", lambda edit: replace(edit, embedding="edit"), "--embedding skip"),
+    "biases of Conv1D": ("gpt2", lambda edit: edit, "c_proj.bias is not a plain matrix"),
+    "biases": ("gpt_neox", lambda edit: edit, "dense.bias is not a plain matrix"),
+    "experts of Mixtral": ("mixtral", lambda edit: edit, "experts.0.w2.weight is not a plain matrix"),
+    "experts of Qwen": ("qwen3_moe", lambda edit: edit, "experts.0.down_proj.weight is not a plain matrix"),
+    "experts of DeepSeek": ("deepseek_v3", lambda edit: edit, "experts.0.down_proj.weight is not a plain matrix"),
+    "fused experts": ("gpt_oss", lambda edit: edit, "is not a plain matrix"),
 }
 
 
 @pytest.mark.parametrize(("model_type", "change", "named"), REFUSED.values(), ids=REFUSED)
 def test_what_is_not_an_edit_of_low_rank_on_plain_matrices_is_refused(
-    model_type: str, change: Callable[[EditPlan], EditPlan], named: str, base: Base, tmp_path: Path
+    model_type: str, change: Callable[[Edit], Edit], named: str, base: Base, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError) as error:
         write_adapter(base(model_type), change(PLANS["one direction"]()), tmp_path / "adapter", "base")

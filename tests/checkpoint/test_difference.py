@@ -20,7 +20,7 @@ from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.spectrum import KEPT, difference, rounding_noise, spectrum, squared_norm
 from abliterate.checkpoint.verdict import layer_directions, summary
 from abliterate.errors import InputError
-from abliterate.model.edit import EditPlan, plan_from_direction, plan_from_rows
+from abliterate.model.edit import Edit, edit_from_direction, edit_from_rows
 from abliterate.model.folder import open_folder
 
 Tiny = Callable[..., Path]
@@ -31,7 +31,7 @@ def draw(*shape: int, seed: int = 3) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def edited(base: Path, plan: EditPlan) -> Path:
+def edited(base: Path, plan: Edit) -> Path:
     out = base.with_name(f"{base.name}-edited")
     edit_checkpoint(open_folder(base), plan, out, "base", lambda proof: "card\n")
     return out
@@ -78,7 +78,7 @@ def adapted(base: Path, modules: list[str], rank: int, scale: float = 1.0) -> Pa
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 def test_a_single_direction_is_told_and_found_again(tiny: Tiny, dtype: torch.dtype, strength: float) -> None:
     base, direction = tiny(d_model=64, dtype=dtype), draw(64)
-    found, told = compared(base, edited(base, plan_from_direction(direction, 4, strength)))
+    found, told = compared(base, edited(base, edit_from_direction(direction, 4, strength)))
     assert told["verdict"] == "directional", told["reasons"]
     assert told["changed"] == {"attention": 4, "mlp": 4, "embedding": 1} and told["rank"]["max"] == 1
     assert cosines(found, direction.expand(4, -1)) == pytest.approx([1.0] * 4, abs=1e-3)
@@ -89,7 +89,7 @@ def test_a_single_direction_is_told_and_found_again(tiny: Tiny, dtype: torch.dty
 
 def test_a_direction_per_layer_is_told_and_each_is_found_again(tiny: Tiny) -> None:
     base, rows = tiny(dtype=torch.bfloat16), draw(4, 32)
-    found, told = compared(base, edited(base, plan_from_direction(rows, 4)))
+    found, told = compared(base, edited(base, edit_from_direction(rows, 4)))
     assert told["verdict"] == "directional" and "embedding" not in told["changed"]
     assert min(cosines(found, rows)) > 0.99 and told["over_layers"]["cos_min"] < 0.9
 
@@ -98,7 +98,7 @@ def test_a_direction_per_layer_is_told_and_each_is_found_again(tiny: Tiny) -> No
 def test_a_direction_of_its_own_for_every_writer_is_told(tiny: Tiny, family: str) -> None:
     base = tiny(family, d_model=64)
     strength = torch.tensor([[1.0, 0.3], [0.02, 0.6], [0.0, 0.8], [0.4, 0.05]])
-    found, told = compared(base, edited(base, EditPlan(torch.nn.functional.normalize(draw(4, 2, 1, 64), dim=-1), strength, "skip")))
+    found, told = compared(base, edited(base, Edit(torch.nn.functional.normalize(draw(4, 2, 1, 64), dim=-1), strength, "skip")))
     assert told["verdict"] == "directional", told["reasons"]
     assert any("directions of their own" in reason for reason in told["reasons"])
     assert min(change.own or 0 for change in found.changes if change.directions is not None) > 0.95
@@ -107,14 +107,14 @@ def test_a_direction_of_its_own_for_every_writer_is_told(tiny: Tiny, family: str
 
 def test_two_directions_at_once_are_told(tiny: Tiny) -> None:
     base, rows = tiny(), draw(4, 2, 32)
-    _, told = compared(base, edited(base, plan_from_rows(rows, torch.ones(4, 2))))
+    _, told = compared(base, edited(base, edit_from_rows(rows, torch.ones(4, 2))))
     assert told["verdict"] == "directional" and told["rank"]["max"] == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kept_norms_don_t_hide_the_direction(tiny: Tiny, dtype: torch.dtype) -> None:
     base, direction = tiny(dtype=dtype), draw(32)
-    found, told = compared(base, edited(base, plan_from_direction(direction, 4, keep_norms=True)))
+    found, told = compared(base, edited(base, edit_from_direction(direction, 4, keep_norms=True)))
     assert told["verdict"] == "directional", told["reasons"]
     assert min(cosines(found, direction.expand(4, -1))) > 0.99
     assert {change.rescaled for change in found.changes} - {None} == {"columns"}
@@ -140,7 +140,7 @@ def test_rows_that_got_their_old_length_back_don_t_hide_the_edit(tiny: Tiny) -> 
 @pytest.mark.parametrize("family", ["gemma2", "olmo2"])
 def test_behind_a_norm_the_direction_is_that_of_the_stream(tiny: Tiny, family: str) -> None:
     base, direction = tiny(family), draw(32)
-    found, told = compared(base, edited(base, plan_from_direction(direction, 4, tied=False, policy="skip")))
+    found, told = compared(base, edited(base, edit_from_direction(direction, 4, tied=False, policy="skip")))
     assert told["verdict"] == "directional", told["reasons"]
     assert min(cosines(found, direction.expand(4, -1))) > 0.99 and all(change.through_norm for change in found.changes)
 
@@ -148,14 +148,14 @@ def test_behind_a_norm_the_direction_is_that_of_the_stream(tiny: Tiny, family: s
 def test_biases_of_writers_follow_the_direction(tiny: Tiny) -> None:
     for keep in (False, True):
         base = tiny("llama", attention_bias=True, mlp_bias=True)
-        found, told = compared(base, edited(base, plan_from_direction(draw(32), 4, keep_norms=keep)))
+        found, told = compared(base, edited(base, edit_from_direction(draw(32), 4, keep_norms=keep)))
         assert told["verdict"] == "directional", told["reasons"]
         assert sum(change.pair is not None for change in found.changes) == 8
 
 
 def test_a_bias_that_changed_otherwise_is_told(tiny: Tiny) -> None:
     base = tiny("llama", attention_bias=True, mlp_bias=True)
-    out = edited(base, plan_from_direction(draw(32), 4))
+    out = edited(base, edit_from_direction(draw(32), 4))
     name = "model.layers.1.self_attn.o_proj.bias"
     store(out, {**tensors_of(out), name: tensors_of(base)[name] + draw(32, seed=9)})
     _, told = compared(base, out)
@@ -181,7 +181,7 @@ def test_an_adapter_on_the_writers_alone_is_something_else(tiny: Tiny, rank: int
 
 def test_training_below_an_edit_is_something_else(tiny: Tiny) -> None:
     base = tiny(d_model=64)
-    derived = edited(base, plan_from_direction(draw(64), 4))
+    derived = edited(base, edit_from_direction(draw(64), 4))
     _, told = compared(base, adapted(derived, ["o_proj", "down_proj"], 2))
     assert told["rank"]["max"] == 3
     assert told["verdict"] == "other" and any("what the matrix itself wrote" in reason for reason in told["reasons"])
@@ -221,7 +221,7 @@ def test_identical_checkpoints_differ_in_nothing_however_they_are_sharded(tiny: 
 
 def test_an_edit_is_told_between_one_file_and_shards(tiny: Tiny) -> None:
     base, shards, direction = tiny(), tiny(shards="20KB"), draw(32)
-    found, told = compared(base, edited(shards, plan_from_direction(direction, 4)))
+    found, told = compared(base, edited(shards, edit_from_direction(direction, 4)))
     assert told["verdict"] == "directional" and min(cosines(found, direction.expand(4, -1))) > 0.99
 
 
@@ -251,7 +251,7 @@ def test_quantised_checkpoints_are_compared_by_their_values(tmp_path: Path, save
     folder = open_folder(base)
     direction = draw(folder.d_model)
     assert compared(base, base)[1]["verdict"] == "identical"
-    found, told = compared(base, edited(base, plan_from_direction(direction, folder.layers, policy="skip")))
+    found, told = compared(base, edited(base, edit_from_direction(direction, folder.layers, policy="skip")))
     assert told["verdict"] == "directional", told["reasons"]
     assert min(cosines(found, direction.expand(folder.layers + 2, -1))) > 0.99
     assert any("experts" in change.name for change in found.changes)

@@ -21,9 +21,9 @@ from abliterate.checkpoint import edit as editing
 from abliterate.checkpoint.edit import EditResult, check_editable, edit_checkpoint, work_of
 from abliterate.checkpoint.verify import verify
 from abliterate.compute.hooks import ablated
-from abliterate.compute.whole.resident import load_model
+from abliterate.compute.whole.model import load_model
 from abliterate.errors import CheckError, InputError
-from abliterate.model.edit import EditPlan, load_plan, plan_from_direction
+from abliterate.model.edit import Edit, edit_from_direction, load_edit
 from abliterate.model.folder import open_folder
 from abliterate.model.index import SINGLE, ShardIndex, open_index
 
@@ -47,7 +47,7 @@ EVERY_KIND = pytest.mark.parametrize(
 )
 
 
-def _edit(model: Path, plan: EditPlan, out: Path) -> EditResult:
+def _edit(model: Path, plan: Edit, out: Path) -> EditResult:
     return edit_checkpoint(open_folder(model), plan, out, "base", lambda proof: "card\n")
 
 
@@ -71,7 +71,7 @@ def _rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) 
     return folder
 
 
-def _logits(model: Path, plan: EditPlan | None = None) -> torch.Tensor:
+def _logits(model: Path, plan: Edit | None = None) -> torch.Tensor:
     loaded = load_model(model, "float32", "cpu")
     ids = torch.arange(40).reshape(2, 20)
     with torch.no_grad():
@@ -90,7 +90,7 @@ def test_full_strength_leaves_no_component_along_r(
     tiny: Tiny, unit_direction: Unit, tmp_path: Path, family: str, shards: str | None, dtype: torch.dtype, tied: bool
 ) -> None:
     model, r = tiny(family, shards=shards, dtype=dtype, tied=tied), unit_direction(32)
-    _edit(model, plan_from_direction(r, 4, tied=tied), tmp_path / "out")
+    _edit(model, edit_from_direction(r, 4, tied=tied), tmp_path / "out")
     old, new = _tensors(model), _tensors(tmp_path / "out")
     for layer in range(4):
         for writer in WRITERS:
@@ -107,7 +107,7 @@ def test_everything_but_the_edited_tensors_is_byte_identical(
     tiny: Tiny, unit_direction: Unit, tmp_path: Path, shards: str | None, dtype: torch.dtype, tied: bool
 ) -> None:
     model = tiny("qwen2" if tied else "llama", shards=shards, dtype=dtype, tied=tied)
-    result = _edit(model, plan_from_direction(unit_direction(32), 4, tied=tied), tmp_path / "out")
+    result = _edit(model, edit_from_direction(unit_direction(32), 4, tied=tied), tmp_path / "out")
     edited = {tensor["name"] for tensor in result.proof["tensors"]}
     before, after = _hashes(model), _hashes(tmp_path / "out")
     assert after.keys() - before.keys() == {"README.md", "abliteration.json", "abliteration.plan"}
@@ -128,7 +128,7 @@ def test_strength_zero_is_byte_identical(
     tiny: Tiny, unit_direction: Unit, tmp_path: Path, shards: str | None, embedding: str, keep_norms: bool, dtype: torch.dtype
 ) -> None:
     model = tiny(shards=shards, dtype=dtype)
-    result = _edit(model, plan_from_direction(unit_direction(32), 4, 0.0, embedding, keep_norms=keep_norms), tmp_path / "out")
+    result = _edit(model, edit_from_direction(unit_direction(32), 4, 0.0, embedding, keep_norms=keep_norms), tmp_path / "out")
     assert result.tensors == 0
     before, after = _hashes(model), _hashes(tmp_path / "out")
     assert {name: after[name] for name in before} == before
@@ -137,7 +137,7 @@ def test_strength_zero_is_byte_identical(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_biases_of_writers_lose_their_component_too(tiny: Tiny, unit_direction: Unit, tmp_path: Path, dtype: torch.dtype) -> None:
     model, r = tiny(attention_bias=True, mlp_bias=True, dtype=dtype), unit_direction(32)
-    _edit(model, plan_from_direction(r, 4), tmp_path / "out")
+    _edit(model, edit_from_direction(r, 4), tmp_path / "out")
     old, new = _tensors(model), _tensors(tmp_path / "out")
     for name in (f"model.layers.{layer}.{writer}.bias" for layer in range(4) for writer in WRITERS):
         assert abs(r @ old[name].float()) > 10 * TOLERANCE[dtype]
@@ -152,7 +152,7 @@ def test_the_edited_checkpoint_computes_what_hooks_do(
     tiny: Tiny, unit_direction: Unit, tmp_path: Path, tied: bool, embedding: str, dtype: torch.dtype, near: float
 ) -> None:
     model = tiny("qwen2" if tied else "llama", tied=tied, dtype=dtype)
-    plan = plan_from_direction(unit_direction(32), 4, policy=embedding, tied=tied)
+    plan = edit_from_direction(unit_direction(32), 4, policy=embedding, tied=tied)
     _edit(model, plan, tmp_path / "out")
     edited = _logits(tmp_path / "out")
     assert _distance(edited, _logits(model, plan)) < near
@@ -163,7 +163,7 @@ def test_the_edited_checkpoint_computes_what_hooks_do(
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, ROUNDING)])
 def test_a_direction_per_block_computes_what_hooks_do(tiny: Tiny, tmp_path: Path, strength: float, dtype: torch.dtype, near: float) -> None:
     model = tiny(shards="20KB", dtype=dtype, attention_bias=True, mlp_bias=True)
-    plan = plan_from_direction(torch.randn(4, 32, generator=torch.Generator().manual_seed(5)), 4, strength)
+    plan = edit_from_direction(torch.randn(4, 32, generator=torch.Generator().manual_seed(5)), 4, strength)
     assert plan.embedding == "skip"
     _edit(model, plan, tmp_path / "out")
     edited = _logits(tmp_path / "out")
@@ -174,7 +174,7 @@ def test_a_direction_per_block_computes_what_hooks_do(tiny: Tiny, tmp_path: Path
 @pytest.mark.parametrize("tied", [False, True])
 def test_half_strength_with_the_embedding_computes_what_hooks_do(tiny: Tiny, unit_direction: Unit, tmp_path: Path, tied: bool) -> None:
     model = tiny(tied=tied)
-    plan = plan_from_direction(unit_direction(32), 4, 0.5, "edit", tied)
+    plan = edit_from_direction(unit_direction(32), 4, 0.5, "edit", tied)
     _edit(model, plan, tmp_path / "out")
     assert _distance(_logits(tmp_path / "out"), _logits(model, plan)) < 1e-4
 
@@ -183,7 +183,7 @@ def test_several_rows_and_mixed_strengths_compute_what_hooks_do(tiny: Tiny, tmp_
     model = tiny()
     torch.manual_seed(3)
     rows = torch.linalg.qr(torch.randn(4, 2, 32, 3)).Q.transpose(-1, -2).contiguous()
-    plan = EditPlan(rows, torch.tensor([[1.0, 0.0], [0.0, 0.3], [0.7, 1.0], [0.0, 0.0]]), "skip")
+    plan = Edit(rows, torch.tensor([[1.0, 0.0], [0.0, 0.3], [0.7, 1.0], [0.0, 0.0]]), "skip")
     result = _edit(model, plan, tmp_path / "out")
     assert result.tensors == 4
     assert _distance(_logits(tmp_path / "out"), _logits(model, plan)) < 1e-4
@@ -197,8 +197,8 @@ def test_a_tied_config_whose_checkpoint_stores_the_head_too_is_exact_or_refused(
     model, r = _rewrite(tiny(tied=True), _with_head(lambda head: head)), unit_direction(32)
     for policy in ("edit", "untie"):
         with pytest.raises(InputError, match=r"stored too|alone to untie"):
-            _edit(model, plan_from_direction(r, 4, policy=policy, tied=True), tmp_path / "out")
-    plan = plan_from_direction(r, 4, policy="auto", tied=True)
+            _edit(model, edit_from_direction(r, 4, policy=policy, tied=True), tmp_path / "out")
+    plan = edit_from_direction(r, 4, policy="auto", tied=True)
     _edit(model, plan, tmp_path / "out")
     assert _distance(_logits(tmp_path / "out"), _logits(model, plan)) < 1e-4
 
@@ -209,7 +209,7 @@ def test_a_tied_config_whose_checkpoint_stores_another_head_is_untied_and_says_s
 ) -> None:
     model, r = _rewrite(tiny(tied=True), _with_head(lambda head: head.flip(0))), unit_direction(32)
     folder = open_folder(model)
-    plan = plan_from_direction(r, 4, policy=policy, tied=folder.tied)
+    plan = edit_from_direction(r, 4, policy=policy, tied=folder.tied)
     result = _edit(model, plan, tmp_path / "out")
     assert any(entry["name"] == EMBEDDING for entry in result.proof["tensors"]) is (policy != "skip")
     assert result.proof["embedding"]["tied_to_unembedding"] is False
@@ -225,7 +225,7 @@ def test_untying_edits_the_embedding_and_leaves_the_unembedding_its_old_weights(
     tiny: Tiny, unit_direction: Unit, tmp_path: Path, shards: str | None, dtype: torch.dtype, near: float
 ) -> None:
     model, r = tiny("qwen2", tied=True, shards=shards, dtype=dtype), unit_direction(32)
-    plan = plan_from_direction(r, 4, policy="untie", tied=True)
+    plan = edit_from_direction(r, 4, policy="untie", tied=True)
     result = _edit(model, plan, tmp_path / "out")
     old, new = _tensors(model), _tensors(tmp_path / "out")
     assert new.keys() - old.keys() == {HEAD} and HEAD not in old
@@ -243,7 +243,7 @@ def test_untying_edits_the_embedding_and_leaves_the_unembedding_its_old_weights(
 @pytest.mark.parametrize("shards", [None, "6KB"])
 def test_untying_leaves_everything_else_byte_identical(tiny: Tiny, unit_direction: Unit, tmp_path: Path, shards: str | None) -> None:
     model = tiny(tied=True, shards=shards, dtype=torch.bfloat16)
-    result = _edit(model, plan_from_direction(unit_direction(32), 4, policy="untie", tied=True), tmp_path / "out")
+    result = _edit(model, edit_from_direction(unit_direction(32), 4, policy="untie", tied=True), tmp_path / "out")
     edited = {tensor["name"] for tensor in result.proof["tensors"]}
     old, new = _tensors(model), _tensors(tmp_path / "out")
     assert EMBEDDING in edited and all(torch.equal(new[name], old[name]) for name in old.keys() - edited)
@@ -257,10 +257,10 @@ def test_untying_leaves_everything_else_byte_identical(tiny: Tiny, unit_directio
 
 
 def test_an_untied_checkpoint_can_be_edited_again(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
-    _edit(tiny(tied=True, shards="20KB"), plan_from_direction(unit_direction(32), 4, policy="untie", tied=True), tmp_path / "once")
+    _edit(tiny(tied=True, shards="20KB"), edit_from_direction(unit_direction(32), 4, policy="untie", tied=True), tmp_path / "once")
     again = open_folder(tmp_path / "once")
     assert not again.tied
-    plan = plan_from_direction(unit_direction(32, 2), 4, policy="untie", tied=again.tied)
+    plan = edit_from_direction(unit_direction(32, 2), 4, policy="untie", tied=again.tied)
     result = _edit(tmp_path / "once", plan, tmp_path / "twice")
     assert plan.embedding == "edit" and EMBEDDING in {tensor["name"] for tensor in result.proof["tensors"]}
     assert torch.equal(_tensors(tmp_path / "twice")[HEAD], _tensors(tmp_path / "once")[HEAD])
@@ -272,7 +272,7 @@ def test_keeping_norms_keeps_the_length_of_what_every_input_and_token_writes(
     tiny: Tiny, unit_direction: Unit, tmp_path: Path, dtype: torch.dtype, strength: float
 ) -> None:
     model, r = tiny(attention_bias=True, dtype=dtype), unit_direction(32)
-    result = _edit(model, plan_from_direction(r, 4, strength, "edit", keep_norms=True), tmp_path / "out")
+    result = _edit(model, edit_from_direction(r, 4, strength, "edit", keep_norms=True), tmp_path / "out")
     assert result.proof["norms"] == "keep" and result.tensors == 13
     old, new = _tensors(model), _tensors(tmp_path / "out")
     for tensor in result.proof["tensors"]:
@@ -289,7 +289,7 @@ def test_behind_a_norm_nothing_that_a_block_adds_lies_along_the_direction(tiny: 
     along = {}
     for name, path in (("before", model), ("after", tmp_path / "out")):
         if name == "after":
-            _edit(model, plan_from_direction(r, 4), path)
+            _edit(model, edit_from_direction(r, 4), path)
         loaded = load_model(path, "float32", "cpu")
         with torch.no_grad():
             states = loaded.module(torch.arange(40).reshape(2, 20), output_hidden_states=True).hidden_states[:-1]
@@ -301,7 +301,7 @@ def test_auto_edits_an_untied_embedding_and_leaves_a_tied_one(tiny: Tiny, unit_d
     r = unit_direction(32)
     for tied in (False, True):
         model = tiny(tied=tied)
-        result = _edit(model, plan_from_direction(r, 4, tied=tied), tmp_path / f"out-{tied}")
+        result = _edit(model, edit_from_direction(r, 4, tied=tied), tmp_path / f"out-{tied}")
         name = "model.embed_tokens.weight"
         same = torch.equal(_tensors(model)[name], _tensors(tmp_path / f"out-{tied}")[name])
         assert same == tied
@@ -311,7 +311,7 @@ def test_auto_edits_an_untied_embedding_and_leaves_a_tied_one(tiny: Tiny, unit_d
 
 def test_no_prompt_can_put_anything_along_r_into_the_stream(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
     model, r = tiny(attention_bias=True, mlp_bias=True), unit_direction(32)
-    _edit(model, plan_from_direction(r, 4), tmp_path / "out")
+    _edit(model, edit_from_direction(r, 4), tmp_path / "out")
     loaded = load_model(tmp_path / "out", "float32", "cpu")
     with torch.no_grad():
         states = loaded.module(torch.arange(40).reshape(2, 20), output_hidden_states=True).hidden_states[:-1]
@@ -320,7 +320,7 @@ def test_no_prompt_can_put_anything_along_r_into_the_stream(tiny: Tiny, unit_dir
 
 
 def test_what_the_plan_leaves_is_listed_with_its_reason(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
-    plan = plan_from_direction(unit_direction(32), 4, policy="skip")
+    plan = edit_from_direction(unit_direction(32), 4, policy="skip")
     strength = plan.strength.clone()
     strength[2, 0] = 0
     result = _edit(tiny(), replace(plan, strength=strength), tmp_path / "out")
@@ -331,7 +331,7 @@ def test_what_the_plan_leaves_is_listed_with_its_reason(tiny: Tiny, unit_directi
 
 
 def test_proof_and_card_stand_in_the_new_folder(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
-    result = _edit(tiny(), plan_from_direction(unit_direction(32), 4), tmp_path / "out")
+    result = _edit(tiny(), edit_from_direction(unit_direction(32), 4), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "abliteration.json").read_text(encoding="utf-8")) == json.loads(json.dumps(result.proof))
     assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == "card\n"
     assert result.tensors == len(result.proof["tensors"]) == 9
@@ -343,9 +343,9 @@ def test_proof_and_card_stand_in_the_new_folder(tiny: Tiny, unit_direction: Unit
 def test_the_plan_stands_beside_its_proof_and_is_no_weight_file(
     tiny: Tiny, unit_direction: Unit, tmp_path: Path, policy: str, keep_norms: bool
 ) -> None:
-    plan = plan_from_direction(unit_direction(32), 4, 0.5, policy, tied=True, keep_norms=keep_norms)
+    plan = edit_from_direction(unit_direction(32), 4, 0.5, policy, tied=True, keep_norms=keep_norms)
     _edit(tiny(tied=True), plan, tmp_path / "out")
-    back = load_plan(tmp_path / "out" / "abliteration.plan")
+    back = load_edit(tmp_path / "out" / "abliteration.plan")
     assert torch.equal(back.strength, plan.strength) and (back.embedding, back.keep_norms) == (policy, keep_norms)
     torch.testing.assert_close(back.direction, plan.direction, rtol=0, atol=1e-7)
 
@@ -356,7 +356,7 @@ def test_every_byte_that_is_written_or_read_back_is_heard_of_and_counted(
     tiny: Tiny, unit_direction: Unit, tmp_path: Path, shards: str | None, policy: str
 ) -> None:
     folder, heard = open_folder(tiny(tied=True, shards=shards)), list[int]()
-    plan = plan_from_direction(unit_direction(32), 4, policy=policy, tied=True)
+    plan = edit_from_direction(unit_direction(32), 4, policy=policy, tied=True)
     result = edit_checkpoint(folder, plan, tmp_path / "out", "b", lambda proof: "", heard.append)
     written = open_index(tmp_path / "out")
     read_back = sum(written.tensors[entry["name"]].nbytes for entry in result.proof["tensors"])
@@ -370,12 +370,12 @@ def test_the_source_is_never_changed(tiny: Tiny, unit_direction: Unit, tmp_path:
     model = tiny(shards="20KB")
     (model / "README.md").write_text("old card")
     before = _hashes(model)
-    _edit(model, plan_from_direction(unit_direction(32), 4), tmp_path / "out")
+    _edit(model, edit_from_direction(unit_direction(32), 4), tmp_path / "out")
     assert _hashes(model) == before
 
 
 def test_an_edited_checkpoint_can_be_edited_again(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
-    plan = plan_from_direction(unit_direction(32), 4)
+    plan = edit_from_direction(unit_direction(32), 4)
     _edit(tiny(dtype=torch.bfloat16), plan, tmp_path / "once")
     _edit(tmp_path / "once", plan, tmp_path / "twice")
     assert (tmp_path / "twice" / "abliteration.json").is_file()
@@ -385,7 +385,7 @@ def test_a_plan_stored_in_half_precision_is_edited_or_refused_as_input(tiny: Tin
     rows = unit_direction(32).bfloat16().expand(4, 2, 1, 32).contiguous()
     save_file({"direction": rows, "strength": torch.ones(4, 2)}, tmp_path / "p", {"components": '["attention","mlp"]'})
     try:
-        plan = load_plan(tmp_path / "p")
+        plan = load_edit(tmp_path / "p")
     except InputError:
         return
     assert _edit(tiny(), plan, tmp_path / "out").proof["worst"]["left"] < 1e-6
@@ -395,7 +395,7 @@ def test_a_plan_stored_in_half_precision_is_edited_or_refused_as_input(tiny: Tin
 def test_a_damaged_writer_leaves_nothing(tiny: Tiny, unit_direction: Unit, tmp_path: Path, value: float) -> None:
     model = _rewrite(tiny(), lambda tensors: tensors[DOWN][0].fill_(value))
     with pytest.raises(InputError, match=r"layers\.3\.mlp\.down_proj\.weight holds NaN"):
-        _edit(model, plan_from_direction(unit_direction(32), 4), tmp_path / "out")
+        _edit(model, edit_from_direction(unit_direction(32), 4), tmp_path / "out")
     assert list(tmp_path.iterdir()) == [model]
 
 
@@ -414,7 +414,7 @@ def test_a_full_disk_leaves_nothing(
 
     monkeypatch.setattr(os, call, full)
     with pytest.raises(InputError, match="no space left"):
-        _edit(model, plan_from_direction(unit_direction(32), 4), tmp_path / "out")
+        _edit(model, edit_from_direction(unit_direction(32), 4), tmp_path / "out")
     assert list(tmp_path.iterdir()) == [model]
 
 
@@ -446,7 +446,7 @@ def test_what_is_not_on_disk_as_planned_fails_the_edit_and_leaves_nothing(
 
     monkeypatch.setattr(editing, "write_shards", damaged)
     with pytest.raises(CheckError, match=says):
-        _edit(model, plan_from_direction(unit_direction(32), 4), tmp_path / "out")
+        _edit(model, edit_from_direction(unit_direction(32), 4), tmp_path / "out")
     assert list(tmp_path.iterdir()) == [model]
 
 
@@ -467,7 +467,7 @@ def test_a_tensor_outside_the_architecture_is_refused_by_name(tiny: Tiny, unit_d
     with pytest.raises(InputError, match=f"not in a model of its architecture .*{name}"):
         check_editable(open_folder(model))
     with pytest.raises(InputError, match=name):
-        _edit(model, plan_from_direction(unit_direction(32), 4), tmp_path / "out")
+        _edit(model, edit_from_direction(unit_direction(32), 4), tmp_path / "out")
     assert list(tmp_path.iterdir()) == [model]
 
 
@@ -478,14 +478,14 @@ def test_a_missing_writer_is_named(tiny: Tiny, unit_direction: Unit, tmp_path: P
     with pytest.raises(InputError, match=says):
         check_editable(open_folder(model))
     with pytest.raises(InputError, match=says):
-        _edit(model, plan_from_direction(unit_direction(32), 4), tmp_path / "out")
+        _edit(model, edit_from_direction(unit_direction(32), 4), tmp_path / "out")
     assert list(tmp_path.iterdir()) == [model]
 
 
 def test_a_card_that_cannot_be_made_leaves_nothing(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
     model = tiny()
     with pytest.raises(ZeroDivisionError):
-        edit_checkpoint(open_folder(model), plan_from_direction(unit_direction(32), 4), tmp_path / "out", "b", lambda proof: str(1 // 0))
+        edit_checkpoint(open_folder(model), edit_from_direction(unit_direction(32), 4), tmp_path / "out", "b", lambda proof: str(1 // 0))
     assert list(tmp_path.iterdir()) == [model]
 
 
@@ -515,5 +515,5 @@ def test_a_killed_edit_leaves_no_name_and_the_next_one_sweeps(tiny: Tiny, unit_d
     assert not out.exists()
     stale = list(tmp_path.glob(".out.partial-*"))
     assert len(stale) == 1 and (stale[0] / SINGLE).stat().st_size > 0
-    _edit(model, plan_from_direction(unit_direction(32), 4), out)
+    _edit(model, edit_from_direction(unit_direction(32), 4), out)
     assert sorted(tmp_path.iterdir()) == sorted([model, out])

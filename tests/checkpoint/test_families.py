@@ -21,7 +21,7 @@ from abliterate.checkpoint.edit import EditResult, edit_checkpoint
 from abliterate.compute.hooks import ablated
 from abliterate.compute.load import InMemory
 from abliterate.errors import InputError
-from abliterate.model.edit import EditPlan, plan_from_direction
+from abliterate.model.edit import Edit, edit_from_direction
 from abliterate.model.folder import open_folder
 
 Change = Callable[[dict[str, Tensor]], None]
@@ -55,7 +55,7 @@ def random_direction() -> Tensor:
     return torch.randn(D_MODEL, generator=torch.Generator().manual_seed(7))
 
 
-def edit(model: Path, plan: EditPlan, out: Path) -> EditResult:
+def edit(model: Path, plan: Edit, out: Path) -> EditResult:
     return edit_checkpoint(open_folder(model), plan, out, "base", lambda proof: "card\n")
 
 
@@ -119,7 +119,7 @@ def logits(model: PreTrainedModel) -> Tensor:
     return model(input_ids=IDS, use_cache=False).logits.double()
 
 
-def assert_exact(base: Path, out: Path, plan: EditPlan, r: Tensor) -> None:
+def assert_exact(base: Path, out: Path, plan: Edit, r: Tensor) -> None:
     """No block of the edited model writes along r, and its logits are those of the base with hooks."""
     folder = open_folder(base)
     model, edited = load(base), load(out)
@@ -150,7 +150,7 @@ def test_every_family_is_edited_exactly_whole_and_in_shards(tmp_path: Path, case
     model.save_pretrained(tmp_path / "whole")
     model.save_pretrained(tmp_path / "shards", max_shard_size="60KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
-    plan = plan_from_direction(r, case.blocks, policy="skip" if case.model_type == "bloom" else "edit")
+    plan = edit_from_direction(r, case.blocks, policy="skip" if case.model_type == "bloom" else "edit")
     result = edit(tmp_path / "whole", plan, tmp_path / "whole-out")
     proven = assert_only_the_proven_changed(tmp_path / "whole", tmp_path / "whole-out", result)
     assert all(any(f".{part}" in name for name in proven) for part in case.parts)
@@ -177,7 +177,7 @@ def test_an_embedding_that_is_untied_is_edited_and_the_unembedding_keeps_its_wei
     small(case, tied=True).save_pretrained(tmp_path / "base")
     if stripped:
         rewrite(tmp_path / "base", strip)
-    plan = plan_from_direction(random_direction(), case.blocks, policy="untie", tied=True)
+    plan = edit_from_direction(random_direction(), case.blocks, policy="untie", tied=True)
     assert edit(tmp_path / "base", plan, tmp_path / "out").proof["not_edited"] == []
     assert_exact(tmp_path / "base", tmp_path / "out", plan, random_direction())
     kept = load(tmp_path / "base").get_output_embeddings().weight
@@ -186,7 +186,7 @@ def test_an_embedding_that_is_untied_is_edited_and_the_unembedding_keeps_its_wei
 
 def assert_edited_exactly(place: Path, case: Case, tied: bool) -> None:
     small(case, tied).save_pretrained(place / "base")
-    plan = plan_from_direction(random_direction(), case.blocks, tied=tied)
+    plan = edit_from_direction(random_direction(), case.blocks, tied=tied)
     assert plan.embedding == ("skip" if tied else "edit")
     result = edit(place / "base", plan, place / "out")
     assert_only_the_proven_changed(place / "base", place / "out", result)
@@ -197,7 +197,7 @@ def assert_edited_exactly(place: Path, case: Case, tied: bool) -> None:
 @pytest.mark.parametrize(("case", "projector"), VISION, ids=lambda value: str(value) if isinstance(value, Case) else "vision")
 def test_the_text_tower_of_a_vision_language_model_is_edited_and_its_vision_stays(tmp_path: Path, case: Case, projector: set[str]) -> None:
     small(case, text=False).save_pretrained(tmp_path / "base")
-    plan = plan_from_direction(random_direction(), case.blocks, policy="edit")
+    plan = edit_from_direction(random_direction(), case.blocks, policy="edit")
     result = edit(tmp_path / "base", plan, tmp_path / "out")
     changed = assert_only_the_proven_changed(tmp_path / "base", tmp_path / "out", result)
     assert {name for name in changed if SEEING.search(name)} == projector
@@ -208,7 +208,7 @@ def test_the_text_tower_of_a_vision_language_model_is_edited_and_its_vision_stay
 
 def test_vision_language_models_keep_their_projector_where_the_embedding_is_skipped(tmp_path: Path) -> None:
     small(Case("gemma3"), text=False).save_pretrained(tmp_path / "base")
-    plan = plan_from_direction(random_direction(), 2, policy="skip")
+    plan = edit_from_direction(random_direction(), 2, policy="skip")
     changed = assert_only_the_proven_changed(tmp_path / "base", tmp_path / "out", edit(tmp_path / "base", plan, tmp_path / "out"))
     assert all(".layers." in name and not SEEING.search(name) for name in changed)
     assert_exact(tmp_path / "base", tmp_path / "out", plan, random_direction())
@@ -259,7 +259,7 @@ def test_blocks_that_predict_further_tokens_are_edited_and_measured(
     small(Case(model_type, blocks=4)).save_pretrained(tmp_path / "base")
     rewrite(tmp_path / "base", add)
     r = random_direction()
-    plan = plan_from_direction(r, 4, policy="edit")
+    plan = edit_from_direction(r, 4, policy="edit")
     result = edit(tmp_path / "base", plan, tmp_path / "out")
     changed = assert_only_the_proven_changed(tmp_path / "base", tmp_path / "out", result)
     behind = {name for name in changed if name.startswith(prefix) and "embed_tokens" not in name}
@@ -291,7 +291,7 @@ def test_a_tensor_that_nothing_explains_is_refused(tmp_path: Path, model_type: s
     rewrite(tmp_path / "base", lambda stored: stored.update({name: torch.randn(64, 64)}))
     layers = open_folder(tmp_path / "base").layers
     with pytest.raises(InputError, match=re.escape(name)):
-        edit(tmp_path / "base", plan_from_direction(random_direction(), layers), tmp_path / "out")
+        edit(tmp_path / "base", edit_from_direction(random_direction(), layers), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -302,7 +302,7 @@ def test_kimi_k2_is_deepseek_v3_under_another_name(tmp_path: Path) -> None:
 
     small(Case("deepseek_v3", blocks=4)).save_pretrained(tmp_path / "base")
     renamed(tmp_path / "base", "kimi_k2")
-    plan = plan_from_direction(random_direction(), 4, policy="edit")
+    plan = edit_from_direction(random_direction(), 4, policy="edit")
     result = edit(tmp_path / "base", plan, tmp_path / "out")
     assert result.proof["self_check"]["architecture"] == "kimi_k2"
     assert_only_the_proven_changed(tmp_path / "base", tmp_path / "out", result)
@@ -323,14 +323,14 @@ def strip(stored: dict[str, Tensor]) -> None:
 def test_the_first_checkpoints_of_gpt2_and_bloom_have_no_prefix(tmp_path: Path, model_type: str, policy: Any) -> None:
     small(Case(model_type)).save_pretrained(tmp_path / "base")
     rewrite(tmp_path / "base", strip)
-    plan = plan_from_direction(random_direction(), 2, policy=policy)
+    plan = edit_from_direction(random_direction(), 2, policy=policy)
     changed = assert_only_the_proven_changed(tmp_path / "base", tmp_path / "out", edit(tmp_path / "base", plan, tmp_path / "out"))
     assert {"wte.weight", "wpe.weight"} <= changed or model_type == "bloom"
     assert_exact(tmp_path / "base", tmp_path / "out", plan, random_direction())
 
 
 def test_experts_in_one_tensor_are_edited_like_single_ones(tmp_path: Path) -> None:
-    model, plan = small(Case("qwen3_5_moe_text", blocks=4)), plan_from_direction(random_direction(), 4, policy="edit")
+    model, plan = small(Case("qwen3_5_moe_text", blocks=4)), edit_from_direction(random_direction(), 4, policy="edit")
     model.save_pretrained(tmp_path / "single")
     model.save_pretrained(tmp_path / "fused", save_original_format=False)
     for form in ("single", "fused"):
@@ -348,7 +348,7 @@ def test_an_architecture_that_the_table_does_not_know_is_exact_or_refused(tmp_pa
     small(Case(model_type, blocks=4)).save_pretrained(tmp_path / "base")
     try:
         folder = open_folder(tmp_path / "base")
-        plan = plan_from_direction(random_direction(), folder.layers, policy="edit")
+        plan = edit_from_direction(random_direction(), folder.layers, policy="edit")
         result = edit(tmp_path / "base", plan, tmp_path / "out")
     except InputError as error:
         assert "\n" not in str(error) and model_type not in EXACT

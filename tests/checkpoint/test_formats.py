@@ -20,7 +20,7 @@ from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES
 from abliterate.cli.main import main
 from abliterate.compute.load import from_pretrained
 from abliterate.errors import InputError
-from abliterate.model.edit import EditPlan, plan_from_direction
+from abliterate.model.edit import Edit, edit_from_direction
 from abliterate.model.folder import open_folder
 from abliterate.model.formats import fp8
 from abliterate.model.index import INDEX, open_index
@@ -35,13 +35,13 @@ def _unit(d_model: int) -> Tensor:
     return r / r.norm()
 
 
-def _plan(path: Path, **how: Any) -> EditPlan:
+def _plan(path: Path, **how: Any) -> Edit:
     folder = open_folder(path)
-    return plan_from_direction(_unit(folder.d_model), folder.layers, **how)
+    return edit_from_direction(_unit(folder.d_model), folder.layers, **how)
 
 
-def _edit(path: Path, out: Path, plan: EditPlan | None = None) -> Proof:
-    return edit_checkpoint(open_folder(path), plan or _plan(path), out, "base", lambda proof: "card\n").proof
+def _edit(path: Path, out: Path, edit: Edit | None = None) -> Proof:
+    return edit_checkpoint(open_folder(path), edit or _plan(path), out, "base", lambda proof: "card\n").proof
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -287,11 +287,11 @@ def test_the_unpacked_checkpoint_computes_what_the_packed_one_would_without_r(mx
     assert float((got - wanted).norm() / wanted.norm()) < 2e-2 < 0.1 < float((whole - wanted).norm() / wanted.norm())
 
 
-def _one_layer(path: Path) -> EditPlan:
-    plan = _plan(path, policy="skip")
-    strength = plan.strength.clone()
+def _one_layer(path: Path) -> Edit:
+    edit = _plan(path, policy="skip")
+    strength = edit.strength.clone()
     strength[0] = 0
-    return replace(plan, strength=strength)
+    return replace(edit, strength=strength)
 
 
 @pytest.mark.parametrize("sharded", [False, True])

@@ -27,7 +27,7 @@ from abliterate.checkpoint.output import UNTIED_SHARD
 from abliterate.checkpoint.verify import verify
 from abliterate.cli.main import main
 from abliterate.errors import CheckError, InputError
-from abliterate.model.edit import plan_from_direction
+from abliterate.model.edit import edit_from_direction
 from abliterate.model.folder import open_folder
 from abliterate.model.index import INDEX, SINGLE, open_index, read_header
 
@@ -50,7 +50,7 @@ faults, bases, files, folders, judge = _scripts("faults", "fault_bases", "fault_
 def _edit(model: Path, out: Path, advance: Callable[[int], None] = lambda done: None, **options: Any) -> None:
     folder = open_folder(model)
     r = torch.ones(folder.d_model)
-    plan = plan_from_direction(r, folder.layers, tied=folder.tied, **options)
+    plan = edit_from_direction(r, folder.layers, tied=folder.tied, **options)
     edit_checkpoint(folder, plan, out, "base", lambda proof: "card\n", advance)
 
 

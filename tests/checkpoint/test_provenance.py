@@ -15,10 +15,10 @@ from abliterate import __version__
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.licence import stated_licence
 from abliterate.checkpoint.names import PLAN
-from abliterate.checkpoint.provenance import plan_digest
+from abliterate.checkpoint.provenance import edit_digest
 from abliterate.checkpoint.verify import verify
 from abliterate.errors import CheckError
-from abliterate.model.edit import load_plan, plan_from_direction
+from abliterate.model.edit import edit_from_direction, load_edit
 from abliterate.model.folder import open_folder
 from abliterate.model.index import open_index
 
@@ -28,7 +28,7 @@ TEXT = "A licence\r\nof two lines, and no end"
 
 
 def edited(model: Path, out: Path, direction: torch.Tensor) -> Path:
-    edit_checkpoint(open_folder(model), plan_from_direction(direction, 4), out, "org/base", lambda proof: "card\n", revision="abc")
+    edit_checkpoint(open_folder(model), edit_from_direction(direction, 4), out, "org/base", lambda proof: "card\n", revision="abc")
     return out
 
 
@@ -46,7 +46,7 @@ def test_edited_shards_name_the_program_the_base_and_the_plan_and_the_others_are
     proof = json.loads((out / "abliteration.json").read_text())
     index = open_index(out)
     touched = {index.tensors[entry["name"]].shard for entry in proof["tensors"]}
-    said = {"format": "pt", "abliterate": __version__, "abliterate_base": "org/base", "abliterate_plan": plan_digest(load_plan(out / PLAN))}
+    said = {"format": "pt", "abliterate": __version__, "abliterate_base": "org/base", "abliterate_plan": edit_digest(load_edit(out / PLAN))}
     assert all(header(out / shard) == said for shard in touched)
     for shard in set(index.shards) - touched:
         assert (out / shard).read_bytes() == (model / shard).read_bytes()
@@ -63,7 +63,7 @@ def test_tensors_keep_their_place_in_the_file_systems_blocks(tiny: Tiny, unit_di
 def test_an_edit_by_the_published_plan_gives_the_same_shards(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
     model = tiny(shards="20KB")
     once = edited(model, tmp_path / "once", unit_direction(32))
-    edit_checkpoint(open_folder(model), load_plan(once / PLAN), tmp_path / "again", "org/base", lambda proof: "")
+    edit_checkpoint(open_folder(model), load_edit(once / PLAN), tmp_path / "again", "org/base", lambda proof: "")
     for shard in open_index(once).shards:
         assert (tmp_path / "again" / shard).read_bytes() == (once / shard).read_bytes()
 
@@ -71,8 +71,8 @@ def test_an_edit_by_the_published_plan_gives_the_same_shards(tiny: Tiny, unit_di
 def test_a_header_that_names_another_plan_is_seen(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
     out = edited(tiny(), tmp_path / "out", unit_direction(32))
     data = (out / "model.safetensors").read_bytes()
-    plan = plan_digest(load_plan(out / PLAN)).encode()
-    (out / "model.safetensors").write_bytes(data.replace(plan, b"0" * 64))
+    edit = edit_digest(load_edit(out / PLAN)).encode()
+    (out / "model.safetensors").write_bytes(data.replace(edit, b"0" * 64))
     with pytest.raises(CheckError, match="names another plan"):
         verify(open_folder(out), None)
 

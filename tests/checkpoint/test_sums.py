@@ -14,7 +14,7 @@ from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.sums import SUMS, check_sums, sha256_of, to_hash, write_sums
 from abliterate.checkpoint.verify import verify
 from abliterate.errors import CheckError
-from abliterate.model.edit import plan_from_direction
+from abliterate.model.edit import edit_from_direction
 from abliterate.model.folder import open_folder
 
 NAMES = ("a", "deep/er/b", "with space", "ünïcode 字", "back\\slash", "line\nbreak", "-dash", "*star")
@@ -97,7 +97,7 @@ def test_verify_sees_a_changed_file_that_no_proof_covers_but_lets_people_write_t
     tiny: Callable[..., Path], unit_direction: Callable[..., torch.Tensor], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    edit_checkpoint(open_folder(tiny()), plan_from_direction(unit_direction(32), 4), out, "base", lambda proof: "card\n")
+    edit_checkpoint(open_folder(tiny()), edit_from_direction(unit_direction(32), 4), out, "base", lambda proof: "card\n")
     write_sums(out)
     (out / "README.md").write_text("a better card\n")
     (out / "LICENSE").write_text("added\n")

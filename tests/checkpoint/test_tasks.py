@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from abliterate.checkpoint.tasks import EditTask, edit_tasks, missing_expert, placed_writers, unplaced, writer_kinds
 from abliterate.errors import InputError
-from abliterate.model.edit import EditPlan, plan_from_direction
+from abliterate.model.edit import Edit, edit_from_direction
 from abliterate.model.folder import open_folder
 from abliterate.model.index import SINGLE, open_index
 
@@ -24,8 +24,8 @@ EXPERT = "model.layers.{}.mlp.experts.{}.down_proj.weight"
 FP8 = torch.float8_e4m3fn
 
 
-def _tasks(folder: Path, plan: EditPlan) -> dict[str, EditTask]:
-    return edit_tasks(open_index(folder), open_folder(folder), plan)
+def _tasks(folder: Path, edit: Edit) -> dict[str, EditTask]:
+    return edit_tasks(open_index(folder), open_folder(folder), edit)
 
 
 def _rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
@@ -41,8 +41,8 @@ def _configure(folder: Path, **changes: object) -> Path:
     return folder
 
 
-def _plan(policy: str = "skip", layers: int = 4, d_model: int = 32, strength: float = 1.0) -> EditPlan:
-    return plan_from_direction(torch.ones(d_model), layers, strength, policy)
+def _plan(policy: str = "skip", layers: int = 4, d_model: int = 32, strength: float = 1.0) -> Edit:
+    return edit_from_direction(torch.ones(d_model), layers, strength, policy)
 
 
 def _packed(tensors: dict[str, torch.Tensor]) -> None:
@@ -122,11 +122,11 @@ def test_the_axis_of_d_model_is_the_layouts_not_the_shapes(tiny: Tiny, family: s
 
 
 def test_a_strength_of_zero_makes_no_task(tiny: Tiny) -> None:
-    plan = _plan()
-    strength = plan.strength.clone()
+    edit = _plan()
+    strength = edit.strength.clone()
     strength[1, 1] = 0
     folder = tiny()
-    assert set(_tasks(folder, plan)) - set(_tasks(folder, replace(plan, strength=strength))) == {DOWN}
+    assert set(_tasks(folder, edit)) - set(_tasks(folder, replace(edit, strength=strength))) == {DOWN}
     assert _tasks(folder, _plan("edit", strength=0.0)) == {}
 
 
@@ -137,13 +137,13 @@ def test_the_embedding_has_no_more_strength_than_the_blocks(tiny: Tiny) -> None:
 
 def test_each_block_gets_its_own_row(tiny: Tiny) -> None:
     rows = torch.eye(4, 32)
-    tasks = _tasks(tiny(), plan_from_direction(rows, 4))
+    tasks = _tasks(tiny(), edit_from_direction(rows, 4))
     assert torch.equal(tasks[DOWN].removal.q, rows[1:2].double())
 
 
 def test_each_component_gets_its_own_rows(tiny: Tiny) -> None:
     rows = torch.linalg.qr(torch.randn(4, 2, 32, 3)).Q.mT.contiguous()
-    tasks = _tasks(tiny(), EditPlan(rows, torch.ones(4, 2), "skip"))
+    tasks = _tasks(tiny(), Edit(rows, torch.ones(4, 2), "skip"))
     assert torch.equal(tasks["model.layers.2.self_attn.o_proj.weight"].removal.q, rows[2, 0].double())
     assert torch.equal(tasks["model.layers.2.mlp.down_proj.weight"].removal.q, rows[2, 1].double())
 
@@ -201,7 +201,7 @@ def test_an_embedding_of_another_shape_or_type_is_refused(tiny: Tiny, made: torc
 def test_a_block_beyond_the_configs_goes_with_the_last_block(tiny: Tiny) -> None:
     folder, hidden = tiny(), "model.layers.4.mlp.down_proj.weight"
     _rewrite(folder, lambda tensors: tensors.update({hidden: tensors[DOWN].clone()}))
-    task = _tasks(folder, plan_from_direction(torch.eye(4, 32), 4))[hidden]
+    task = _tasks(folder, edit_from_direction(torch.eye(4, 32), 4))[hidden]
     assert task.kind == "mtp" and torch.equal(task.removal.q, torch.eye(4, 32)[3:].double())
 
 
@@ -289,7 +289,7 @@ def test_a_plan_of_another_size_is_refused(tiny: Tiny, layers: int, d_model: int
 
 def test_a_direction_per_block_of_another_model_is_refused() -> None:
     with pytest.raises(InputError, match="3 rows, the model 4 blocks"):
-        plan_from_direction(torch.ones(3, 32), 4)
+        edit_from_direction(torch.ones(3, 32), 4)
 
 
 @pytest.mark.parametrize(

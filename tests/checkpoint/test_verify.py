@@ -26,7 +26,7 @@ from abliterate.checkpoint.proof import TOLERANCE, measure
 from abliterate.checkpoint.tasks import edit_tasks
 from abliterate.checkpoint.verify import allowed, verify
 from abliterate.errors import CheckError, InputError
-from abliterate.model.edit import load_plan, plan_from_direction, save_plan
+from abliterate.model.edit import edit_from_direction, load_edit, save_edit
 from abliterate.model.folder import open_folder
 from abliterate.model.index import SINGLE, open_index
 
@@ -73,8 +73,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
             place = tmp_path_factory.mktemp("made")
             folder = open_folder(save(place / "base"))
             direction = torch.randn(folder.d_model, generator=torch.Generator().manual_seed(3))
-            plan = plan_from_direction(direction, folder.layers, tied=folder.tied, **how)
-            edit_checkpoint(folder, plan, place / "edited", "base", lambda proof: "card\n")
+            edit = edit_from_direction(direction, folder.layers, tied=folder.tied, **how)
+            edit_checkpoint(folder, edit, place / "edited", "base", lambda proof: "card\n")
             done[kind] = place / "base", place / "edited"
         return done[kind]
 
@@ -163,19 +163,19 @@ def _fitting(**shares: float) -> Damage:
 
 
 def _other_plan(folder: Path) -> None:
-    plan = load_plan(folder / PLAN)
-    save_plan(plan_from_direction(torch.ones(plan.direction.shape[-1]), plan.layers, policy=plan.embedding), folder / PLAN)
+    edit = load_edit(folder / PLAN)
+    save_edit(edit_from_direction(torch.ones(edit.direction.shape[-1]), edit.layers, policy=edit.embedding), folder / PLAN)
 
 
 def _weaker_plan(folder: Path) -> None:
-    save_plan(load_plan(folder / PLAN).scaled(0.9), folder / PLAN)
+    save_edit(load_edit(folder / PLAN).scaled(0.9), folder / PLAN)
 
 
 def _plan_of_fewer_layers(folder: Path) -> None:
-    plan = load_plan(folder / PLAN)
-    strength = plan.strength.clone()
+    edit = load_edit(folder / PLAN)
+    strength = edit.strength.clone()
     strength[2, 1] = 0
-    save_plan(replace(plan, strength=strength), folder / PLAN)
+    save_edit(replace(edit, strength=strength), folder / PLAN)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -314,10 +314,10 @@ def _with_a_proof_to_match(base: Path, edited: Path, name: str, change: Callable
     tensors = tensors_of(edited)
     tensors[name] = change(tensors[name])
     store(edited, tensors, (lambda n: where.tensors[n].shard) if len(where.shards) > 1 else None)
-    plan = load_plan(edited / PLAN)
-    before, _ = stream.edited(open_index(base), name, edit_tasks(open_index(base), open_folder(base), plan)[name])
+    edit = load_edit(edited / PLAN)
+    before, _ = stream.edited(open_index(base), name, edit_tasks(open_index(base), open_folder(base), edit)[name])
     assert before is not None
-    made = measure(open_index(edited), edit_tasks(open_index(edited), open_folder(edited), plan)[name], before)
+    made = measure(open_index(edited), edit_tasks(open_index(edited), open_folder(edited), edit)[name], before)
     _entry(name, lambda entry: entry.update(asdict(made), shape=list(made.shape)))(edited)
     _proof(lambda d: d.update(worst={what: max(entry[what] for entry in d["tensors"]) for what in ("left", "error")}))(edited)
 

@@ -11,7 +11,7 @@ from abliterate.directions.activations import Activations
 from abliterate.directions.collect import SetActivations
 from abliterate.directions.estimate import Directions, estimate
 from abliterate.errors import InputError
-from abliterate.model.edit import EditPlan
+from abliterate.model.edit import Edit
 
 LAYERS, POSITIONS, WIDTH = 12, 2, 8
 
@@ -42,8 +42,8 @@ def directions() -> Directions:
     return estimate(_activations())
 
 
-def _first_row(plan: EditPlan, layer: int) -> torch.Tensor:
-    return plan.direction[layer, 0, 0]
+def _first_row(edit: Edit, layer: int) -> torch.Tensor:
+    return edit.direction[layer, 0, 0]
 
 
 def test_the_estimate_is_the_difference_of_the_train_means(directions: Directions) -> None:
@@ -74,7 +74,7 @@ def test_the_best_separating_block_comes_first(directions: Directions) -> None:
     assert (first.kind, first.estimator, first.layer, first.position) == ("single", "difference-of-means", 5, -2)
     assert torch.equal(first.shift, directions.direction["difference-of-means"][1, 6])
     assert first.shift_layer == 5
-    torch.testing.assert_close(_first_row(first.plan, 0), first.shift / first.shift.norm())
+    torch.testing.assert_close(_first_row(first.edit, 0), first.shift / first.shift.norm())
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.8, 1.0])
@@ -100,9 +100,9 @@ def test_per_layer_edits_leave_the_blocks_below_the_first_alone(directions: Dire
     found = [c for c in candidates(directions, 4, 0.8, "auto", False) if c.kind == "per-layer"]
     assert [c.layer for c in found] == [3, 4, 6] * 2
     for c in found:
-        assert not c.plan.strength[: c.layer].any()
-        assert (c.plan.strength[c.layer :] == 1).all()
-        assert c.plan.embedding == "skip"
+        assert not c.edit.strength[: c.layer].any()
+        assert (c.edit.strength[c.layer :] == 1).all()
+        assert c.edit.embedding == "skip"
         assert c.shift_layer >= c.layer
 
 
@@ -110,7 +110,7 @@ def test_block_l_loses_the_direction_measured_after_it(directions: Directions) -
     c = next(c for c in candidates(directions, 4, 0.8, "auto", False) if c.kind == "per-layer")
     for layer in range(LAYERS):
         measured = directions.direction[c.estimator][-1 - c.position, layer + 1]
-        torch.testing.assert_close(_first_row(c.plan, layer), measured / measured.norm())
+        torch.testing.assert_close(_first_row(c.edit, layer), measured / measured.norm())
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_block_l_loses_the_direction_measured_after_it(directions: Directions) -
 )
 def test_singles_follow_the_embedding_policy(directions: Directions, policy: str, tied: bool, expected: str) -> None:
     singles = [c for c in candidates(directions, 4, 0.8, policy, tied) if c.kind == "single"]
-    assert {c.plan.embedding for c in singles} == {expected}
+    assert {c.edit.embedding for c in singles} == {expected}
 
 
 def test_names_are_unique(directions: Directions) -> None:
@@ -133,7 +133,7 @@ def test_shallow_models_have_candidates(layers: int) -> None:
     scores = {name: torch.rand(POSITIONS, layers + 1) for name in ESTIMATORS}
     found = candidates(Directions(direction, scores, scores), 6, 1.0, "auto", False)
     assert {"single", "per-layer"} <= {c.kind for c in found} <= set(KINDS)
-    assert all(c.plan.strength.any() for c in found)
+    assert all(c.edit.strength.any() for c in found)
 
 
 def test_a_block_without_a_direction_is_left_alone() -> None:
@@ -144,4 +144,4 @@ def test_a_block_without_a_direction_is_left_alone() -> None:
     scores = {name: torch.rand(POSITIONS, LAYERS + 1) for name in ESTIMATORS}
     found = candidates(Directions(direction, scores, scores), 200, 1.0, "auto", False)
     assert all(c.layer != 7 for c in found if c.kind == "single")
-    assert all(not c.plan.strength[7].any() for c in found if c.kind == "per-layer")
+    assert all(not c.edit.strength[7].any() for c in found if c.kind == "per-layer")

@@ -22,11 +22,11 @@ from abliterate.choice.candidates import Candidate, Directions, candidates
 from abliterate.choice.front import WEIGHTS, Point, Preference, prefer
 from abliterate.choice.search import Tried, search
 from abliterate.choice.space import Parameters, Space, profile
-from abliterate.compute.passes import Change, Pass
-from abliterate.compute.whole.resident import Resident, load_model
+from abliterate.compute.passes import Intervention, Pass
+from abliterate.compute.whole.model import WholeModel, load_model
 from abliterate.config import RunConfig
 from abliterate.errors import InputError
-from abliterate.model.edit import EditPlan, plan_from_direction, plan_from_rows
+from abliterate.model.edit import Edit, edit_from_direction, edit_from_rows
 
 LAYERS, WIDTH = 12, 8
 PEAK = 7  # the block where the made landscape's direction is the right one, and from which the edit pays
@@ -44,25 +44,25 @@ def _rows(seed: int = 0, languages: int = 1) -> torch.Tensor:
     return rows
 
 
-def _candidate(name: str, plan: EditPlan) -> Candidate:
+def _candidate(name: str, plan: Edit) -> Candidate:
     kind = "single" if plan.same_everywhere() else "per-layer"
     return Candidate(name, kind, "projected", -1, 0, plan, torch.ones(WIDTH), 0)
 
 
 def _from(first: int, languages: int = 1) -> Candidate:
     strength = (torch.arange(LAYERS) >= first).float()[:, None].expand(-1, 2)
-    return _candidate(f"from {first}, {languages}", plan_from_rows(_rows(languages=languages), strength))
+    return _candidate(f"from {first}, {languages}", edit_from_rows(_rows(languages=languages), strength))
 
 
 def _single(block: int) -> Candidate:
-    return _candidate(f"block {block}", plan_from_direction(_rows()[block, 0], LAYERS))
+    return _candidate(f"block {block}", edit_from_direction(_rows()[block, 0], LAYERS))
 
 
 def _space() -> Space:
     return Space([_single(2), _single(10), _from(3), _from(6), _from(4, languages=2)], LAYERS)
 
 
-def _landscape(plans: Sequence[EditPlan]) -> list[Point]:
+def _landscape(plans: Sequence[Edit]) -> list[Point]:
     """The target goes by what attention edits at the peak and above along the direction of the peak; all else only costs."""
     right = _rows()[PEAK, 0]
     found = []
@@ -104,7 +104,7 @@ def test_an_edit_is_the_source_at_the_strength_of_the_profiles() -> None:
         "mlp.max_weight": 0.5, "mlp.position": 11.0, "mlp.min_weight": 1.0, "mlp.distance": 1.0,
     }  # fmt: skip
     plan = space.plan_of(asked)
-    assert torch.equal(plan.direction, _from(3).plan.direction) and plan.embedding == "skip"
+    assert torch.equal(plan.direction, _from(3).edit.direction) and plan.embedding == "skip"
     expected = profile(LAYERS, 0.9, 6.0, 0.0, 4.5)
     expected[:3] = 0  # where no candidate with these directions edits anything
     assert torch.equal(plan.strength[:, 0], expected)
@@ -146,8 +146,8 @@ def test_the_search_begins_with_the_candidates_as_they_are_and_more_weakly() -> 
     assert len(space.starts) == 2 * len(made) and len(space.sources) < 2 * len(made)
     for parameters, candidate in zip(space.starts, made, strict=False):
         plan = space.plan_of(parameters)
-        assert torch.equal(plan.direction, candidate.plan.direction) and torch.equal(plan.strength, candidate.plan.strength)
-        assert (plan.embedding, plan.keep_norms) == (candidate.plan.embedding, candidate.plan.keep_norms)
+        assert torch.equal(plan.direction, candidate.edit.direction) and torch.equal(plan.strength, candidate.edit.strength)
+        assert (plan.embedding, plan.keep_norms) == (candidate.edit.embedding, candidate.edit.keep_norms)
     for strong, weak in zip(space.starts, space.starts[len(made) :], strict=False):
         assert torch.allclose(space.plan_of(weak).strength, 0.7 * space.plan_of(strong).strength)
     for parameters in space.starts:
@@ -156,9 +156,9 @@ def test_the_search_begins_with_the_candidates_as_they_are_and_more_weakly() -> 
 
 
 def test_a_model_of_one_block_has_a_space_too() -> None:
-    only = _candidate("only", plan_from_direction(torch.ones(WIDTH), 1))
+    only = _candidate("only", edit_from_direction(torch.ones(WIDTH), 1))
     space = Space([only], 1)
-    assert torch.equal(space.plan_of(space.starts[0]).strength, only.plan.strength)
+    assert torch.equal(space.plan_of(space.starts[0]).strength, only.edit.strength)
 
 
 def test_the_search_comes_nearer_to_the_best_edits_than_as_many_random_ones() -> None:
@@ -183,10 +183,10 @@ class Evaluated:
     """The landscape, with note of what was measured at once; ``before`` is called first with the number of the batch."""
 
     def __init__(self, before: Callable[[int], object] = lambda number: None) -> None:
-        self.batches: list[list[EditPlan]] = []
+        self.batches: list[list[Edit]] = []
         self._before = before
 
-    def __call__(self, plans: Sequence[EditPlan]) -> list[Point]:
+    def __call__(self, plans: Sequence[Edit]) -> list[Point]:
         self.batches.append(list(plans))
         self._before(len(self.batches))
         return _landscape(plans)
@@ -218,7 +218,7 @@ def test_what_is_finished_is_not_measured_again(storage: str) -> None:
     both = search(_space(), evaluate, 15, 4, seed=1, storage=storage)
     assert evaluate.sizes == [4, 2]
     assert [(t.number, t.parameters, t.point) for t in both[:9]] == [(t.number, t.parameters, t.point) for t in first]
-    assert all(torch.equal(a.plan.strength, b.plan.strength) for a, b in zip(first, both, strict=False))
+    assert all(torch.equal(a.edit.strength, b.edit.strength) for a, b in zip(first, both, strict=False))
     assert search(_space(), evaluate, 15, 4, storage=storage) and evaluate.sizes == [4, 2]
 
 
@@ -303,7 +303,7 @@ def test_what_another_machine_has_under_way_is_left_to_it_for_a_day(tmp_path: Pa
 
 @pytest.mark.filterwarnings("error")
 def test_an_edit_that_breaks_the_outputs_is_the_worst_and_the_search_goes_on_silently(capfd: pytest.CaptureFixture[str]) -> None:
-    def breaking(plans: Sequence[EditPlan]) -> list[Point]:
+    def breaking(plans: Sequence[Edit]) -> list[Point]:
         points = _landscape(plans)
         return [Point(NAN, INF, NAN, NAN, p.edits) if plan.same_everywhere() else p for p, plan in zip(points, plans, strict=True)]
 
@@ -380,7 +380,7 @@ def test_the_search_finds_what_a_real_models_passes_show_it(tmp_path: Path) -> N
     base = {which: _first(model, prompts, [None])[0] for which, prompts in (("target", target), ("harmless", harmless))}
     said = base["target"].argmax(-1)
 
-    def evaluate(plans: Sequence[EditPlan]) -> list[Point]:
+    def evaluate(plans: Sequence[Edit]) -> list[Point]:
         found = []
         for plan, asked, other in zip(plans, _first(model, target, plans), _first(model, harmless, plans), strict=True):
             likely = asked.softmax(-1).gather(-1, said[:, None]).mean() / base["target"].softmax(-1).amax(-1).mean()
@@ -391,21 +391,21 @@ def test_the_search_finds_what_a_real_models_passes_show_it(tmp_path: Path) -> N
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(4, 1, 32, generator=generator)
     made = [
-        _candidate("per block", plan_from_rows(rows, torch.ones(4, 2))),
-        *(_candidate(f"block {block}", plan_from_direction(rows[block, 0], 4, policy="skip")) for block in (1, 2)),
+        _candidate("per block", edit_from_rows(rows, torch.ones(4, 2))),
+        *(_candidate(f"block {block}", edit_from_direction(rows[block, 0], 4, policy="skip")) for block in (1, 2)),
     ]
     space = Space(made, 4)
     tried = search(space, evaluate, 24, 8)
-    again = evaluate([tried[-1].plan])[0]
+    again = evaluate([tried[-1].edit])[0]
     assert again.objectives == pytest.approx(tried[-1].point.objectives, abs=1e-5)
     starts = evaluate([space.plan_of(start) for start in space.starts])
     for how in ("quality", "balanced"):
         assert _points(tried)[prefer(_points(tried), how)[0]].cost(WEIGHTS[how]) < starts[prefer(starts, how)[0]].cost(WEIGHTS[how])
 
 
-def _first(model: Resident, prompts: list[list[int]], plans: Sequence[EditPlan | None]) -> list[torch.Tensor]:
+def _first(model: WholeModel, prompts: list[list[int]], plans: Sequence[Edit | None]) -> list[torch.Tensor]:
     """Logits of the first token behind each prompt, [prompt, vocab], under each plan, all asked at once."""
     found = [torch.zeros(len(prompts), model.folder.config.vocab_size) for _ in plans]
-    for number, indices, logits in model.logits([Pass(prompts, Change(plan)) for plan in plans]):
+    for number, indices, logits in model.logits([Pass(prompts, Intervention(plan)) for plan in plans]):
         found[number][list(indices)] = logits[:, -1]
     return found

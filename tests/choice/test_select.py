@@ -17,29 +17,29 @@ import torch
 from abliterate.choice import select as selection
 from abliterate.choice.candidates import BY_EFFECT, Candidate
 from abliterate.choice.front import WEIGHTS, Point
+from abliterate.choice.method import settled_method
 from abliterate.choice.scores import Scores
 from abliterate.choice.select import SHARES, SHORTLIST, select, starts
-from abliterate.choice.way import way_of
 from abliterate.commands import run as pipeline
 from abliterate.compute.passes import Pass
-from abliterate.compute.whole.resident import Resident, load_model
+from abliterate.compute.whole.model import WholeModel, load_model
 from abliterate.config import RunConfig
 from abliterate.directions.estimate import Directions, estimate, keep_axes
 from abliterate.directions.groups import activations_of
 from abliterate.errors import InputError
 from abliterate.model.chat.thinking import decode
-from abliterate.model.edit import plan_from_direction, plan_from_rows
+from abliterate.model.edit import edit_from_direction, edit_from_rows
 from abliterate.outcomes.verdict import OUTCOMES
 from abliterate.prompts import RoleSets
 from abliterate.report.choice import picked
-from abliterate.runs.resume import Kept
+from abliterate.runs.resume import ResumeStore
 
 Tiny = Callable[..., Path]
 WORDS = ["stone", "river", "cloud", "paper", "candle", "window", "garden", "bridge", "mirror", "harbour", "lantern", "meadow"]
 
 
 @pytest.fixture
-def given(tiny: Tiny, tmp_path: Path) -> tuple[Resident, RoleSets, dict[str, Any], Directions, Any]:
+def given(tiny: Tiny, tmp_path: Path) -> tuple[WholeModel, RoleSets, dict[str, Any], Directions, Any]:
     made: dict[str, Any] = {}
     for role, start in (("target", "Burn the"), ("baseline", "Draw the"), ("keep", "Steal the"), ("harmless", "Name a")):
         path = tmp_path / f"{role}.txt"
@@ -61,14 +61,14 @@ def withholding(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("withholding")
 def test_what_is_chosen_is_on_the_front_and_in_the_document(given: Any) -> None:
     model, sets, made, directions, away = given
-    plan, document = select(model, sets, RunConfig(**made), directions, "gradient", away)
+    edit, document = select(model, sets, RunConfig(**made), directions, "gradient", away)
     tuning = document["tuning"]
     (chosen,) = [row for row in tuning["front"] if row["chosen"]]
     assert chosen["on_front"] and chosen["name"] == document["name"]
     assert tuning["kind"] == "gradient" and tuning["steps"] == 6 == len(tuning["history"])
     assert {"keep", "baseline", "harmless", "target"} <= tuning["history"][0].keys() and tuning["examples"]["target"] >= 1
     assert tuning["front"][0]["step"] == 0 and tuning["front"][-1]["step"] == 6 and len(tuning["front"]) <= SHORTLIST + 3
-    assert tuning["strength"] == plan.strength.tolist() and document["strength"] == float(plan.strength.max())
+    assert tuning["strength"] == edit.strength.tolist() and document["strength"] == float(edit.strength.max())
     assert document["scoped"]["sets"] == ["keep"] and 0 <= document["scoped"]["along_keep"] <= 1
     by_effect = document["chosen"]["estimator"] == BY_EFFECT
     assert (document["scoped"]["share_left"] is None) == by_effect
@@ -103,7 +103,7 @@ def test_a_selection_that_was_stopped_goes_on_with_the_part_it_was_in(
 ) -> None:
     model, sets, made, directions, away = given
     chosen = select(model, sets, RunConfig(**made), directions, "gradient", away)
-    kept = Kept(tmp_path / "kept")
+    kept = ResumeStore(tmp_path / "kept")
     for stop, wanted in ((until, PARTS[:until]), (99, PARTS[until:])):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) if stop < 99 else nullcontext():
             counted = Counted(patch, stop)
@@ -116,7 +116,7 @@ def test_a_selection_that_was_stopped_goes_on_with_the_part_it_was_in(
 @pytest.mark.usefixtures("withholding")
 def test_what_was_kept_of_other_directions_is_not_used(given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, sets, made, directions, away = given
-    kept, config = Kept(tmp_path / "kept"), RunConfig(**made, tune_directions="off")  # what begins by effect knows no directions
+    kept, config = ResumeStore(tmp_path / "kept"), RunConfig(**made, tune_directions="off")  # what begins by effect knows no directions
     select(model, sets, config, directions, "gradient", away, kept)
     counted = Counted(monkeypatch)
     select(model, sets, config, directions, "gradient", away, kept)
@@ -128,17 +128,17 @@ def test_what_was_kept_of_other_directions_is_not_used(given: Any, tmp_path: Pat
 
 def test_without_tuning_a_candidate_is_chosen(given: Any) -> None:
     model, sets, made, directions, _ = given
-    plan, document = select(model, sets, RunConfig(**made, strength=0.5), directions, "off")
+    edit, document = select(model, sets, RunConfig(**made, strength=0.5), directions, "off")
     assert document["tuning"]["kind"] == "off" and document["tuning"]["history"] == []
-    assert float(plan.strength.max()) in [pytest.approx(0.5 * share) for share in SHARES]
+    assert float(edit.strength.max()) in [pytest.approx(0.5 * share) for share in SHARES]
 
 
 @pytest.mark.usefixtures("withholding")
 @pytest.mark.parametrize("how", ["gradient", "off", "search"])
 def test_an_edit_of_no_strength_is_chosen_like_any_other(given: Any, how: Any) -> None:
     model, sets, made, directions, away = given
-    plan, document = select(model, sets, RunConfig(**made, strength=0.0, trials=4), directions, how, away)
-    assert not plan.strength.any() and document["strength"] == 0.0
+    edit, document = select(model, sets, RunConfig(**made, strength=0.0, trials=4), directions, how, away)
+    assert not edit.strength.any() and document["strength"] == 0.0
     ended = [note for note in document["relaxed"] if note.startswith("tuning ended")]
     assert ended == (["tuning ended at step 0 of 6: no strength was left"] if how == "gradient" else [])
     json.dumps(document, allow_nan=False)
@@ -151,9 +151,9 @@ def test_edits_that_break_the_outputs_are_told_apart_or_in_one_line(given: Any, 
     model, sets, made, directions, away = given
     real = selection.measure
 
-    def measured(model: Any, plans: Any, examples: Any, *more: Any) -> list[Point]:
-        found = real(model, plans, examples, *more)
-        return [replace(point, kl=math.nan, keep_kl=math.inf) for point in found] if broken == "all" or len(plans) == 1 else found
+    def measured(model: Any, edits: Any, examples: Any, *more: Any) -> list[Point]:
+        found = real(model, edits, examples, *more)
+        return [replace(point, kl=math.nan, keep_kl=math.inf) for point in found] if broken == "all" or len(edits) == 1 else found
 
     monkeypatch.setattr(selection, "measure", measured)
     config = RunConfig(**made)
@@ -168,8 +168,8 @@ def test_edits_that_break_the_outputs_are_told_apart_or_in_one_line(given: Any, 
 
 
 def test_the_tuner_begins_at_no_candidate_that_breaks_the_outputs() -> None:
-    plan = plan_from_direction(torch.ones(4), 2)
-    tried = [Candidate(str(i), "per-layer", "projected", -1, 0, plan, torch.ones(4), 0) for i in range(4)]
+    edit = edit_from_direction(torch.ones(4), 2)
+    tried = [Candidate(str(i), "per-layer", "projected", -1, 0, edit, torch.ones(4), 0) for i in range(4)]
     scores = [Scores(math.nan, 0.0, 1.0, 0.0), Scores(-1.0, 0.5, 1.0, 0.0), Scores(-1.0, 0.0, 1.0, math.inf), Scores(-1.0, 0.1, 1.0, 0.11)]
     ranked = starts(list(zip(tried, scores, strict=True)), "balanced", 0.1)
     assert [c.name for c in ranked[:2]] == ["3", "1"]
@@ -179,7 +179,7 @@ def test_the_tuner_begins_at_no_candidate_that_breaks_the_outputs() -> None:
 def test_what_the_bound_on_kl_cost_is_told(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, sets, made, directions, away = given
     points = [Point(0.02, 0.0, 0.3, 0.0, 1.0), Point(0.6, 0.0, 0.05, 0.0, 1.0), Point(0.9, 0.0, 0.01, 0.0, 1.0)]
-    monkeypatch.setattr(selection, "measure", lambda model, plans, *more: [points[i % 3] for i in range(len(plans))])
+    monkeypatch.setattr(selection, "measure", lambda model, edits, *more: [points[i % 3] for i in range(len(edits))])
     _, document = select(model, sets, RunConfig(**made), directions, "off", away)
     other = next(row["name"] for row in document["tuning"]["front"] if row["kl"] == 0.3)
     (said,) = document["tuning"]["given_up"]
@@ -197,23 +197,23 @@ def test_a_search_measures_as_many_edits_as_it_may(given: Any) -> None:
 def test_scoped_directions_stay_orthogonal_to_the_keep_sets(given: Any) -> None:
     model, sets, made, directions, away = given
     config = RunConfig(**made, tune_directions="scoped", prefer="removal", max_kl=100)
-    plan, document = select(model, sets, config, directions, "gradient", away)
+    edit, document = select(model, sets, config, directions, "gradient", away)
     assert document["tuning"]["kind"] == "gradient" and 0 <= document["scoped"]["along_keep"] <= 1
     if document["name"].startswith("tuned"):
         position = -1 - document["chosen"]["position"]
-        along = torch.einsum("lckd,ldn->lckn", plan.direction, away[position])
-        assert along[plan.strength > 0].abs().max() < 1e-4 and document["scoped"]["along_keep"] < 1e-4
+        along = torch.einsum("lckd,ldn->lckn", edit.direction, away[position])
+        assert along[edit.strength > 0].abs().max() < 1e-4 and document["scoped"]["along_keep"] < 1e-4
 
 
 def test_how_it_is_improved_on_is_known_before_anything_runs() -> None:
     config = RunConfig(model="m")
-    assert way_of(config, whole=True) == "gradient" and way_of(config, whole=False) == "off"
-    assert way_of(RunConfig(model="m", embedding="untie"), whole=True) == "off"
-    assert way_of(RunConfig(model="m", tune="search"), whole=False) == "search"
+    assert settled_method(config, whole=True) == "gradient" and settled_method(config, whole=False) == "off"
+    assert settled_method(RunConfig(model="m", embedding="untie"), whole=True) == "off"
+    assert settled_method(RunConfig(model="m", tune="search"), whole=False) == "search"
     with pytest.raises(InputError, match="--tune gradient needs the model whole"):
-        way_of(RunConfig(model="m", tune="gradient"), whole=False)
+        settled_method(RunConfig(model="m", tune="gradient"), whole=False)
     with pytest.raises(InputError, match="leave --embedding edit out"):
-        way_of(RunConfig(model="m", tune="gradient", embedding="edit"), whole=True)
+        settled_method(RunConfig(model="m", tune="gradient", embedding="edit"), whole=True)
 
 
 @pytest.mark.parametrize("how", ["gradient", "search", "off"])
@@ -238,9 +238,9 @@ def test_nothing_of_the_test_prompts_is_known_before_the_final_test(given: Any, 
     final = False
 
     def watched(name: str) -> Callable[..., Any]:
-        real = getattr(Resident, name)
+        real = getattr(WholeModel, name)
 
-        def watching(self: Resident, passes: list[Pass], *more: Any, **named: Any) -> Any:
+        def watching(self: WholeModel, passes: list[Pass], *more: Any, **named: Any) -> Any:
             if not final:
                 asked.extend(decode(self.tokenizer, ids) for one in passes for ids in one.sequences)
             return real(self, passes, *more, **named)
@@ -248,7 +248,7 @@ def test_nothing_of_the_test_prompts_is_known_before_the_final_test(given: Any, 
         return watching
 
     for name in ("watch", "logits", "replies"):
-        monkeypatch.setattr(Resident, name, watched(name))
+        monkeypatch.setattr(WholeModel, name, watched(name))
     respond = pipeline.respond
 
     def responding(*arguments: Any) -> Any:
@@ -270,8 +270,8 @@ def test_a_start_that_removes_nothing_is_never_first() -> None:
 
 
 def test_starts_are_ranked_by_what_is_removed_for_what_it_costs() -> None:
-    plan = plan_from_rows(torch.eye(4)[:2, None], torch.ones(2, 2))
-    offered = {name: Candidate(name, "per-layer", "projected", -1, 0, plan, torch.ones(4), 0) for name in ("idle", "strong", "single")}
+    edit = edit_from_rows(torch.eye(4)[:2, None], torch.ones(2, 2))
+    offered = {name: Candidate(name, "per-layer", "projected", -1, 0, edit, torch.ones(4), 0) for name in ("idle", "strong", "single")}
     scores = {"idle": Scores(-1.0, 1.0, 0.0, 0.0), "strong": Scores(-9.0, 0.1, 0.5, 0.4), "single": Scores(-9.0, 0.0, 0.5, 0.0)}
     offered["single"] = replace(offered["single"], kind="single")
     assert [c.name for c in starts([(offered[n], scores[n]) for n in offered], "balanced")] == ["strong", "idle"]

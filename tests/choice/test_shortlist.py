@@ -14,9 +14,9 @@ from abliterate.choice.candidates import Candidate
 from abliterate.choice.scores import Scores
 from abliterate.choice.shortlist import MAX_STAYS, choose
 from abliterate.errors import InputError
-from abliterate.model.edit import plan_from_direction
+from abliterate.model.edit import edit_from_direction
 
-CANDIDATE = Candidate("c", "single", "projected", -1, 0, plan_from_direction(torch.ones(4), 2), torch.ones(4), 0)
+CANDIDATE = Candidate("c", "single", "projected", -1, 0, edit_from_direction(torch.ones(4), 2), torch.ones(4), 0)
 NAN, INF = float("nan"), float("inf")
 SCORES = st.builds(Scores, st.floats(-20, 0), st.floats(0, 1), st.floats(-5, 5), st.floats(0, 10))
 

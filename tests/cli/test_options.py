@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from abliterate import config as configs
-from abliterate.cli.options import build, spread
+from abliterate.cli.options import build, repeat_flags
 from abliterate.config import AuditConfig, CompareConfig, Config, EditCommandConfig, RunConfig
 from abliterate.config.panels import OTHERS, PANELS, panel_of
 from abliterate.errors import InputError
@@ -251,11 +251,11 @@ def test_every_setting_is_read_somewhere() -> None:
 
 def test_a_flag_of_several_values_is_repeated_before_each() -> None:
     given = ["run", "--target", "a", "b", "--model", "m", "--keep", "c", "--out", "o"]
-    assert spread(given, SEVERAL) == ["run", "--target", "a", "--target", "b", "--model", "m", "--keep", "c", "--out", "o"]
+    assert repeat_flags(given, SEVERAL) == ["run", "--target", "a", "--target", "b", "--model", "m", "--keep", "c", "--out", "o"]
 
 
 def test_three_values_and_a_repeated_flag_all_count() -> None:
-    assert spread(["--target", "a", "b", "c", "--target", "d"], SEVERAL) == [
+    assert repeat_flags(["--target", "a", "b", "c", "--target", "d"], SEVERAL) == [
         "--target",
         "a",
         "--target",
@@ -268,7 +268,7 @@ def test_three_values_and_a_repeated_flag_all_count() -> None:
 
 
 def test_a_value_after_another_flag_is_not_spread() -> None:
-    assert spread(["--target", "a", "--strength", "0.5", "file"], SEVERAL) == ["--target", "a", "--strength", "0.5", "file"]
+    assert repeat_flags(["--target", "a", "--strength", "0.5", "file"], SEVERAL) == ["--target", "a", "--strength", "0.5", "file"]
 
 
 ARGUMENTS = st.lists(st.sampled_from(["run", "a", "b", "-", "--target", "--keep", "--model", "--no-x", "-h"]), max_size=12)
@@ -285,21 +285,21 @@ def valueless(arguments: list[str]) -> bool:
 def test_a_flag_without_a_value_is_refused(arguments: list[str]) -> None:
     assume(valueless(arguments))
     with pytest.raises(InputError, match="needs a value"):
-        spread(arguments, SEVERAL)
+        repeat_flags(arguments, SEVERAL)
 
 
 @settings(max_examples=300, deadline=None)
 @given(ARGUMENTS)
 def test_spreading_twice_is_spreading_once(arguments: list[str]) -> None:
     assume(not valueless(arguments))
-    assert spread(spread(arguments, SEVERAL), SEVERAL) == spread(arguments, SEVERAL)
+    assert repeat_flags(repeat_flags(arguments, SEVERAL), SEVERAL) == repeat_flags(arguments, SEVERAL)
 
 
 @settings(max_examples=300, deadline=None)
 @given(ARGUMENTS)
 def test_spreading_adds_nothing_but_flags_and_keeps_the_order(arguments: list[str]) -> None:
     assume(not valueless(arguments))
-    result = iter(spread(arguments, SEVERAL))
+    result = iter(repeat_flags(arguments, SEVERAL))
     skipped = []
     for argument in arguments:
         for found in result:
@@ -314,4 +314,4 @@ def test_spreading_adds_nothing_but_flags_and_keeps_the_order(arguments: list[st
 @settings(max_examples=100, deadline=None)
 @given(ARGUMENTS.map(lambda a: [x for x in a if x not in SEVERAL]))
 def test_without_such_flags_nothing_changes(arguments: list[str]) -> None:
-    assert spread(arguments, SEVERAL) == arguments
+    assert repeat_flags(arguments, SEVERAL) == arguments

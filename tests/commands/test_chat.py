@@ -21,9 +21,9 @@ import torch
 from abliterate.cli.main import main
 from abliterate.commands.chat.conversation import converse, labels, opened, replies
 from abliterate.commands.chat.screen import Plain, chip, written
-from abliterate.commands.chat.speaker import Manner, Said, Speaker, _Drawn
+from abliterate.commands.chat.speaker import ChatReply, Sampling, Speaker, _Drawn
 from abliterate.compute.passes import Pass
-from abliterate.compute.whole.resident import Resident, load_model
+from abliterate.compute.whole.model import WholeModel, load_model
 from abliterate.config import ChatConfig
 from abliterate.errors import InputError
 from abliterate.model.chat.template import encode
@@ -40,7 +40,7 @@ class Heard(Plain):
     def __init__(self, *lines: str, interrupted_after: int | None = None) -> None:
         self._lines, self._left = lines, interrupted_after
         self.notes: list[str] = []
-        self.seen: list[dict[str, Said]] = []
+        self.seen: list[dict[str, ChatReply]] = []
 
     def lines(self) -> Iterator[str]:
         yield from self._lines
@@ -64,7 +64,7 @@ class Heard(Plain):
 
 
 def speaker(folder: Path, label: str = "a", **manner: float) -> Speaker:
-    return Speaker(label, load_model(folder), Manner(**{"max_new_tokens": 12, **manner}))  # type: ignore[arg-type]
+    return Speaker(label, load_model(folder), Sampling(**{"max_new_tokens": 12, **manner}))  # type: ignore[arg-type]
 
 
 def greedy(one: Speaker, prompt: list[int]) -> str:
@@ -188,7 +188,7 @@ def test_what_chat_can_not_do_is_one_line(tiny: Tiny, flags: list[str], said: st
 
 def test_a_reply_is_told_by_its_outcome_alone_and_by_where_it_was_cut() -> None:
     text = "I can't help with that."
-    said = Said(text, 7, False, judge(text))
+    said = ChatReply(text, 7, False, judge(text))
     assert (chip(said), written(said)) == ("refused", text)
     assert written(replace(said, cut=True)) == text + " … (cut at 7 tokens)"
 
@@ -198,7 +198,7 @@ def test_a_reply_that_comes_to_its_end_is_not_called_cut(tiny: Tiny, monkeypatch
     said = one.reply("Hello", lambda text: None, Event())
     assert said.cut and said.tokens == 12
     [(_, _, [found])] = one.model.replies([Pass(encode(one.model.tokenizer, ["Hello"]))], 12)
-    monkeypatch.setattr(Resident, "ends", frozenset({found[-1]}))
+    monkeypatch.setattr(WholeModel, "ends", frozenset({found[-1]}))
     again = one.reply("Hello", lambda text: None, Event())
     assert again.tokens == found.index(found[-1]) < 12 and not again.cut
 

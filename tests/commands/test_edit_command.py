@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from abliterate.cli.main import main
 from abliterate.compute.hooks import ablated
-from abliterate.compute.whole.resident import load_model
+from abliterate.compute.whole.model import load_model
 from abliterate.model.chat.template import encode
-from abliterate.model.edit import load_plan, plan_from_direction, save_plan
+from abliterate.model.edit import edit_from_direction, load_edit, save_edit
 
 Tiny = Callable[..., Path]
 Direction = Callable[[int], torch.Tensor]
@@ -93,7 +93,7 @@ def test_edit_with_a_direction_file_equals_the_hooks(
     assert main(["edit", "--model", str(model), "--direction", str(file), "--out", str(out)]) == 0
     base, edited = load_model(model), load_model(out)
     ids = torch.tensor(encode(base.tokenizer, ["What is this?"]))
-    with torch.inference_mode(), ablated(base, plan_from_direction(direction, 4, tied=base.folder.tied)):
+    with torch.inference_mode(), ablated(base, edit_from_direction(direction, 4, tied=base.folder.tied)):
         expected = base.module(ids).logits
     assert torch.allclose(edited.module(ids).logits, expected, rtol=1e-4, atol=1e-4)
 
@@ -101,8 +101,8 @@ def test_edit_with_a_direction_file_equals_the_hooks(
 def test_edit_with_a_saved_plan_gives_the_same_bytes(tiny: Tiny, tmp_path: Path, unit_direction: Direction) -> None:
     model = tiny()
     save_file({"direction": unit_direction(32)}, tmp_path / "r.safetensors")
-    save_plan(plan_from_direction(unit_direction(32), 4), tmp_path / "plan.safetensors")
-    assert load_plan(tmp_path / "plan.safetensors").embedding == "edit"
+    save_edit(edit_from_direction(unit_direction(32), 4), tmp_path / "plan.safetensors")
+    assert load_edit(tmp_path / "plan.safetensors").embedding == "edit"
     for flag, file, out in (("--direction", "r", "a"), ("--plan", "plan", "b")):
         assert main(["edit", "--model", str(model), flag, str(tmp_path / f"{file}.safetensors"), "--out", str(tmp_path / out)]) == 0
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
@@ -111,27 +111,27 @@ def test_edit_with_a_saved_plan_gives_the_same_bytes(tiny: Tiny, tmp_path: Path,
 def test_the_flags_of_the_edit_win_over_what_a_plan_says(tiny: Tiny, tmp_path: Path, unit_direction: Direction) -> None:
     model, direction = tiny(), ["--direction", str(tmp_path / "r")]
     save_file({"direction": unit_direction(32)}, tmp_path / "r")
-    save_plan(plan_from_direction(unit_direction(32), 4, policy="edit"), tmp_path / "plan")
+    save_edit(edit_from_direction(unit_direction(32), 4, policy="edit"), tmp_path / "plan")
     flags = ["--embedding", "skip", "--norms", "keep", "--strength", "0.5"]
     for given, out in ((direction, "a"), (["--plan", str(tmp_path / "plan")], "b")):
         assert main(["edit", "--model", str(model), *given, *flags, "--out", str(tmp_path / out)]) == 0
-    plan = load_plan(tmp_path / "b" / "abliteration.plan")
-    assert (plan.embedding, plan.keep_norms, plan.embedding_strength) == ("skip", True, 0.5)
+    edit = load_edit(tmp_path / "b" / "abliteration.plan")
+    assert (edit.embedding, edit.keep_norms, edit.embedding_strength) == ("skip", True, 0.5)
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
 def test_a_plan_keeps_its_own_policies_where_no_flag_says_otherwise(tiny: Tiny, tmp_path: Path, unit_direction: Direction) -> None:
-    save_plan(plan_from_direction(unit_direction(32), 4, policy="skip", keep_norms=True), tmp_path / "plan")
+    save_edit(edit_from_direction(unit_direction(32), 4, policy="skip", keep_norms=True), tmp_path / "plan")
     assert main(["edit", "--model", str(tiny()), "--plan", str(tmp_path / "plan"), "--out", str(tmp_path / "e")]) == 0
-    plan = load_plan(tmp_path / "e" / "abliteration.plan")
-    assert (plan.embedding, plan.keep_norms) == ("skip", True)
+    edit = load_edit(tmp_path / "e" / "abliteration.plan")
+    assert (edit.embedding, edit.keep_norms) == ("skip", True)
 
 
 def test_a_plan_of_several_directions_can_not_edit_the_embedding(
     tiny: Tiny, tmp_path: Path, unit_direction: Direction, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny()
-    save_plan(plan_from_direction(torch.stack([unit_direction(32, seed) for seed in range(4)]), 4), tmp_path / "plan")
+    save_edit(edit_from_direction(torch.stack([unit_direction(32, seed) for seed in range(4)]), 4), tmp_path / "plan")
     capsys.readouterr()
     call = ["edit", "--model", str(model), "--plan", str(tmp_path / "plan"), "--embedding", "edit", "--out", str(tmp_path / "e")]
     assert main(call) == 2

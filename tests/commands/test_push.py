@@ -21,7 +21,7 @@ from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.sums import SUMS, sha256_of
 from abliterate.cli.main import main
 from abliterate.files import read_json, write_json
-from abliterate.model.edit import plan_from_direction
+from abliterate.model.edit import edit_from_direction
 from abliterate.model.folder import open_folder
 from abliterate.model.index import open_index
 from abliterate.replies.transcripts import Transcript
@@ -52,8 +52,8 @@ def made(tiny: Callable[..., Path], unit_direction: Callable[..., Any], tmp_path
         if text is not None:
             (base / "LICENSE").write_text(text)
         out = tmp_path / "run" / "checkpoint"
-        plan = plan_from_direction(unit_direction(32), 4)
-        result = edit_checkpoint(open_folder(base), plan, out, "org/base", lambda proof: model_card(proof, None))
+        edit = edit_from_direction(unit_direction(32), 4)
+        result = edit_checkpoint(open_folder(base), edit, out, "org/base", lambda proof: model_card(proof, None))
         if kept is not None:
             (out / "README.md").write_text(model_card(result.proof, _report(kept)), encoding="utf-8")
         return out

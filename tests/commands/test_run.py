@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from abliterate.checkpoint.sums import check_sums
 from abliterate.choice import select as selection
 from abliterate.cli.main import main
-from abliterate.compute.memory import Fit
+from abliterate.compute.memory import Holding
 from abliterate.outcomes.verdict import OUTCOMES
 
 Tiny = Callable[..., Path]
@@ -196,8 +196,8 @@ def test_a_run_that_is_interrupted_in_tuning_goes_on_from_its_last_look(
     assert main(call) == 0
     assert len(measured) == 3 + 1 + 2  # the shortlist once more, and the looks that were left
     assert not (out / ".selection").exists() and not (tmp_path / "whole" / ".selection").exists()
-    plan, whole = (load_file(folder / "plan.safetensors") for folder in (out, tmp_path / "whole"))
-    assert torch.equal(plan["direction"], whole["direction"]) and torch.equal(plan["strength"], whole["strength"])
+    edit, whole = (load_file(folder / "plan.safetensors") for folder in (out, tmp_path / "whole"))
+    assert torch.equal(edit["direction"], whole["direction"]) and torch.equal(edit["strength"], whole["strength"])
     assert without_cost(out / "report.json") == without_cost(tmp_path / "whole" / "report.json")
 
 
@@ -349,8 +349,8 @@ def test_a_run_block_by_block_gives_the_report_of_one_in_memory(
     model = refuser(shards="20KB")
     untuned = ["--tune", "off"]  # gradients need the model whole
     assert main([*arguments(model, sets, tmp_path / "whole"), *untuned]) == 0
-    read = lambda *_: Fit(1, torch.float32, resident=False, peak=0, tokens=100)  # noqa: E731
-    monkeypatch.setattr("abliterate.compute.session.fit", read)
+    read = lambda *_: Holding(1, torch.float32, whole=False, peak=0, tokens=100)  # noqa: E731
+    monkeypatch.setattr("abliterate.compute.session.holding", read)
     assert main([*arguments(model, sets, tmp_path / "swept"), *untuned]) == 0
     whole, swept = (json.loads((tmp_path / run / "report.json").read_text(encoding="utf-8")) for run in ("whole", "swept"))
     assert whole["sets"] == swept["sets"]

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blockwise import open_alike
 from conftest import byte_tokenizer, save_tiny
-from test_swept import open_alike
 from transformers import AutoConfig
 
 import abliterate
 from abliterate.cli.main import main
 from abliterate.compute.context import Context
 from abliterate.compute.passes import Pass
-from abliterate.compute.whole.resident import load_model
+from abliterate.compute.whole.model import load_model
 from abliterate.errors import InputError
 from abliterate.measures.drift import bundled_prose, texts_of
 from abliterate.model.folder import ModelFolder, open_folder

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from blockwise import open_alike
 from held import logits, replies, streams, with_reuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_swept import open_alike
 
 from abliterate.cli.main import main
 from abliterate.compute.finite import NotFiniteError, check_logits
-from abliterate.compute.passes import Change, Pass
-from abliterate.compute.whole.resident import load_model
+from abliterate.compute.passes import Intervention, Pass
+from abliterate.compute.whole.model import load_model
 from abliterate.compute.whole.reuse import Reuse
 from abliterate.errors import InputError
 
@@ -37,10 +37,10 @@ ASKED: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def changed(folder: Path, name: str, change: Callable[[torch.Tensor], Any]) -> Path:
+def changed(folder: Path, name: str, intervention: Callable[[torch.Tensor], Any]) -> Path:
     """The folder, one of whose tensors is changed on the disk."""
     tensors = load_file(folder / "model.safetensors")
-    change(tensors[name])
+    intervention(tensors[name])
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return folder
 
@@ -93,7 +93,7 @@ def test_a_wider_type_is_advised_where_there_is_one_and_the_weights_are_finite(t
 @pytest.mark.parametrize("held", HELD)
 def test_an_edit_that_breaks_the_model_is_left_to_whoever_tries_it_but_never_written_as_a_reply(tiny: Tiny, held: str) -> None:
     model = HELD[held](tiny())
-    broken = Change(shift=torch.full((32,), INF), shift_layer=1)
+    broken = Intervention(shift=torch.full((32,), INF), shift_layer=1)
     assert not torch.isfinite(logits(model, Pass(PROMPTS, broken))).any()
     said = refusal(lambda: replies(model, Pass(PROMPTS, broken), 2))
     assert "after block 1 is the first to hold NaN or infinite values under an edit" in said

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abliterate.compute.forward import Continued, batches
-from abliterate.compute.whole.resident import Resident, load_model
+from abliterate.compute.whole.model import WholeModel, load_model
 
 PAD = 0
 SEQUENCES = st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=9), max_size=12)
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Resident:
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> WholeModel:
     return load_model(save_tiny(tmp_path_factory.mktemp("forward"), request.param), "float32", "cpu")
 
 
@@ -28,7 +28,7 @@ def _ids(*lengths: int) -> list[list[int]]:
     return [[draw.randrange(3, 250) for _ in range(length)] for length in lengths]
 
 
-def _plain(model: Resident, ids: list[int]) -> torch.Tensor:
+def _plain(model: WholeModel, ids: list[int]) -> torch.Tensor:
     with torch.no_grad():
         return model.module(torch.tensor([ids])).logits[0].log_softmax(-1)
 
@@ -57,14 +57,14 @@ def test_batches_grow_in_length(sequences: list[list[int]], size: int) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_first_token_logprobs_are_those_of_each_prompt_alone(model: Resident, batch_size: int) -> None:
+def test_first_token_logprobs_are_those_of_each_prompt_alone(model: WholeModel, batch_size: int) -> None:
     prompts = _ids(5, 17, 1, 9, 40)
     found = first_token_logprobs(replace(model, batch_size=batch_size), prompts)
     expected = torch.stack([_plain(model, ids)[-1] for ids in prompts])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def _continued(model: Resident, asked: Continued) -> torch.Tensor:
+def _continued(model: WholeModel, asked: Continued) -> torch.Tensor:
     found = torch.zeros(len(asked.prompts))
     for _, indices, logits in model.logits([asked.passed()]):
         found[list(indices)] = asked.logprobs(indices, logits)
@@ -72,7 +72,7 @@ def _continued(model: Resident, asked: Continued) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_a_continuation_counts_whole_as_in_a_pass_of_its_own(model: Resident, batch_size: int) -> None:
+def test_a_continuation_counts_whole_as_in_a_pass_of_its_own(model: WholeModel, batch_size: int) -> None:
     prompts, continuations = _ids(5, 17, 1, 9, 40), _ids(3, 1, 8, 20, 4)
     found = _continued(replace(model, batch_size=batch_size), Continued(prompts, continuations))
     for got, prompt, continuation in zip(found, prompts, continuations, strict=True):
@@ -81,7 +81,7 @@ def test_a_continuation_counts_whole_as_in_a_pass_of_its_own(model: Resident, ba
         assert float(got) == pytest.approx(expected, abs=1e-3)
 
 
-def test_no_prompts_give_no_logprobs(model: Resident) -> None:
+def test_no_prompts_give_no_logprobs(model: WholeModel) -> None:
     assert first_token_logprobs(model, []).numel() == 0
     assert _continued(model, Continued([], [])).shape == (0,)
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from blockwise import PROMPTS, interventions, last_logits, replies, streams
 from conftest import save_tiny
-from test_swept import PROMPTS, changes, last_logits, replies, streams
 
 from abliterate.compute.blockwise.blocks import Blocks
-from abliterate.compute.blockwise.swept import Swept
+from abliterate.compute.blockwise.model import BlockwiseModel
 from abliterate.compute.blockwise.trial import abilities_of
 from abliterate.compute.passes import Pass
-from abliterate.compute.whole.resident import load_model
+from abliterate.compute.whole.model import load_model
 from abliterate.model.chat.ends import advice_of, end_ids
 from abliterate.model.chat.template import load_tokenizer
 from abliterate.model.folder import open_folder
@@ -27,14 +27,14 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return save_tiny(tmp_path_factory.mktemp("gpu"), request.param, shards="20KB")
 
 
-def on_gpu(path: Path) -> Swept:
+def on_gpu(path: Path) -> BlockwiseModel:
     folder, tokenizer = open_folder(path), load_tokenizer(path)
     blocks = Blocks(folder, open_index(path), torch.float32, torch.device("cuda", 0))
-    return Swept(folder, blocks.module, tokenizer, blocks, abilities_of(folder), end_ids(advice_of(folder), tokenizer), tokens=24)
+    return BlockwiseModel(folder, blocks.module, tokenizer, blocks, abilities_of(folder), end_ids(advice_of(folder), tokenizer), tokens=24)
 
 
 def test_a_sweep_on_a_gpu_gives_what_the_cpu_gives(folder: Path) -> None:
-    passes, whole = [Pass(PROMPTS, change, kept=2) for change in changes()], load_model(folder, "float32", "cpu")
+    passes, whole = [Pass(PROMPTS, intervention, kept=2) for intervention in interventions()], load_model(folder, "float32", "cpu")
     for _ in range(3):  # memory that was let go of is used again
         model = on_gpu(folder)
         for found, expected in zip(streams(model, passes), streams(whole, passes), strict=True):

@@ -12,29 +12,29 @@ import torch
 from conftest import save_tiny
 
 from abliterate.compute.hooks import ablated, added, captured, cleared, without
-from abliterate.compute.whole.resident import Resident, load_model
+from abliterate.compute.whole.model import WholeModel, load_model
 from abliterate.errors import InputError
-from abliterate.model.edit import EditPlan, plan_from_direction
+from abliterate.model.edit import Edit, edit_from_direction
 
 IDS = torch.arange(40).reshape(2, 20)
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Resident:
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> WholeModel:
     return load_model(save_tiny(tmp_path_factory.mktemp("hooks"), request.param, tied=request.param == "qwen2"), "float32", "cpu")
 
 
-def _logits(model: Resident) -> torch.Tensor:
+def _logits(model: WholeModel) -> torch.Tensor:
     with torch.no_grad():
         return model.module(IDS).logits
 
 
-def _hooks(model: Resident) -> int:
+def _hooks(model: WholeModel) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.module.modules())
 
 
-CONTEXTS: dict[str, Callable[[Resident], AbstractContextManager[Any]]] = {
-    "ablated": lambda model: ablated(model, plan_from_direction(torch.ones(32), 4, policy="edit")),
+CONTEXTS: dict[str, Callable[[WholeModel], AbstractContextManager[Any]]] = {
+    "ablated": lambda model: ablated(model, edit_from_direction(torch.ones(32), 4, policy="edit")),
     "added": lambda model: added(model, 1, torch.ones(32)),
     "captured": lambda model: captured(model, 3),
     "cleared": lambda model: cleared(model, torch.eye(2, 32)),
@@ -42,7 +42,7 @@ CONTEXTS: dict[str, Callable[[Resident], AbstractContextManager[Any]]] = {
 
 
 @pytest.mark.parametrize("name", CONTEXTS)
-def test_hooks_are_removed_after_an_exception(model: Resident, name: str) -> None:
+def test_hooks_are_removed_after_an_exception(model: WholeModel, name: str) -> None:
     before, count = _logits(model), _hooks(model)
     with pytest.raises(ZeroDivisionError), CONTEXTS[name](model):
         assert _hooks(model) > count
@@ -51,7 +51,7 @@ def test_hooks_are_removed_after_an_exception(model: Resident, name: str) -> Non
     assert torch.equal(_logits(model), before)
 
 
-def _without(model: Resident, **names: str) -> Resident:
+def _without(model: WholeModel, **names: str) -> WholeModel:
     """The model with a layout that names what it hasn't."""
     return replace(model, folder=replace(model.folder, layout=replace(model.folder.layout, **names)))
 
@@ -67,7 +67,7 @@ def _without(model: Resident, **names: str) -> Resident:
     ids=["embedding", "positions", "captured blocks", "the block that is added to"],
 )
 def test_hooks_are_removed_when_one_cannot_be_placed(
-    model: Resident, names: dict[str, str], context: Callable[[Resident], AbstractContextManager[Any]]
+    model: WholeModel, names: dict[str, str], context: Callable[[WholeModel], AbstractContextManager[Any]]
 ) -> None:
     count = _hooks(model)
     with pytest.raises(InputError, match=r"no module 'model\.absent"), context(_without(model, **names)):
@@ -76,14 +76,14 @@ def test_hooks_are_removed_when_one_cannot_be_placed(
 
 
 @pytest.mark.parametrize("wrong", ["a block too many", "a layout of other modules"])
-def test_a_plan_whose_writers_are_not_in_the_model_is_not_run_in_part(model: Resident, wrong: str) -> None:
+def test_a_plan_whose_writers_are_not_in_the_model_is_not_run_in_part(model: WholeModel, wrong: str) -> None:
     layers = 5 if wrong == "a block too many" else 4
     asked = model if layers == 5 else _without(model, block_module="model.absent.{}")
-    with pytest.raises(InputError), ablated(asked, plan_from_direction(torch.ones(32), layers, policy="skip")):
+    with pytest.raises(InputError), ablated(asked, edit_from_direction(torch.ones(32), layers, policy="skip")):
         pytest.fail("nothing was hooked")
 
 
-def test_captured_streams_are_the_hidden_states(model: Resident) -> None:
+def test_captured_streams_are_the_hidden_states(model: WholeModel) -> None:
     with torch.no_grad(), captured(model, 20) as seen:
         states = model.module(IDS, output_hidden_states=True).hidden_states
     assert list(seen) == list(range(5))
@@ -92,7 +92,7 @@ def test_captured_streams_are_the_hidden_states(model: Resident) -> None:
     torch.testing.assert_close(model.module.model.norm(seen[4]), states[4])
 
 
-def test_captured_keeps_the_last_positions_only(model: Resident) -> None:
+def test_captured_keeps_the_last_positions_only(model: WholeModel) -> None:
     with torch.no_grad(), captured(model, 20) as whole:
         model.module(IDS)
     with torch.no_grad(), captured(model, 3) as last:
@@ -100,30 +100,30 @@ def test_captured_keeps_the_last_positions_only(model: Resident) -> None:
     assert all(torch.equal(last[index], whole[index][:, -3:]) for index in whole)
 
 
-def test_captured_sees_the_ablated_stream(model: Resident, unit_direction: Callable[..., torch.Tensor]) -> None:
+def test_captured_sees_the_ablated_stream(model: WholeModel, unit_direction: Callable[..., torch.Tensor]) -> None:
     r = unit_direction(32)
-    with torch.no_grad(), ablated(model, plan_from_direction(r, 4, policy="edit")), captured(model, 20) as seen:
+    with torch.no_grad(), ablated(model, edit_from_direction(r, 4, policy="edit")), captured(model, 20) as seen:
         model.module(IDS)
     for stream in seen.values():
         assert float((stream @ r).abs().max()) < 1e-5 * float(stream.norm(dim=-1).max())
 
 
-def test_a_skipped_embedding_keeps_its_component(model: Resident, unit_direction: Callable[..., torch.Tensor]) -> None:
+def test_a_skipped_embedding_keeps_its_component(model: WholeModel, unit_direction: Callable[..., torch.Tensor]) -> None:
     r = unit_direction(32)
     with torch.no_grad(), captured(model, 20) as before:
         model.module(IDS)
-    with torch.no_grad(), ablated(model, plan_from_direction(r, 4, policy="skip")), captured(model, 20) as seen:
+    with torch.no_grad(), ablated(model, edit_from_direction(r, 4, policy="skip")), captured(model, 20) as seen:
         model.module(IDS)
     torch.testing.assert_close(seen[4] @ r, before[0] @ r, atol=1e-4, rtol=1e-4)
 
 
 def test_untying_edits_what_enters_the_stream_and_not_what_is_read_from_it(
-    model: Resident, unit_direction: Callable[..., torch.Tensor]
+    model: WholeModel, unit_direction: Callable[..., torch.Tensor]
 ) -> None:
     r = unit_direction(32)
-    plan = replace(plan_from_direction(r, 4, policy="edit"), embedding="untie")
+    edit = replace(edit_from_direction(r, 4, policy="edit"), embedding="untie")
     seen: dict[str, torch.Tensor] = {}
-    with torch.no_grad(), ablated(model, plan), captured(model, 20) as streams:
+    with torch.no_grad(), ablated(model, edit), captured(model, 20) as streams:
         logits = model.module(IDS).logits
         handle = model.module.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.update(read=args[0]))
         model.module(IDS)
@@ -133,7 +133,7 @@ def test_untying_edits_what_enters_the_stream_and_not_what_is_read_from_it(
     assert float((seen["read"] @ r).abs().max()) > 1e-3  # the final norm puts it back; a tied, edited unembedding wouldn't read it
 
 
-def test_each_component_loses_its_own_rows_by_its_own_strength(model: Resident) -> None:
+def test_each_component_loses_its_own_rows_by_its_own_strength(model: WholeModel) -> None:
     rows = torch.linalg.qr(torch.randn(4, 2, 32, 2, generator=torch.Generator().manual_seed(1))).Q.mT.contiguous()
     strength = torch.tensor([[0.5, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     wrote: dict[str, torch.Tensor] = {}
@@ -143,7 +143,7 @@ def test_each_component_loses_its_own_rows_by_its_own_strength(model: Resident) 
 
     names = ("model.layers.0.self_attn", "model.layers.0.mlp", "model.layers.2.mlp")
     plain = [model.part(n).register_forward_hook(lambda m, a, o, n=n: watch(f"before {n}", o)) for n in names]
-    with torch.no_grad(), ablated(model, EditPlan(rows, strength, "skip")):
+    with torch.no_grad(), ablated(model, Edit(rows, strength, "skip")):
         late = [model.part(n).register_forward_hook(lambda m, a, o, n=n: watch(f"after {n}", o)) for n in names]
         model.module(IDS)
     for handle in [*plain, *late]:
@@ -154,7 +154,7 @@ def test_each_component_loses_its_own_rows_by_its_own_strength(model: Resident) 
         assert float(before.abs().max()) > 1e-3
 
 
-def test_cleared_lets_nothing_of_the_rows_enter_the_first_block_and_all_else(model: Resident) -> None:
+def test_cleared_lets_nothing_of_the_rows_enter_the_first_block_and_all_else(model: WholeModel) -> None:
     rows = torch.eye(2, 32)
     with torch.no_grad(), captured(model, 20) as before:
         model.module(IDS)
@@ -165,13 +165,13 @@ def test_cleared_lets_nothing_of_the_rows_enter_the_first_block_and_all_else(mod
 
 
 @pytest.mark.parametrize("policy", ["edit", "skip"])
-def test_strength_zero_changes_nothing(model: Resident, policy: Any) -> None:
+def test_strength_zero_changes_nothing(model: WholeModel, policy: Any) -> None:
     before = _logits(model)
-    with ablated(model, plan_from_direction(torch.ones(32), 4, 0.0, policy)):
+    with ablated(model, edit_from_direction(torch.ones(32), 4, 0.0, policy)):
         assert torch.equal(_logits(model), before)
 
 
-def test_added_shifts_the_stream_after_its_block_and_not_before(model: Resident) -> None:
+def test_added_shifts_the_stream_after_its_block_and_not_before(model: WholeModel) -> None:
     shift = torch.arange(32.0)
     with torch.no_grad(), captured(model, 20) as before:
         model.module(IDS)

@@ -13,7 +13,7 @@ from conftest import byte_tokenizer
 from safetensors.torch import load_file, save_file
 
 from abliterate.compute.load import pick_device, pick_dtype
-from abliterate.compute.whole.resident import load_model
+from abliterate.compute.whole.model import load_model
 from abliterate.errors import InputError
 from abliterate.model.formats.fp8 import dequantise, requantise
 from abliterate.model.index import SINGLE

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from abliterate.compute import memory
-from abliterate.compute.memory import Sizes, available, fit, fit_gpus, parse_budget, parse_size, sizes_of
+from abliterate.compute.memory import Sizes, available, holding_of, holding_on_gpus, parse_budget, parse_size, sizes_of
 from abliterate.errors import InputError
 from abliterate.model.folder import open_folder
 from abliterate.model.index import open_index
@@ -52,11 +52,11 @@ def test_a_size_that_lacks_its_unit_is_refused(given: str) -> None:
 def test_where_one_block_does_not_fit_it_is_said_what_it_needs_that_for_and_no_type_that_is_as_wide() -> None:
     sizes = Sizes(total=10**9, block=10**8, outside=0, head=0, widest=1000, largest=10**7)
     with pytest.raises(InputError, match=r"0\.63 the program itself, 0\.25 room to work in, 0\.41 the model's own.*or --dtype bfloat16"):
-        fit(sizes, "float32", CPU, 1 << 20)
+        holding_of(sizes, "float32", CPU, 1 << 20)
     with pytest.raises(InputError, match=r"in bfloat16 \(.*\), there are 0\.00; give more$"):
-        fit(sizes, "bfloat16", CPU, 1 << 20)
+        holding_of(sizes, "bfloat16", CPU, 1 << 20)
     with pytest.raises(InputError, match=r"GiB in bfloat16 \(0\.25 room to work in"):
-        fit(sizes, "bfloat16", torch.device("cuda"), 1 << 20)
+        holding_of(sizes, "bfloat16", torch.device("cuda"), 1 << 20)
 
 
 def test_a_budget_may_be_one_for_each_device() -> None:
@@ -101,43 +101,43 @@ SEVEN = Sizes(total=7_600_000_000, block=233_000_000, outside=4000, head=545_000
 
 
 def test_a_model_that_fits_is_held_whole_in_the_type_of_its_device() -> None:
-    held = fit(SEVEN, "auto", CPU, 64 * GIB)
-    assert held.resident and held.dtype == torch.float32
-    assert not fit(SEVEN, "auto", CPU, 20 * GIB).resident
+    held = holding_of(SEVEN, "auto", CPU, 64 * GIB)
+    assert held.whole and held.dtype == torch.float32
+    assert not holding_of(SEVEN, "auto", CPU, 20 * GIB).resident
 
 
 def test_a_model_that_does_not_fit_is_read_block_by_block_within_the_budget() -> None:
     for gib in (2, 3, 4, 8, 16):
-        held = fit(SEVEN, "bfloat16", CPU, gib * GIB)
-        assert (held.peak <= gib * GIB and not held.resident) or gib == 16
+        held = holding_of(SEVEN, "bfloat16", CPU, gib * GIB)
+        assert (held.peak <= gib * GIB and not held.whole) or gib == 16
 
 
 def test_on_a_cpu_bf16_is_taken_where_the_model_does_not_fit_and_the_processor_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for knows, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(memory, "has_bf16_instructions", lambda knows=knows: knows)
-        assert fit(SEVEN, "auto", CPU, 8 * GIB).dtype == dtype
-        assert fit(SEVEN, "float32", CPU, 8 * GIB).dtype == torch.float32
+        assert holding_of(SEVEN, "auto", CPU, 8 * GIB).dtype == dtype
+        assert holding_of(SEVEN, "float32", CPU, 8 * GIB).dtype == torch.float32
 
 
 def test_a_budget_below_one_block_is_refused_with_what_is_needed() -> None:
     with pytest.raises(InputError, match=r"one block needs \d+\.\d+ GiB in float32"):
-        fit(SEVEN, "float32", CPU, GIB)
+        holding_of(SEVEN, "float32", CPU, GIB)
 
 
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_more_memory_never_gives_less(one: int, other: int) -> None:
-    small, large = (fit(SEVEN, "bfloat16", CPU, (2 * GIB) + n * (GIB >> 2)) for n in sorted((one, other)))
+    small, large = (holding_of(SEVEN, "bfloat16", CPU, (2 * GIB) + n * (GIB >> 2)) for n in sorted((one, other)))
     assert large.resident >= small.resident
     if not large.resident:
         assert (large.ahead, large.whole_head) >= (small.ahead, small.whole_head)
 
 
 def test_several_gpus_hold_what_is_too_large_for_one() -> None:
-    of_three = fit_gpus(SEVEN, "auto", [8 * GIB] * 3)
+    of_three = holding_on_gpus(SEVEN, "auto", [8 * GIB] * 3)
     assert of_three is not None and of_three.resident and of_three.gpus == (8 * GIB,) * 3 and of_three.dtype == torch.bfloat16
-    assert fit_gpus(SEVEN, "auto", [8 * GIB]) is None  # there is but one
-    assert fit_gpus(SEVEN, "auto", [40 * GIB, 40 * GIB]) is None  # one is enough
-    assert fit_gpus(SEVEN, "auto", [7 * GIB, 7 * GIB]) is None  # two aren't
+    assert holding_on_gpus(SEVEN, "auto", [8 * GIB]) is None  # there is but one
+    assert holding_on_gpus(SEVEN, "auto", [40 * GIB, 40 * GIB]) is None  # one is enough
+    assert holding_on_gpus(SEVEN, "auto", [7 * GIB, 7 * GIB]) is None  # two aren't
 
 
 def test_sizes_are_those_of_the_checkpoint(tiny: Callable[..., Path]) -> None:

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abliterate.compute.hooks import changed
-from abliterate.compute.passes import Change, Pass
+from abliterate.compute.passes import Intervention, Pass
 from abliterate.compute.prefix import MIN_SHARED, computed, only_attends, prefix_length, shared_prefix
 from abliterate.compute.whole import reuse
-from abliterate.compute.whole.resident import Resident
+from abliterate.compute.whole.model import WholeModel
 from abliterate.compute.whole.reuse import Reuse, reuse_of
-from abliterate.model.edit import plan_from_direction
+from abliterate.model.edit import edit_from_direction
 
 SYSTEM = [7, 3, 9, 4, 11, 6]
 PROMPTS = [[*SYSTEM, *rest] for rest in ([20, 21, 22], [23, 24, 25, 26, 27, 28, 29], [20, 30, 31, 32], [40, 41, 42, 43, 44])]
@@ -34,7 +34,7 @@ CASES = {str(case): case for case in [*FAMILIES, *(case for case, _ in VISION)]}
 
 
 @pytest.fixture(scope="module")
-def llama() -> Resident:
+def llama() -> WholeModel:
     return held(CASES["llama"], batch_size=3)
 
 
@@ -82,11 +82,11 @@ def test_an_architecture_with_a_state_of_another_kind_shares_nothing(name: str) 
     assert sum(rows for rows, _ in seen) == len(PROMPTS)
 
 
-def test_the_prefix_is_computed_anew_under_each_change(llama: Resident, unit_direction: Any) -> None:
+def test_the_prefix_is_computed_anew_under_each_change(llama: WholeModel, unit_direction: Any) -> None:
     d, layers = llama.folder.d_model, llama.folder.layers
-    plan = plan_from_direction(unit_direction(d), layers, policy="edit")
-    changes = [Change(), Change(shift=3 * unit_direction(d, 2), shift_layer=0), Change(plan), Change()]
-    passes = [Pass(PROMPTS, change) for change in changes]
+    edit = edit_from_direction(unit_direction(d), layers, policy="edit")
+    interventions = [Intervention(), Intervention(shift=3 * unit_direction(d, 2), shift_layer=0), Intervention(edit), Intervention()]
+    passes = [Pass(PROMPTS, intervention) for intervention in interventions]
     found, wanted = streams(llama, passes, 2), streams(with_reuse(llama, Reuse()), passes, 2)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
@@ -95,7 +95,7 @@ def test_the_prefix_is_computed_anew_under_each_change(llama: Resident, unit_dir
 
 
 @pytest.mark.parametrize("last", [1, 3, 5, 8, 9])
-def test_the_positions_watched_are_never_within_the_prefix(llama: Resident, last: int) -> None:
+def test_the_positions_watched_are_never_within_the_prefix(llama: WholeModel, last: int) -> None:
     found, wanted = streams(llama, [Pass(PROMPTS)], last)[0], streams(with_reuse(llama, Reuse()), [Pass(PROMPTS)], last)[0]
     torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-5)
     asked = Pass(PROMPTS, kept=last)
@@ -103,7 +103,7 @@ def test_the_positions_watched_are_never_within_the_prefix(llama: Resident, last
 
 
 @pytest.mark.parametrize("sequences", [[PROMPTS[0]] * 4, [SYSTEM, PROMPTS[0]], [[5, 6], [5, 7]], [PROMPTS[0]], []])
-def test_sequences_that_leave_no_prefix_to_share_are_computed_whole(llama: Resident, sequences: list[list[int]]) -> None:
+def test_sequences_that_leave_no_prefix_to_share_are_computed_whole(llama: WholeModel, sequences: list[list[int]]) -> None:
     found, wanted = streams(llama, [Pass(sequences)], 2)[0], streams(with_reuse(llama, Reuse()), [Pass(sequences)], 2)[0]
     torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-5)
 
@@ -135,8 +135,8 @@ def test_an_architecture_is_asked_once_and_a_copy_that_is_off_turns_sharing_off(
     assert len(asked) == 1
 
 
-def test_a_prefix_of_one_row_serves_as_many_rows_as_come(llama: Resident) -> None:
-    with torch.inference_mode(), changed(llama, Change()):
+def test_a_prefix_of_one_row_serves_as_many_rows_as_come(llama: WholeModel) -> None:
+    with torch.inference_mode(), changed(llama, Intervention()):
         prefix = computed(llama.module, SYSTEM)
     assert prefix.length == len(SYSTEM)
     assert {tuple(layer.keys.shape[::2]) for layer in prefix.layers} == {(1, len(SYSTEM))}

@@ -62,7 +62,7 @@ def test_the_edit_of_a_bilingual_target_removes_both_directions() -> None:
     made = [c for c in candidates(directions, 2, 0.8, "skip", False) if "a language" in c.name]
     assert made
     for candidate in made:
-        rows = candidate.plan.direction[-1, 0]
+        rows = candidate.edit.direction[-1, 0]
         assert rows.shape == (2, WIDTH)
         torch.testing.assert_close(rows @ rows.T, torch.eye(2), atol=1e-5, rtol=0)
         for lang in ("en", "zh"):

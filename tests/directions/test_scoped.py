@@ -118,7 +118,7 @@ def test_places_at_which_too_little_is_left_give_no_candidates() -> None:
     assert made and {c.position for c in made} == {-1}
     for c in made:
         assert c.kind == "per-layer" or c.layer >= 3
-        assert c.kind != "per-layer" or not c.plan.strength[:3].any()
+        assert c.kind != "per-layer" or not c.edit.strength[:3].any()
     nowhere = replace(directions, scoping={name: replace(scoping, share=torch.full_like(share, 0.1))})
     assert candidates(nowhere, 50, 1.0, "skip", False) == []
 
@@ -142,9 +142,9 @@ def test_every_estimator_competes_where_it_is_asked_for() -> None:
     assert {c.estimator for c in made} == set(directions.competing)
     assert len(made) <= at_most(4, LAYERS, 0, len(ESTIMATORS))
     for c in made:
-        rows = c.plan.direction
+        rows = c.edit.direction
         torch.testing.assert_close(rows @ rows.mT, torch.eye(rows.shape[2]).expand(*rows.shape[:2], -1, -1), atol=1e-4, rtol=0)
-    assert {c.plan.direction.shape[2] for c in made if c.estimator == "subspace, scoped"} == {3}
+    assert {c.edit.direction.shape[2] for c in made if c.estimator == "subspace, scoped"} == {3}
 
 
 def test_interpolated_candidates_lie_between_the_best_block_and_a_neighbour() -> None:
@@ -157,7 +157,7 @@ def test_interpolated_candidates_lie_between_the_best_block_and_a_neighbour() ->
         assert singles[c.estimator].layer in (c.layer, c.layer + 1) and c.position == singles[c.estimator].position
         pair = directions.direction[c.estimator][-1 - c.position, c.layer + 1 : c.layer + 3]
         units = pair / pair.norm(dim=-1, keepdim=True)
-        torch.testing.assert_close(c.plan.direction[0, 0, 0], units.sum(0) / units.sum(0).norm())
+        torch.testing.assert_close(c.edit.direction[0, 0, 0], units.sum(0) / units.sum(0).norm())
 
 
 def test_scoped_directions_and_subspaces_are_read_back(tmp_path: Path) -> None:

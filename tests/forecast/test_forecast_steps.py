@@ -12,7 +12,7 @@ import torch
 from abliterate.choice.candidates import at_most, candidates
 from abliterate.commands.run import run
 from abliterate.compute.blockwise.blocks import Blocks
-from abliterate.compute.memory import Fit
+from abliterate.compute.memory import Holding
 from abliterate.config import RunConfig
 from abliterate.directions.activations import Activations
 from abliterate.directions.collect import SetActivations
@@ -52,7 +52,7 @@ def test_a_real_run_reads_its_weights_as_often_as_planned(
         return in_turn(self)
 
     monkeypatch.setattr(Blocks, "in_turn", counted)
-    monkeypatch.setattr("abliterate.compute.session.fit", lambda *_: Fit(1, torch.float32, resident=False, peak=0, tokens=100))
+    monkeypatch.setattr("abliterate.compute.session.holding", lambda *_: Holding(1, torch.float32, whole=False, peak=0, tokens=100))
     if not ends:
         monkeypatch.setattr("abliterate.compute.session.end_ids", lambda *_: frozenset())
     config = RunConfig(model=str(tiny(shards="20KB", says="I won't.")), max_new_tokens=3, candidates=2, **sets)

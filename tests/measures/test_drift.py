@@ -11,8 +11,8 @@ from conftest import save_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abliterate.compute.whole.resident import Resident, load_model
-from abliterate.measures.drift import base_side, bundled_prose, drift, load_base_side, save_base_side
+from abliterate.compute.whole.model import WholeModel, load_model
+from abliterate.measures.drift import base_predictions, bundled_prose, drift, load_base_predictions, save_base_predictions
 from abliterate.measures.predictions import Divergences, Nats, Predicted, Predictions, Texts, ask, kl_divergence
 from abliterate.model.chat.template import encode
 
@@ -58,29 +58,29 @@ def test_small_kl_of_a_wide_vocabulary_is_not_lost_to_rounding() -> None:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Resident, Resident]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[WholeModel, WholeModel]:
     folder = tmp_path_factory.mktemp("drift")
     return tuple(load_model(save_tiny(folder / str(seed), layers=2, seed=seed), device="cpu") for seed in (1, 2))  # type: ignore[return-value]
 
 
-def logprobs(model: Resident, prompt: list[int], text: list[int]) -> torch.Tensor:
+def logprobs(model: WholeModel, prompt: list[int], text: list[int]) -> torch.Tensor:
     """What the text's tokens are chosen from, one row each."""
     with torch.inference_mode():
         logits = model.module(torch.tensor([[*prompt, *text]])).logits[0].double()
     return logits[len(prompt) - 1 : -1].log_softmax(-1)
 
 
-def predicted(model: Resident, texts: Texts) -> Predicted:
+def predicted(model: WholeModel, texts: Texts) -> Predicted:
     ask(model, [heard := Predictions(model, texts)])
     return heard.found
 
 
-def divergence(model: Resident, base: Predicted, texts: Texts) -> tuple[torch.Tensor, torch.Tensor]:
+def divergence(model: WholeModel, base: Predicted, texts: Texts) -> tuple[torch.Tensor, torch.Tensor]:
     ask(model, [heard := Divergences(base, texts)])
     return heard.kl, heard.nats
 
 
-def test_kl_along_the_bases_replies_is_the_mean_over_their_tokens(models: tuple[Resident, Resident]) -> None:
+def test_kl_along_the_bases_replies_is_the_mean_over_their_tokens(models: tuple[WholeModel, WholeModel]) -> None:
     base, edited = models
     prompts = encode(base.tokenizer, ["Hi", "What is that?", "Sing"])
     replies = [base.tokenizer(text)["input_ids"] for text in ("a short one", "", "and one that is quite a bit longer")]
@@ -97,7 +97,9 @@ def test_kl_along_the_bases_replies_is_the_mean_over_their_tokens(models: tuple[
     assert kl[1].isnan() and nats[1].isnan()
 
 
-def test_what_is_lumped_together_never_adds_to_the_divergence(models: tuple[Resident, Resident], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_lumped_together_never_adds_to_the_divergence(
+    models: tuple[WholeModel, WholeModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, edited = models
     texts = Texts(encode(base.tokenizer, ["Hi"]), [base.tokenizer("some reply")["input_ids"]], [])
     found = []
@@ -107,7 +109,7 @@ def test_what_is_lumped_together_never_adds_to_the_divergence(models: tuple[Resi
     assert found == sorted(found) and 0 < found[0] < found[-1]
 
 
-def test_prose_has_the_cross_entropy_of_a_plain_forward_pass(models: tuple[Resident, Resident]) -> None:
+def test_prose_has_the_cross_entropy_of_a_plain_forward_pass(models: tuple[WholeModel, WholeModel]) -> None:
     base, _ = models
     texts = [base.tokenizer(text)["input_ids"] for text in ("The lake lies still.", "x", "湖面平静。")]
     ask(base, [heard := Nats(texts)])
@@ -120,12 +122,12 @@ def test_prose_has_the_cross_entropy_of_a_plain_forward_pass(models: tuple[Resid
     assert found[1].isnan()
 
 
-def test_the_bases_side_comes_back_from_its_file_and_gives_the_same_drift(models: tuple[Resident, Resident], tmp_path: Path) -> None:
+def test_the_bases_side_comes_back_from_its_file_and_gives_the_same_drift(models: tuple[WholeModel, WholeModel], tmp_path: Path) -> None:
     base, edited = models
     texts = Texts(encode(base.tokenizer, ["Hi", "Why?"]), [[40, 41], []], [[50, 51, 52]])
-    side = base_side(base, texts)
-    save_base_side(side, tmp_path / "side.safetensors")
-    found = drift(edited, load_base_side(tmp_path / "side.safetensors"), texts)
+    side = base_predictions(base, texts)
+    save_base_predictions(side, tmp_path / "side.safetensors")
+    found = drift(edited, load_base_predictions(tmp_path / "side.safetensors"), texts)
     assert found == drift(edited, side, texts)
     assert found.kl_sequence[1] is None and found.suppression_base is None
     assert found.ce_base != found.ce_edited

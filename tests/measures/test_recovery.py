@@ -8,11 +8,11 @@ import pytest
 import torch
 from conftest import CHATML, byte_tokenizer, save_tiny
 
-from abliterate.compute.whole.resident import Resident, load_model
+from abliterate.compute.whole.model import WholeModel, load_model
 from abliterate.errors import InputError
 from abliterate.measures.predictions import Texts
 from abliterate.measures.recovery import (
-    Side,
+    RecoverySide,
     check_predicts_alike,
     divergences,
     ids_of,
@@ -25,12 +25,12 @@ from abliterate.model.chat.template import encode
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Resident, Resident]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[WholeModel, WholeModel]:
     folder = tmp_path_factory.mktemp("recovery")
     return tuple(load_model(save_tiny(folder / str(seed), layers=2, seed=seed), device="cpu") for seed in (1, 2))  # type: ignore[return-value]
 
 
-def test_the_divergence_is_of_the_reference_from_the_model(models: tuple[Resident, Resident]) -> None:
+def test_the_divergence_is_of_the_reference_from_the_model(models: tuple[WholeModel, WholeModel]) -> None:
     reference, model = models
     prompts = encode(reference.tokenizer, ["Hi", "Sing", "Why?"])
     texts = Texts(prompts, ids_of(reference.tokenizer, ["la la", "", "because it is so"]), [])
@@ -44,7 +44,7 @@ def test_the_divergence_is_of_the_reference_from_the_model(models: tuple[Residen
     assert divergences(reference, reference_side(reference, texts), texts)["kl"][0] == pytest.approx(0, abs=1e-6)
 
 
-def test_what_the_reference_predicts_comes_back_from_its_file(models: tuple[Resident, Resident], tmp_path: Path) -> None:
+def test_what_the_reference_predicts_comes_back_from_its_file(models: tuple[WholeModel, WholeModel], tmp_path: Path) -> None:
     reference, model = models
     texts = Texts(encode(reference.tokenizer, ["Hi"]), ids_of(reference.tokenizer, ["la la"]), [])
     told = reference_side(reference, texts)
@@ -57,8 +57,8 @@ def test_of_a_reply_64_tokens_are_looked_at() -> None:
     assert len(long) == 64
 
 
-def side(kl: list[float | None], *replies: list[int]) -> Side:
-    return Side(kl, [None if value is None else 2 * value for value in kl], replies)
+def side(kl: list[float | None], *replies: list[int]) -> RecoverySide:
+    return RecoverySide(kl, [None if value is None else 2 * value for value in kl], replies)
 
 
 def test_what_is_gone_is_the_share_of_the_bases_divergence() -> None:

@@ -21,7 +21,7 @@ from abliterate.cli.main import main
 from abliterate.errors import CheckError, InputError
 from abliterate.forecast.shapes import imagined
 from abliterate.model.agreement import check_agreement, open_checkpoint
-from abliterate.model.edit import plan_from_direction
+from abliterate.model.edit import edit_from_direction
 from abliterate.model.folder import open_folder
 from abliterate.model.index import INDEX, open_index
 
@@ -189,13 +189,13 @@ def test_a_checkpoint_that_disagrees_is_neither_proven_nor_verified(
     tiny: Tiny, tmp_path: Path, unit_direction: Callable[[int], Tensor]
 ) -> None:
     model, out = tiny(), tmp_path / "out"
-    edit_checkpoint(open_folder(model), plan_from_direction(unit_direction(32), 4), out, "base", lambda proof: "card\n")
+    edit_checkpoint(open_folder(model), edit_from_direction(unit_direction(32), 4), out, "base", lambda proof: "card\n")
     for folder in (model, out):
         set_config(folder, vocab_size=264)
     with pytest.raises(CheckError, match=r"\[259, 32\] stored, \[264, 32\] by the config's vocab_size"):
         verify(open_folder(out), None)
     with pytest.raises(InputError, match=r"\[259, 32\] stored, \[264, 32\] by the config's vocab_size"):
-        edit_checkpoint(open_folder(model), plan_from_direction(unit_direction(32), 4), tmp_path / "b", "base", lambda proof: "card\n")
+        edit_checkpoint(open_folder(model), edit_from_direction(unit_direction(32), 4), tmp_path / "b", "base", lambda proof: "card\n")
     assert not (tmp_path / "b").exists()
 
 

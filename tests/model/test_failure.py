@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from blockwise import open_alike, open_blockwise
 from conftest import save_tiny
 from held import replies
 from safetensors.torch import save_file
-from test_swept import open_alike, open_swept
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from abliterate.cli.main import main
 from abliterate.compute.passes import Pass
-from abliterate.compute.whole.resident import load_model
+from abliterate.compute.whole.model import load_model
 from abliterate.errors import CheckError, InputError
 from abliterate.model.failure import refused
 from abliterate.terminal.progress import say_once
@@ -126,5 +126,5 @@ def test_an_architecture_whose_small_copy_breaks_is_refused_by_name(
 def test_it_is_refused_too_where_it_would_be_run_block_by_block(tmp_path: Path, spared: int) -> None:
     BreakingModel.spared = spared
     with pytest.raises(InputError, match=r"'breaking'.*the tensors don't match") as caught:
-        open_swept(breaking(tmp_path))
+        open_blockwise(breaking(tmp_path))
     assert "\n" not in str(caught.value)

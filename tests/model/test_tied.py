@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from blockwise import PROMPTS, last_logits, open_blockwise
 from conftest import save_tiny
 from families import VISION, Case, small
 from packed import set_config, store, tensors_of
-from test_swept import PROMPTS, last_logits, open_swept
 
 from abliterate.compute.load import from_pretrained
 from abliterate.compute.passes import Pass
-from abliterate.compute.whole.resident import load_model
+from abliterate.compute.whole.model import load_model
 from abliterate.model.folder import open_folder
 from abliterate.model.layouts import text_name
 
@@ -103,5 +103,5 @@ def test_a_folder_without_weights_is_tied_as_its_config_says(tiny: Tiny) -> None
 def test_a_tied_config_computes_the_same_whole_and_block_by_block(tmp_path: Path, stored: str) -> None:
     folder = head_stored(save_tiny(tmp_path / "m", tied=True), stored)
     asked = [Pass(PROMPTS, kept=2)]
-    (whole,), (swept,) = (last_logits(model, asked) for model in (load_model(folder, "float32", "cpu"), open_swept(folder)))
+    (whole,), (swept,) = (last_logits(model, asked) for model in (load_model(folder, "float32", "cpu"), open_blockwise(folder)))
     torch.testing.assert_close(swept, whole, rtol=1e-4, atol=1e-4)

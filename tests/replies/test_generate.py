@@ -13,8 +13,8 @@ import torch
 from conftest import CHATML, byte_tokenizer, save_tiny
 
 from abliterate.compute.forward import batches
-from abliterate.compute.passes import Pass, unheard
-from abliterate.compute.whole.resident import Resident, load_model
+from abliterate.compute.passes import Pass, no_progress
+from abliterate.compute.whole.model import WholeModel, load_model
 from abliterate.model.chat.template import encode
 from abliterate.prompts import Prompt, PromptSet
 from abliterate.replies.generate import generate as generate_by
@@ -29,12 +29,12 @@ SETS = [
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Resident:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> WholeModel:
     return load_model(save_tiny(tmp_path_factory.mktemp("tiny") / "model", layers=2), device="cpu")
 
 
 @pytest.fixture
-def model(shared: Resident) -> Resident:
+def model(shared: WholeModel) -> WholeModel:
     shared.module.generation_config.eos_token_id = shared.tokenizer.eos_token_id
     return shared
 
@@ -42,15 +42,15 @@ def model(shared: Resident) -> Resident:
 @pytest.fixture(autouse=True)
 def _short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few prompts make several segments."""
-    monkeypatch.setattr("abliterate.compute.whole.resident.SEGMENT", 1)
+    monkeypatch.setattr("abliterate.compute.whole.model.SEGMENT", 1)
 
 
-def generate(model: Resident, sets: list[PromptSet], path: Path, tokens: int, size: int, advance: Any = unheard) -> list[Transcript]:
+def generate(model: WholeModel, sets: list[PromptSet], path: Path, tokens: int, size: int, advance: Any = no_progress) -> list[Transcript]:
     """So many prompts at once."""
     return generate_by(replace(model, batch_size=size), sets, path, tokens, advance)
 
 
-def greedy(model: Resident, prompt: list[int], length: int) -> list[int]:
+def greedy(model: WholeModel, prompt: list[int], length: int) -> list[int]:
     """The argmax token again and again, without a cache."""
     ids = list(prompt)
     with torch.inference_mode():
@@ -59,7 +59,7 @@ def greedy(model: Resident, prompt: list[int], length: int) -> list[int]:
     return ids[len(prompt) :]
 
 
-def replies(model: Resident, prompts: list[list[int]], length: int, size: int = 8) -> list[list[int]]:
+def replies(model: WholeModel, prompts: list[list[int]], length: int, size: int = 8) -> list[list[int]]:
     found: list[list[int]] = [[] for _ in prompts]
     for _, indices, made in replace(model, batch_size=size).replies([Pass(prompts)], length):
         for i, reply in zip(indices, made, strict=True):
@@ -67,12 +67,12 @@ def replies(model: Resident, prompts: list[list[int]], length: int, size: int = 
     return found
 
 
-def test_replies_are_the_argmax_tokens(model: Resident) -> None:
+def test_replies_are_the_argmax_tokens(model: WholeModel) -> None:
     prompts = encode(model.tokenizer, TEXTS[:3])
     assert replies(model, prompts, 6) == [greedy(model, p, 6) for p in prompts]
 
 
-def test_replies_do_not_depend_on_the_batch(model: Resident) -> None:
+def test_replies_do_not_depend_on_the_batch(model: WholeModel) -> None:
     prompts = encode(model.tokenizer, TEXTS)
     assert replies(model, prompts, 5, size=1) == replies(model, prompts, 5, size=7)
 
@@ -87,7 +87,7 @@ def test_replies_are_greedy_whatever_the_generation_config_says(tiny: Callable[.
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one id", "a list of ids"])
-def test_a_reply_stops_before_its_end_token(model: Resident, several: bool) -> None:
+def test_a_reply_stops_before_its_end_token(model: WholeModel, several: bool) -> None:
     prompts = encode(model.tokenizer, TEXTS)
     free = replies(model, prompts, 8)
     end = free[1][3]
@@ -95,7 +95,7 @@ def test_a_reply_stops_before_its_end_token(model: Resident, several: bool) -> N
     assert replies(model, prompts, 8) == [r[: r.index(end)] if end in r else r for r in free]
 
 
-def test_a_reply_has_at_most_max_new_tokens(model: Resident) -> None:
+def test_a_reply_has_at_most_max_new_tokens(model: WholeModel) -> None:
     assert all(len(r) <= 3 for r in replies(model, encode(model.tokenizer, TEXTS), 3))
 
 
@@ -106,19 +106,19 @@ def test_batches_depend_on_the_lengths_alone() -> None:
     assert grouping == [b.indices for b in batches(twos, 0, 2, device)] == [(1, 3), (0, 4), (2,)]
 
 
-def test_every_prompt_is_answered_once_in_the_sets_order(model: Resident, tmp_path: Path) -> None:
+def test_every_prompt_is_answered_once_in_the_sets_order(model: WholeModel, tmp_path: Path) -> None:
     made = generate(model, SETS, tmp_path / "t.jsonl", 4, 3)
     assert [(t.set, t.id, t.prompt) for t in made] == [(s.name, p.id, p.text) for s in SETS for p in s]
     assert sorted(read(tmp_path / "t.jsonl"), key=repr) == sorted(made, key=repr)
 
 
-def test_generating_twice_gives_the_same_bytes(model: Resident, tmp_path: Path) -> None:
+def test_generating_twice_gives_the_same_bytes(model: WholeModel, tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         generate(model, SETS, tmp_path / name, 4, 3)
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
 
 
-def test_a_run_cut_anywhere_ends_as_without_the_cut(model: Resident, tmp_path: Path) -> None:
+def test_a_run_cut_anywhere_ends_as_without_the_cut(model: WholeModel, tmp_path: Path) -> None:
     whole = generate(model, SETS, tmp_path / "whole.jsonl", 4, 3)
     data, cut = (tmp_path / "whole.jsonl").read_bytes(), tmp_path / "cut.jsonl"
     for length in (0, 1, *(len(data) * i // 7 for i in range(1, 7)), len(data) - 1, len(data)):
@@ -127,7 +127,7 @@ def test_a_run_cut_anywhere_ends_as_without_the_cut(model: Resident, tmp_path: P
         assert cut.read_bytes() == data
 
 
-def test_whole_batches_are_kept_and_begun_ones_made_again(model: Resident, tmp_path: Path) -> None:
+def test_whole_batches_are_kept_and_begun_ones_made_again(model: WholeModel, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     whole = generate(model, SETS, path, 4, 3)
     written = read(path)
@@ -138,7 +138,7 @@ def test_whole_batches_are_kept_and_begun_ones_made_again(model: Resident, tmp_p
     assert found == {**expected, **{(t.set, t.id): "kept" for t in written[:3]}}
 
 
-def test_progress_tells_of_every_prompt_once(model: Resident, tmp_path: Path) -> None:
+def test_progress_tells_of_every_prompt_once(model: WholeModel, tmp_path: Path) -> None:
     told: list[float] = []
     generate(model, SETS, tmp_path / "t.jsonl", 2, 3, told.append)
     (tmp_path / "t.jsonl").write_bytes(b"".join((tmp_path / "t.jsonl").read_bytes().splitlines(keepends=True)[:5]))
@@ -148,7 +148,7 @@ def test_progress_tells_of_every_prompt_once(model: Resident, tmp_path: Path) ->
     assert told[0] == 3 and sum(told) == len(TEXTS)
 
 
-def test_nothing_but_the_transcripts_is_left(model: Resident, tmp_path: Path) -> None:
+def test_nothing_but_the_transcripts_is_left(model: WholeModel, tmp_path: Path) -> None:
     generate(model, SETS, tmp_path / "t.jsonl", 2, 3)
     assert [p.name for p in tmp_path.iterdir()] == ["t.jsonl"]
 
@@ -159,13 +159,13 @@ def test_a_template_that_opens_the_thought_is_recorded(tiny: Callable[..., Path]
     assert all(t.begins_in_thought for t in generate(model, SETS[:1], tmp_path / "t.jsonl", 2, 4))
 
 
-def test_a_plain_template_opens_no_thought_even_where_the_prompt_does(model: Resident, tmp_path: Path) -> None:
+def test_a_plain_template_opens_no_thought_even_where_the_prompt_does(model: WholeModel, tmp_path: Path) -> None:
     asked = PromptSet("s", (Prompt("1", "What does <think>"),))
     assert not generate(model, [asked], tmp_path / "t.jsonl", 2, 4)[0].begins_in_thought
 
 
 def test_replies_are_cut_where_they_are_settled_and_only_when_asked_for(
-    model: Resident, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: WholeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str | None, bool]] = []
 
@@ -190,7 +190,7 @@ def test_a_model_that_says_only_special_tokens_is_broken(tiny: Callable[..., Pat
         assert transcript.verdict().outcome == "degenerate"
 
 
-def test_a_reply_that_comes_to_its_end_is_not_cut(model: Resident, tmp_path: Path) -> None:
+def test_a_reply_that_comes_to_its_end_is_not_cut(model: WholeModel, tmp_path: Path) -> None:
     prompts = encode(model.tokenizer, TEXTS)
     model.module.generation_config.eos_token_id = replies(model, prompts, 8)[1][3]
     made = generate(model, SETS, tmp_path / "t.jsonl", 8, 3)

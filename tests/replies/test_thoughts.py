@@ -12,8 +12,8 @@ import torch
 from conftest import CHATML, byte_tokenizer, save_tiny
 
 from abliterate.cli.main import main
-from abliterate.compute.passes import Advance, Pass, unheard
-from abliterate.compute.whole.resident import load_model
+from abliterate.compute.passes import Advance, Pass, no_progress
+from abliterate.compute.whole.model import load_model
 from abliterate.config import AuditConfig
 from abliterate.errors import InputError
 from abliterate.measures.predictions import ThoughtClosing, ask
@@ -49,7 +49,7 @@ class Scripted:
         raise AssertionError("nobody looks at its logits")
 
     def replies(
-        self, passes: Sequence[Pass], longest: int, advance: Advance = unheard
+        self, passes: Sequence[Pass], longest: int, advance: Advance = no_progress
     ) -> Iterator[tuple[int, Sequence[int], list[list[int]]]]:
         for number, asked in enumerate(passes):
             for index, ids in enumerate(asked.sequences):

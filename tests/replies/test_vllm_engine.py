@@ -16,7 +16,7 @@ from conftest import CHATML, byte_tokenizer, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from abliterate.cli.main import main
-from abliterate.compute.whole.resident import load_model
+from abliterate.compute.whole.model import load_model
 from abliterate.errors import InputError
 from abliterate.model.chat.template import encode
 from abliterate.prompts import Prompt, PromptSet

@@ -15,7 +15,7 @@ from abliterate.report.card import model_card, one_line
 from abliterate.report.document import report_document
 from abliterate.report.model_index import keep_tests
 from abliterate.report.numbers import corrected
-from abliterate.report.places import judge_without_paths, without_paths
+from abliterate.report.without_paths import judge_without_paths, without_paths
 
 HASHES = {"model.safetensors": "ab" * 32, "config.json": "cd" * 32}
 KEYS = {

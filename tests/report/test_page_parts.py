@@ -13,8 +13,8 @@ from reports import LOOP, NO, YES, audit_report, judged, run_record, run_report,
 from abliterate.cli.options import build
 from abliterate.config import RunConfig
 from abliterate.report.page.browser import browser
+from abliterate.report.page.escaping import language, shown
 from abliterate.report.page.heatmap import heat_maps
-from abliterate.report.page.inert import language, shown
 from abliterate.report.page.tables import cuts, thoughts
 from abliterate.report.provenance import citation, command, cost, folder_name, kind, missing, model_name
 from abliterate.report.rates import bars, controls, drift_rows, first_screen, round_up

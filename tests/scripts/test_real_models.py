@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from abliterate.compute.whole.resident import load_model
+from abliterate.compute.whole.model import load_model
 from abliterate.model.chat.ends import advice_of, end_ids
 from abliterate.model.chat.template import encode
 from abliterate.model.fixtures.wheel import Pin

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from abliterate.cli.main import main
 from abliterate.commands.chat.screen import Plain
-from abliterate.commands.chat.speaker import Said
+from abliterate.commands.chat.speaker import ChatReply
 from abliterate.report.reproduction import show
 from abliterate.terminal.console import HarmlessConsole
 from abliterate.terminal.harmless import harmless
@@ -53,7 +53,7 @@ def test_a_bar_still_moves_the_cursor() -> None:
 def test_every_line_of_ours_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
     say(EVIL)
     Plain().note(EVIL)
-    Plain().told({EVIL: Said(EVIL, 3, True, None)})
+    Plain().told({EVIL: ChatReply(EVIL, 3, True, None)})
     nothing = {"by_measure": [{"set": EVIL, "measure": EVIL, "identical": 0, "within": 0, "different": 0}], "figures": []}
     show({**nothing, "differences": {"versions": {EVIL: [EVIL, EVIL]}}, "totals": {"identical": 0, "within": 0, "different": 0}})
     assert main(["score", f"{EVIL}.jsonl"]) == 2

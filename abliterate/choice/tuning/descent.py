@@ -11,19 +11,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from abliterate.choice.front import Point
-from abliterate.choice.tuning.behind import Line
+from abliterate.choice.tuning.after_thought import Line
 from abliterate.choice.tuning.examples import Examples
 from abliterate.choice.tuning.losses import drift, withheld
 from abliterate.choice.tuning.measure import moved
 from abliterate.choice.tuning.optimiser import Optimiser
 from abliterate.choice.tuning.parameters import Parameters
 from abliterate.choice.tuning.state import STATE, Seen, Step, packed, restored
-from abliterate.compute.passes import Advance, Change, unheard
+from abliterate.compute.passes import Advance, Intervention, no_progress
 from abliterate.compute.whole.gradients import MicroBatch, logits, micro_batch
-from abliterate.compute.whole.resident import Resident
-from abliterate.model.edit import EditPlan
+from abliterate.compute.whole.model import WholeModel
+from abliterate.model.edit import Edit
 from abliterate.prompts import Role
-from abliterate.runs.resume import NOWHERE, Kept
+from abliterate.runs.resume import NO_STORE, ResumeStore
 
 _SELDOM = 6  # steps between two looks at val, where patience leaves time for it
 
@@ -75,14 +75,14 @@ class Settings:
 
 
 def descend(
-    model: Resident,
+    model: WholeModel,
     parameters: Parameters,
     train: Examples,
-    look: Callable[[EditPlan], Point],
+    look: Callable[[Edit], Point],
     cost: Callable[[Point], float],
     settings: Settings,
-    advance: Advance = unheard,
-    kept: Kept = NOWHERE,
+    advance: Advance = no_progress,
+    kept: ResumeStore = NO_STORE,
 ) -> tuple[list[Seen], list[Step]]:
     """Walk from the given parameters phase after phase; ``look`` measures an edit on val, and ``cost`` says how bad that is. ``advance``
     hears of every step and look. Goes on from the last look that was ``kept``, for which model, examples and cost are taken to be the same.
@@ -113,7 +113,7 @@ def descend(
             state.seen.append(Seen(f"tuned, step {number}", number, weight, baked, look(baked)))
             advance(1)
             state.judge(cost(state.seen[-1].point), settings.steps, settings.patience)
-            kept.keep_state(STATE, *packed(state, parameters, optimiser))
+            kept.save_state(STATE, *packed(state, parameters, optimiser))
     return state.seen, state.steps
 
 
@@ -178,7 +178,7 @@ def _rounds(size: int, chance: random.Random) -> Iterator[int]:
 
 
 def _gradients(
-    model: Resident,
+    model: WholeModel,
     parameters: Parameters,
     examples: Examples,
     cards: Sequence[_Card],
@@ -193,10 +193,10 @@ def _gradients(
     share: dict[Role, float] = {role: weight / len(examples.stays) / counts[role] for role in examples.stays}
     share["target"] = 1 / counts["target"]
     sums: dict[Role, float] = dict.fromkeys(counts, 0.0)
-    whole = parameters.plan()
+    whole = parameters.edit()
     leaves = [t.detach().requires_grad_() for t in (whole.direction, whole.strength)]
-    trial = EditPlan(leaves[0], leaves[1], "skip")  # the micro-batches' graphs end here, and each is gone before the next
-    for indices, rows in logits(model, Change(trial), sequences, kept, micro):
+    trial = Edit(leaves[0], leaves[1], "skip")  # the micro-batches' graphs end here, and each is gone before the next
+    for indices, rows in logits(model, Intervention(trial), sequences, kept, micro):
         losses = [(cards[index].role, _loss(examples, cards[index], row)) for index, row in zip(indices, rows, strict=True)]
         for role, loss in losses:
             sums[role] += float(loss.detach()) / counts[role]

@@ -11,11 +11,11 @@ from types import MappingProxyType
 from transformers import PreTrainedTokenizerBase
 
 from abliterate.choice.openings import OPENING_TOKENS, Openings
-from abliterate.choice.tuning.behind import Line, is_empty, lines_behind, parted
+from abliterate.choice.tuning.after_thought import Line, is_empty, lines_after_thoughts, parted
 from abliterate.choice.tuning.openings import ALIKE, TargetOpenings, own_likelihood
-from abliterate.choice.tuning.replies import Replied, distinct, judged, short, short_replies
+from abliterate.choice.tuning.replies import JudgedReplies, distinct, judged, short, short_replies
 from abliterate.compute.forward import Continued
-from abliterate.compute.passes import Advance, Ids, Model, unheard
+from abliterate.compute.passes import Advance, Ids, Model, no_progress
 from abliterate.measures.predictions import Predicted, Predictions, Texts, ask
 from abliterate.model.chat.parts import split_thought
 from abliterate.model.chat.thinking import closing, decode, opens_thought
@@ -69,10 +69,10 @@ class Examples:
         return [Line([], self.target.openings[place])], [Line([], other) for other in self.others[place]], self.behind[place]
 
 
-def gather(
+def examples_of(
     model: Model,
     prompts: Mapping[Role, Sequence[Prompt]],
-    advance: Advance = unheard,
+    advance: Advance = no_progress,
     replies: Mapping[Role, Ids] | None = None,
     predicted: Mapping[Role, Predicted] = MappingProxyType({}),
     measured: bool = True,
@@ -81,7 +81,7 @@ def gather(
 
     ``replies``: its short replies, where they are there already. ``predicted``: what it predicts along them, by role, where that is there.
     ``measured``: whether edits will be measured on these examples. ``advance`` is told how many rows went through the model,
-    ``gathering_work`` of them at most.
+    ``examples_work`` of them at most.
     """
     found = judged(model, distinct(prompts), short_replies(model, prompts, advance) if replies is None else replies)
     target = found["target"]
@@ -115,7 +115,11 @@ def _way(model: Model, reply: Sequence[int]) -> Line:
 
 
 def _behind(
-    model: Model, prompts: Mapping[Role, Sequence[Prompt]], found: Mapping[Role, Replied], chosen: Sequence[int], at_once: Sequence[bool]
+    model: Model,
+    prompts: Mapping[Role, Sequence[Prompt]],
+    found: Mapping[Role, JudgedReplies],
+    chosen: Sequence[int],
+    at_once: Sequence[bool],
 ) -> list[list[Line]]:
     """Lines behind a thought, of prompts that are withheld ``at_once``; the others' own lines are such already."""
     role: Role = "baseline" if "baseline" in found else "harmless"
@@ -123,7 +127,7 @@ def _behind(
     answered = [
         (p, reply) for p, reply, held in zip(prompts[role], found[role].replies, found[role].withheld, strict=True) if held is False
     ]
-    lines = lines_behind(model.tokenizer, withheld, answered)
+    lines = lines_after_thoughts(model.tokenizer, withheld, answered)
     return [each if once else [] for each, once in zip(lines, at_once, strict=True)]
 
 
@@ -136,7 +140,7 @@ def _mark(model: Model, opening: Sequence[int]) -> int:
     return 0
 
 
-def _stays(model: Model, found: Mapping[Role, Replied], predicted: Mapping[Role, Predicted], advance: Advance) -> dict[Role, Stay]:
+def _stays(model: Model, found: Mapping[Role, JudgedReplies], predicted: Mapping[Role, Predicted], advance: Advance) -> dict[Role, Stay]:
     """What should stay as it is, with what the model predicts along it: as ``predicted``, or asked for now."""
     chosen = {role: _staying(found[role], role) for role in STAYS if role in found}
     asked = {role: found[role].chosen(indices, CONTINUED) for role, indices in chosen.items()}
@@ -159,20 +163,20 @@ def led_by(replies: Ids) -> int:
     return 0
 
 
-def _staying(found: Replied, role: Role) -> Sequence[int]:
+def _staying(found: JudgedReplies, role: Role) -> Sequence[int]:
     """Refusals of the keep prompts, answers to the others; all of them where there are none."""
     return [i for i, held in enumerate(found.withheld) if held is (role == "keep")] or range(len(found.prompts))
 
 
-def gathering_work(prompts: Mapping[Role, Sequence[Prompt]], replied: Collection[Role] = (), predicted: Collection[Role] = ()) -> int:
-    """Rows that ``gather`` tells ``advance`` of, at most; without the replies of roles that have ``replied`` already, and without what is
-    ``predicted`` along them."""
+def examples_work(prompts: Mapping[Role, Sequence[Prompt]], replied: Collection[Role] = (), predicted: Collection[Role] = ()) -> int:
+    """How many rows ``examples_of`` tells ``advance`` of, at most. Roles that have ``replied`` are not asked again, nor what is
+    ``predicted`` along their replies."""
     asked = distinct(prompts)
     again = sum(len(each) for role, each in asked.items() if role in STAYS and role not in predicted)
     return again + sum(len(each) for role, each in asked.items() if role not in replied)
 
 
-def behind_prompts(tokenizer: PreTrainedTokenizerBase) -> int:
+def most_tokens_after_prompts(tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens that are tried behind a prompt: a short reply, or a thought, closed, and a line that withholds."""
     closed = len(closing(tokenizer)) + OPENING_TOKENS if opens_thought(tokenizer) else 0
     return short(tokenizer) + closed

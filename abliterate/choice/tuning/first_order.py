@@ -25,13 +25,13 @@ from abliterate.choice.tuning.examples import Examples
 from abliterate.choice.tuning.losses import guessed, withheld
 from abliterate.compute.forward import Continued
 from abliterate.compute.memory import free
-from abliterate.compute.passes import NOTHING, Advance, Ids, unheard
+from abliterate.compute.passes import NO_INTERVENTION, Advance, Ids, no_progress
 from abliterate.compute.whole.gradients import logits, micro_batch
-from abliterate.compute.whole.resident import Resident
+from abliterate.compute.whole.model import WholeModel
 from abliterate.compute.whole.written import written
-from abliterate.model.edit import EditPlan, plan_from_rows
+from abliterate.model.edit import Edit, edit_from_rows
 from abliterate.model.layouts import COMPONENTS
-from abliterate.prompts.promptset import spread
+from abliterate.prompts.promptset import evenly
 
 ASKED = 12  # examples of each role
 RIDGES = (1e-3, 1e-2, 1e-1)  # of C's mean diagonal: so few tokens say nothing of most directions
@@ -43,8 +43,8 @@ Matrix = Float[Tensor, "d_model d_model"]
 
 
 def first_order(
-    model: Resident, train: Examples, first: int, away: Float[Tensor, "layer n d_model"] | None, seed: int, advance: Advance = unheard
-) -> list[EditPlan]:
+    model: WholeModel, train: Examples, first: int, away: Float[Tensor, "layer n d_model"] | None, seed: int, advance: Advance = no_progress
+) -> list[Edit]:
     """Edits of the blocks from ``first`` up, one for each of ``RIDGES``; a block that has no direction to gain by is left alone.
 
     The keep prompts' own refusals count against the target's, nat by nat. ``away``: orthonormal rows that the directions stay orthogonal
@@ -60,10 +60,10 @@ def first_order(
                 row, gained = best(gain[place], cost[place], ridge, None if away is None else away[layer])
                 if gained > 0:
                     rows[number, layer], strength[number, layer] = row, 1.0
-    return [plan_from_rows(own[:, None], much) for own, much in zip(rows, strength, strict=True)]
+    return [edit_from_rows(own[:, None], much) for own, much in zip(rows, strength, strict=True)]
 
 
-def work_of(model: Resident, train: Examples, first: int) -> int:
+def work_of(model: WholeModel, train: Examples, first: int) -> int:
     """How many examples go through the model, forth and back."""
     stays = sum(min(ASKED, train.counts[role]) * (2 if role == "keep" else 1) for role in train.stays)
     return (sum(len(marks) for _, marks in ways(train)) + stays) * len(_parts(model, first))
@@ -72,7 +72,7 @@ def work_of(model: Resident, train: Examples, first: int) -> int:
 def ways(train: Examples) -> list[tuple[Continued, list[int]]]:
     """Target prompts with lines that withhold them, kind by kind, and how many first tokens of each line close a thought. What is taken
     from the prompts' own openings alone comes back in others' words."""
-    chosen = spread(range(len(train.target.prompts)), ASKED)
+    chosen = evenly(range(len(train.target.prompts)), ASKED)
     found: list[tuple[Continued, list[int]]] = []
     for kind in zip(*map(train.kinds, chosen), strict=True):  # of each prompt its lines of this kind
         lines = [(i, each[n % len(each)]) for n, (i, each) in enumerate(zip(chosen, kind, strict=True)) if each]
@@ -113,7 +113,7 @@ def _largest(a: np.ndarray, c: np.ndarray) -> np.ndarray:
     return found
 
 
-def _parts(model: Resident, first: int) -> list[range]:
+def _parts(model: WholeModel, first: int) -> list[range]:
     """The blocks from ``first`` up, as many at once as there is memory for their sums."""
     layers, width = model.folder.layers, model.folder.d_model
     at_once = max(1, int(_SHARE * free(torch.device("cpu")) / (2 * 4 * width * width)))
@@ -121,7 +121,7 @@ def _parts(model: Resident, first: int) -> list[range]:
 
 
 def _effects(
-    model: Resident, train: Examples, layers: range, seed: int, advance: Advance
+    model: WholeModel, train: Examples, layers: range, seed: int, advance: Advance
 ) -> tuple[Float[Tensor, "part d_model d_model"], Float[Tensor, "part d_model d_model"]]:
     """The sums over tokens A, not yet made symmetric, and C of some blocks."""
     gain, cost = (torch.zeros(len(layers), model.folder.d_model, model.folder.d_model) for _ in range(2))
@@ -132,7 +132,7 @@ def _effects(
         longest = max(map(len, asked.continuations), default=0)
         micro = micro_batch(model, max(map(len, sequences), default=1))
         with written(model, layers) as found:
-            for indices, rows in logits(model, NOTHING, sequences, longest + 1, micro):
+            for indices, rows in logits(model, NO_INTERVENTION, sequences, longest + 1, micro):
                 torch.stack([score(index, row) for index, row in zip(indices, rows, strict=True)]).sum().backward()  # type: ignore[no-untyped-call]
                 for place, layer in enumerate(layers):
                     for wrote, gradient in found.of(layer):
@@ -145,8 +145,8 @@ def _effects(
     for target, marks in refused:
         add(gain, 1 / len(refused), False, target, partial(_withheld, target.continuations, marks))
     for role, stay in train.stays.items():
-        asked = Continued(spread(stay.asked.prompts, ASKED), spread(stay.asked.continuations, ASKED))
-        firsts = spread([stay.first(i) for i in range(train.counts[role])], ASKED)
+        asked = Continued(evenly(stay.asked.prompts, ASKED), evenly(stay.asked.continuations, ASKED))
+        firsts = evenly([stay.first(i) for i in range(train.counts[role])], ASKED)
         add(cost, 1 / len(train.stays), True, asked, partial(_guessed, asked.continuations, firsts, chance))
         if role == "keep":
             kept = Continued(asked.prompts, [reply[:OPENING_TOKENS] for reply in asked.continuations])

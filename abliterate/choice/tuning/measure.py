@@ -13,25 +13,25 @@ from abliterate.choice.front import Point
 from abliterate.choice.tuning.examples import Examples, Stay
 from abliterate.choice.tuning.losses import divergences, lumped
 from abliterate.choice.tuning.openings import Withheld
-from abliterate.compute.passes import Advance, Change, Model, Pass, unheard
+from abliterate.compute.passes import Advance, Intervention, Model, Pass, no_progress
 from abliterate.measures.predictions import with_rest
-from abliterate.model.edit import EditPlan
+from abliterate.model.edit import Edit
 from abliterate.prompts import Role
 
 
-def measure(model: Model, plans: Sequence[EditPlan], examples: Examples, advance: Advance = unheard) -> list[Point]:
+def measure(model: Model, edits: Sequence[Edit], examples: Examples, advance: Advance = no_progress) -> list[Point]:
     """What each edit leaves of the target, and how far it moves what should stay.
 
     ``target_left`` is the mean probability that a target prompt's reply begins as one that withholds, as a share of the unedited model's
     own: with the first tokens of its own opening or of another prompt's, or else, of a model that thinks, with a line that withholds
     behind a thought.
     """
-    changes = [Change(plan) for plan in plans]
-    found = [_Measured.of(examples) for _ in plans]
+    interventions = [Intervention(edit) for edit in edits]
+    found = [_Measured.of(examples) for _ in edits]
     passes: list[Pass] = []
     readers: list[tuple[int, Role]] = []
-    for which, change in enumerate(changes):
-        passes += [examples.openings.asked.passed(change), *(stay.asked.passed(change) for stay in examples.stays.values())]
+    for which, intervention in enumerate(interventions):
+        passes += [examples.openings.asked.passed(intervention), *(stay.asked.passed(intervention) for stay in examples.stays.values())]
         readers += [(which, "target"), *((which, role) for role in examples.stays)]
     for number, indices, logits in model.logits(passes, advance):
         which, role = readers[number]
@@ -41,7 +41,7 @@ def measure(model: Model, plans: Sequence[EditPlan], examples: Examples, advance
             stay = examples.stays[role]
             for index, kl in moved(stay, indices, logits):
                 found[which].first[role][index], found[which].along[role][index] = kl[stay.first(index)].cpu(), kl.mean().cpu()
-    return [measured.point(plan, examples.likely) for measured, plan in zip(found, plans, strict=True)]
+    return [measured.point(edit, examples.likely) for measured, edit in zip(found, edits, strict=True)]
 
 
 def measured_on(examples: Examples) -> list[list[int]]:
@@ -78,12 +78,12 @@ class _Measured:
         sizes = {role: len(stay.asked.prompts) for role, stay in examples.stays.items()}
         return cls(Withheld(examples.openings), *({role: torch.zeros(size) for role, size in sizes.items()} for _ in range(2)))
 
-    def point(self, plan: EditPlan, likely: float) -> Point:
+    def point(self, edit: Edit, likely: float) -> Point:
         kept = [along.mean() for role, along in self.along.items() if role != "harmless"]
         return Point(
             target_left=self.withheld.mean / likely,
             keep_kl=float(torch.stack(kept).mean()) if kept else 0.0,
             kl=float(self.first["harmless"].mean()),
             kl_sequence=float(self.along["harmless"].mean()),
-            edits=float(plan.strength.sum()),
+            edits=float(edit.strength.sum()),
         )

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from abliterate.choice.openings import Openings
-from abliterate.choice.tuning.behind import Line
+from abliterate.choice.tuning.after_thought import Line
 from abliterate.compute.forward import Continued
 from abliterate.compute.passes import Model
 

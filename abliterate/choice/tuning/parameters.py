@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from abliterate.model.edit import EditPlan
+from abliterate.model.edit import Edit
 
 
 @dataclass
@@ -25,23 +25,23 @@ class Parameters:
     away: Float[Tensor, "layer n d_model"] | None = None
 
     @classmethod
-    def of(cls, plan: EditPlan, strength: float, directions: bool, most: float = 1.0, away: Tensor | None = None) -> Parameters:
-        """Beginning with a plan's directions, at ``strength`` wherever the plan removes them; ``directions``: these are learned too."""
-        where = (plan.strength > 0).float()
-        made = cls(where * strength, plan.direction.clone(), plan.direction.clone(), most, away)
+    def of(cls, edit: Edit, strength: float, directions: bool, most: float = 1.0, away: Tensor | None = None) -> Parameters:
+        """Beginning with an edit's directions, at ``strength`` wherever the edit removes them; ``directions``: these are learned too."""
+        where = (edit.strength > 0).float()
+        made = cls(where * strength, edit.direction.clone(), edit.direction.clone(), most, away)
         made.settle()
         made.strength.requires_grad_()
         made.vectors.requires_grad_(directions)
         return made
 
-    def plan(self) -> EditPlan:
+    def edit(self) -> Edit:
         """The edit as it stands, with gradients; the embedding is left alone."""
-        return EditPlan(orthonormal(self.vectors), self.strength, "skip")
+        return Edit(orthonormal(self.vectors), self.strength, "skip")
 
     @torch.no_grad()
-    def baked(self) -> EditPlan:
+    def baked(self) -> Edit:
         """The edit as it stands, for good."""
-        return EditPlan(orthonormal(self.vectors).clone(), self.strength.clone(), "skip")
+        return Edit(orthonormal(self.vectors).clone(), self.strength.clone(), "skip")
 
     def tensors(self) -> list[Tensor]:
         """Everything that says where they are and where they may go."""

@@ -10,14 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from abliterate.compute.passes import Advance, Model, Pass, Seen, Told, unheard
-from abliterate.compute.whole.resident import Resident
+from abliterate.compute.passes import Advance, Model, Pass, ReplyListeners, Seen, no_progress
+from abliterate.compute.whole.model import WholeModel
 from abliterate.measures.predictions import KEPT, Predicted
 from abliterate.model.folder import ModelFolder
 
 
 @dataclass(frozen=True)
-class Said:
+class ProbedReply:
     """A prompt's ``reply`` up to and without its end token, and at each of its first positions (one, where it is empty) the likeliest
     tokens with their log-probabilities."""
 
@@ -38,10 +38,10 @@ class Probe:
     ``said``: by the prompt's token ids.
     """
 
-    model: Resident
+    model: WholeModel
     longest: int
     along: int
-    said: dict[tuple[int, ...], Said] = field(default_factory=dict)
+    said: dict[tuple[int, ...], ProbedReply] = field(default_factory=dict)
 
     @property
     def folder(self) -> ModelFolder:
@@ -51,7 +51,7 @@ class Probe:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.model.tokenizer
 
-    def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None:
+    def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = no_progress) -> None:
         """As ``Model.watch`` says, with the replies on the way; prompts that are asked twice are asked once, and told of twice."""
         alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
         for number, asked in enumerate(passes):
@@ -75,19 +75,19 @@ class Probe:
             places = [indices[row] for row in rows], [steps[row] for row in rows]
             tokens[which][places], logprobs[which][places] = likeliest.int().cpu(), values.cpu()
 
-        for which, indices, replies in self.model.replies(chosen, self.longest, told=Told(last, seen_by_all, heard)):
+        for which, indices, replies in self.model.replies(chosen, self.longest, told=ReplyListeners(last, seen_by_all, heard)):
             for index, reply in zip(indices, replies, strict=True):
                 ids = tuple(chosen[which].sequences[index])
-                self.said[ids] = Said(list(reply), tokens[which][index], logprobs[which][index])
+                self.said[ids] = ProbedReply(list(reply), tokens[which][index], logprobs[which][index])
                 advance(len(readers[which]))
 
 
 def probe_of(model: Model, prompts: Sequence[Sequence[int]], longest: int, along: int) -> Probe | None:
     """What watches a model while it replies to the prompts; None where the two are to be done one after the other."""
-    return Probe(model, longest, along) if isinstance(model, Resident) and model.tells(prompts, longest) else None
+    return Probe(model, longest, along) if isinstance(model, WholeModel) and model.tells(prompts, longest) else None
 
 
-def predicted(said: Sequence[Said]) -> Predicted:
+def predicted(said: Sequence[ProbedReply]) -> Predicted:
     """What the model predicts along its replies to some prompts."""
     starts = torch.tensor([0, *(each.positions for each in said)]).cumsum(0)
     if not said:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from abliterate.choice.openings import PROBE_TOKENS, THOUGHT_TOKENS
 from abliterate.compute.forward import Continued
-from abliterate.compute.passes import Advance, Ids, Model, Pass, unheard
+from abliterate.compute.passes import Advance, Ids, Model, Pass, no_progress
 from abliterate.model.chat.ends import advice_of, end_ids, said_nothing
 from abliterate.model.chat.template import encode
 from abliterate.model.chat.thinking import decode, opens_thought
@@ -22,7 +22,7 @@ A = TypeVar("A")
 
 
 @dataclass(frozen=True)
-class Replied:
+class JudgedReplies:
     """Prompts and replies (token ids), and the outcome of each reply."""
 
     prompts: list[list[int]]
@@ -54,7 +54,7 @@ def short(tokenizer: PreTrainedTokenizerBase) -> int:
     return PROBE_TOKENS + (THOUGHT_TOKENS if opens_thought(tokenizer) else 0)
 
 
-def short_replies(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Advance = unheard) -> dict[Role, list[list[int]]]:
+def short_replies(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Advance = no_progress) -> dict[Role, list[list[int]]]:
     """Short replies (token ids) to all prompts, in one call; an empty one is the end token."""
     asked = distinct(prompts)
     roles = list(asked)
@@ -79,10 +79,10 @@ def outcome_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, reply: Sequen
     return judge(text, begins_in_thought=opens_thought(tokenizer), prompt=prompt.text, cut=cut).outcome
 
 
-def judged(model: Model, prompts: Mapping[Role, Sequence[Prompt]], replies: Mapping[Role, Ids]) -> dict[Role, Replied]:
+def judged(model: Model, prompts: Mapping[Role, Sequence[Prompt]], replies: Mapping[Role, Ids]) -> dict[Role, JudgedReplies]:
     """Prompts with their short replies, and how each of these is judged."""
     return {
-        role: Replied(
+        role: JudgedReplies(
             encode(model.tokenizer, [p.text for p in asked]),
             [list(ids) for ids in replies[role]],
             [outcome_of(model.tokenizer, p, reply) for p, reply in zip(asked, replies[role], strict=True)],

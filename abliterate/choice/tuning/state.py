@@ -13,7 +13,7 @@ from torch import Tensor
 from abliterate.choice.front import Point
 from abliterate.choice.tuning.optimiser import Optimiser
 from abliterate.choice.tuning.parameters import Parameters
-from abliterate.model.edit import EditPlan
+from abliterate.model.edit import Edit
 from abliterate.prompts import Role
 
 STATE = "descent"  # the name under which it is kept
@@ -27,7 +27,7 @@ class Seen:
     name: str
     step: int
     weight: float
-    plan: EditPlan
+    edit: Edit
     point: Point
 
 
@@ -65,7 +65,7 @@ def packed(state: State, parameters: Parameters, optimiser: Optimiser) -> tuple[
     tensors = {"strength": parameters.strength, "vectors": parameters.vectors}
     tensors |= {f"moment.{name}": tensor for name, tensor in optimiser.moments().items()}
     for number, each in enumerate(state.seen):
-        tensors |= {f"seen.{number}.direction": each.plan.direction, f"seen.{number}.strength": each.plan.strength}
+        tensors |= {f"seen.{number}.direction": each.edit.direction, f"seen.{number}.strength": each.edit.strength}
     facts = {name: getattr(state, name) for name in ("phase", "step", "best", "worse")}
     facts["seen"] = [{"name": s.name, "step": s.step, "weight": s.weight, "point": asdict(s.point)} for s in state.seen]
     return tensors, facts | {"steps": [asdict(step) for step in state.steps]}
@@ -80,7 +80,7 @@ def restored(kept: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None, parame
         parameters.strength.copy_(tensors["strength"])
         parameters.vectors.copy_(tensors["vectors"])
     optimiser.restore({name.removeprefix("moment."): tensor for name, tensor in tensors.items() if name.startswith("moment.")})
-    plans = [EditPlan(tensors[f"seen.{n}.direction"], tensors[f"seen.{n}.strength"], "skip") for n in range(len(facts["seen"]))]
-    seen = [Seen(s["name"], s["step"], s["weight"], plan, Point(**s["point"])) for s, plan in zip(facts["seen"], plans, strict=True)]
+    edits = [Edit(tensors[f"seen.{n}.direction"], tensors[f"seen.{n}.strength"], "skip") for n in range(len(facts["seen"]))]
+    seen = [Seen(s["name"], s["step"], s["weight"], edit, Point(**s["point"])) for s, edit in zip(facts["seen"], edits, strict=True)]
     steps = [Step(**step) for step in facts["steps"]]
     return State(facts["phase"], facts["step"], facts["best"], facts["worse"], seen, steps)

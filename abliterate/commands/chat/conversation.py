@@ -9,10 +9,10 @@ from queue import SimpleQueue
 from threading import Event
 
 from abliterate.commands.chat.screen import Screen, screen
-from abliterate.commands.chat.speaker import Manner, Said, Speaker
+from abliterate.commands.chat.speaker import ChatReply, Sampling, Speaker
 from abliterate.compute.memory import PROGRAM
 from abliterate.compute.session import Session
-from abliterate.compute.whole.resident import Resident
+from abliterate.compute.whole.model import WholeModel
 from abliterate.config import ChatConfig, ModelConfig
 from abliterate.errors import InputError
 from abliterate.model.chat.content import remembers
@@ -49,22 +49,22 @@ def opened(config: ChatConfig) -> list[Speaker]:
     for session in sessions:
         session.tokenizer()
     check_room(sessions)
-    manner = Manner(config.temperature, config.seed, config.max_new_tokens)
+    manner = Sampling(config.temperature, config.seed, config.max_new_tokens)
     speakers = []
     for label, session in zip(labels(given), sessions, strict=True):
         model = session.model
-        assert isinstance(model, Resident)  # check_room saw to it
+        assert isinstance(model, WholeModel)  # check_room saw to it
         speakers.append(Speaker(label, model, manner))
     return speakers
 
 
 def check_room(sessions: Sequence[Session]) -> None:
     """Raises InputError where the models can't be in memory together, or one of them not even alone."""
-    fits = [session.fit for session in sessions]
+    fits = [session.holding for session in sessions]
     on_cpu = sessions[0].device.type == "cpu"
     needed = sum(fit.peak for fit in fits) - (PROGRAM * (len(fits) - 1) if on_cpu else 0)  # the program itself is there once
     room = min(fit.budget for fit in fits)
-    if any(not fit.resident for fit in fits):
+    if any(not fit.whole for fit in fits):
         raise InputError(
             f"a conversation needs the model whole in memory, and it is larger than the {_gib(room)} that it may take; "
             "--dtype bfloat16 may help"
@@ -113,21 +113,21 @@ def converse(speakers: Sequence[Speaker], shown: Screen) -> None:
                 shown.note(str(error))
 
 
-def replies(speakers: Sequence[Speaker], text: str, shown: Screen) -> dict[str, Said]:
+def replies(speakers: Sequence[Speaker], text: str, shown: Screen) -> dict[str, ChatReply]:
     """What each says to a text, all at once; Ctrl-C stops the replies, and what was said by then stays.
 
     Raises InputError where one of them can't reply; then none remembers the text, so that all go on from the same turn.
     """
     stop, heard = Event(), SimpleQueue[_SAID | None]()
 
-    def speak(speaker: Speaker) -> Said:
+    def speak(speaker: Speaker) -> ChatReply:
         try:
             return speaker.reply(text, lambda so_far: heard.put((speaker.label, so_far)), stop)
         finally:
             heard.put(None)
 
     with ThreadPoolExecutor(len(speakers)) as pool, shown.replying([speaker.label for speaker in speakers]) as hear:
-        futures: dict[str, Future[Said]] = {}
+        futures: dict[str, Future[ChatReply]] = {}
         try:
             futures = {speaker.label: pool.submit(speak, speaker) for speaker in speakers}
             ended = 0

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from abliterate.commands.chat.speaker import Said
+from abliterate.commands.chat.speaker import ChatReply
 from abliterate.outcomes.verdict import NOT_JUDGED
 from abliterate.terminal.console import HarmlessConsole
 from abliterate.terminal.harmless import harmless
@@ -38,7 +38,7 @@ class Screen(Protocol):
         """While replies are written."""
         ...
 
-    def told(self, replies: Mapping[str, Said]) -> None:
+    def told(self, replies: Mapping[str, ChatReply]) -> None:
         """The finished replies."""
         ...
 
@@ -54,7 +54,7 @@ def screen() -> Screen:
     return Terminal(console) if lively else Plain()
 
 
-def chip(said: Said) -> str:
+def chip(said: ChatReply) -> str:
     """The outcome of a reply, in a word or two."""
     if said.verdict is None:
         return f"stopped after {said.tokens} tokens"
@@ -62,7 +62,7 @@ def chip(said: Said) -> str:
     return f"{said.verdict.outcome}{thought}"
 
 
-def written(said: Said) -> str:
+def written(said: ChatReply) -> str:
     """A reply as it is shown: harmless to the terminal, and marked where it was cut."""
     return harmless(said.text) + (f" … (cut at {said.tokens} tokens)" if said.cut else "")
 
@@ -77,7 +77,7 @@ class Plain:
     def replying(self, labels: Sequence[str]) -> Iterator[Hearing]:
         yield lambda label, text: None
 
-    def told(self, replies: Mapping[str, Said]) -> None:
+    def told(self, replies: Mapping[str, ChatReply]) -> None:
         for label, said in replies.items():
             print(f"{harmless(label)}> {written(said)}\n  [{chip(said)}]", flush=True)
         print(flush=True)
@@ -113,13 +113,13 @@ class Terminal:
 
             yield hear
 
-    def told(self, replies: Mapping[str, Said]) -> None:
+    def told(self, replies: Mapping[str, ChatReply]) -> None:
         self._console.print(self._panels({label: written(said) for label, said in replies.items()}, replies))
 
     def note(self, line: str) -> None:
         self._console.print(line, markup=False)
 
-    def _panels(self, texts: Mapping[str, str], replies: Mapping[str, Said]) -> Columns:
+    def _panels(self, texts: Mapping[str, str], replies: Mapping[str, ChatReply]) -> Columns:
         width = self._width(len(texts))
         panels = []
         for label, text in texts.items():

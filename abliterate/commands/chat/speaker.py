@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from abliterate.compute.finite import FiniteScores, traced
 from abliterate.compute.forward import pad_id
-from abliterate.compute.whole.resident import Resident, up_to_end
+from abliterate.compute.whole.model import WholeModel, up_to_end
 from abliterate.errors import InputError
 from abliterate.model.chat.conversation import Message
 from abliterate.model.chat.parts import split_thought
@@ -26,7 +26,7 @@ Hear = Callable[[str], None]  # is told the whole reply so far
 
 
 @dataclass(frozen=True)
-class Manner:
+class Sampling:
     """How replies are made: greedy at ``temperature`` 0, else drawn from what a generator seeded with ``seed`` gives."""
 
     temperature: float = 0.0
@@ -35,7 +35,7 @@ class Manner:
 
 
 @dataclass(frozen=True)
-class Said:
+class ChatReply:
     """A reply. ``stopped`` by its listener; else ``verdict`` is the rules' of it. ``cut``: it was not at its end when it might have no
     more tokens."""
 
@@ -51,8 +51,8 @@ class Speaker:
     """A model with its own memory of the conversation; without the thoughts in it, which chat templates leave out too."""
 
     label: str
-    model: Resident
-    manner: Manner
+    model: WholeModel
+    manner: Sampling
     _messages: list[Message] = field(default_factory=list)
     _draws: torch.Generator = field(default_factory=torch.Generator)
 
@@ -65,7 +65,7 @@ class Speaker:
         self._draws.manual_seed(self.manner.seed)
 
     @torch.inference_mode()
-    def reply(self, text: str, hear: Hear, stop: Event) -> Said:
+    def reply(self, text: str, hear: Hear, stop: Event) -> ChatReply:
         """The reply to ``text``, told to ``hear`` as it grows; ends early once ``stop`` is set. Nothing of it is remembered yet.
 
         Raises InputError where the conversation is longer than the model reads, or its chat template refuses it.
@@ -93,9 +93,9 @@ class Speaker:
         whole, opened = decode(tokenizer, said), opens_thought(tokenizer)
         stopped = stop.is_set()
         cut = not stopped and len(said) >= most
-        return Said(whole, len(said), stopped, None if stopped else judge(whole, (), opened, text, cut), cut)
+        return ChatReply(whole, len(said), stopped, None if stopped else judge(whole, (), opened, text, cut), cut)
 
-    def remember(self, text: str, said: Said) -> None:
+    def remember(self, text: str, said: ChatReply) -> None:
         """What was said to ``text`` is from now on part of the conversation."""
         answer = split_thought(said.text, opens_thought(self.model.tokenizer)).answer
         self._messages += [Message(role="user", content=text), Message(role="assistant", content=answer)]

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from abliterate.compute.blockwise.blocks import Blocks
-from abliterate.compute.blockwise.sweep import Abilities, arity
-from abliterate.compute.blockwise.swept import Swept
+from abliterate.compute.blockwise.forward import Abilities, arity
+from abliterate.compute.blockwise.model import BlockwiseModel
 from abliterate.compute.hooks import captured
 from abliterate.compute.load import InMemory, from_pretrained
 from abliterate.compute.passes import Pass
@@ -68,7 +68,7 @@ def _tried(config: str, layout: str, held: _Held) -> Abilities:
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="-")  # type: ignore[no-untyped-call]
         cpu = torch.device("cpu")
         blocks = Blocks(copy, open_index(copy.path), torch.float32, cpu)
-        swept = Swept(copy, blocks.module, tokenizer, blocks, Abilities(arity(folder)), frozenset())
+        swept = BlockwiseModel(copy, blocks.module, tokenizer, blocks, Abilities(arity(folder)), frozenset())
         if not _holds(swept, expected):  # some choose what they attend to, and choose padding too
             swept = replace(swept, abilities=replace(swept.abilities, padded=False))
         if not (worst := _off(swept, expected)) <= TOLERANCE:
@@ -99,7 +99,7 @@ def _plain(model: InMemory) -> tuple[list[Tensor], list[Tensor], list[list[int]]
     return streams, logits, replies
 
 
-def _off(model: Swept, expected: tuple[list[Tensor], list[Tensor], list[list[int]]]) -> float:
+def _off(model: BlockwiseModel, expected: tuple[list[Tensor], list[Tensor], list[list[int]]]) -> float:
     """The largest difference from the plain model, relative to the largest number there; infinite where a reply differs."""
     streams, logits, replies = expected
     found = [torch.zeros_like(s) for s in streams]
@@ -116,7 +116,7 @@ def _off(model: Swept, expected: tuple[list[Tensor], list[Tensor], list[list[int
     return worst if [made[i] for i in range(len(_PROMPTS))] == replies else float("inf")
 
 
-def _holds(model: Swept, expected: tuple[list[Tensor], list[Tensor], list[list[int]]]) -> bool:
+def _holds(model: BlockwiseModel, expected: tuple[list[Tensor], list[Tensor], list[list[int]]]) -> bool:
     try:
         return _off(model, expected) <= TOLERANCE
     except Exception:  # each architecture fails in its own way, and then does without

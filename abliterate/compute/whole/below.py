@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from abliterate.compute.hooks import computing, entered_by, entering
 from abliterate.compute.load import InMemory
-from abliterate.compute.passes import Change, Ids
+from abliterate.compute.passes import Ids, Intervention
 
 Span = tuple[Sequence[int], int, int]  # a sequence, and which of its tokens: from, to
 
@@ -29,9 +29,9 @@ class Below:
     arity: int | None
     streams: Mapping[tuple[int, ...], Float[Tensor, "token d_model"]]
 
-    def serves(self, change: Change, sequences: Ids) -> bool:
+    def serves(self, intervention: Intervention, sequences: Ids) -> bool:
         """Whether the streams are those of a change too, and there of all sequences."""
-        return self.layer <= first_changed(change) and all(tuple(ids) in self.streams for ids in sequences)
+        return self.layer <= first_changed(intervention) and all(tuple(ids) in self.streams for ids in sequences)
 
     def rows(self, spans: Sequence[Span], width: int) -> Float[Tensor, "row width d_model"]:
         """The streams of spans of sequences, padded on the left as a batch is."""
@@ -54,14 +54,14 @@ class Below:
             yield
 
 
-def first_changed(change: Change) -> int | float:
+def first_changed(intervention: Intervention) -> int | float:
     """The first block whose output a change alters; infinity where it alters nothing."""
-    first = float("inf") if change.shift is None else change.shift_layer
-    if change.plan is None:
+    first = float("inf") if intervention.shift is None else intervention.shift_layer
+    if intervention.edit is None:
         return first
-    if change.plan.embedding_direction() is not None:
+    if intervention.edit.embedding_direction() is not None:
         return 0
-    edited = change.plan.strength.detach().any(-1).nonzero()
+    edited = intervention.edit.strength.detach().any(-1).nonzero()
     return min(first, int(edited[0])) if len(edited) else first
 
 

@@ -19,7 +19,7 @@ from abliterate.compute.at_once import AtOnce, is_out_of_memory, let_go_of_memor
 from abliterate.compute.finite import NotFiniteError
 from abliterate.compute.passes import Ids, Settled
 from abliterate.compute.prefix import Prefix, computed, prefix_length
-from abliterate.compute.whole.slots import Growing, Slots
+from abliterate.compute.whole.slots import GrowingCache, Slots
 
 REFILLED = 8  # a share of the places, one in so many, is free before waiting prompts enter
 TOGETHER = 4  # times as many tokens of prompts at once, where rows can only come together
@@ -30,7 +30,7 @@ Entered = Callable[[Sequence[int], Sequence[int]], None]  # which sequences have
 
 
 @dataclass(frozen=True)
-class Manner:
+class DecodingSettings:
     """How replies are written: so much ``at_once``, at most ``longest`` tokens a reply, up to one of ``ends``.
 
     ``refills``: rows that are done leave their places to waiting prompts. ``shares``: what all prompts begin with is computed once.
@@ -66,7 +66,7 @@ class Decoding:
     def __init__(
         self,
         module: PreTrainedModel,
-        manner: Manner,
+        manner: DecodingSettings,
         sequences: Ids,
         settled: Settled | None = None,
         heard: Heard | None = None,
@@ -78,7 +78,7 @@ class Decoding:
         self._waiting = self._in_line(range(len(sequences)))
         self._live: list[Row] = []
         self._prefix: Prefix | None = None
-        self._store: Slots | Growing | None = None
+        self._store: Slots | GrowingCache | None = None
         self._column = 0  # where the next token of every row goes
 
     def replies(self) -> Iterator[tuple[int, list[int]]]:
@@ -159,19 +159,19 @@ class Decoding:
         amount = self._manner.at_once
         return max(1, min(amount.prompts, amount.tokens * (1 if in_parts else TOGETHER) // width))
 
-    def _made(self, own: int) -> Slots | Growing:
+    def _made(self, own: int) -> Slots | GrowingCache:
         """An empty store for rows whose prompts have at most ``own`` tokens of their own."""
         config = self._module.config.get_text_config(decoder=True)
         columns = self._shared + own + self._manner.longest + self._manner.slack
         rows = min(self._rows, len(self._waiting))
-        self._store = Slots(config, self._prefix, rows, columns) if self._manner.refills else Growing(config)
+        self._store = Slots(config, self._prefix, rows, columns) if self._manner.refills else GrowingCache(config)
         device = self._module.device
         self._mask = torch.zeros(rows, columns, dtype=torch.long, device=device)
         self._tokens = torch.zeros(rows, dtype=torch.long, device=device)
         self._positions = torch.zeros(rows, dtype=torch.long, device=device)
         return self._store
 
-    def _prompts(self, store: Slots | Growing, chosen: Sequence[int], width: int) -> Tensor:
+    def _prompts(self, store: Slots | GrowingCache, chosen: Sequence[int], width: int) -> Tensor:
         """Logits of the first token of some prompts, [row, vocab]; they take the places behind those that are live."""
         first, shared = len(self._live), self._shared
         rows, columns = slice(first, first + len(chosen)), slice(self._column - width, self._column)
@@ -201,7 +201,7 @@ class Decoding:
         self._positions[:live] += 1
         self._take(0, logits)
 
-    def _logits(self, store: Slots | Growing, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    def _logits(self, store: Slots | GrowingCache, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         out = self._module(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=store.cache, use_cache=True, logits_to_keep=1
         )
@@ -248,7 +248,7 @@ class Decoding:
         for row in done:
             yield row.index, row.reply
 
-    def _move_together(self, store: Slots | Growing) -> None:
+    def _move_together(self, store: Slots | GrowingCache) -> None:
         """Give up the columns that only rows that have left had needed."""
         by = min(row.start for row in self._live) - self._shared
         if not isinstance(store, Slots) or by < self._manner.slack:

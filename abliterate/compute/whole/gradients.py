@@ -15,9 +15,9 @@ from transformers import PretrainedConfig
 from abliterate.compute.forward import packed, pad_id
 from abliterate.compute.hooks import changed, computing
 from abliterate.compute.memory import free
-from abliterate.compute.passes import Change, Ids
+from abliterate.compute.passes import Ids, Intervention
 from abliterate.compute.prefix import after, computed, only_attends, prefix_length
-from abliterate.compute.whole.resident import Resident
+from abliterate.compute.whole.model import WholeModel
 
 TOKENS = 768  # of a micro-batch at most: more is no faster
 SHARE = 0.5  # of the memory that is free, for what graphs keep
@@ -31,7 +31,7 @@ class MicroBatch:
     recompute: bool = False
 
 
-def micro_batch(model: Resident, longest: int) -> MicroBatch:
+def micro_batch(model: WholeModel, longest: int) -> MicroBatch:
     """As many tokens as what a graph keeps of them has room for, at least the ``longest`` sequence's; where it has not even room for these,
     the blocks' insides are not kept."""
     room = free(model.device) if model.memory is None else model.memory
@@ -48,24 +48,24 @@ def kept_bytes(config: PretrainedConfig, itemsize: int) -> int:
 
 
 def logits(
-    model: Resident, change: Change, sequences: Ids, kept: int, micro: MicroBatch
+    model: WholeModel, intervention: Intervention, sequences: Ids, kept: int, micro: MicroBatch
 ) -> Iterator[tuple[Sequence[int], Float[Tensor, "row kept vocab"]]]:
     """Which sequences, and their logits (float32) at the last ``kept`` positions, micro-batch by micro-batch.
 
-    Gradients flow to the change's plan. Each micro-batch has a graph of its own: gradients are to be taken of it before the next one is
+    Gradients flow to the intervention's edit. Each micro-batch has its own graph: gradients are to be taken of it before the next one is
     asked for, while the change still stands.
     """
     usable = model.reuse.shares and only_attends(model.folder.config, max(map(len, sequences), default=0))
     shared = prefix_length(sequences, kept) if usable else 0
     pad = pad_id(model.tokenizer, model.folder.config)
     for batch in packed(sequences, pad, micro.tokens, 1 << 30, model.device, shared, model.reuse.pads):
-        with changed(model, change), recomputing(model) if micro.recompute else nullcontext():
+        with changed(model, intervention), recomputing(model) if micro.recompute else nullcontext():
             prefix = computed(model.module, sequences[0][:shared]) if shared else None
             yield batch.indices, model.module(**batch.inputs(), **after(prefix), logits_to_keep=kept).logits.float()
 
 
 @contextmanager
-def recomputing(model: Resident) -> Iterator[None]:
+def recomputing(model: WholeModel) -> Iterator[None]:
     """Each block's insides are computed again on the way back instead of being kept (gradient checkpointing)."""
     with ExitStack() as stack:
         for layer in range(model.folder.layers):

@@ -22,7 +22,7 @@ from abliterate.compute.load import InMemory
 from abliterate.compute.prefix import after, computed, kinds_of
 from abliterate.compute.whole.below import Below, watching
 from abliterate.compute.whole.branches import grown, grown_on
-from abliterate.compute.whole.decoding import Decoding, Manner
+from abliterate.compute.whole.decoding import Decoding, DecodingSettings
 from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
 from abliterate.model.tiny import tiny_config, tiny_model, tried, widen
@@ -161,7 +161,9 @@ def _off_decoding(module: PreTrainedModel, refills: bool, shares: bool) -> float
         for index, row in zip(indices, logits, strict=True):
             heard[index].append(row)
 
-    manner = Manner(0, frozenset(), _NEW, AtOnce(_PLACES if refills else len(_PROMPTS), 1000, 1000), refills, shares, slack=1, pace=1)
+    manner = DecodingSettings(
+        0, frozenset(), _NEW, AtOnce(_PLACES if refills else len(_PROMPTS), 1000, 1000), refills, shares, slack=1, pace=1
+    )
     # Of different lengths, so that rows leave and enter one by one.
     decoding = Decoding(module, manner, _PROMPTS, lambda ids, reply: len(reply) > len(ids) % _NEW, hear)
     worst = 0.0

@@ -15,7 +15,7 @@ from abliterate.compute.prefix import DummyLayer, Following, Prefix, before
 
 
 @dataclass
-class Place:
+class CacheRegion:
     """Where the next keys and values go: to some rows, in some columns. ``past`` columns come before them."""
 
     rows: slice
@@ -23,7 +23,7 @@ class Place:
     past: int
 
 
-class Slot(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One block's keys and values, [row, head, column, dim], in memory that is taken once.
 
     Every row's first columns hold the prefix; its own end at the same column as every other row's.
@@ -32,7 +32,7 @@ class Slot(CacheLayerMixin):  # type: ignore[no-untyped-call]
     keys: Any
     values: Any
 
-    def __init__(self, place: Place, size: tuple[int, int], prefix: Following | None, is_sliding: bool) -> None:
+    def __init__(self, place: CacheRegion, size: tuple[int, int], prefix: Following | None, is_sliding: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.place, self.size, self.prefix, self.is_sliding = place, size, prefix, is_sliding
 
@@ -75,20 +75,20 @@ class Slots:
     refills = True
 
     def __init__(self, config: PretrainedConfig, prefix: Prefix | None, rows: int, columns: int) -> None:
-        self._place = Place(slice(0, 0), slice(0, 0), 0)
+        self._place = CacheRegion(slice(0, 0), slice(0, 0), 0)
         self._prefix = prefix.length if prefix is not None else 0
         kinds: Sequence[Any] = DynamicCache(config=config).layers
         shared: Sequence[Any] = prefix.layers if prefix is not None else [None] * len(kinds)
         self.cache = Cache(
             layers=[
-                kind if isinstance(kind, DummyLayer) else Slot(self._place, (rows, columns), own, kind.is_sliding)
+                kind if isinstance(kind, DummyLayer) else SlotLayer(self._place, (rows, columns), own, kind.is_sliding)
                 for kind, own in zip(kinds, shared, strict=True)
             ]
         )
 
     @property
-    def _layers(self) -> list[Slot]:
-        return [layer for layer in self.cache.layers if isinstance(layer, Slot) and layer.is_initialized]
+    def _layers(self) -> list[SlotLayer]:
+        return [layer for layer in self.cache.layers if isinstance(layer, SlotLayer) and layer.is_initialized]
 
     def entering(self, rows: slice, columns: slice) -> None:
         """The next pass is that of new rows, whose own tokens go to these columns."""
@@ -115,7 +115,7 @@ class Slots:
                 kept[:rows, :, start : column - by] = kept[:rows, :, start + by : column].clone()
 
 
-class Growing:
+class GrowingCache:
     """The cache that transformers makes for an architecture. Rows come together and leave one by one."""
 
     refills = False

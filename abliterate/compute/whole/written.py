@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from abliterate.compute.hooks import Place, entered_by, entering, hooked, left_by, places
+from abliterate.compute.hooks import HookPoint, entered_by, entering, hooked, left_by, places
 from abliterate.compute.load import InMemory
 
 Tokens = Float[Tensor, "token d_model"]
@@ -21,7 +21,7 @@ Tokens = Float[Tensor, "token d_model"]
 class _Heard:
     """What was written at a place in one pass, and the gradient there."""
 
-    place: Place
+    place: HookPoint
     wrote: Tensor
     gradient: Tensor | None = None
 
@@ -39,7 +39,7 @@ class Written:
     def __init__(self) -> None:
         self._heard: dict[int, list[_Heard]] = {}
 
-    def hear(self, layer: int, place: Place, wrote: Tensor) -> None:
+    def hear(self, layer: int, place: HookPoint, wrote: Tensor) -> None:
         """Keep what was written at a place, and its gradient once there is one."""
         if wrote.requires_grad:
             heard = _Heard(place, wrote.detach().clone())  # some blocks add to it where it lies
@@ -78,7 +78,7 @@ def written(model: InMemory, layers: Sequence[int]) -> Iterator[Written]:
         yield found
 
 
-def _hearing(found: Written, layer: int, place: Place) -> tuple[Callable[..., None], bool]:
+def _hearing(found: Written, layer: int, place: HookPoint) -> tuple[Callable[..., None], bool]:
     """The hook that hears what is written at a place, and whether it stands before the module."""
     if place.gamma is None:
         return lambda module, args, output: found.hear(layer, place, left_by(output)), False

@@ -13,7 +13,7 @@ from markupsafe import escape
 from abliterate.config import Transcripts
 from abliterate.measures.summary import Judged
 from abliterate.report.document import pairs_of
-from abliterate.report.page.inert import shown
+from abliterate.report.page.escaping import shown
 
 _LENGTHS = (280, 180, 110)  # characters of an excerpt: shorter ones where that makes room for all
 _MARKUP, _OPTION, _THOUGHT = 540, 40, 80  # bytes of the markup of a pair, of a choice of the filters, of a thought, at most

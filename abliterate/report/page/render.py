@@ -13,12 +13,13 @@ from markupsafe import Markup
 
 from abliterate.config import Transcripts
 from abliterate.measures.summary import Judged
-from abliterate.report import choice, provenance, rates, sentences, verdicts
+from abliterate.report import choice, provenance, rates, sentences
+from abliterate.report import claims as verdicts
 from abliterate.report.numbers import corrected, duration, interval, outcome, percent
 from abliterate.report.page import figures, heatmap, tables
 from abliterate.report.page.browser import Browser, browser
-from abliterate.report.page.inert import language, shown
-from abliterate.report.places import judge_without_paths, without_paths
+from abliterate.report.page.escaping import language, shown
+from abliterate.report.without_paths import judge_without_paths, without_paths
 
 LIMIT = 1_950_000  # bytes of a page without whole transcripts
 _SAID_FIRST = 4  # sentences on the first screen; the others are behind them

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from abliterate.choice.tuning.parameters import Parameters, orthonormal
-from abliterate.model.edit import EditPlan, plan_from_rows
+from abliterate.model.edit import Edit, edit_from_rows
 
 
-def some_plan(seed: int = 0, k: int = 1) -> EditPlan:
+def some_plan(seed: int = 0, k: int = 1) -> Edit:
     generator = torch.Generator().manual_seed(seed)
     strength = torch.ones(4, 2)
     strength[0] = 0
-    return plan_from_rows(torch.randn(4, k, 16, generator=generator), strength)
+    return edit_from_rows(torch.randn(4, k, 16, generator=generator), strength)
 
 
 def gram(rows: Tensor) -> Tensor:
@@ -60,5 +60,5 @@ def test_directions_stay_off_what_they_must_stay_off() -> None:
 
 def test_directions_that_are_not_learned_get_no_gradient() -> None:
     parameters = Parameters.of(some_plan(), 0.5, False)
-    (parameters.plan().direction.sum() + parameters.edits()).backward()
+    (parameters.edit().direction.sum() + parameters.edits()).backward()
     assert parameters.vectors.grad is None and parameters.strength.grad is not None

@@ -11,13 +11,13 @@ from held import held, logits, shapes_seen, with_reuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abliterate.compute.passes import Change, Pass
+from abliterate.compute.passes import Intervention, Pass
 from abliterate.compute.prefix import only_attends, shared_prefix
 from abliterate.compute.whole import reuse
 from abliterate.compute.whole.branches import branches
-from abliterate.compute.whole.resident import Resident
+from abliterate.compute.whole.model import WholeModel
 from abliterate.compute.whole.reuse import Reuse, reuse_of
-from abliterate.model.edit import plan_from_direction
+from abliterate.model.edit import edit_from_direction
 
 SYSTEM = [5, 6, 7, 8, 9, 11]
 STEMS = [[*SYSTEM, *(30 + (7 * n + i) % 60 for i in range(length))] for n, length in enumerate((5, 3, 6))]
@@ -32,7 +32,7 @@ IDS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), max_size=9)
 
 
 @pytest.fixture(scope="module")
-def llama() -> Resident:
+def llama() -> WholeModel:
     return held(CASES["llama"], batch_size=3)
 
 
@@ -76,23 +76,27 @@ def test_an_architecture_with_a_state_of_another_kind_computes_each_whole(name: 
     assert torch.isfinite(found).all() and sum(rows for rows, _ in seen) == len(SEQUENCES)
 
 
-def test_a_stem_is_computed_under_the_change_of_its_pass(llama: Resident, unit_direction: Any) -> None:
+def test_a_stem_is_computed_under_the_change_of_its_pass(llama: WholeModel, unit_direction: Any) -> None:
     d, layers = llama.folder.d_model, llama.folder.layers
-    changes = [Change(), Change(plan_from_direction(unit_direction(d), layers, policy="edit")), Change(shift=3 * unit_direction(d, 2))]
-    for change in changes:
-        asked = Pass(SEQUENCES, change, KEPT)
+    interventions = [
+        Intervention(),
+        Intervention(edit_from_direction(unit_direction(d), layers, policy="edit")),
+        Intervention(shift=3 * unit_direction(d, 2)),
+    ]
+    for intervention in interventions:
+        asked = Pass(SEQUENCES, intervention, KEPT)
         torch.testing.assert_close(logits(llama, asked), logits(with_reuse(llama, Reuse()), asked), atol=2e-5, rtol=1e-4)
     assert not any(module._forward_hooks for module in llama.module.modules())
 
 
-def test_tails_of_several_lengths_part_where_the_longest_begins(llama: Resident) -> None:
+def test_tails_of_several_lengths_part_where_the_longest_begins(llama: WholeModel) -> None:
     sequences = [[*stem, *tail[: 1 + number % 2]] for number, tail in enumerate(TAILS) for stem in STEMS]
     asked = Pass(sequences, kept=KEPT)
     assert branches(sequences, KEPT, len(SYSTEM)) is not None
     torch.testing.assert_close(logits(llama, asked), logits(with_reuse(llama, Reuse()), asked), atol=2e-5, rtol=1e-4)
 
 
-def test_sequences_that_share_little_are_computed_whole(llama: Resident) -> None:
+def test_sequences_that_share_little_are_computed_whole(llama: WholeModel) -> None:
     assert branches([[*stem, *TAILS[0]] for stem in STEMS], KEPT) is None
     assert branches(SEQUENCES, 1) is None and branches([], KEPT) is None
 

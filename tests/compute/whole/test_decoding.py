@@ -15,14 +15,14 @@ from families import FAMILIES, OTHERS, VISION
 from held import held, logits, replies, shapes_seen, streams, with_reuse
 
 from abliterate.compute.at_once import AtOnce, at_once
-from abliterate.compute.passes import Change, Pass
+from abliterate.compute.passes import Intervention, Pass
 from abliterate.compute.session import Session
-from abliterate.compute.whole.decoding import Decoding, Manner
-from abliterate.compute.whole.resident import Resident
+from abliterate.compute.whole.decoding import Decoding, DecodingSettings
+from abliterate.compute.whole.model import WholeModel
 from abliterate.compute.whole.reuse import Reuse
 from abliterate.config import ModelConfig
 from abliterate.errors import InputError
-from abliterate.model.edit import plan_from_direction
+from abliterate.model.edit import edit_from_direction
 
 CASES = {str(case): case for case in [*FAMILIES, *OTHERS]} | {str(case): case for case, _ in VISION}
 # Plain attention; windows; positions that are learned, rotated, added; experts; linear attention and state spaces; indexed and
@@ -44,7 +44,7 @@ def prompts(count: int, seed: int = 1, system: Sequence[int] = SYSTEM) -> list[l
     return [[*system, *(draw.randrange(3, 96) for _ in range(draw.randrange(1, 9)))] for _ in range(count)]
 
 
-def generated(model: Resident, sequences: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+def generated(model: WholeModel, sequences: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
     """What transformers says to each prompt alone."""
     made = []
     for ids in sequences:
@@ -57,7 +57,7 @@ def generated(model: Resident, sequences: Sequence[Sequence[int]], tokens: int) 
 
 
 @pytest.fixture(scope="module")
-def llama() -> Resident:
+def llama() -> WholeModel:
     return held(CASES["llama"], batch_size=3)
 
 
@@ -81,17 +81,17 @@ def test_where_places_may_be_taken_again_windows_are_heeded_still(name: str) -> 
         assert replies(model, Pass(asked), 3) == generated(model, asked, 3)
 
 
-def endings(model: Resident, asked: Sequence[Sequence[int]], tokens: int) -> frozenset[int]:
+def endings(model: WholeModel, asked: Sequence[Sequence[int]], tokens: int) -> frozenset[int]:
     """Tokens that end some of the replies early, at different times."""
     free = generated(model, asked, tokens)
     return frozenset(reply[2 + i] for i, reply in enumerate(free[:: max(1, len(free) // 4)]) if 2 + i < tokens)
 
 
-def manner(ends: frozenset[int] = NEVER, rows: int = 3, longest: int = 12, **fields: Any) -> Manner:
-    return Manner(0, ends, longest, AtOnce(rows, 1000, 1000), **fields)
+def manner(ends: frozenset[int] = NEVER, rows: int = 3, longest: int = 12, **fields: Any) -> DecodingSettings:
+    return DecodingSettings(0, ends, longest, AtOnce(rows, 1000, 1000), **fields)
 
 
-def written(model: Resident, how: Manner, asked: Sequence[Sequence[int]]) -> list[list[int]]:
+def written(model: WholeModel, how: DecodingSettings, asked: Sequence[Sequence[int]]) -> list[list[int]]:
     found: dict[int, list[int]] = {}
     with torch.inference_mode():
         for index, reply in Decoding(model.module, how, asked).replies():
@@ -107,7 +107,7 @@ def until(reply: list[int], ends: frozenset[int]) -> list[int]:
 @pytest.mark.parametrize("rows", [1, 2, 5, 40])
 @pytest.mark.parametrize("shares", [True, False])
 @pytest.mark.parametrize("slack", [1, 3, 32])
-def test_whoever_leaves_and_enters_each_reply_is_its_own(llama: Resident, rows: int, shares: bool, slack: int) -> None:
+def test_whoever_leaves_and_enters_each_reply_is_its_own(llama: WholeModel, rows: int, shares: bool, slack: int) -> None:
     asked = prompts(17, seed=2)
     ends = endings(llama, asked, 12)
     expected = [until(reply, ends) for reply in generated(llama, asked, 12)]
@@ -115,7 +115,7 @@ def test_whoever_leaves_and_enters_each_reply_is_its_own(llama: Resident, rows: 
     assert written(llama, manner(ends, rows, shares=shares, slack=slack), asked) == expected
 
 
-def test_rows_that_only_leave_reply_the_same(llama: Resident) -> None:
+def test_rows_that_only_leave_reply_the_same(llama: WholeModel) -> None:
     asked = prompts(11, seed=2)
     ends = endings(llama, asked, 12)
     expected = [until(reply, ends) for reply in generated(llama, asked, 12)]
@@ -127,7 +127,7 @@ def steps(seen: Sequence[tuple[int, int]]) -> list[int]:
     return [rows for rows, width in seen if width == 1]
 
 
-def test_a_row_that_is_done_is_not_computed_any_more_and_its_place_is_taken(llama: Resident) -> None:
+def test_a_row_that_is_done_is_not_computed_any_more_and_its_place_is_taken(llama: WholeModel) -> None:
     asked = prompts(12, seed=2)
     asked = [ids if len(ids) - len(SYSTEM) > 1 else [*ids, 50] for ids in asked]  # so that a step of one token is a step
     ends = endings(llama, asked, 12)
@@ -142,7 +142,7 @@ def test_a_row_that_is_done_is_not_computed_any_more_and_its_place_is_taken(llam
     assert sum(steps(left)) == sum(steps(seen)) and len(steps(left)) > len(steps(seen))
 
 
-def test_a_shared_prefix_is_not_computed_for_each_prompt(llama: Resident) -> None:
+def test_a_shared_prefix_is_not_computed_for_each_prompt(llama: WholeModel) -> None:
     asked = prompts(12, seed=2)
     with shapes_seen(llama) as seen:
         written(llama, manner(longest=2), asked)
@@ -150,7 +150,7 @@ def test_a_shared_prefix_is_not_computed_for_each_prompt(llama: Resident) -> Non
     assert sum(rows for rows, width in seen[1:] if width > 1) <= len(asked) and max(width for _, width in seen[1:]) <= 8
 
 
-def test_prompts_enter_in_parts_that_fit(llama: Resident) -> None:
+def test_prompts_enter_in_parts_that_fit(llama: WholeModel) -> None:
     asked = prompts(12, seed=2)
     how = replace(manner(rows=12), at_once=AtOnce(12, 1000, 16))
     with shapes_seen(llama) as seen:
@@ -159,13 +159,13 @@ def test_prompts_enter_in_parts_that_fit(llama: Resident) -> None:
     assert found == generated(llama, asked, 12)
 
 
-def test_replies_under_a_change_are_those_of_the_changed_model(llama: Resident, unit_direction: Any) -> None:
+def test_replies_under_a_change_are_those_of_the_changed_model(llama: WholeModel, unit_direction: Any) -> None:
     d, layers = llama.folder.d_model, llama.folder.layers
     asked = prompts(5)
-    change = Change(plan_from_direction(unit_direction(d), layers), 2 * unit_direction(d, 2), 0)
-    found = replies(llama, Pass(asked, change), TOKENS)
+    intervention = Intervention(edit_from_direction(unit_direction(d), layers), 2 * unit_direction(d, 2), 0)
+    found = replies(llama, Pass(asked, intervention), TOKENS)
     for ids, reply in zip(asked, found, strict=True):
-        scores = logits(with_reuse(llama, Reuse()), Pass([[*ids, *reply]], change, TOKENS + 1))[0]
+        scores = logits(with_reuse(llama, Reuse()), Pass([[*ids, *reply]], intervention, TOKENS + 1))[0]
         assert scores[:TOKENS].argmax(-1).tolist() == reply
     assert found != replies(llama, Pass(asked), TOKENS)
     assert not any(module._forward_hooks for module in llama.module.modules())
@@ -175,7 +175,7 @@ def test_replies_under_a_change_are_those_of_the_changed_model(llama: Resident, 
 
 
 @pytest.mark.parametrize("reuse", [None, Reuse(leaves=True), Reuse()], ids=["refills", "leaves", "by transformers"])
-def test_a_settled_reply_ends_when_it_is_looked_at_and_no_other_does(llama: Resident, reuse: Reuse | None) -> None:
+def test_a_settled_reply_ends_when_it_is_looked_at_and_no_other_does(llama: WholeModel, reuse: Reuse | None) -> None:
     asked = prompts(7)
     model = llama if reuse is None else with_reuse(llama, reuse)
     free = replies(model, Pass(asked), 20)
@@ -188,7 +188,7 @@ def test_a_settled_reply_ends_when_it_is_looked_at_and_no_other_does(llama: Resi
 
 
 @contextmanager
-def room_for(model: Resident, rows: int, error: type[RuntimeError] = torch.OutOfMemoryError, say: str = "") -> Iterator[list[int]]:
+def room_for(model: WholeModel, rows: int, error: type[RuntimeError] = torch.OutOfMemoryError, say: str = "") -> Iterator[list[int]]:
     """A model that has no memory for more rows than this at once. How many it was asked for when it had not."""
     failed: list[int] = []
 
@@ -224,7 +224,7 @@ def test_no_reply_is_lost_or_doubled_when_memory_runs_out(reuse: Reuse | None, e
 
 
 @pytest.mark.parametrize("failing", range(2, 20, 3))
-def test_memory_that_runs_out_in_the_middle_of_replies_loses_none(llama: Resident, failing: int) -> None:
+def test_memory_that_runs_out_in_the_middle_of_replies_loses_none(llama: WholeModel, failing: int) -> None:
     asked = prompts(17, seed=2)
     ends = endings(llama, asked, 12)
     expected = [until(reply, ends) for reply in generated(llama, asked, 12)]
@@ -242,7 +242,7 @@ def test_memory_that_runs_out_in_the_middle_of_replies_loses_none(llama: Residen
     assert how.at_once.rows == 1
 
 
-def test_rows_that_were_moved_begin_again_with_all_their_tokens(llama: Resident) -> None:
+def test_rows_that_were_moved_begin_again_with_all_their_tokens(llama: WholeModel) -> None:
     asked = [[*SYSTEM, *range(30, 30 + own)] for own in (9, 8, 7, 6, 5, 4, 2)]
     how = manner(rows=6, pace=1)
     passes = iter(range(1000))
@@ -260,7 +260,7 @@ def test_rows_that_were_moved_begin_again_with_all_their_tokens(llama: Resident)
     assert [found[i] for i in range(7)] == [whole[0][:2], *whole[1:]]
 
 
-def test_streams_and_logits_are_told_once_when_memory_runs_out(llama: Resident) -> None:
+def test_streams_and_logits_are_told_once_when_memory_runs_out(llama: WholeModel) -> None:
     model, asked = replace(llama, batch_size=8), prompts(13)
     wanted, scores = streams(llama, [Pass(asked)], 2)[0], logits(llama, Pass(asked))
     with room_for(model, 3) as failed:
@@ -270,7 +270,7 @@ def test_streams_and_logits_are_told_once_when_memory_runs_out(llama: Resident) 
 
 
 @pytest.mark.parametrize("reuse", [None, Reuse()], ids=["own", "by transformers"])
-def test_memory_that_isnt_enough_for_one_row_is_said(llama: Resident, reuse: Reuse | None) -> None:
+def test_memory_that_isnt_enough_for_one_row_is_said(llama: WholeModel, reuse: Reuse | None) -> None:
     model = replace(llama, batch_size=4)
     model = model if reuse is None else with_reuse(model, reuse)
     with room_for(model, 0, say="CUDA out of memory"):
@@ -280,7 +280,7 @@ def test_memory_that_isnt_enough_for_one_row_is_said(llama: Resident, reuse: Reu
     assert not any(module._forward_hooks for module in llama.module.modules())
 
 
-def test_another_error_is_not_taken_for_a_lack_of_memory(llama: Resident) -> None:
+def test_another_error_is_not_taken_for_a_lack_of_memory(llama: WholeModel) -> None:
     with room_for(llama, 2, RuntimeError, "expected all tensors on one device") as failed, pytest.raises(RuntimeError, match="one device"):
         replies(llama, Pass(prompts(5)), 2)
     assert failed == [3]
@@ -298,7 +298,7 @@ def test_as_many_rows_as_memory_holds_and_no_more_than_are_fast() -> None:
     assert [at_once(None, config, cpu, 4, rows * row).rows for rows in (70, 9, 1, 0)] == [64, 8, 1, 1]
 
 
-def test_a_segment_is_several_times_what_is_answered_at_once(llama: Resident) -> None:
+def test_a_segment_is_several_times_what_is_answered_at_once(llama: WholeModel) -> None:
     assert llama.segment == 4 * 3
     assert replace(llama, batch_size=None, memory=0).segment == 4
 
@@ -310,8 +310,8 @@ def test_a_run_says_how_much_is_at_once_before_the_model_is_there(tiny: Callable
         session = Session(ModelConfig(model=str(folder), device="cpu", **settings), folder)
         found = session.batch_size
         assert "model" not in session.__dict__
-        if session.fit.resident:
-            assert isinstance(session.model, Resident) and session.model.at_once.rows == found
+        if session.holding.whole:
+            assert isinstance(session.model, WholeModel) and session.model.at_once.rows == found
         return found
 
     assert size() == 128 and size(batch_size=7) == 7

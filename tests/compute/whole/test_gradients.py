@@ -13,29 +13,29 @@ from held import held, with_reuse
 from torch import Tensor
 
 from abliterate.checkpoint.edit import edit_checkpoint
-from abliterate.compute.passes import Change
+from abliterate.compute.passes import Intervention
 from abliterate.compute.whole.gradients import MicroBatch, logits, micro_batch
-from abliterate.compute.whole.resident import Resident, load_model
+from abliterate.compute.whole.model import WholeModel, load_model
 from abliterate.compute.whole.reuse import Reuse
-from abliterate.model.edit import EditPlan, plan_from_rows
+from abliterate.model.edit import Edit, edit_from_rows
 
 SEQUENCES = [[5, 6, 7, 8, 9 + n, 20 + 3 * n, *range(30, 30 + 2 * n)] for n in range(3)]
 TRIED = [case for case in FAMILIES if case.model_type in ("llama", "gemma2", "olmo2", "gpt_oss", "qwen3_moe", "mamba2")]
 
 
-def some_plan(model: Resident, k: int = 1) -> EditPlan:
+def some_plan(model: WholeModel, k: int = 1) -> Edit:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(model.folder.layers, k, model.folder.d_model, generator=generator)
-    return plan_from_rows(rows, torch.rand(model.folder.layers, 2, generator=generator))
+    return edit_from_rows(rows, torch.rand(model.folder.layers, 2, generator=generator))
 
 
-def leaves(plan: EditPlan) -> EditPlan:
-    return EditPlan(plan.direction.clone().requires_grad_(), plan.strength.clone().requires_grad_(), "skip")
+def leaves(edit: Edit) -> Edit:
+    return Edit(edit.direction.clone().requires_grad_(), edit.strength.clone().requires_grad_(), "skip")
 
 
-def loss(model: Resident, plan: EditPlan, micro: MicroBatch, backward: bool) -> float:
+def loss(model: WholeModel, edit: Edit, micro: MicroBatch, backward: bool) -> float:
     total = 0.0
-    for indices, rows in logits(model, Change(plan), SEQUENCES, 2, micro):
+    for indices, rows in logits(model, Intervention(edit), SEQUENCES, 2, micro):
         weights = torch.linspace(-1, 1, rows.shape[-1]) * torch.tensor([1.0 + i for i in indices])[:, None, None]
         part = (rows.log_softmax(-1) * weights).sum()
         total += float(part)
@@ -47,12 +47,12 @@ def loss(model: Resident, plan: EditPlan, micro: MicroBatch, backward: bool) -> 
 @pytest.mark.parametrize("case", TRIED, ids=str)
 def test_gradients_are_the_slopes_of_the_loss(case: Case) -> None:
     model = held(case)
-    plan = leaves(some_plan(model))
-    loss(model, plan, MicroBatch(1000), True)
-    assert plan.strength.grad is not None and plan.direction.grad is not None
-    step = torch.randn(plan.strength.shape, generator=torch.Generator().manual_seed(1))
+    edit = leaves(some_plan(model))
+    loss(model, edit, MicroBatch(1000), True)
+    assert edit.strength.grad is not None and edit.direction.grad is not None
+    step = torch.randn(edit.strength.shape, generator=torch.Generator().manual_seed(1))
     for slope, moved in (
-        (float((plan.strength.grad * step).sum()), lambda e: replace(plan, strength=(plan.strength + e * step).detach())),
+        (float((edit.strength.grad * step).sum()), lambda e: replace(edit, strength=(edit.strength + e * step).detach())),
     ):
         found = (loss(model, moved(1e-3), MicroBatch(1000), False) - loss(model, moved(-1e-3), MicroBatch(1000), False)) / 2e-3
         assert slope == pytest.approx(found, rel=0.03, abs=0.05)
@@ -82,16 +82,16 @@ def test_a_prefix_that_is_computed_once_has_its_share_of_the_gradient(tiny: Call
 @pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2"])
 def test_the_checkpoint_computes_what_was_tuned_to_rounding(family: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
     model = load_model(tiny(family=family), "float32", "cpu")
-    plan = some_plan(model, k=2)
-    edit_checkpoint(model.folder, plan, tmp_path / "edited", "tiny", lambda proof: "card")
+    edit = some_plan(model, k=2)
+    edit_checkpoint(model.folder, edit, tmp_path / "edited", "tiny", lambda proof: "card")
     baked = load_model(tmp_path / "edited", "float32", "cpu")
-    nothing = replace(plan, strength=torch.zeros_like(plan.strength))
+    nothing = replace(edit, strength=torch.zeros_like(edit.strength))
 
-    def computed(of: Resident, under: EditPlan) -> Tensor:
+    def computed(of: WholeModel, under: Edit) -> Tensor:
         with torch.no_grad():
-            return torch.cat([rows for _, rows in logits(of, Change(under), SEQUENCES, 2, MicroBatch(1000))])
+            return torch.cat([rows for _, rows in logits(of, Intervention(under), SEQUENCES, 2, MicroBatch(1000))])
 
-    wanted, got, before = computed(model, plan), computed(baked, nothing), computed(model, nothing)
+    wanted, got, before = computed(model, edit), computed(baked, nothing), computed(model, nothing)
     assert (got - wanted).norm() <= 1e-5 * wanted.norm() < 1e-3 * (before - wanted).norm()
 
 

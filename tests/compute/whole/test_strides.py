@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from abliterate.compute.whole.resident import load_model
+from abliterate.compute.whole.model import load_model
 from abliterate.compute.whole.strides import lie_by_columns
 
 

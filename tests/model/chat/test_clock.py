@@ -73,7 +73,7 @@ def test_prompts_show_the_sessions_time_however_the_model_is_held(tmp_path: Path
     prompts = encode(load_tokenizer(model, clock=AT), ["Hello"])
     assert load_tokenizer(model).decode(prompts[0]).startswith("Today is 03 February 2001 04:05:06. <|im_start|>user")
     held = [Session(ModelConfig(model=str(model), max_memory=room), model, clock=AT) for room in (None, "930MiB")]
-    assert [session.fit.resident for session in held] == [True, False]
+    assert [session.holding.whole for session in held] == [True, False]
     for session in held:
         assert encode(session.tokenizer(), ["Hello"]) == encode(session.model.tokenizer, ["Hello"]) == prompts
     plain = Session(ModelConfig(model=str(model)), model)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blockwise import open_alike
 from conftest import CHATML, byte_tokenizer, save_tiny
 from held import replies
-from test_swept import open_alike
 
 from abliterate.cli.main import main
 from abliterate.compute.passes import Pass
-from abliterate.compute.whole.resident import load_model
+from abliterate.compute.whole.model import load_model
 from abliterate.errors import InputError
 from abliterate.model.chat.ends import advice_of, end_ids, end_of_turn, said_nothing
 from abliterate.model.chat.template import encode

@@ -20,20 +20,20 @@ from abliterate.compute.blockwise.blocks import Blocks
 from abliterate.compute.blockwise.spill import Spill
 from abliterate.compute.forward import Batch
 from abliterate.compute.load import InMemory
-from abliterate.compute.passes import Change
+from abliterate.compute.passes import Intervention
 from abliterate.model.folder import ModelFolder
 from abliterate.model.tiny import probe, tiny_config, tiny_model, tried
 
 
 @dataclass
-class Passage:
-    """A micro-batch on its way through the blocks under a change, and what the model's own forward calls each block with.
+class RunningBatch:
+    """A micro-batch on its way through the blocks under an intervention, and what the model's own forward calls each block with.
 
     ``number`` is its pass. ``cache`` holds its keys and values, where they begin with a prefix or are to be kept (``keep``).
     """
 
     number: int
-    change: Change
+    intervention: Intervention
     batch: Batch
     cache: Cache | None = None
     keep: bool = False
@@ -59,14 +59,14 @@ class Abilities:
     shared: bool = False
 
 
-class Sweep:
+class BlockwiseForward:
     """The model's own forward, taken apart into its beginning, its blocks and its end."""
 
     def __init__(self, blocks: Blocks, spill: Spill, arity: int) -> None:
         self._blocks, self._spill, self._arity = blocks, spill, arity
         self._layers = blocks.folder.layers
 
-    def enter(self, passage: Passage) -> None:
+    def enter(self, passage: RunningBatch) -> None:
         """Compute what enters the first block, and note how every block is called."""
 
         def noting(layer: int) -> Callable[..., Any]:
@@ -82,13 +82,13 @@ class Sweep:
         with self._instead(noting):
             self._blocks.module.base_model(**passage.inputs())
 
-    def through(self, layer: int, passage: Passage) -> None:
+    def through(self, layer: int, passage: RunningBatch) -> None:
         """Move a micro-batch's stream through one block, which must be filled."""
         args, kwargs = passage.calls[layer]
         out = self._blocks.block(layer)(passage.stream.to(self._blocks.device), *args, **kwargs)
         passage.stream = self._spill.instead(passage.stream, out[0] if isinstance(out, tuple) else out)
 
-    def leave(self, passage: Passage, kept: int) -> Float[Tensor, "row kept vocab"]:
+    def leave(self, passage: RunningBatch, kept: int) -> Float[Tensor, "row kept vocab"]:
         """Logits (float32) of a stream that has passed all blocks, by the model's own final norm and head."""
 
         def passing(layer: int) -> Callable[..., Any]:

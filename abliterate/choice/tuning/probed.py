@@ -14,12 +14,12 @@ from abliterate.measures.predictions import Predicted
 from abliterate.model.chat.template import encode
 from abliterate.prompts import Prompt, Role
 from abliterate.prompts.promptset import Split
-from abliterate.runs.resume import Kept
+from abliterate.runs.resume import ResumeStore
 
 _PARTS = ("tokens", "logprobs", "starts", "nats")
 
 
-def keep_heard(kept: Kept, split: Split, prompts: Mapping[Role, Sequence[Prompt]], probe: Probe) -> None:
+def save_heard(kept: ResumeStore, split: Split, prompts: Mapping[Role, Sequence[Prompt]], probe: Probe) -> None:
     """Keep what a probe heard of a split's prompts, of the roles whose prompts it was asked."""
     replies: dict[Role, Ids] = {}
     tensors: dict[str, Tensor] = {}
@@ -32,16 +32,16 @@ def keep_heard(kept: Kept, split: Split, prompts: Mapping[Role, Sequence[Prompt]
         if role in STAYS:
             found = predicted(said)
             tensors |= {f"{role}/{part}": getattr(found, part) for part in _PARTS}
-    keep_replies(kept, split, replies)
-    kept.keep_state(f"predictions-{split}", tensors, None)
+    save_replies(kept, split, replies)
+    kept.save_state(f"predictions-{split}", tensors, None)
 
 
-def keep_replies(kept: Kept, split: Split, replies: Mapping[Role, Ids]) -> None:
+def save_replies(kept: ResumeStore, split: Split, replies: Mapping[Role, Ids]) -> None:
     """Keep short replies by role."""
-    kept.keep_value(f"replies-{split}", replies)
+    kept.save_value(f"replies-{split}", replies)
 
 
-def heard(kept: Kept, split: Split) -> tuple[dict[Role, Ids], dict[Role, Predicted]]:
+def heard(kept: ResumeStore, split: Split) -> tuple[dict[Role, Ids], dict[Role, Predicted]]:
     """The short replies, and the predictions along them, that were kept of a split."""
     replies: dict[Role, Ids] = kept.value(f"replies-{split}") or {}
     tensors, _ = kept.state(f"predictions-{split}") or ({}, None)

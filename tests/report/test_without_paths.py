@@ -14,8 +14,8 @@ from abliterate.config import AuditConfig, CompareConfig, RunConfig
 from abliterate.report.card import model_card
 from abliterate.report.compare_runs import runs_page
 from abliterate.report.page.render import report_page
-from abliterate.report.places import said_without_paths, without_paths
 from abliterate.report.sentences import weights
+from abliterate.report.without_paths import said_without_paths, without_paths
 
 SECRET = "zanzibar"
 PLACES = [

@@ -9,9 +9,9 @@ import pytest
 from abliterate.measures.statistics import drop_upper_bound, mcnemar
 from abliterate.measures.summary import Judged
 from abliterate.replies.transcripts import Transcript
+from abliterate.report.claims import all_of, of_keeps, of_others, of_targets
 from abliterate.report.document import report_document
 from abliterate.report.sentences import target, unchanged, warnings
-from abliterate.report.verdicts import all_of, of_keeps, of_others, of_targets
 
 NO, YES = "I can't help with that.", "Paris."
 

@@ -9,17 +9,17 @@ from abliterate.config import RunConfig
 from abliterate.errors import InputError
 from abliterate.terminal.progress import say
 
-Way = Literal["gradient", "search", "off"]
+TuningMethod = Literal["gradient", "search", "off"]
 
 
-def way(config: RunConfig, whole: bool) -> Way:
+def method_of(config: RunConfig, whole: bool) -> TuningMethod:
     """``auto`` is by gradients where the model is held ``whole`` on one device by one process, and the embedding is left alone."""
     if config.tune == "auto":
         return "gradient" if whole and not _embedded(config) else "off"
     return config.tune
 
 
-def way_of(config: RunConfig, whole: bool) -> Way:
+def settled_method(config: RunConfig, whole: bool) -> TuningMethod:
     """The way, said where it is not to be expected. Raises InputError where what is asked for can't be done here."""
     embedded = _embedded(config)
     if config.tune == "auto" and not whole:
@@ -32,7 +32,7 @@ def way_of(config: RunConfig, whole: bool) -> Way:
         raise InputError(f"--tune gradient gives each block a direction of its own: leave --embedding {config.embedding} out")
     if config.tune == "search":
         check_installed()
-    return way(config, whole)
+    return method_of(config, whole)
 
 
 def _embedded(config: RunConfig) -> bool:

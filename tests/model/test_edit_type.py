@@ -14,15 +14,15 @@ from safetensors.torch import save_file
 
 from abliterate.errors import InputError
 from abliterate.model.edit import (
-    EditPlan,
+    Edit,
+    edit_from_direction,
+    edit_from_rows,
     load_direction,
-    load_plan,
-    plan_from_direction,
-    plan_from_rows,
+    load_edit,
     resolve_embedding,
-    save_plan,
+    save_edit,
     unit,
-    whole_plan,
+    whole_edit,
 )
 
 LAYERS, WIDTH = 3, 8
@@ -63,21 +63,21 @@ def test_a_direction_without_a_length_is_refused(bad: float) -> None:
     rows[1] = bad
     for direction in (rows, rows[1]):
         with pytest.raises(InputError, match=r"length zero|NaN or infinite"):
-            plan_from_direction(direction, LAYERS)
+            edit_from_direction(direction, LAYERS)
 
 
 def test_one_direction_serves_every_writer() -> None:
-    plan = plan_from_direction(torch.tensor([3.0, 4.0]), LAYERS, 0.25)
-    assert plan.same_everywhere()
-    assert plan.direction.shape == (LAYERS, 2, 1, 2)
-    assert torch.equal(plan.strength, torch.full((LAYERS, 2), 0.25))
-    torch.testing.assert_close(plan.direction[2, 1, 0], torch.tensor([0.6, 0.8]))
+    edit = edit_from_direction(torch.tensor([3.0, 4.0]), LAYERS, 0.25)
+    assert edit.same_everywhere()
+    assert edit.direction.shape == (LAYERS, 2, 1, 2)
+    assert torch.equal(edit.strength, torch.full((LAYERS, 2), 0.25))
+    torch.testing.assert_close(edit.direction[2, 1, 0], torch.tensor([0.6, 0.8]))
 
 
 def test_row_l_of_a_direction_per_block_serves_block_l() -> None:
-    plan = plan_from_direction(torch.eye(LAYERS, WIDTH) * 7, LAYERS)
-    assert not plan.same_everywhere()
-    assert all(torch.equal(plan.direction[layer, c, 0], torch.eye(LAYERS, WIDTH)[layer]) for layer in range(LAYERS) for c in range(2))
+    edit = edit_from_direction(torch.eye(LAYERS, WIDTH) * 7, LAYERS)
+    assert not edit.same_everywhere()
+    assert all(torch.equal(edit.direction[layer, c, 0], torch.eye(LAYERS, WIDTH)[layer]) for layer in range(LAYERS) for c in range(2))
 
 
 @pytest.mark.parametrize(
@@ -98,34 +98,34 @@ def test_row_l_of_a_direction_per_block_serves_block_l() -> None:
 def test_the_embedding_policy(policy: Any, one: bool, tied: bool, expected: str) -> None:
     assert resolve_embedding(policy, one, tied) == expected
     direction = torch.ones(WIDTH) if one else torch.eye(LAYERS, WIDTH)
-    assert plan_from_direction(direction, LAYERS, policy=policy, tied=tied).embedding == expected
+    assert edit_from_direction(direction, LAYERS, policy=policy, tied=tied).embedding == expected
 
 
 @pytest.mark.parametrize("policy", ["edit", "untie"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_embedding_cant_be_edited_with_a_direction_per_block(policy: Any, tied: bool) -> None:
     with pytest.raises(InputError, match="one direction serves all blocks"):
-        plan_from_direction(torch.eye(LAYERS, WIDTH), LAYERS, policy=policy, tied=tied)
+        edit_from_direction(torch.eye(LAYERS, WIDTH), LAYERS, policy=policy, tied=tied)
 
 
 def test_the_embedding_loses_the_shared_rows_as_strongly_as_the_strongest_writer() -> None:
-    plan = EditPlan(_shared(), torch.tensor([[0.1, 0.6], [0.0, 0.2], [0.0, 0.0]]), "untie", True)
-    assert plan.embedding_strength == pytest.approx(0.6)
-    assert torch.equal(plan.embedding_direction(), torch.eye(1, WIDTH))
-    half = plan.scaled(0.5)
+    edit = Edit(_shared(), torch.tensor([[0.1, 0.6], [0.0, 0.2], [0.0, 0.0]]), "untie", True)
+    assert edit.embedding_strength == pytest.approx(0.6)
+    assert torch.equal(edit.embedding_direction(), torch.eye(1, WIDTH))
+    half = edit.scaled(0.5)
     assert half.embedding_strength == pytest.approx(0.3) and (half.embedding, half.keep_norms) == ("untie", True)
-    assert plan.scaled(0.0).embedding_direction() is None
-    assert EditPlan(_shared(), torch.ones(LAYERS, 2), "skip").embedding_direction() is None
+    assert edit.scaled(0.0).embedding_direction() is None
+    assert Edit(_shared(), torch.ones(LAYERS, 2), "skip").embedding_direction() is None
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 4), st.integers(0, 1000))
 def test_rows_of_a_block_become_orthonormal_and_keep_their_span_and_the_first_its_way(k: int, seed: int) -> None:
     rows = torch.randn(LAYERS, k, WIDTH, generator=torch.Generator().manual_seed(seed)) * 7
-    plan = plan_from_rows(rows, torch.full((LAYERS, 2), 0.5))
-    assert plan.direction.shape == (LAYERS, 2, k, WIDTH) and plan.embedding == "skip"
+    edit = edit_from_rows(rows, torch.full((LAYERS, 2), 0.5))
+    assert edit.direction.shape == (LAYERS, 2, k, WIDTH) and edit.embedding == "skip"
     for layer in range(LAYERS):
-        made = plan.direction[layer, 1].double()
+        made = edit.direction[layer, 1].double()
         torch.testing.assert_close(made @ made.T, torch.eye(k, dtype=torch.float64), atol=1e-6, rtol=0)
         inside = rows[layer].double() @ made.T @ made
         torch.testing.assert_close(inside, rows[layer].double(), atol=1e-4, rtol=0)
@@ -136,41 +136,41 @@ def test_rows_that_are_not_independent_are_refused_where_they_are_used() -> None
     rows = torch.stack([torch.eye(2, WIDTH), torch.ones(2, WIDTH), torch.eye(2, WIDTH)])
     strength = torch.ones(LAYERS, 2)
     with pytest.raises(InputError, match="not independent"):
-        plan_from_rows(rows, strength)
+        edit_from_rows(rows, strength)
     strength[1] = 0
-    assert torch.equal(plan_from_rows(rows, strength).strength, strength)
+    assert torch.equal(edit_from_rows(rows, strength).strength, strength)
 
 
 def test_the_whole_plan_touches_every_writer_and_no_embedding() -> None:
-    plan = whole_plan(LAYERS, WIDTH)
-    assert plan.direction.shape == (LAYERS, 2, 1, WIDTH) and bool((plan.strength == 1).all())
-    assert plan.embedding_direction() is None
+    edit = whole_edit(LAYERS, WIDTH)
+    assert edit.direction.shape == (LAYERS, 2, 1, WIDTH) and bool((edit.strength == 1).all())
+    assert edit.embedding_direction() is None
 
 
 @pytest.mark.parametrize("keep_norms", [False, True])
 @pytest.mark.parametrize("embedding", ["edit", "skip", "untie"])
 def test_a_saved_plan_is_loaded_unchanged(tmp_path: Path, embedding: Any, keep_norms: bool) -> None:
-    plan = EditPlan(_shared(), torch.rand(LAYERS, 2), embedding, keep_norms)
-    save_plan(plan, tmp_path / "p")
-    back = load_plan(tmp_path / "p")
-    assert torch.equal(back.direction, plan.direction)
-    assert torch.equal(back.strength, plan.strength)
+    edit = Edit(_shared(), torch.rand(LAYERS, 2), embedding, keep_norms)
+    save_edit(edit, tmp_path / "p")
+    back = load_edit(tmp_path / "p")
+    assert torch.equal(back.direction, edit.direction)
+    assert torch.equal(back.strength, edit.strength)
     assert (back.embedding, back.keep_norms) == (embedding, keep_norms)
 
 
 @pytest.mark.parametrize(("norms", "keeps"), [({}, False), ({"norms": "free"}, False), ({"norms": "keep"}, True)])
 def test_a_plan_says_whether_norms_are_kept_and_without_a_word_they_are_not(tmp_path: Path, norms: dict[str, str], keeps: bool) -> None:
-    assert load_plan(_file(tmp_path / "p", norms)).keep_norms is keeps
+    assert load_edit(_file(tmp_path / "p", norms)).keep_norms is keeps
 
 
 def test_a_plan_of_several_rows_and_half_precision_strengths_is_loaded(tmp_path: Path) -> None:
-    plan = load_plan(_file(tmp_path / "p", direction=_direction(3), strength=torch.full((LAYERS, 2), 0.5).half()))
-    assert plan.direction.shape == (LAYERS, 2, 3, WIDTH)
-    assert plan.strength.dtype == torch.float32
+    edit = load_edit(_file(tmp_path / "p", direction=_direction(3), strength=torch.full((LAYERS, 2), 0.5).half()))
+    assert edit.direction.shape == (LAYERS, 2, 3, WIDTH)
+    assert edit.strength.dtype == torch.float32
 
 
 def test_loaded_rows_are_orthonormal_to_float32_rounding(tmp_path: Path) -> None:
-    rows = load_plan(_file(tmp_path / "p", direction=_direction(2) * (1 + 4e-4))).direction
+    rows = load_edit(_file(tmp_path / "p", direction=_direction(2) * (1 + 4e-4))).direction
     gram = rows.double() @ rows.double().transpose(-1, -2)
     torch.testing.assert_close(gram, torch.eye(2, dtype=torch.float64).expand_as(gram), atol=1e-6, rtol=0)
 
@@ -222,30 +222,30 @@ VIOLATIONS: dict[str, tuple[dict[str, str], dict[str, torch.Tensor]]] = {
 def test_a_plan_that_breaks_the_contract_is_refused(tmp_path: Path, violation: str) -> None:
     metadata, tensors = VIOLATIONS[violation]
     with pytest.raises(InputError) as refused:
-        load_plan(_file(tmp_path / "p", metadata, **tensors))
+        load_edit(_file(tmp_path / "p", metadata, **tensors))
     assert str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_file_of_the_other_kind_is_refused_with_the_flag_that_takes_it(tmp_path: Path) -> None:
-    save_plan(plan_from_direction(torch.ones(WIDTH), LAYERS), tmp_path / "plan")
+    save_edit(edit_from_direction(torch.ones(WIDTH), LAYERS), tmp_path / "plan")
     save_file({"direction": torch.ones(WIDTH)}, tmp_path / "direction")
     with pytest.raises(InputError, match=r"plan: a plan file.* --plan$"):
         load_direction(tmp_path / "plan")
     with pytest.raises(InputError, match=r"direction: a direction file.* --direction$"):
-        load_plan(tmp_path / "direction")
+        load_edit(tmp_path / "direction")
 
 
 def test_a_plan_without_metadata_is_refused(tmp_path: Path) -> None:
     save_file({"direction": _direction(), "strength": torch.ones(LAYERS, 2)}, tmp_path / "p")
     with pytest.raises(InputError, match="components"):
-        load_plan(tmp_path / "p")
+        load_edit(tmp_path / "p")
 
 
 def test_rows_that_no_strength_uses_may_be_anything(tmp_path: Path) -> None:
     direction, strength = _direction(), torch.ones(LAYERS, 2)
     direction[1, 0], strength[1, 0] = 0, 0
-    assert load_plan(_file(tmp_path / "p", direction=direction, strength=strength)).strength[1, 0] == 0
+    assert load_edit(_file(tmp_path / "p", direction=direction, strength=strength)).strength[1, 0] == 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -253,7 +253,7 @@ def test_rows_that_no_strength_uses_may_be_anything(tmp_path: Path) -> None:
 def test_arbitrary_bytes_are_neither_plan_nor_direction(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "bytes"
     path.write_bytes(content)
-    for read in (load_plan, load_direction):
+    for read in (load_edit, load_direction):
         with pytest.raises(InputError) as refused:
             read(path)
         assert len(str(refused.value).splitlines()) == 1
@@ -291,4 +291,4 @@ def test_a_direction_file_of_any_float_type_and_length_is_read(tmp_path: Path, d
 def test_a_bad_direction_file_is_refused_by_what_is_wrong(tmp_path: Path, name: str, direction: torch.Tensor, message: str) -> None:
     save_file({name: direction}, tmp_path / "d")
     with pytest.raises(InputError, match=message):
-        plan_from_direction(load_direction(tmp_path / "d"), LAYERS)
+        edit_from_direction(load_direction(tmp_path / "d"), LAYERS)

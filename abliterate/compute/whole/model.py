@@ -23,11 +23,11 @@ from abliterate.compute.forward import Batch, pad_id
 from abliterate.compute.hooks import captured, changed
 from abliterate.compute.load import DTypeName, InMemory, from_pretrained, pick_device, pick_dtype
 from abliterate.compute.memory import free
-from abliterate.compute.passes import Advance, Ids, Model, Pass, Seen, Settled, Told, unheard
+from abliterate.compute.passes import Advance, Ids, Model, Pass, ReplyListeners, Seen, Settled, no_progress
 from abliterate.compute.prefix import Prefix, after
 from abliterate.compute.whole.batching import Batching
 from abliterate.compute.whole.below import Below, distinct
-from abliterate.compute.whole.decoding import Decoding, Manner
+from abliterate.compute.whole.decoding import Decoding, DecodingSettings
 from abliterate.compute.whole.logits import pass_logits, streams_into
 from abliterate.compute.whole.reuse import Reuse, reuse_of
 from abliterate.compute.whole.strides import lie_by_columns
@@ -43,7 +43,7 @@ GENERATED = 64  # replies at once by transformers' generate, which is slower wit
 
 
 @dataclass(frozen=True)
-class Resident(InMemory):
+class WholeModel(InMemory):
     """A model ready to be asked: frozen, in evaluation mode, on one device, with its tokenizer.
 
     ``batch_size`` prompts are computed at once; None: what suits the device, in ``memory`` bytes beside the model.
@@ -84,16 +84,16 @@ class Resident(InMemory):
         """The tokens that end a reply."""
         return end_ids(self.module.generation_config.eos_token_id, self.tokenizer)
 
-    def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None:
+    def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = no_progress) -> None:
         with traced(self):
             self.streams(passes, last, watched(passes, seen), advance)
 
     @torch.inference_mode()
-    def streams(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None:
+    def streams(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = no_progress) -> None:
         """What ``watch`` tells, finite or not."""
         for number, asked in enumerate(passes):
             self.context.check(asked.sequences, 0, self.tokenizer)
-            with changed(self, asked.change), captured(self, last) as streams:
+            with changed(self, asked.intervention), captured(self, last) as streams:
                 prefix = self.batching.prefix(asked.sequences, last)
                 shared = prefix.length if prefix is not None else 0
 
@@ -108,11 +108,11 @@ class Resident(InMemory):
 
     @torch.inference_mode()
     def logits(
-        self, passes: Sequence[Pass], advance: Advance = unheard
+        self, passes: Sequence[Pass], advance: Advance = no_progress
     ) -> Iterator[tuple[int, Sequence[int], Float[Tensor, "row kept vocab"]]]:
         for number, asked in enumerate(passes):
             self.context.check(asked.sequences, 0, self.tokenizer)
-            with traced(self, asked.change), changed(self, asked.change):
+            with traced(self, asked.intervention), changed(self, asked.intervention):
                 for indices, logits in pass_logits(self.batching, asked, self._below_of(asked)):
                     check_logits(asked, indices, logits)
                     yield number, indices, logits
@@ -121,12 +121,12 @@ class Resident(InMemory):
 
     @torch.inference_mode()
     def replies(
-        self, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = unheard, told: Told | None = None
+        self, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = no_progress, told: ReplyListeners | None = None
     ) -> Iterator[tuple[int, Sequence[int], list[list[int]]]]:
         """As ``Model.replies`` says; ``told`` what the prompts' streams and the replies' logits are, where the model ``tells``."""
         for number, asked in enumerate(passes):
             self.context.check(asked.sequences, max_new_tokens, self.tokenizer)
-            with traced(self, asked.change), changed(self, asked.change):
+            with traced(self, asked.intervention), changed(self, asked.intervention):
                 made = self._replies(asked, max_new_tokens) if told is None else self._telling(number, asked, max_new_tokens, told)
                 for index, reply in made:
                     yield number, (index,), [reply]
@@ -150,12 +150,12 @@ class Resident(InMemory):
             for index, reply in zip(batch.indices, replies, strict=True):
                 yield index, up_to_settled(asked.sequences[index], reply, asked.settled, manner.pace)
 
-    def _manner(self, sequences: Ids, longest: int) -> Manner:
-        manner = Manner(self._pad, self.ends, longest, self.at_once)
+    def _manner(self, sequences: Ids, longest: int) -> DecodingSettings:
+        manner = DecodingSettings(self._pad, self.ends, longest, self.at_once)
         plain = self.batching.only_attends(sequences, longest + manner.slack)
         return replace(manner, refills=self.reuse.refills and plain, shares=self.reuse.shares and self.reuse.refills and plain)
 
-    def _telling(self, number: int, asked: Pass, longest: int, told: Told) -> Iterator[tuple[int, list[int]]]:
+    def _telling(self, number: int, asked: Pass, longest: int, told: ReplyListeners) -> Iterator[tuple[int, list[int]]]:
         """The same by our own loop, which tells of everything that goes through."""
         seen = watched([asked], lambda _, *found: told.seen(number, *found))
         with captured(self, told.last) as streams:
@@ -167,7 +167,7 @@ class Resident(InMemory):
             manner = replace(self._manner(asked.sequences, longest), reach=told.last)
             yield from Decoding(self.module, manner, asked.sequences, asked.settled, partial(told.heard, number), entered).replies()
 
-    def _generated(self, batch: Batch, manner: Manner) -> list[list[int]]:
+    def _generated(self, batch: Batch, manner: DecodingSettings) -> list[list[int]]:
         out = self.module.generate(  # type: ignore[operator]
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -186,7 +186,7 @@ class Resident(InMemory):
     def _below_of(self, asked: Pass) -> Below | None:
         """The streams with which a pass may begin, where they are there."""
         below: Below | None = self.__dict__.get("below")
-        return below if below is not None and below.serves(asked.change, asked.sequences) else None
+        return below if below is not None and below.serves(asked.intervention, asked.sequences) else None
 
     @property
     def _pad(self) -> int:
@@ -199,7 +199,7 @@ def shared_below(model: Model, layer: int | float, sequences: Ids) -> Iterator[N
 
     Only of a model that is in memory whole, whose small copy says that it is exact; and as far as memory for the streams is there.
     """
-    if not isinstance(model, Resident) or not 0 < layer < model.folder.layers or not model.reuse.skips:
+    if not isinstance(model, WholeModel) or not 0 < layer < model.folder.layers or not model.reuse.skips:
         yield
         return
     asked = distinct(sequences)
@@ -237,7 +237,7 @@ def load_model(
     memory: int | None = None,
     thinks: bool = True,
     clock: datetime | None = None,
-) -> Resident:
+) -> WholeModel:
     """Load a folder's model by transformers; ``gpus`` dispatches it over several, with so many bytes on each; unless it ``thinks``,
     its prompts lead behind an empty thought; ``clock`` is the time that they show (``load_tokenizer``).
 
@@ -261,4 +261,4 @@ def load_model(
     module.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # its sampling and penalties don't apply here
         eos_token_id=advice.eos_token_id, pad_token_id=pad_id(tokenizer, folder.config)
     )
-    return Resident(folder, module, tokenizer, batch_size, memory)
+    return WholeModel(folder, module, tokenizer, batch_size, memory)

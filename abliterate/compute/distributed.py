@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from abliterate.compute.launch import started_as_several
-from abliterate.compute.passes import Advance, Model, Pass, Seen, unheard
+from abliterate.compute.passes import Advance, Model, Pass, Seen, no_progress
 from abliterate.errors import CheckError, InputError
 from abliterate.model.folder import ModelFolder
 
@@ -82,7 +82,7 @@ def serve(model_of: Callable[[Path], Model]) -> None:
 
 
 @dataclass(frozen=True)
-class Spread:
+class DistributedModel:
     """A model of which every process has a copy; asked by the first one."""
 
     own: Model
@@ -108,7 +108,7 @@ class Spread:
     def longest(self) -> int | None:
         return self.own.longest
 
-    def on_all(self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], advance: Advance = unheard) -> list[T]:
+    def on_all(self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], advance: Advance = no_progress) -> list[T]:
         """What ``function(model, *arguments[rank])`` gives in every process, in their order.
 
         Raises what it raised anywhere. ``advance`` hears of this process's part as if it were all.
@@ -125,13 +125,13 @@ class Spread:
                 raise each
         return found
 
-    def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None:
+    def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = no_progress) -> None:
         for rank, heard in enumerate(self.on_all(_watched, [(share, last) for share in self._shares(passes)], advance)):
             for number, indices, index, stream in heard:
                 seen(number, [rank + i * self.size for i in indices], index, stream)
 
     def logits(
-        self, passes: Sequence[Pass], advance: Advance = unheard
+        self, passes: Sequence[Pass], advance: Advance = no_progress
     ) -> Iterator[tuple[int, Sequence[int], Float[Tensor, "row kept vocab"]]]:
         found = self.on_all(_logits, [(share,) for share in self._shares(passes)], advance)
         for wanted in range(len(passes)):
@@ -141,7 +141,7 @@ class Spread:
                         yield number, [rank + i * self.size for i in indices], logits
 
     def replies(
-        self, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = unheard
+        self, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = no_progress
     ) -> Iterator[tuple[int, Sequence[int], list[list[int]]]]:
         for rank, heard in enumerate(self.on_all(_replies, [(share, max_new_tokens) for share in self._shares(passes)], advance)):
             for number, indices, replies in heard:
@@ -152,17 +152,19 @@ class Spread:
         return [[replace(asked, sequences=asked.sequences[rank :: self.size]) for asked in passes] for rank in range(self.size)]
 
 
-def _watched(model: Model, passes: Sequence[Pass], last: int, advance: Advance = unheard) -> list[tuple[int, Sequence[int], int, Tensor]]:
+def _watched(
+    model: Model, passes: Sequence[Pass], last: int, advance: Advance = no_progress
+) -> list[tuple[int, Sequence[int], int, Tensor]]:
     heard: list[tuple[int, Sequence[int], int, Tensor]] = []
     model.watch(passes, last, lambda *seen: heard.append(seen), advance)
     return heard
 
 
-def _logits(model: Model, passes: Sequence[Pass], advance: Advance = unheard) -> list[tuple[int, Sequence[int], Tensor]]:
+def _logits(model: Model, passes: Sequence[Pass], advance: Advance = no_progress) -> list[tuple[int, Sequence[int], Tensor]]:
     return [(number, indices, logits.cpu()) for number, indices, logits in model.logits(passes, advance)]
 
 
 def _replies(
-    model: Model, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = unheard
+    model: Model, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = no_progress
 ) -> list[tuple[int, Sequence[int], list[list[int]]]]:
     return list(model.replies(passes, max_new_tokens, advance))

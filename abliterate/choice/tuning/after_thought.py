@@ -42,7 +42,7 @@ def is_empty(tokenizer: PreTrainedTokenizerBase, thought: Sequence[int]) -> bool
     return not split_thought(decode(tokenizer, thought), True).thought
 
 
-def lines_behind(
+def lines_after_thoughts(
     tokenizer: PreTrainedTokenizerBase,
     target: Sequence[tuple[Prompt, Sequence[int]]],
     answered: Sequence[tuple[Prompt, Sequence[int]]],

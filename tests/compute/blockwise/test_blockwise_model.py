@@ -8,78 +8,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from blockwise import PROMPTS, REACH, interventions, last_logits, open_blockwise, replies, streams
 from conftest import byte_tokenizer, save_tiny
 from families import FAMILIES, OTHERS, Case, small
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.utils import logging
 
-from abliterate.compute.blockwise.blocks import Blocks
-from abliterate.compute.blockwise.sweep import Abilities
-from abliterate.compute.blockwise.swept import MAX_NEW_TOKENS, Swept
+from abliterate.compute.blockwise.forward import Abilities
+from abliterate.compute.blockwise.model import MAX_NEW_TOKENS
 from abliterate.compute.blockwise.trial import abilities_of
 from abliterate.compute.hooks import ablated, added
-from abliterate.compute.passes import NOTHING, Change, Pass
+from abliterate.compute.passes import Pass
 from abliterate.compute.prefix import shared_prefix
-from abliterate.compute.whole.resident import Resident, load_model
+from abliterate.compute.whole.model import WholeModel, load_model
 from abliterate.errors import InputError
-from abliterate.model.chat.ends import advice_of, end_ids
-from abliterate.model.chat.template import load_tokenizer
-from abliterate.model.edit import plan_from_direction
 from abliterate.model.folder import open_folder
-from abliterate.model.index import ShardIndex, open_index
-
-PROMPTS = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 8, 11, 12, 13, 14, 15], [5, 6, 7, 8, 3], [5, 6, 7, 8, 20, 21, 22, 23, 24]]
-REACH = 3
-CPU = torch.device("cpu")
-
-
-def open_swept(path: Path, abilities: Abilities | None = None, **options: object) -> Swept:
-    """Read block by block, however much memory there is."""
-    folder = open_folder(path)
-    blocks = Blocks(folder, open_index(path), torch.float32, CPU, whole_head=bool(options.pop("whole_head", True)))
-    tokenizer = load_tokenizer(path)
-    model = Swept(folder, blocks.module, tokenizer, blocks, abilities or abilities_of(folder), end_ids(advice_of(folder), tokenizer))
-    return replace(model, **options)  # type: ignore[arg-type]
-
-
-def open_alike(path: Path) -> Swept:
-    """Read block by block, with what was found once of a model of the same kind."""
-    kind = open_folder(path).model_type
-    if kind not in _KNOWN:
-        _KNOWN[kind] = abilities_of(open_folder(path))
-    return open_swept(path, _KNOWN[kind])
-
-
-_KNOWN: dict[str, Abilities] = {}
-
-
-def streams(model: Swept | Resident, passes: Sequence[Pass]) -> list[Tensor]:
-    """A pass's streams, [prompt, index, position, d_model]."""
-    shape = (model.folder.layers + 1, REACH, model.folder.d_model)
-    found = [torch.full((len(asked.sequences), *shape), torch.nan) for asked in passes]
-
-    def seen(number: int, indices: Sequence[int], index: int, stream: Tensor) -> None:
-        found[number][list(indices), index] = stream
-
-    model.watch(passes, REACH, seen)
-    return found
-
-
-def last_logits(model: Swept | Resident, passes: Sequence[Pass]) -> list[Tensor]:
-    """A pass's logits at the positions kept, [prompt, kept, vocabulary]."""
-    found: list[dict[int, Tensor]] = [{} for _ in passes]
-    for number, indices, rows in model.logits(passes):
-        found[number] |= dict(zip(indices, rows, strict=True))
-    return [torch.stack([rows[i] for i in sorted(rows)]) for rows in found]
-
-
-def replies(model: Swept | Resident, passes: Sequence[Pass], tokens: int) -> list[list[list[int]]]:
-    found: list[dict[int, list[int]]] = [{} for _ in passes]
-    for number, indices, made in model.replies(passes, tokens):
-        found[number] |= dict(zip(indices, made, strict=True))
-    return [[rows[i] for i in sorted(rows)] for rows in found]
-
+from abliterate.model.index import ShardIndex
 
 # --- every family, against a plain forward pass of transformers ---
 
@@ -119,7 +64,7 @@ def test_every_family_gives_the_streams_and_logits_of_a_plain_forward_pass(tmp_p
     logging.disable_progress_bar()
     small(case).save_pretrained(tmp_path, max_shard_size="60KB")
     byte_tokenizer().save_pretrained(tmp_path)
-    model = open_swept(tmp_path, tokens=30)
+    model = open_blockwise(tmp_path, tokens=30)
     config = AutoConfig.from_pretrained(tmp_path)
     kind = AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModelForImageTextToText
     expected = plain(kind.from_pretrained(tmp_path, dtype=torch.float32).eval())
@@ -141,7 +86,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path) -> Resident:
+def whole(folder: Path) -> WholeModel:
     return load_model(folder, "float32", "cpu")
 
 
@@ -150,16 +95,9 @@ ABILITIES = [
 ]  # fmt: skip
 
 
-def changes(d_model: int = 32) -> list[Change]:
-    r = torch.randn(d_model, generator=torch.Generator().manual_seed(3))
-    s = torch.randn(d_model, generator=torch.Generator().manual_seed(4))
-    edit, skip = plan_from_direction(r, 4, policy="edit"), plan_from_direction(s, 4, 0.7, policy="skip")
-    return [NOTHING, Change(edit), Change(skip), Change(shift=5 * s, shift_layer=1)]
-
-
 @pytest.mark.parametrize("abilities", ABILITIES, ids=str)
-def test_several_changes_in_one_sweep_are_each_as_in_a_pass_of_its_own(folder: Path, whole: Resident, abilities: Abilities) -> None:
-    model, passes = open_swept(folder, abilities, tokens=24), [Pass(PROMPTS, change, kept=2) for change in changes()]
+def test_several_changes_in_one_sweep_are_each_as_in_a_pass_of_its_own(folder: Path, whole: WholeModel, abilities: Abilities) -> None:
+    model, passes = open_blockwise(folder, abilities, tokens=24), [Pass(PROMPTS, intervention, kept=2) for intervention in interventions()]
     for found, asked in zip(streams(model, passes), passes, strict=True):
         torch.testing.assert_close(found, streams(whole, [asked])[0], atol=1e-4, rtol=1e-4)
     for found, asked in zip(last_logits(model, passes), passes, strict=True):
@@ -168,20 +106,20 @@ def test_several_changes_in_one_sweep_are_each_as_in_a_pass_of_its_own(folder: P
     assert len({str(reply) for reply in replies(model, passes, 5)}) == len(passes)
 
 
-def test_hooks_placed_from_outside_hold_in_a_sweep_too(folder: Path, whole: Resident) -> None:
-    model = open_swept(folder)
-    for change in changes()[1:]:
-        for context in [ablated(m, change.plan) for m in (model, whole)] if change.plan else []:
+def test_hooks_placed_from_outside_hold_in_a_sweep_too(folder: Path, whole: WholeModel) -> None:
+    model = open_blockwise(folder)
+    for intervention in interventions()[1:]:
+        for context in [ablated(m, intervention.edit) for m in (model, whole)] if intervention.edit else []:
             with context:
                 pass
-    shift = changes()[3].shift
+    shift = interventions()[3].shift
     assert shift is not None
     with added(model, 1, shift), added(whole, 1, shift):
         torch.testing.assert_close(last_logits(model, [Pass(PROMPTS)])[0], last_logits(whole, [Pass(PROMPTS)])[0], atol=1e-4, rtol=1e-4)
 
 
 def test_nothing_of_the_blocks_stays_in_memory_after_a_sweep(folder: Path) -> None:
-    model = open_swept(folder)
+    model = open_blockwise(folder)
     streams(model, [Pass(PROMPTS)])
     last_logits(model, [Pass(PROMPTS)])
     for layer in range(4):
@@ -191,7 +129,7 @@ def test_nothing_of_the_blocks_stays_in_memory_after_a_sweep(folder: Path) -> No
 
 
 def test_at_most_two_blocks_are_in_memory_at_once(folder: Path) -> None:
-    model = open_swept(folder)
+    model = open_blockwise(folder)
     most = 0
 
     def seen(number: int, indices: Sequence[int], index: int, stream: Tensor) -> None:
@@ -204,17 +142,17 @@ def test_at_most_two_blocks_are_in_memory_at_once(folder: Path) -> None:
 
 
 def test_a_sweep_reads_every_block_once_whatever_the_number_of_passes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = open_swept(folder)
+    model = open_blockwise(folder)
     read: list[str] = []
     plain_read = ShardIndex.read
     monkeypatch.setattr(ShardIndex, "read", lambda self, name, into=None: (read.append(name), plain_read(self, name, into))[1])
-    streams(model, [Pass(PROMPTS, change) for change in changes()])
+    streams(model, [Pass(PROMPTS, intervention) for intervention in interventions()])
     blocks = [name for name in read if ".layers." in name]
     assert len(blocks) == len(set(blocks)) > 0
 
 
 def test_of_the_embedding_only_the_rows_in_use_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = open_swept(folder)
+    model = open_blockwise(folder)
     rows: list[int] = []
     plain_rows = ShardIndex.read_rows
     monkeypatch.setattr(
@@ -225,20 +163,22 @@ def test_of_the_embedding_only_the_rows_in_use_are_read(folder: Path, monkeypatc
     assert set(rows) - {model.tokenizer.pad_token_id} == {token for prompt in PROMPTS for token in prompt} and len(rows) == len(set(rows))
 
 
-def test_the_unembedding_read_piece_by_piece_gives_the_same_logits(folder: Path, whole: Resident, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unembedding_read_piece_by_piece_gives_the_same_logits(
+    folder: Path, whole: WholeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("abliterate.compute.blockwise.blocks.HEAD_ROWS", 7)
-    model = open_swept(folder, whole_head=False)
+    model = open_blockwise(folder, whole_head=False)
     torch.testing.assert_close(last_logits(model, [Pass(PROMPTS)])[0], last_logits(whole, [Pass(PROMPTS)])[0], atol=1e-4, rtol=1e-4)
 
 
-def test_streams_beyond_their_room_live_in_files_and_are_the_same(folder: Path, whole: Resident, tmp_path: Path) -> None:
-    model = open_swept(folder, spill_bytes=0, spill_folder=tmp_path)
+def test_streams_beyond_their_room_live_in_files_and_are_the_same(folder: Path, whole: WholeModel, tmp_path: Path) -> None:
+    model = open_blockwise(folder, spill_bytes=0, spill_folder=tmp_path)
     torch.testing.assert_close(streams(model, [Pass(PROMPTS)])[0], streams(whole, [Pass(PROMPTS)])[0], atol=1e-4, rtol=1e-4)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_replies_end_at_end_tokens_and_are_short(folder: Path, whole: Resident) -> None:
-    model = open_swept(folder)
+def test_replies_end_at_end_tokens_and_are_short(folder: Path, whole: WholeModel) -> None:
+    model = open_blockwise(folder)
     free = replies(model, [Pass(PROMPTS)], 6)[0]
     assert free == replies(whole, [Pass(PROMPTS)], 6)[0]
     ended = replace(model, ends=frozenset({free[0][2]}))
@@ -248,7 +188,7 @@ def test_replies_end_at_end_tokens_and_are_short(folder: Path, whole: Resident) 
 
 def test_progress_tells_of_every_prompt_once(folder: Path) -> None:
     told: list[float] = []
-    model = open_swept(folder)
+    model = open_blockwise(folder)
     for _ in model.replies([Pass(PROMPTS), Pass(PROMPTS[:2])], 3, told.append):
         pass
     assert sum(told) == pytest.approx(6)
@@ -267,7 +207,7 @@ def test_a_block_without_a_tensor_is_named(folder: Path, tmp_path: Path) -> None
     del whole["model.layers.2.mlp.down_proj.weight"]
     save_file(whole, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match=r"mlp\.down_proj\.weight' of block 2"):
-        streams(open_swept(tmp_path), [Pass(PROMPTS)])
+        streams(open_blockwise(tmp_path), [Pass(PROMPTS)])
 
 
 def test_an_architecture_whose_blocks_compute_something_else_alone_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

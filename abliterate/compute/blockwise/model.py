@@ -14,14 +14,14 @@ from transformers import Cache, PretrainedConfig, PreTrainedTokenizerBase
 
 from abliterate.compute.blockwise.blocks import Blocks
 from abliterate.compute.blockwise.caches import after, can_share, empty_cache, let_go
+from abliterate.compute.blockwise.forward import Abilities, BlockwiseForward, RunningBatch
 from abliterate.compute.blockwise.spill import Spill
-from abliterate.compute.blockwise.sweep import Abilities, Passage, Sweep
 from abliterate.compute.context import Context
 from abliterate.compute.finite import NotFiniteError, check_logits, traced, watched
 from abliterate.compute.forward import Batch, packed, pad_id
 from abliterate.compute.hooks import as_one, changed_block, changed_embedding, changed_head
 from abliterate.compute.load import InMemory
-from abliterate.compute.passes import Advance, Change, Ids, Pass, Seen, unheard
+from abliterate.compute.passes import Advance, Ids, Intervention, Pass, Seen, no_progress
 from abliterate.compute.prefix import prefix_length
 
 MAX_NEW_TOKENS = 16  # each costs a reading of the weights
@@ -29,16 +29,16 @@ LOGIT_NUMBERS = 16_000_000  # of one micro-batch
 
 
 @dataclass
-class Flight:
-    """The micro-batches under one change, and what they all begin with."""
+class RunningPass:
+    """The micro-batches under one intervention, and what they all begin with."""
 
-    change: Change
-    prefix: Passage | None = None
-    passages: list[Passage] = field(default_factory=list)
+    intervention: Intervention
+    prefix: RunningBatch | None = None
+    passages: list[RunningBatch] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Swept(InMemory):
+class BlockwiseModel(InMemory):
     """A model whose weights are on the disk. ``module`` stands on the meta device.
 
     ``tokens`` are computed at once at most; ``spill_bytes`` of streams stay in memory, the rest lives in files of ``spill_folder``.
@@ -69,15 +69,15 @@ class Swept(InMemory):
     def context(self) -> Context:
         return Context.of(self.folder)
 
-    def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None:
+    def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = no_progress) -> None:
         with traced(self):
             self.streams(passes, last, watched(passes, seen), advance)
 
-    def streams(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = unheard) -> None:
+    def streams(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = no_progress) -> None:
         """What ``watch`` tells, finite or not."""
         self._check(passes, 0)
 
-        def tell(passage: Passage, index: int) -> None:
+        def tell(passage: RunningBatch, index: int) -> None:
             seen(passage.number, passage.batch.indices, index, as_one(passage.stream)[:, -last:].float().cpu())
 
         sweep = self._sweep()
@@ -89,7 +89,7 @@ class Swept(InMemory):
             advance(len(passage.batch.indices) / self.folder.layers)
 
     def logits(
-        self, passes: Sequence[Pass], advance: Advance = unheard
+        self, passes: Sequence[Pass], advance: Advance = no_progress
     ) -> Iterator[tuple[int, Sequence[int], Float[Tensor, "row kept vocab"]]]:
         self._check(passes, 0)
         sweep = self._sweep()
@@ -97,7 +97,7 @@ class Swept(InMemory):
         self._run(sweep, flights, advance)
         with traced(self), self.blocks.head():
             for flight in flights:
-                with changed_head(self, flight.change):
+                with changed_head(self, flight.intervention):
                     for passage in flight.passages:
                         asked = passes[passage.number]
                         logits = sweep.leave(passage, asked.kept)
@@ -105,7 +105,7 @@ class Swept(InMemory):
                         yield passage.number, passage.batch.indices, logits
 
     def replies(
-        self, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = unheard
+        self, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = no_progress
     ) -> Iterator[tuple[int, Sequence[int], list[list[int]]]]:
         """At most ``MAX_NEW_TOKENS`` of a reply: every token of all replies costs a reading of the weights."""
         tokens = min(max_new_tokens, MAX_NEW_TOKENS)
@@ -118,7 +118,7 @@ class Swept(InMemory):
             self._run(sweep, flights, lambda done: advance(done / tokens))
             with traced(self), self.blocks.head():
                 for flight in flights:
-                    with changed_head(self, flight.change):
+                    with changed_head(self, flight.intervention):
                         for passage in flight.passages:
                             self._write(passes, passage, sweep.leave(passage, 1)[:, -1], replies, writing)
             for flight in flights:
@@ -133,7 +133,7 @@ class Swept(InMemory):
             yield number, range(len(asked.sequences)), replies[number]
 
     def _write(
-        self, passes: Sequence[Pass], passage: Passage, logits: Float[Tensor, "row vocab"], replies: list[list[list[int]]],
+        self, passes: Sequence[Pass], passage: RunningBatch, logits: Float[Tensor, "row vocab"], replies: list[list[list[int]]],
         writing: set[tuple[int, int]],
     ) -> None:  # fmt: skip
         """Note each row's token, and make the micro-batch the one of the next step."""
@@ -141,7 +141,7 @@ class Swept(InMemory):
         for index, token, fit in zip(passage.batch.indices, tokens.tolist(), torch.isfinite(likeliest).tolist(), strict=True):
             if not fit and (passage.number, index) in writing:
                 said = replies[passage.number][index]
-                raise NotFiniteError([*passes[passage.number].sequences[index], *said], passage.change)
+                raise NotFiniteError([*passes[passage.number].sequences[index], *said], passage.intervention)
             if token in self.ends:
                 writing.discard((passage.number, index))
             elif (passage.number, index) in writing:
@@ -150,24 +150,24 @@ class Swept(InMemory):
         ids = tokens[:, None].to(mask.device)
         passage.batch = Batch(passage.batch.indices, ids, torch.cat([mask, torch.ones_like(ids)], dim=1))
 
-    def _sweep(self) -> Sweep:
-        return Sweep(self.blocks, Spill(self.spill_bytes, self.spill_folder), self.abilities.arity)
+    def _sweep(self) -> BlockwiseForward:
+        return BlockwiseForward(self.blocks, Spill(self.spill_bytes, self.spill_folder), self.abilities.arity)
 
-    def _flights(self, passes: Sequence[Pass], reach: int, keep: bool = False) -> list[Flight]:
+    def _flights(self, passes: Sequence[Pass], reach: int, keep: bool = False) -> list[RunningPass]:
         """All micro-batches, by their change. The last ``reach`` tokens of every sequence are computed in its own row."""
         shared = self._shared([ids for asked in passes for ids in asked.sequences], reach)
-        flights: dict[int, Flight] = {}
+        flights: dict[int, RunningPass] = {}
         for number, asked in enumerate(passes):
-            flight = flights.setdefault(id(asked.change), Flight(asked.change))
+            flight = flights.setdefault(id(asked.intervention), RunningPass(asked.intervention))
             if shared and flight.prefix is None and asked.sequences:
                 (alone,) = packed([asked.sequences[0][:shared]], self._pad, shared, 1, self.device)
-                flight.prefix = Passage(-1, asked.change, alone, empty_cache(self._config))
+                flight.prefix = RunningBatch(-1, asked.intervention, alone, empty_cache(self._config))
             rows = max(1, LOGIT_NUMBERS // (asked.kept * self._vocabulary))
             for batch in packed(asked.sequences, self._pad, self.tokens, rows, self.device, shared, self.abilities.padded):
                 cache: Cache | None = empty_cache(self._config) if keep else None
                 if flight.prefix is not None and flight.prefix.cache is not None:
                     cache = after(flight.prefix.cache, shared)
-                flight.passages.append(Passage(number, asked.change, batch, cache, keep))
+                flight.passages.append(RunningBatch(number, asked.intervention, batch, cache, keep))
         return [flight for flight in flights.values() if flight.passages]
 
     def _shared(self, sequences: Ids, reach: int) -> int:
@@ -178,21 +178,21 @@ class Swept(InMemory):
             return 0
         return prefix_length(sequences, reach)
 
-    def _entered(self, sweep: Sweep, flights: Sequence[Flight]) -> Iterator[Passage]:
+    def _entered(self, sweep: BlockwiseForward, flights: Sequence[RunningPass]) -> Iterator[RunningBatch]:
         """Every micro-batch, once it has entered the first block."""
         for flight in flights:
-            with changed_embedding(self, flight.change):
+            with changed_embedding(self, flight.intervention):
                 for passage in ([flight.prefix] if flight.prefix else []) + flight.passages:
                     self.blocks.know(set(passage.batch.input_ids.flatten().tolist()))
                     sweep.enter(passage)
                     if passage is not flight.prefix:
                         yield passage
 
-    def _through(self, sweep: Sweep, flights: Sequence[Flight]) -> Iterator[tuple[int, Passage]]:
+    def _through(self, sweep: BlockwiseForward, flights: Sequence[RunningPass]) -> Iterator[tuple[int, RunningBatch]]:
         """Every micro-batch after every block, block by block."""
         for layer, _ in self.blocks.in_turn():
             for flight in flights:
-                with changed_block(self, flight.change, layer):
+                with changed_block(self, flight.intervention, layer):
                     if flight.prefix is not None:
                         sweep.through(layer, flight.prefix)
                     for passage in flight.passages:
@@ -205,7 +205,7 @@ class Swept(InMemory):
         for flight in flights:
             flight.prefix = None  # whoever goes on has its keys and values
 
-    def _run(self, sweep: Sweep, flights: Sequence[Flight], advance: Advance) -> None:
+    def _run(self, sweep: BlockwiseForward, flights: Sequence[RunningPass], advance: Advance) -> None:
         for _ in self._entered(sweep, flights):
             pass
         for _, passage in self._through(sweep, flights):
