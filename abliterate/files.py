@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+import psutil
 
 from abliterate.errors import CheckError, InputError
 
@@ -70,6 +74,47 @@ def whole_file(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yields a hidden folder beside ``path``. At the end of the block everything in it is flushed to the disk and it takes that name;
+    where the block fails, nothing stands under either name. What killed processes left of the same folder is removed first."""
+    remove_stale(path)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-{os.getpid()}-", dir=path.parent))
+    try:
+        yield partial
+        for inner in sorted(partial.rglob("*")):
+            _sync(inner)
+        _sync(partial)
+        partial.chmod(0o755)
+        partial.replace(path)
+        try:
+            _sync(path.parent)
+        except OSError:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_stale(path: Path) -> None:
+    """Remove what killed processes left half-written of a folder; what belongs to a process that runs stays."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        owner = stale.name.rpartition(".partial-")[2].partition("-")[0]
+        if not owner.isdigit() or int(owner) == os.getpid() or not psutil.pid_exists(int(owner)):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems can't sync a folder
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_whole(content: bytes, path: Path) -> None:

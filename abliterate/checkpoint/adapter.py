@@ -25,7 +25,7 @@ from abliterate.model.agreement import check_agreement
 from abliterate.model.edit import Edit
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex, open_index
-from abliterate.model.layouts import text_name
+from abliterate.model.tensor_names import text_name
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 

@@ -16,8 +16,8 @@ from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES, Gammas, place
 from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex, TensorInfo, first_difference, open_index, reading
-from abliterate.model.layouts import text_name
 from abliterate.model.stored import Stored, stored
+from abliterate.model.tensor_names import text_name
 
 _QUANTISED = ("F8_E4M3", "F8_E5M2", "U8")
 

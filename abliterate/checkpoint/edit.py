@@ -23,7 +23,7 @@ from abliterate.model.agreement import check_agreement
 from abliterate.model.edit import Edit, load_edit, save_edit, whole_edit
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import INDEX, ShardIndex, open_index
-from abliterate.model.layouts import text_name
+from abliterate.model.tensor_names import text_name
 from abliterate.terminal.progress import say
 
 _ROOM = 64 << 20  # side files, proof, card

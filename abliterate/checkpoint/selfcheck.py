@@ -34,7 +34,8 @@ from abliterate.files import OWN_FILE, OWN_FOLDER, cache_folder
 from abliterate.model.edit import Edit, edit_from_direction
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex, open_index
-from abliterate.model.layouts import guess_table, in_memory, template, text_name
+from abliterate.model.layouts import guess_table
+from abliterate.model.tensor_names import in_memory, template, text_name
 from abliterate.model.tiny import probe, tiny_config, tiny_model, tried
 
 LEFT, LOGITS = 1e-5, 1e-4

@@ -14,8 +14,9 @@ from abliterate.errors import InputError
 from abliterate.model.edit import Edit
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import EDITABLE, ShardIndex
-from abliterate.model.layouts import COMPONENTS, Layout, Writer, is_buffer, projector_axis, template, text_name
+from abliterate.model.layouts import COMPONENTS, Layout, Writer
 from abliterate.model.removal import Removal, removal
+from abliterate.model.tensor_names import is_buffer, projector_axis, template, text_name
 
 WriterKind = Literal["attention", "mlp", "mtp", "embedding", "positions", "projector"]
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(.+)")

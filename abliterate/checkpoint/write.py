@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import errno
-import glob
-import os
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 from safetensors import SafetensorError
 
 from abliterate.errors import CheckError, InputError, first_line
+from abliterate.files import remove_stale, whole_folder
 from abliterate.model.files import everything, files_of
 
 _NAMED = 8  # files and folders that are left behind, in a line
@@ -29,25 +26,15 @@ def new_folder(out: Path, needed_bytes: int) -> Iterator[Path]:
     Raises InputError where the disk has too little space, before or on the way.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(out)
+    remove_stale(out)
     free = shutil.disk_usage(out.parent).free
     if free < needed_bytes:
         raise InputError(
             f"{out.parent}: {free / 1e9:.2f} GB free, the checkpoint needs {needed_bytes / 1e9:.2f} GB; make room or give another --out"
         )
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-{os.getpid()}-", dir=out.parent))
     try:
-        yield partial
-        for path in sorted(partial.rglob("*")):
-            _sync(path)
-        _sync(partial)
-        partial.chmod(0o755)
-        partial.replace(out)
-        try:
-            _sync(out.parent)
-        except OSError:
-            shutil.rmtree(out, ignore_errors=True)
-            raise
+        with whole_folder(out) as partial:
+            yield partial
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"{out.parent}: no space left on the disk; nothing was kept, make room and run again") from None
@@ -57,27 +44,6 @@ def new_folder(out: Path, needed_bytes: int) -> Iterator[Path]:
         raise
     except SafetensorError as error:  # how this library tells of a disk that is full or fails
         raise InputError(f"{out.parent}: a file can't be written ({first_line(error)}); nothing was kept") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sweep(out: Path) -> None:
-    """Remove what a killed process left half-written; what belongs to a process that runs stays."""
-    for stale in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
-        owner = stale.name.rpartition(".partial-")[2].partition("-")[0]
-        if not owner.isdigit() or int(owner) == os.getpid() or not psutil.pid_exists(int(owner)):
-            shutil.rmtree(stale, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems can't sync a folder
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def copy_side_files(source: Path, out: Path) -> list[str]:

@@ -73,15 +73,15 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> dict[str
     reference = open_reference(config.reference, config, [base], tested)
     record = run_record(source, sets.described(), resolved(base, config, config.positions))
     folder = open_run(out, config.model_dump(mode="json"), reference.recorded(record) if reference else record)
-    kept = ResumeStore(out / ".selection").of([folder.identity(), str(base.device), str(base.holding.dtype)])
+    store = ResumeStore(out / ".selection").of([folder.identity(), str(base.device), str(base.holding.dtype)])
     activations = folder.stage(
-        "activations", "activations.safetensors", lambda: _activations(base, known, config, kept), save_activations, load_activations
+        "activations", "activations.safetensors", lambda: _activations(base, known, config, store), save_activations, load_activations
     )
     directions = folder.stage(
         "directions", "directions.safetensors", lambda: _directions(activations, config), save_directions, load_directions
     )
     folder.stage("directions", "directions.json", lambda: quality_document(activations, directions), write_json, read_json)
-    edit, selection = _selection(folder, base, known, config, activations, directions, how, kept)
+    edit, selection = _selection(folder, base, known, config, activations, directions, how, store)
     proof = _edit(folder, base, edit, source)  # before the final test, which takes longer than all before it
     before = judge_all(respond(folder, lambda: engine_of(config, base, wanted_of(source)), tested, "base"))
     harmless = sets.sets("harmless")[0].of("test", sets.limit)
@@ -118,7 +118,7 @@ def _check_lengths(base: Session, config: RunConfig, tested: Sequence[PromptSet]
     base.check_prompts(chosen_on, most_tokens_after_prompts(base.tokenizer()))
 
 
-def _activations(base: Session, sets: RoleSets, config: RunConfig, kept: ResumeStore) -> Activations:
+def _activations(base: Session, sets: RoleSets, config: RunConfig, store: ResumeStore) -> Activations:
     """Activations; the short replies that the choice rests on come of the same pass, where the model can tell both."""
     prompts = {split: {role: sets.prompts(role, split) for role in sets.played} for split in SPLITS}
     asked = [ids for each in prompts.values() for role in each for ids in encode(base.model.tokenizer, [p.text for p in each[role]])]
@@ -126,7 +126,7 @@ def _activations(base: Session, sets: RoleSets, config: RunConfig, kept: ResumeS
     activations = activations_of(probe or base.model, sets, positions_of(base.model, config))
     if probe is not None:
         for split, each in prompts.items():
-            save_heard(kept, split, each, probe)
+            save_heard(store, split, each, probe)
     return activations
 
 
@@ -147,16 +147,16 @@ def _selection(
     activations: Activations,
     directions: Directions,
     how: TuningMethod,
-    kept: ResumeStore,
+    store: ResumeStore,
 ) -> tuple[Edit, dict[str, Any]]:
     """The chosen edit and how it was chosen; from train and val prompts only. What is done of it is kept until all of it is."""
     file = folder.path / "selection.json"
     if not file.exists():
         with folder.timed("selection"):
-            edit, document = select(base.model, sets, config, directions, how, keep_axes(activations), kept)
+            edit, document = select(base.model, sets, config, directions, how, keep_axes(activations), store)
         save_edit(edit, folder.path / "plan.safetensors")
         write_json(document, file)
-    kept.forget()
+    store.forget()
     return load_edit(folder.path / "plan.safetensors"), json.loads(file.read_text(encoding="utf-8"))
 
 

@@ -19,8 +19,8 @@ from abliterate.compute.passes import NO_INTERVENTION, Advance, Intervention, Pa
 from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import open_index
-from abliterate.model.layouts import text_name
 from abliterate.model.stored import Stored, by_block
+from abliterate.model.tensor_names import text_name
 
 
 @runtime_checkable

@@ -15,8 +15,9 @@ from abliterate.compute.load import InMemory
 from abliterate.compute.passes import Intervention
 from abliterate.errors import InputError
 from abliterate.model.edit import Edit
-from abliterate.model.layouts import COMPONENTS, Component, Writer, in_memory
+from abliterate.model.layouts import COMPONENTS, Component, Writer
 from abliterate.model.removal import Removal, removal
+from abliterate.model.tensor_names import in_memory
 
 
 @contextmanager

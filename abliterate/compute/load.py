@@ -20,8 +20,8 @@ from transformers.utils.quantization_config import Mxfp4Config
 from abliterate.errors import InputError, first_line
 from abliterate.model.failure import refused
 from abliterate.model.folder import ModelFolder, whole_config
-from abliterate.model.layouts import in_memory
 from abliterate.model.meta import class_for
+from abliterate.model.tensor_names import in_memory
 from abliterate.terminal.progress import say_once
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]

@@ -14,8 +14,8 @@ from abliterate.compute.load import DTypeName, pick_dtype
 from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex
-from abliterate.model.layouts import text_name
 from abliterate.model.stored import Stored, by_block
+from abliterate.model.tensor_names import text_name
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _EXPERT = re.compile(r"\.experts\.\d+\.")

@@ -12,8 +12,8 @@ from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES
 from abliterate.compute.prefix import kinds_of
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex
-from abliterate.model.layouts import text_name
 from abliterate.model.stored import Stored, by_block
+from abliterate.model.tensor_names import text_name
 
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _FUSED = ("experts", "moe")  # in the name of a tensor that holds all experts of a block

@@ -14,7 +14,7 @@ from abliterate.errors import InputError
 from abliterate.model.edit import whole_edit
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex
-from abliterate.model.layouts import text_name
+from abliterate.model.tensor_names import text_name
 
 _BF16 = 2
 

@@ -24,7 +24,7 @@ from abliterate.errors import InputError
 from abliterate.model.failure import refused
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import DTYPES, INDEX, MAX_NAME, ShardIndex, TensorInfo, reading, shard_names
-from abliterate.model.layouts import is_buffer, text_name
+from abliterate.model.tensor_names import is_buffer, text_name
 
 Shape = tuple[int, ...]
 _WIDE = ("e_score_correction_bias",)  # float32 in every checkpoint

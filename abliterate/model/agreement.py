@@ -14,8 +14,8 @@ from abliterate.errors import InputError
 from abliterate.model.dry_load import DryLoad, Shape, dry_load
 from abliterate.model.folder import ModelFolder, open_folder
 from abliterate.model.index import ShardIndex, open_index
-from abliterate.model.layouts import is_buffer, template, text_name, wrapped_by
 from abliterate.model.source import check_no_adapter
+from abliterate.model.tensor_names import is_buffer, template, text_name, wrapped_by
 from abliterate.model.tiny import side_keys
 from abliterate.terminal.progress import say
 

@@ -20,9 +20,10 @@ from transformers.modeling_utils import LoadStateDictConfig
 
 from abliterate.model.folder import ModelFolder, whole_config
 from abliterate.model.index import ShardIndex
-from abliterate.model.layouts import Layout, in_memory, text_name
+from abliterate.model.layouts import Layout
 from abliterate.model.meta import as_loaded, quiet
 from abliterate.model.stored import Stored, stored
+from abliterate.model.tensor_names import in_memory, text_name
 
 Shape = tuple[int, ...]
 

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from abliterate.errors import InputError
-from abliterate.model.layouts import Layout, guess_table, in_memory, layout_from, template, text_name
+from abliterate.model.layouts import Layout, guess_table, layout_from
+from abliterate.model.tensor_names import in_memory, template, text_name
 from abliterate.model.tiny import tiny_config, tiny_model, tried
 
 

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache, partial
-from importlib.resources import files
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from abliterate.errors import InputError
+from abliterate.model.layout_table import table
+from abliterate.model.tensor_names import in_memory, template
 
 Component = Literal["attention", "mlp"]
 COMPONENTS: tuple[Component, ...] = ("attention", "mlp")
-_NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
 class _Entry(BaseModel):
@@ -161,70 +161,14 @@ class Layout:
         return found
 
 
-def template(name: str) -> str:
-    """A name with its numbers replaced by ``*``."""
-    return _NUMBER.sub(".*", name)
-
-
-def in_memory(name: str, names: Collection[str]) -> str:
-    """The name of a text model's module in a model whose modules are ``names``: vision-language models nest the text model."""
-    if name in names:
-        return name
-    for prefix, text in _table()["text"]["prefixes"]:
-        if name.startswith(text) and prefix + name.removeprefix(text) in names:
-            return str(prefix) + name.removeprefix(text)
-    return name
-
-
-@lru_cache(maxsize=1 << 18)
-def text_name(name: str) -> str | None:
-    """A tensor's name in the text model, None for the parts of a vision-language checkpoint that are not text."""
-    shorter, prefixes, others = _prefixes()
-    if name.startswith(prefixes):
-        return next(short + name.removeprefix(prefix) for prefix, short in shorter if name.startswith(prefix))
-    return None if name.startswith(others) else name
-
-
-def projector_axis(name: str, names: Collection[str] = ()) -> int | None:
-    """d_model's axis of a vision projector's last layer, None for every other tensor.
-
-    ``names`` are all of its checkpoint's: without them its bias isn't told, nor a layer that is the last one in some projectors.
-    """
-    short = name.removeprefix("model.")
-    inner = (short, template(short))
-    for layer in _table()["text"]["projectors"]:
-        weight, follower = layer["weight"], layer.get("unless")
-        biased = bool(names) and weight.endswith(".weight") and weight.removesuffix("weight") + "bias" in inner
-        if weight not in inner and not biased:
-            continue
-        if not follower or (names and all(other.removeprefix("model.") != follower for other in names)):
-            return 0 if biased else int(layer["axis"])
-    return None
-
-
-def is_buffer(name: str) -> bool:
-    """Whether a tensor is one that transformers computes itself and that some checkpoints still carry."""
-    return name.endswith(tuple(f".{buffer}" for buffer in _table()["buffers"]["names"]))
-
-
-def wrapped_by(names: Iterable[str]) -> str | None:
-    """What is said of names that something around the model has changed, None where none is such a name."""
-    wrappers = _table()["wrappers"]
-    for name in names:
-        for part in name.split("."):
-            if part in wrappers:
-                return f"{name} is not a model's own name: {wrappers[part]}"
-    return None
-
-
 def aliased(model_type: str) -> str:
     """The architecture that a config's ``model_type`` means: its own name, or that of the one it renames."""
-    return str(_table()["aliases"].get(model_type, model_type))
+    return str(table()["aliases"].get(model_type, model_type))
 
 
 def refusal_of(model_type: str) -> str | None:
     """Why no edit of an architecture's writers is exact, None where the table knows no reason."""
-    reason = _table()["refused"].get(model_type)
+    reason = table()["refused"].get(model_type)
     return None if reason is None else str(reason)
 
 
@@ -240,8 +184,8 @@ def known_types() -> list[str]:
 
 def guess_table() -> dict[str, Any]:
     """The names that are tried for an architecture that no family names."""
-    table: dict[str, Any] = _table()["guess"]
-    return table
+    found: dict[str, Any] = table()["guess"]
+    return found
 
 
 def load_layout(path: Path) -> Layout:
@@ -256,7 +200,7 @@ def load_layout(path: Path) -> Layout:
 def layout_from(name: str, entry: Mapping[str, Any], where: str = "") -> Layout:
     """A layout from a family's table. Raises InputError for an unknown or malformed key."""
     try:
-        given = LayoutEntry(**{**_table()["defaults"], **entry})
+        given = LayoutEntry(**{**table()["defaults"], **entry})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "layout"
@@ -289,22 +233,9 @@ def _writer(component: Component, given: WriterEntry) -> Writer:
 
 
 @cache
-def _table() -> dict[str, Any]:
-    return tomllib.loads(files("abliterate.model").joinpath("layouts.toml").read_text(encoding="utf-8"))
-
-
-@cache
-def _prefixes() -> tuple[list[tuple[str, str]], tuple[str, ...], tuple[str, ...]]:
-    """The prefixes of text models with what stands for them, the prefixes alone, and those of what is not text."""
-    text = _table()["text"]
-    shorter = [(str(prefix), str(short)) for prefix, short in text["prefixes"]]
-    return shorter, tuple(prefix for prefix, _ in shorter), tuple(text["others"])
-
-
-@cache
 def _families() -> dict[str, Layout]:
     made: dict[str, Layout] = {}
-    for name, entry in _table()["families"].items():
+    for name, entry in table()["families"].items():
         layout = layout_from(name, entry)
         for model_type in entry["types"]:
             if model_type in made:

@@ -13,7 +13,7 @@ from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
 from abliterate.model.formats import fp8, mxfp4
 from abliterate.model.index import ShardIndex
-from abliterate.model.layouts import text_name
+from abliterate.model.tensor_names import text_name
 
 _SCALE = {"fp8": "_scale_inv", "mxfp4": "_scales"}
 _PACKED = "_blocks"  # MXFP4's two values a byte

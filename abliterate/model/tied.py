@@ -12,8 +12,9 @@ from transformers import PretrainedConfig
 
 from abliterate.errors import InputError
 from abliterate.model.index import ShardIndex, Stamp, TensorInfo, first_difference, open_index, reading
-from abliterate.model.layouts import Layout, text_name
+from abliterate.model.layouts import Layout
 from abliterate.model.meta import as_loaded, ties
+from abliterate.model.tensor_names import text_name
 
 
 def says_tied(path: Path, whole: PretrainedConfig, text: PretrainedConfig, trust_remote_code: bool) -> bool:

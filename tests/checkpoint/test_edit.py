@@ -495,7 +495,7 @@ from pathlib import Path
 import torch
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.model.folder import open_folder
-from abliterate.model.edit import plan_from_direction
+from abliterate.model.edit import edit_from_direction
 
 calls = iter(range(3))
 
@@ -504,7 +504,7 @@ def advance(done):
         os.kill(os.getpid(), signal.SIGKILL)
 
 model, out = map(Path, sys.argv[1:])
-edit_checkpoint(open_folder(model), plan_from_direction(torch.ones(32), 4), out, "b", lambda proof: "", advance)
+edit_checkpoint(open_folder(model), edit_from_direction(torch.ones(32), 4), out, "b", lambda proof: "", advance)
 """
 
 

@@ -489,7 +489,7 @@ def test_a_disk_that_is_full_for_the_plan_is_said_as_such(tiny: Tiny, monkeypatc
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     model = tiny()
-    monkeypatch.setattr(editing, "save_plan", full)
+    monkeypatch.setattr(editing, "save_edit", full)
     _refused(model, "No space left")
 
 

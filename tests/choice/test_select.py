@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from abliterate.choice import own_examples
 from abliterate.choice import select as selection
 from abliterate.choice.candidates import BY_EFFECT, Candidate
 from abliterate.choice.front import WEIGHTS, Point
@@ -80,8 +81,8 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, until: int = 99) -> None:
         self.done: list[str] = []
-        for name in ("short_replies", "score_all", "measure"):
-            monkeypatch.setattr(selection, name, self.counted(name, getattr(selection, name), until))
+        for module, name in ((own_examples, "short_replies"), (selection, "score_all"), (selection, "measure")):
+            monkeypatch.setattr(module, name, self.counted(name, getattr(module, name), until))
 
     def counted(self, name: str, real: Callable[..., Any], until: int) -> Callable[..., Any]:
         def counting(*arguments: Any) -> Any:

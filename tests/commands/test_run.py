@@ -116,7 +116,17 @@ def test_the_activations_file_follows_the_contract(refuser: Tiny, sets: dict[str
         assert {"baseline_mean", "keep_mean", "keep_last", "harmless_mean", "target_second_moment"} <= set(file.keys())
 
 
-KILLS = ("_activations", "select", "respond:edited", "random_control", "_edit", "drift_base", "drift_edited", "report_document", "publish")
+KILLS = (
+    "_activations",
+    "select",
+    "respond:edited",
+    "random_control",
+    "_edit",
+    "drift_base",
+    "drift_edited",
+    "report_document",
+    "write_report",
+)
 DRIVER = """
 import os, signal, sys
 import abliterate.commands.run as pipeline
@@ -350,7 +360,7 @@ def test_a_run_block_by_block_gives_the_report_of_one_in_memory(
     untuned = ["--tune", "off"]  # gradients need the model whole
     assert main([*arguments(model, sets, tmp_path / "whole"), *untuned]) == 0
     read = lambda *_: Holding(1, torch.float32, whole=False, peak=0, tokens=100)  # noqa: E731
-    monkeypatch.setattr("abliterate.compute.session.holding", read)
+    monkeypatch.setattr("abliterate.compute.session.holding_of", read)
     assert main([*arguments(model, sets, tmp_path / "swept"), *untuned]) == 0
     whole, swept = (json.loads((tmp_path / run / "report.json").read_text(encoding="utf-8")) for run in ("whole", "swept"))
     assert whole["sets"] == swept["sets"]

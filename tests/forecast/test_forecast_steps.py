@@ -52,7 +52,7 @@ def test_a_real_run_reads_its_weights_as_often_as_planned(
         return in_turn(self)
 
     monkeypatch.setattr(Blocks, "in_turn", counted)
-    monkeypatch.setattr("abliterate.compute.session.holding", lambda *_: Holding(1, torch.float32, whole=False, peak=0, tokens=100))
+    monkeypatch.setattr("abliterate.compute.session.holding_of", lambda *_: Holding(1, torch.float32, whole=False, peak=0, tokens=100))
     if not ends:
         monkeypatch.setattr("abliterate.compute.session.end_ids", lambda *_: frozenset())
     config = RunConfig(model=str(tiny(shards="20KB", says="I won't.")), max_new_tokens=3, candidates=2, **sets)

@@ -13,21 +13,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from abliterate.errors import InputError
 from abliterate.model.index import open_index
-from abliterate.model.layouts import (
-    Layout,
-    Writer,
-    aliased,
-    in_memory,
-    is_buffer,
-    known_types,
-    layout_for,
-    layout_from,
-    load_layout,
-    projector_axis,
-    refusal_of,
-    template,
-    text_name,
-)
+from abliterate.model.layouts import Layout, Writer, aliased, known_types, layout_for, layout_from, load_layout, refusal_of
+from abliterate.model.tensor_names import in_memory, is_buffer, projector_axis, template, text_name
 
 SIZES = {"layers": 2, "head_dim": 8}
 

@@ -16,7 +16,7 @@ from abliterate.compute.load import from_pretrained
 from abliterate.compute.passes import Pass
 from abliterate.compute.whole.model import load_model
 from abliterate.model.folder import open_folder
-from abliterate.model.layouts import text_name
+from abliterate.model.tensor_names import text_name
 
 Tiny = Callable[..., Path]
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

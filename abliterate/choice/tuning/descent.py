@@ -82,17 +82,17 @@ def descend(
     cost: Callable[[Point], float],
     settings: Settings,
     advance: Advance = no_progress,
-    kept: ResumeStore = NO_STORE,
+    store: ResumeStore = NO_STORE,
 ) -> tuple[list[Seen], list[Step]]:
     """Walk from the given parameters phase after phase; ``look`` measures an edit on val, and ``cost`` says how bad that is. ``advance``
-    hears of every step and look. Goes on from the last look that was ``kept``, for which model, examples and cost are taken to be the same.
+    hears of every step and look. Goes on from the last look in the ``store``, for which model, examples and cost are taken to be the same.
     Ends early where nothing is left that could be learned (``Parameters.ended``).
     """
     assert settings.steps > 0
     deck = _Deck(train, settings.batch, settings.seed)
     optimiser = Optimiser.of(parameters, settings.strength_rate, settings.turn)
-    kept = kept.of([asdict(settings), parameters.most], parameters.tensors())
-    state = restored(kept.state(STATE), parameters, optimiser)
+    store = store.of([asdict(settings), parameters.most], parameters.tensors())
+    state = restored(store.state(STATE), parameters, optimiser)
     advance(len(state.steps) + len(state.seen))
     for number in range(1, len(state.steps) + 1):
         deck.deal(number)
@@ -113,7 +113,7 @@ def descend(
             state.seen.append(Seen(f"tuned, step {number}", number, weight, baked, look(baked)))
             advance(1)
             state.judge(cost(state.seen[-1].point), settings.steps, settings.patience)
-            kept.save_state(STATE, *packed(state, parameters, optimiser))
+            store.save_state(STATE, *packed(state, parameters, optimiser))
     return state.seen, state.steps
 
 

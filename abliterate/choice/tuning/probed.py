@@ -19,7 +19,7 @@ from abliterate.runs.resume import ResumeStore
 _PARTS = ("tokens", "logprobs", "starts", "nats")
 
 
-def save_heard(kept: ResumeStore, split: Split, prompts: Mapping[Role, Sequence[Prompt]], probe: Probe) -> None:
+def save_heard(store: ResumeStore, split: Split, prompts: Mapping[Role, Sequence[Prompt]], probe: Probe) -> None:
     """Keep what a probe heard of a split's prompts, of the roles whose prompts it was asked."""
     replies: dict[Role, Ids] = {}
     tensors: dict[str, Tensor] = {}
@@ -32,18 +32,18 @@ def save_heard(kept: ResumeStore, split: Split, prompts: Mapping[Role, Sequence[
         if role in STAYS:
             found = predicted(said)
             tensors |= {f"{role}/{part}": getattr(found, part) for part in _PARTS}
-    save_replies(kept, split, replies)
-    kept.save_state(f"predictions-{split}", tensors, None)
+    save_replies(store, split, replies)
+    store.save_state(f"predictions-{split}", tensors, None)
 
 
-def save_replies(kept: ResumeStore, split: Split, replies: Mapping[Role, Ids]) -> None:
+def save_replies(store: ResumeStore, split: Split, replies: Mapping[Role, Ids]) -> None:
     """Keep short replies by role."""
-    kept.save_value(f"replies-{split}", replies)
+    store.save_value(f"replies-{split}", replies)
 
 
-def heard(kept: ResumeStore, split: Split) -> tuple[dict[Role, Ids], dict[Role, Predicted]]:
+def heard(store: ResumeStore, split: Split) -> tuple[dict[Role, Ids], dict[Role, Predicted]]:
     """The short replies, and the predictions along them, that were kept of a split."""
-    replies: dict[Role, Ids] = kept.value(f"replies-{split}") or {}
-    tensors, _ = kept.state(f"predictions-{split}") or ({}, None)
+    replies: dict[Role, Ids] = store.value(f"replies-{split}") or {}
+    tensors, _ = store.state(f"predictions-{split}") or ({}, None)
     roles = [role for role in STAYS if f"{role}/starts" in tensors]
     return replies, {role: Predicted(*(tensors[f"{role}/{part}"] for part in _PARTS)) for role in roles}

@@ -29,8 +29,8 @@ from abliterate.errors import InputError, first_line
 from abliterate.model.failure import refused
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex
-from abliterate.model.layouts import in_memory, text_name
 from abliterate.model.stored import Stored, by_block
+from abliterate.model.tensor_names import in_memory, text_name
 
 HEAD_ROWS = 8192  # of the unembedding, where it is read piece by piece
 

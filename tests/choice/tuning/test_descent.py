@@ -258,7 +258,7 @@ def test_a_phase_that_was_over_early_is_over_after_a_stop_too(model: WholeModel,
                 raise KeyboardInterrupt
             return Point(0.0, 0.0, 0.0, 0.0, 0.0)
 
-        return [s.step for s in descend(model, Parameters.of(some_plan(model), 0.5, True), examples, look, cost, settings, kept=kept)[0]]
+        return [s.step for s in descend(model, Parameters.of(some_plan(model), 0.5, True), examples, look, cost, settings, store=kept)[0]]
 
     for looks in (2, 4):
         kept = ResumeStore(tmp_path / str(looks))
