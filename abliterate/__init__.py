@@ -1,17 +1,17 @@
 """abliterate: find, measure and remove a chosen kind of refusal in open-weight language models.
 
-From Python the stages are functions, each from the results of those before it (``docs/api.md`` shows them at work)::
+In Python each stage is a function of the results of earlier stages (examples in ``docs/api.md``)::
 
-    load_model, load_set, RoleSets    what is asked, and of whom
+    load_model, load_set, RoleSets    the model and the prompts
     collect                           activations of the sets' prompts
-    estimate, candidates, select      directions, the edits that compete, the one that is chosen
-    edit_from_direction, Edit         an edit of one's own
-    generate, judge, figures          replies (with an edit hooked in, or without), their outcomes, rates with intervals
+    estimate, candidates, select      directions, candidate edits, the chosen edit
+    edit_from_direction, Edit         an edit of your own
+    generate, judge, figures          replies (with or without an edit hooked in), their outcomes, rates with intervals
     edit_checkpoint, verify           the edited checkpoint and its proof
-    run, audit, compare, reproduce    the whole commands, told by a config, into a run folder
-    report_schema                     what report.json may hold
+    run, audit, compare, reproduce    whole commands: a config in, a run folder out
+    report_schema                     the JSON schema of report.json
 
-Importing the package is quick: torch is loaded when a stage is first looked up.
+Importing the package is quick: torch is loaded when a stage is first used.
 """
 
 from importlib import import_module
@@ -34,14 +34,15 @@ if TYPE_CHECKING:
     from abliterate.errors import CheckError, InputError
     from abliterate.measures.summary import figures, judge_all
     from abliterate.model.edit import Edit, edit_from_direction, load_direction, load_edit, save_edit
-    from abliterate.outcomes.verdict import OUTCOMES, WITHHELD, Verdict, judge
+    from abliterate.outcomes.records import OUTCOMES, WITHHELD
+    from abliterate.outcomes.verdict import Verdict, judge
     from abliterate.prompts import Prompt, PromptSet, RoleSets, load_set
     from abliterate.replies.transcripts import Transcript
     from abliterate.report.schema import report_schema
 
 __version__ = "0.1.0"
 
-# Where each name is defined; its module is imported when the name is first looked up.
+# Where each name is defined; its module is imported when the name is first used.
 _HOMES = {
     "api": ("collect", "edit_checkpoint", "generate", "load_model", "verify"),
     "checkpoint.edit": ("EditResult",),
@@ -59,7 +60,8 @@ _HOMES = {
     "errors": ("CheckError", "InputError"),
     "measures.summary": ("figures", "judge_all"),
     "model.edit": ("Edit", "load_direction", "load_edit", "edit_from_direction", "save_edit"),
-    "outcomes.verdict": ("OUTCOMES", "WITHHELD", "Verdict", "judge"),
+    "outcomes.records": ("OUTCOMES", "WITHHELD"),
+    "outcomes.verdict": ("Verdict", "judge"),
     "prompts": ("Prompt", "PromptSet", "RoleSets", "load_set"),
     "replies.transcripts": ("Transcript",),
     "report.schema": ("report_schema",),
@@ -116,7 +118,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for by name."""
+    """Import a public name when it is first used."""
     for home, names in _HOMES.items():
         if name in names:
             found = getattr(import_module(f"{__name__}.{home}"), name)

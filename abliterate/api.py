@@ -1,6 +1,6 @@
-"""The stages for use from Python, where the program's own functions want more than a notebook has at hand.
+"""Stages for use from Python, with simpler arguments than the program's own functions.
 
-What needs no such help is given as it is: ``abliterate.estimate``, ``abliterate.run`` and so on; see ``abliterate.__all__``.
+Functions that need no wrapper are exported directly: ``abliterate.estimate``, ``abliterate.run`` and so on; see ``abliterate.__all__``.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ Place = str | Path
 
 
 def load_model(model: Place, config: ModelConfig | None = None) -> Model:
-    """Load a model: a folder, a Hub id, or a short name (``smollm2-refuser``); whole, or block by block where it doesn't fit.
+    """Load a model: a folder, a Hub id, or a short name (``smollm2-refuser``); whole, or block by block if it doesn't fit.
 
-    ``config`` says more: ``ModelConfig(model=..., dtype="bfloat16", max_memory="6GiB", thinking="off")``; its own ``model`` gives
-    way to the first argument. Raises InputError where there is no such model or it won't do.
+    ``config``: further settings, as in ``ModelConfig(model=..., dtype="bfloat16", max_memory="6GiB", thinking="off")``; the first argument
+    replaces its ``model``. Raises InputError if there is no such model or it can't be used.
     """
     settings = (config or ModelConfig.model_validate({"model": str(model)})).model_copy(update={"model": str(model)})
     source = resolve_model(settings.model, settings.revision)
@@ -42,18 +42,18 @@ def load_model(model: Place, config: ModelConfig | None = None) -> Model:
 
 
 def collect(model: Model, sets: RoleSets, positions: int | None = None) -> Activations:
-    """Means, second moments and last-token vectors of the sets' train prompts, and the val vectors that directions are ranked by.
+    """Means, second moments and last-token vectors of the sets' train prompts, and the val vectors that rank directions.
 
-    ``positions``: how many last tokens of each prompt; None: all that the chat template appends. The sets need a target, a baseline and
-    a harmless set. Raises InputError where a set is too small.
+    ``positions``: number of last tokens per prompt; None: all that the chat template appends. The sets need a target, a baseline and a
+    harmless set. Raises InputError if a set is too small.
     """
     return activations_of(model, sets, positions or len(template_positions(model.tokenizer)))
 
 
 def generate(model: Model, prompts: PromptSet | Iterable[str], max_new_tokens: int = 64, edit: Edit | None = None) -> list[Transcript]:
-    """Greedy replies to each prompt, in order; with an ``edit`` those of the model as it would be after that edit, by hooks.
+    """Greedy replies to the prompts, in order; with an ``edit``, those of the edited model, by hooks.
 
-    Each transcript's ``verdict()`` is its outcome by the rules.
+    ``verdict()`` of a transcript is its outcome by the rules.
     """
     asked = prompts if isinstance(prompts, PromptSet) else PromptSet("prompts", tuple(Prompt(str(i), t) for i, t in enumerate(prompts)))
     longest = min(max_new_tokens, model.longest or max_new_tokens)
@@ -70,8 +70,8 @@ def generate(model: Model, prompts: PromptSet | Iterable[str], max_new_tokens: i
 def edit_checkpoint(model: Place, edit: Edit, out: Place) -> EditResult:
     """Write the edited checkpoint of a model (folder, Hub id, short name) to the new folder ``out``, with its proof.
 
-    Reads one tensor at a time, never the model. Raises InputError for a source, edit or destination that won't do, CheckError where the
-    proof fails; nothing stands under ``out`` then.
+    Reads one tensor at a time, never the whole model. Raises InputError if the source, the edit or the destination can't be used,
+    CheckError if the proof fails; ``out`` does not exist then.
     """
     source = resolve_model(str(model))
     folder, _ = open_checkpoint(source.path)
@@ -79,9 +79,9 @@ def edit_checkpoint(model: Place, edit: Edit, out: Place) -> EditResult:
 
 
 def verify(checkpoint: Place, base: Place | None = None) -> tuple[int, int]:
-    """Derive the proof of an edited checkpoint again from its bytes; with its ``base`` every other byte must be the base's.
+    """Derive the proof of an edited checkpoint again from its bytes; with its ``base``, every other byte must equal the base's.
 
-    Returns how many tensors were measured and how many compared. Raises CheckError with the first difference.
+    Returns the number of tensors measured and the number compared. Raises CheckError with the first difference.
     """
     known = None if base is None else open_checkpoint(resolve_model(str(base)).path)[0]
     return verify_folder(open_folder(Path(checkpoint)), known)

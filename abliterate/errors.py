@@ -1,4 +1,4 @@
-"""The two ways in which a command ends other than well; each carries one line for the user."""
+"""The two errors that end a command; each carries one line for the user."""
 
 
 class InputError(Exception):
@@ -10,8 +10,8 @@ class CheckError(Exception):
 
 
 def first_line(error: BaseException, length: int = 160) -> str:
-    """The first line of a library's message, with the next one where that is announced (``Validation error:``), or the kind of error where
-    it has none."""
+    """The first line of a library's message; also the second if the first ends with a colon (``Validation error:``); the kind of error if
+    there is no message."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

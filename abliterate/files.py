@@ -1,4 +1,4 @@
-"""Files that are whole or absent, the places they may have, and the user's own cache."""
+"""Write files that are complete or absent, check where output may go, and find the user's cache."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ import psutil
 from abliterate.errors import CheckError, InputError
 
 CACHE = "ABLITERATE_CACHE"
-OWN_FOLDER, OWN_FILE = 0o700, 0o600  # nobody else reads or writes it
+OWN_FOLDER, OWN_FILE = 0o700, 0o600  # only the owner may read or write it
 _EVERYBODY_READS = 0o644
 _ROOT = 0
 
 
 def check_new(path: Path, flag: str = "--out") -> None:
-    """Raise InputError where something is there already."""
+    """Raise InputError if the path exists."""
     if path.exists():
         raise InputError(f"{path}: already there; give another {flag} (nothing is overwritten)")
 
 
 def check_place(path: Path) -> None:
-    """Raise InputError where no run folder can be: a file, or a folder with something else in it."""
+    """Raise InputError if the path can't be a run folder: it is a file, or a folder with other content."""
     if not path.exists() or (path / "run.json").is_file():
         return
     if not path.is_dir() or any(p.name != ".run.json.partial" for p in path.iterdir()):
@@ -40,30 +40,30 @@ def check_place(path: Path) -> None:
 
 
 def check_destination(out: Path, source: Path) -> None:
-    """Raises InputError where the new folder can't be: it holds something, or lies inside the source (or around it)."""
+    """Raise InputError if ``out`` is a link, the current folder or not empty, lies inside the source folder, or contains it."""
     if out.is_symlink() or out.resolve() == Path.cwd():
-        raise InputError(f"{out}: is a link or the current folder; give a new folder's name")
+        raise InputError(f"{out}: is a link or the current folder; give the name of a new folder")
     above = next((p for p in out.absolute().parents if p.exists()), None)
     if above is not None and not above.is_dir():
-        raise InputError(f"{above}: is a file, so {out} can't be made; give another --out")
+        raise InputError(f"{above}: is a file, so {out} can't be created; give another --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: already there and not empty; give another --out (nothing is overwritten)")
     real, base = out.resolve(), source.resolve()
     if real == base or base in real.parents:
         raise InputError(f"{out}: lies inside the model's folder {source}; give an --out outside it")
     if real in base.parents:
-        raise InputError(f"{out}: holds the model's folder {source}; give another --out")
+        raise InputError(f"{out}: contains the model's folder {source}; give another --out")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yields the name to write under. At the end of the block the file is flushed to the disk and takes its own name; where the block
-    fails, nothing stands under either name.
+    """Yields a temporary path to write to. At the end of the block the file is flushed to disk and renamed to ``path``. If the block fails,
+    the temporary file is removed and ``path`` is untouched.
 
-    Everybody may read the file, also where the library that writes it (safetensors) would let only its owner.
+    Everybody may read the file, even if the library that writes it (safetensors) would allow only its owner.
     """
     partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)  # what a killed process left, or a link that a stranger's folder came with
+    partial.unlink(missing_ok=True)  # left by a killed process, or a link in a stranger's folder
     try:
         yield partial
         with partial.open("rb") as file:
@@ -78,8 +78,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yields a hidden folder beside ``path``. At the end of the block everything in it is flushed to the disk and it takes that name;
-    where the block fails, nothing stands under either name. What killed processes left of the same folder is removed first."""
+    """Yields a hidden folder beside ``path``. At the end of the block its content is flushed to disk and it is renamed to ``path``. If the
+    block fails, the hidden folder is removed. First removes what killed processes left of the same folder."""
     remove_stale(path)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-{os.getpid()}-", dir=path.parent))
     try:
@@ -99,7 +99,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_stale(path: Path) -> None:
-    """Remove what killed processes left half-written of a folder; what belongs to a process that runs stays."""
+    """Remove half-written copies of a folder that killed processes left; those of running processes stay."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
         owner = stale.name.rpartition(".partial-")[2].partition("-")[0]
         if not owner.isdigit() or int(owner) == os.getpid() or not psutil.pid_exists(int(owner)):
@@ -118,18 +118,18 @@ def _sync(path: Path) -> None:
 
 
 def write_whole(content: bytes, path: Path) -> None:
-    """Write a file that is whole or absent, and stays so when the machine goes down."""
+    """Write a file that is complete or absent, even after a crash of the machine."""
     with whole_file(path) as partial, partial.open("xb") as file:
         file.write(content)
 
 
 def write_text(text: str, path: Path) -> None:
-    """Write a text file that is whole or absent."""
+    """Write a text file that is complete or absent."""
     write_whole(text.encode("utf-8", "replace"), path)
 
 
 def write_json(document: Mapping[str, Any], path: Path) -> None:
-    """Write a JSON file that is whole or absent. Raises CheckError for a figure that JSON has no number for."""
+    """Write a JSON file that is complete or absent. Raises CheckError for a number that is not finite, which JSON can't hold."""
     try:
         text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     except ValueError:
@@ -138,40 +138,40 @@ def write_json(document: Mapping[str, Any], path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read back what ``write_json`` wrote."""
+    """Read a file that ``write_json`` wrote."""
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def no_link(path: str, flags: int) -> int:
-    """An opener (see ``open``) for a file that is written to where it stands. Raises InputError for a link, which would lead elsewhere."""
+    """An opener (see ``open``) for a file that is written in place. Raises InputError for a link, which would write to another file."""
     try:
         return os.open(path, flags | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK):
-            raise InputError(f"{path}: is a link, and what is written there would land in another file; remove it") from None
+            raise InputError(f"{path}: is a link, and writing to it would change another file; remove it") from None
         raise
 
 
 def cache_folder() -> Path:
-    """$ABLITERATE_CACHE, or the platform's user cache: a folder that nobody but the user writes or reads.
+    """$ABLITERATE_CACHE, or the platform's user cache: a folder that only the user can read and write.
 
-    It is made where it isn't there, and closed to others where it is the user's and open; one of root's will do where only root writes
-    to it. Raises InputError for a link, another user's folder, one that many share, or one that can't be made.
+    It is created if it is missing, and closed to other users if it belongs to the user. A folder of root is accepted if only root can
+    write to it. Raises InputError for a link, another user's folder, one that many users share, or one that can't be created.
     """
     path = Path(os.environ.get(CACHE) or platformdirs.user_cache_path("abliterate"))
     if path.is_symlink():
-        raise InputError(f"{path}: the cache is a link, which may come to lead elsewhere; set {CACHE} to the folder itself")
+        raise InputError(f"{path}: the cache is a link, which others could redirect; set {CACHE} to the folder itself")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=OWN_FOLDER, exist_ok=True)
         found = path.stat()
     except OSError as error:
-        raise InputError(f"{path}: can't be made ({error.strerror or error}); set {CACHE} to a folder that can be written") from None
+        raise InputError(f"{path}: can't be created ({error.strerror or error}); set {CACHE} to a folder that you can write to") from None
     own, mode = found.st_uid == os.geteuid(), stat.S_IMODE(found.st_mode)
     if not own and found.st_uid != _ROOT:
-        raise InputError(f"{path}: the cache belongs to another user, who could change what is in it; set {CACHE} to a folder of yours")
+        raise InputError(f"{path}: the cache belongs to another user, who could change its content; set {CACHE} to a folder of yours")
     if mode & stat.S_ISVTX or (not own and mode & (stat.S_IWGRP | stat.S_IWOTH)):
-        raise InputError(f"{path}: many users may write there, so it is no place for a cache; set {CACHE} to a folder of yours")
+        raise InputError(f"{path}: many users may write there, so it can't be the cache; set {CACHE} to a folder of yours")
     if own and mode != OWN_FOLDER:
         path.chmod(OWN_FOLDER)
     return path

@@ -29,7 +29,7 @@ Pair = tuple[str, str | None]  # label and verdict; None where the judge gave no
 def rows_of(file: Path, split: str) -> list[dict[str, Any]]:
     """The labelled rows of a split; a file without splits has all its rows in each."""
     from abliterate.errors import InputError
-    from abliterate.outcomes.verdict import GIVEN
+    from abliterate.outcomes.records import GIVEN
 
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -47,7 +47,7 @@ def rows_of(file: Path, split: str) -> list[dict[str, Any]]:
 def verdicts_of(rows: Sequence[dict[str, Any]], judge: Any) -> list[str | None]:
     """What a judge says of each row."""
     from abliterate.outcomes.judges.judging import judged_by
-    from abliterate.outcomes.verdict import NOT_JUDGED
+    from abliterate.outcomes.records import NOT_JUDGED
     from abliterate.replies.transcripts import Transcript
 
     asked = [
@@ -61,7 +61,7 @@ def figures(pairs: Sequence[Pair]) -> dict[str, Any]:
     """Everything that is counted of labels and verdicts; a row without a verdict is wrong, and in no column of the matrix."""
     from abliterate.measures.agreement import cohens_kappa
     from abliterate.measures.summary import rate
-    from abliterate.outcomes.verdict import GIVEN, WITHHELD
+    from abliterate.outcomes.records import GIVEN, WITHHELD
 
     counts = Counter(pairs)
     outcomes = {name: _of_outcome(counts, name) for name in GIVEN}

@@ -35,7 +35,8 @@ def plain(settings: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from abliterate.model.source import resolve_model
-    from abliterate.outcomes.verdict import WITHHELD, judge
+    from abliterate.outcomes.records import WITHHELD
+    from abliterate.outcomes.verdict import judge
     from abliterate.prompts import load_set
 
     torch.set_num_threads(settings["threads"])

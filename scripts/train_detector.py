@@ -21,8 +21,10 @@ from scipy.sparse import csr_matrix
 from scipy.special import log_softmax
 
 from abliterate.model.chat.parts import split_thought
-from abliterate.outcomes.phrases import CLASSES, FILE, features
-from abliterate.outcomes.verdict import WITHHELD, by_rules
+from abliterate.outcomes.phrases import FILE, features
+from abliterate.outcomes.records import LEARNED as CLASSES
+from abliterate.outcomes.records import WITHHELD
+from abliterate.outcomes.verdict import by_rules
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
 LEAST = 3  # examples that hold a feature

@@ -1,4 +1,4 @@
-"""A whole report for tests of what is made of it: every part that a run can have, on small made-up figures."""
+"""Reports for tests, with every part that a run can have, on small made-up figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAYERS = 12
 
 @dataclass(frozen=True)
 class Made:
-    """A report with what it was made of."""
+    """A report with the replies and figures that it was made from."""
 
     report: dict[str, Any]
     base: dict[str, Judged]
@@ -26,7 +26,7 @@ class Made:
 
 
 def judged(name: str, responses: list[str], **fields: Any) -> Judged:
-    """Replies with their verdicts; every other one is Chinese, two in a row have one topic."""
+    """Replies with their verdicts; every other one is Chinese, four in a row share a topic."""
     twin = {"hot": "cold", "cold": "hot"}.get(name)
     made = [
         Transcript(
@@ -111,7 +111,7 @@ def directions() -> dict[str, Any]:
 
 
 def run_report(tuned: bool = True) -> Made:
-    """The report of a run with everything in it: controls, a reference, benchmarks, tuning, directions."""
+    """The report of a run with all parts: controls, a reference, benchmarks, tuning, directions."""
     base = {
         "hot": judged("hot", [NO] * 10 + [YES, LOOP]),
         "cold": judged("cold", [NO] * 2 + [YES] * 10),
@@ -163,7 +163,7 @@ def audit_report(base: dict[str, Judged] | None = None) -> Made:
 
 
 def weights_report() -> Made:
-    """The report of a comparison that asked nothing: what differs between the weights alone."""
+    """The report of a comparison without prompts: only what differs between the weights."""
     record = {**run_record(), "settings": {"base": "some/model", "derived": "some/edit", "weights_only": True}, "prompts": {}}
     report = report_document(record, {}, {}, {}, None, None, None, 0.05)
     spread = {"min": 0.1, "median": 0.2, "max": 0.3}

@@ -1,4 +1,4 @@
-"""The cache is the user's own: nobody else reads it, and what somebody else could have written there is not believed."""
+"""Only the user can read the cache, and content that others could have written is not trusted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def _open_to_all() -> object:
-    """The mask under which a careless program writes for everybody."""
+    """Set the umask that lets everybody write new files."""
     before = os.umask(0)
     yield
     os.umask(before)
@@ -69,7 +69,7 @@ def test_another_users_folder_is_no_cache(cache: Path, monkeypatch: pytest.Monke
     cache.mkdir(parents=True)
     if os.geteuid() == 0:
         os.chown(cache, 12345, 12345)
-    else:  # this process may not give a folder away, so it is another user itself
+    else:  # only root can change a folder's owner, so pretend to be another user
         mine = os.geteuid()
         monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
     with pytest.raises(InputError, match=r"belongs to another user.*ABLITERATE_CACHE"):
@@ -83,7 +83,7 @@ def test_what_judges_said_is_for_nobody_else(cache: Path) -> None:
 
 def test_a_link_in_the_place_of_what_judges_said_is_refused(cache: Path, tmp_path: Path) -> None:
     (cache_folder() / "judgements.sqlite").symlink_to(tmp_path / "not-there")
-    with pytest.raises(InputError, match="judges' replies can't be kept there"):
+    with pytest.raises(InputError, match="can't store judges' replies"):
         Memory(cache / "judgements.sqlite").keep("a", "m", "1", "refused")
     assert not (tmp_path / "not-there").exists()
 

@@ -1,4 +1,4 @@
-"""Where results are written: whole or absent, and in the folder that was given, whatever links lie in it."""
+"""Results are complete or absent, and go into the given folder even if it contains links."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from abliterate.runs.folder import RunFolder
 
 @pytest.fixture
 def mine(tmp_path: Path) -> Path:
-    """A file of the user's, which a stranger's folder has links to."""
+    """A file of the user, to which a stranger's folder has links."""
     (tmp_path / "mine").write_text("mine")
     return tmp_path / "mine"
 

@@ -1,1 +1,1 @@
-"""Checkpoints on disk: shard index, lazy read, exact edit, atomic write, proof."""
+"""Checkpoints on disk: lazy reads, exact edits, atomic writes, proofs, comparisons."""

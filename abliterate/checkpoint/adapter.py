@@ -1,6 +1,6 @@
-"""The same edit as a LoRA adapter: it is of rank k, so it fits into megabytes, can be taken off again, and loads with PEFT or vLLM.
+"""Write an edit as a LoRA adapter. It has rank k, so it takes only megabytes, can be removed again, and loads with PEFT or vLLM.
 
-W' = W - alpha w (q W) is B A with B = -alpha w and A = q W (Hu et al. 2021, arXiv 2106.09685); files as PEFT writes them
+W' = W - alpha w (q W) = W + B A with B = -alpha w and A = q W (Hu et al. 2021, arXiv 2106.09685). Files have PEFT's format
 (https://huggingface.co/docs/peft/developer_guides/checkpoint).
 """
 
@@ -33,10 +33,10 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 def write_adapter(
     folder: ModelFolder, edit: Edit, out: Path, base: str, advance: Callable[[int], None] = lambda done: None
 ) -> tuple[int, int]:
-    """Write the edit of ``folder`` as a LoRA adapter into the new folder ``out``. Returns how many matrices it changes and its bytes.
+    """Write the edit of ``folder`` as a LoRA adapter into the new folder ``out``. Returns the number of changed matrices and of bytes.
 
-    Raises InputError where the edit is not one of low rank on plain matrices: kept norms, an untied embedding, biases or
-    experts among the writers.
+    Raises InputError if the edit is not a low-rank edit of plain matrices: it keeps norms, changes tied embeddings, or edits biases or
+    experts.
     """
     index = open_index(folder.path)
     check_destination(out, folder.path)
@@ -58,19 +58,19 @@ def write_adapter(
         text += (
             f"# Directional ablation of {base} as a LoRA adapter\n\nRank {edit.direction.shape[2]}, {len(modules)} matrices, no training: "
             "it subtracts what these matrices write along a direction of the residual stream (Arditi et al. 2024, arXiv 2406.11717).\n"
-            "What this changes in the model's behaviour was not measured here.\n"
+            "Its effect on the model's behaviour was not measured.\n"
         )
         (partial / "README.md").write_text(text, encoding="utf-8")
     return len(modules), sum(t.nbytes for t in tensors.values())
 
 
 def check_adaptable(index: ShardIndex, folder: ModelFolder, edit: Edit, kinds: Mapping[str, WriterKind]) -> None:
-    """Raise InputError where an edit of these writers, given by name, is not one that an adapter can make."""
+    """Raises InputError if an adapter can't make this edit. ``kinds``: the edited writers, by name."""
     why = None
     if not kinds:
         why = "every strength is 0"
     elif edit.keep_norms:
-        why = "keeping the norms of columns is not an edit of low rank"
+        why = "--norms keep is not a low-rank edit"
     elif edit.embedding == "untie" or (folder.tied and edit.embedding == "edit"):
         why = "an adapter can't change tied embeddings as an edited checkpoint would; use --embedding skip"
     elif any(kind in ("projector", "positions") for kind in kinds.values()):
@@ -81,9 +81,9 @@ def check_adaptable(index: ShardIndex, folder: ModelFolder, edit: Edit, kinds: M
         if kind == "mtp":
             why = why or f"{name} belongs to multi-token prediction, which transformers doesn't load"
         if text_name(name) != name:
-            why = why or f"{name} has another name in memory"
+            why = why or f"{name} has another name when transformers loads it"
     if why:
-        raise InputError(f"{folder.path}: can't be edited as an adapter: {why}; without --as-adapter it can")
+        raise InputError(f"{folder.path}: can't be edited as an adapter: {why}; edit the weights instead (leave out --as-adapter)")
 
 
 def _module(name: str, folder: ModelFolder) -> str:
@@ -96,7 +96,7 @@ def _module(name: str, folder: ModelFolder) -> str:
 
 
 def _factors(index: ShardIndex, task: EditTask) -> dict[str, Tensor]:
-    """A [k, in] and B [out, k] in float32; for the embedding, whose weight is transposed, [k, vocab] and [d_model, k]."""
+    """A [k, in] and B [out, k] in float32. For the embedding, whose weight is transposed: [k, vocab] and [d_model, k]."""
     found = read_component(values(task, stored_parts(index, task)), task.removal, task.axis)
     if not found.finite:
         raise InputError(f"{index.folder}: {task.name} holds NaN or infinite values; the checkpoint is damaged")

@@ -1,4 +1,4 @@
-"""The proof of an edited checkpoint derived again, from what the user calls it and its base, with progress."""
+"""Verify an edited checkpoint from the user's settings, with progress."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from abliterate.terminal.progress import stage
 
 
 def checked(config: VerifyConfig, checkpoint: Path) -> str:
-    """Derive the proof of an edited checkpoint, or of the one in a run's folder, again. Raises CheckError with the first difference."""
+    """Verify the proof of an edited checkpoint, or of the one in a run folder. Raises CheckError with the first difference."""
     checkpoint = edited_folder(checkpoint)
     folder = open_folder(checkpoint, config.trust_remote_code, config.layout_file)
     base = None
@@ -21,5 +21,5 @@ def checked(config: VerifyConfig, checkpoint: Path) -> str:
         base, _ = open_checkpoint(resolve_model(config.base, config.revision).path, config.trust_remote_code, config.layout_file)
     with stage("tensors checked", steps(folder, base is not None)) as advance:
         measured, compared = verify(folder, base, advance)
-    rest = f", all {compared} compared with the base" if base is not None else "; the others were not looked at (give --base)"
-    return f"{checkpoint}: {measured} edited tensors are as proven{rest}"
+    rest = f", all {compared} compared with the base" if base is not None else "; the others were not checked (use --base)"
+    return f"{checkpoint}: {measured} edited tensors match the proof{rest}"

@@ -1,4 +1,4 @@
-"""What differs between the weights of two checkpoints, tensor by tensor; memory for a couple of tensors is enough."""
+"""Compare the weights of two checkpoints, tensor by tensor, in memory for a few tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _QUANTISED = ("F8_E4M3", "F8_E5M2", "U8")
 
 @dataclass(frozen=True)
 class TensorRole:
-    """Where a tensor stands: its kind, and of a writer its block, d_model's axis and what the norms behind it multiply by."""
+    """A tensor's kind and, if it is a writer, its block, the axis of d_model, and the scale (``gamma``) of the norms after it."""
 
     kind: str
     layer: int | None = None
@@ -34,13 +34,13 @@ class TensorRole:
 
 @dataclass(frozen=True)
 class TensorChange:
-    """One matrix (of fused experts one expert's) or vector that differs.
+    """One matrix (one expert of fused experts) or vector that differs.
 
-    ``relative``: norm of the difference over the base's; ``rank`` None: higher than was looked for, or not a matrix. Of a writer's matrix:
-    ``directions`` are what it writes differently along, as they enter the stream, the leading one first; along that one ``left`` is
-    ‖r W'‖ / ‖r W‖, ``strength`` the share of r W that is gone (negative: added). ``own``, over all directions by their energy, is the |cos|
-    between the component of the difference and r W itself: 1 where the edit scales what the matrix wrote there. ``pair``: a writer's bias
-    before and after, as it enters the stream.
+    ``relative``: the norm of the difference over the norm of the base. ``rank``: None if it exceeds the number of computed singular values,
+    or if this is not a matrix. For a writer's matrix, ``directions`` are the directions along which its output differs, as they enter the
+    stream, the leading one first. Along the leading one, ``left`` is ‖r W'‖ / ‖r W‖ and ``strength`` the share of r W that is removed
+    (negative: added). ``own``: the |cos| between the component of the difference and r W, averaged over the directions by energy; 1 if the
+    edit only scales what the matrix wrote there. ``pair``: a writer's bias before and after, as it enters the stream.
     """
 
     name: str
@@ -63,14 +63,14 @@ class TensorChange:
     pair: Float[Tensor, "2 d_model"] | None = None
 
     def row(self) -> dict[str, Any]:
-        """What JSON says of it."""
+        """The fields for JSON."""
         hidden = ("directions", "pair")
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items() if key not in hidden}
 
 
 @dataclass
 class Difference:
-    """All that differs. ``changed`` and ``same`` count tensors by kind; ``recast`` hold the same values stored otherwise."""
+    """All differences. ``changed`` and ``same`` count tensors by kind; ``recast``: tensors with the same values in another dtype."""
 
     changes: list[TensorChange] = field(default_factory=list)
     changed: Counter[str] = field(default_factory=Counter)
@@ -82,20 +82,20 @@ class Difference:
     layers: int = 0
 
     def table(self) -> dict[str, Any]:
-        """All of it as JSON, a row a changed tensor."""
+        """All differences as JSON, one row per changed tensor."""
         lists = {key: getattr(self, key) for key in ("recast", "only_base", "only_derived", "reshaped")}
         return {**lists, "tensors": [change.row() for change in self.changes]}
 
 
 def work_of_difference(base: ModelFolder) -> int:
-    """Bytes that ``differences`` tells ``advance`` of."""
+    """The bytes that ``differences`` reports to ``advance``."""
     return sum(one.nbytes for one in _by_name(open_index(base.path), base).values())
 
 
 def differences(base: ModelFolder, derived: ModelFolder, advance: Callable[[int], None] = lambda done: None) -> Difference:
-    """Compare every tensor of two checkpoints of one architecture; ``advance`` hears of the base's bytes.
+    """Compare every tensor of two checkpoints of one architecture. ``advance`` counts bytes of the base.
 
-    Tensors are matched by name, whatever shard they lie in. Raises InputError where a tensor can't be read, or holds NaN or infinity.
+    Tensors are matched by name, regardless of their shard. Raises InputError if a tensor can't be read, or holds NaN or infinity.
     """
     old_index, new_index = open_index(base.path), open_index(derived.path)
     old, new = _by_name(old_index, base), _by_name(new_index, derived)
@@ -111,7 +111,7 @@ def differences(base: ModelFolder, derived: ModelFolder, advance: Callable[[int]
 
 
 def _by_name(index: ShardIndex, folder: ModelFolder) -> dict[str, Stored]:
-    """Tensors by their name in the text model, so that a text model saved out of a vision-language one still matches."""
+    """Tensors by their name in the text model, so that a text model saved from a vision-language model matches too."""
     found: dict[str, Stored] = {}
     for one in stored(index, folder, sorted(index.tensors)):
         short = text_name(one.plain_name) or one.plain_name
@@ -120,20 +120,20 @@ def _by_name(index: ShardIndex, folder: ModelFolder) -> dict[str, Stored]:
 
 
 def _places(index: ShardIndex, folder: ModelFolder) -> dict[str, TensorRole]:
-    """The writers of a checkpoint by name. Raises InputError where its layout doesn't fit it."""
+    """The writers of a checkpoint, by name. Raises InputError if the layout doesn't fit the checkpoint."""
     gammas = Gammas(index, folder)
     found: dict[str, TensorRole] = {}
     for placed in placed_writers(index, folder):
         axis = len(index.tensors[placed.name].shape) - 1 if placed.bias else placed.writer.axis
         found[placed.name] = TensorRole("mtp" if placed.mtp else placed.writer.component, placed.layer, axis, gammas.behind(placed))
-    if folder.layout.embedding_norm is None:  # behind a norm the embedding can't be edited exactly, so it is no writer here
+    if folder.layout.embedding_norm is None:  # if a norm follows the embedding, it can't be edited exactly and is no writer
         shared = shared_writers(index, folder)
         found |= {name: TensorRole(kind, None, min(axis, len(index.tensors[name].shape) - 1)) for name, (kind, axis) in shared.items()}
     return found
 
 
 def _other(tensor: Stored, folder: ModelFolder) -> TensorRole:
-    """The kind of a tensor that doesn't write into the stream."""
+    """The kind of a tensor that doesn't write into the residual stream."""
     text = text_name(tensor.plain_name)
     if text is None:
         return TensorRole("vision")
@@ -143,7 +143,7 @@ def _other(tensor: Stored, folder: ModelFolder) -> TensorRole:
 
 
 def _compare(before: Stored, after: Stored, place: TensorRole, found: Difference) -> None:
-    """One tensor of both, counted and where it differs described."""
+    """Compare one tensor: count it and, if it differs, describe the change."""
     name = before.plain_name
     old, new = _parts(before), _parts(after)
     types = [parts[0].dtype for parts in (old, new)]
@@ -165,14 +165,14 @@ def _compare(before: Stored, after: Stored, place: TensorRole, found: Difference
 
 
 def _parts(one: Stored) -> list[TensorInfo]:
-    """The tensor's own bytes and those of its scales."""
+    """The entries of a tensor and of its scales."""
     tensors = one.index.tensors
     scales = (one.name + SCALES, one.plain_name + EXPONENTS if one.name.endswith(BLOCKS) else "")
     return [tensors[one.name], *(tensors[name] for name in scales if name in tensors)]
 
 
 def _same_bytes(old_index: ShardIndex, old: Sequence[TensorInfo], new_index: ShardIndex, new: Sequence[TensorInfo]) -> bool:
-    """Whether two tensors, and their scales, are stored alike byte for byte."""
+    """Whether two tensors and their scales are stored identically, byte for byte."""
     if [(part.dtype, part.shape) for part in old] != [(part.dtype, part.shape) for part in new]:
         return False
     with reading(new_index.folder):
@@ -180,7 +180,7 @@ def _same_bytes(old_index: ShardIndex, old: Sequence[TensorInfo], new_index: Sha
 
 
 def _matrices(name: str, a: Tensor, b: Tensor, axis: int | None) -> Iterator[tuple[str, Tensor, Tensor, int | None]]:
-    """A tensor's matrices: of fused experts those that differ, one an expert; a kernel's as one matrix a tensor."""
+    """A tensor as matrices: one per differing expert for fused experts, one for the whole tensor for convolution kernels."""
     if a.ndim == 3 and min(a.shape[1:]) > 1 and (axis is not None or "conv" not in name):
         for number, (x, y) in enumerate(zip(a, b, strict=True)):
             if not torch.equal(x, y):
@@ -219,8 +219,8 @@ def _change(name: str, place: TensorRole, dtype: str, a: Tensor, b: Tensor, axis
 
 
 def _along(change: TensorChange, x: Tensor, y: Tensor, left: Float[Tensor, "d_model leading"], gamma: Tensor | None) -> TensorChange:
-    """A writer's change with its directions. Behind a norm there are two readings: the edit took gamma into account, which shows in
-    that the component it scaled is the one that enters the stream, or it didn't."""
+    """A writer's change with its directions. If a norm follows the writer, there are two readings: the edit took gamma into account or not.
+    The reading with the larger ``own`` wins."""
     readings = []
     for scale in (None, gamma.float()) if gamma is not None else (None,):
         u = left[:, : min(LEADING, change.rank or 1)]
@@ -237,13 +237,13 @@ def _along(change: TensorChange, x: Tensor, y: Tensor, left: Float[Tensor, "d_mo
 
 
 def _own(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> float:
-    """|cos| between what a matrix wrote along a direction and how that differs."""
+    """|cos| between what a matrix wrote along a direction and how that changed."""
     gone = before - after
     return abs(float(gone @ before)) / (float(before.norm()) * float(gone.norm()) or 1.0)
 
 
 def _product(row: Float[Tensor, " m"], matrix: Float[Tensor, "m n"]) -> Float[Tensor, " n"]:
-    """row @ matrix in float32, a band of rows at a time."""
+    """row @ matrix in float32, one band of rows at a time."""
     bands = zip(torch.split(row, 256), torch.split(matrix, 256), strict=True)
     made = torch.zeros(matrix.shape[1])
     for part, band in bands:

@@ -1,4 +1,4 @@
-"""The edit of a checkpoint: validate, copy, edit tensor by tensor, prove, and only then give it its name."""
+"""Edit a checkpoint: validate, copy, edit tensor by tensor, prove, and only then rename the new folder to its final name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from abliterate.model.index import INDEX, ShardIndex, open_index
 from abliterate.model.tensor_names import text_name
 from abliterate.terminal.progress import say
 
-_ROOM = 64 << 20  # side files, proof, card
+_ROOM = 64 << 20  # bytes for side files, proof and card
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class EditResult:
 
 
 def check_editable(folder: ModelFolder) -> SelfCheck:
-    """Raise InputError where an edit of this model would not be exact: headers and a small copy only, before hours of work."""
+    """Raises InputError if an edit of this model would not be exact. Uses only headers and a small copy, to fail before hours of work."""
     index = open_index(folder.path)
     edit_tasks(index, folder, whole_edit(folder.layers, folder.d_model))
     return self_check(folder, index)
 
 
 def work_of(folder: ModelFolder, edit: Edit) -> int:
-    """Bytes that an edit writes and reads back. Raises InputError where the checkpoint, the layout and the edit don't fit."""
+    """The bytes that an edit writes and reads back. Raises InputError if the checkpoint, the layout and the edit don't fit together."""
     index = open_index(folder.path)
     tasks = edit_tasks(index, folder, edit)
     output = plan_output(index, tasks, to_untie(index, folder, edit))
@@ -62,12 +62,11 @@ def edit_checkpoint(
     advance: Callable[[int], None] = lambda done: None,
     revision: str | None = None,
 ) -> EditResult:
-    """Write the edited checkpoint of ``folder`` to ``out``, a new folder that appears only when it is whole and proven.
+    """Write the edited checkpoint of ``folder`` to ``out``, a new folder that appears only when it is complete and proven.
 
-    ``card`` makes the README.md from the proof; ``advance`` hears of the bytes of ``work_of``; ``revision`` is the base's on the Hub.
-    The headers of shards with an edited tensor say what was done to them; the others stay as they are. Reads one tensor at a time.
-    Raises InputError for a source or destination that won't do, CheckError where the proof fails; in both cases nothing stands under
-    ``out``.
+    ``card`` makes the README.md from the proof. ``advance`` counts the bytes of ``work_of``. ``revision``: the base's revision on the Hub.
+    Headers of shards with an edited tensor get provenance metadata; other shards stay unchanged. Reads one tensor at a time. Raises
+    InputError for an unusable source or destination, and CheckError if the proof fails; in both cases ``out`` does not exist.
     """
     index = open_index(folder.path)
     check_destination(out, folder.path)
@@ -78,15 +77,15 @@ def edit_checkpoint(
     with new_folder(out, output.nbytes + _ROOM) as partial:
         copy_side_files(folder.path, partial)
         if left := left_behind(folder.path, index.shards):
-            say(f"{folder.path.name}: not copied, as no part of the model: {left}")
+            say(f"{folder.path.name}: not copied because not part of the model: {left}")
         save_edit(edit, partial / PLAN)
-        (partial / PLAN).chmod(0o644)  # safetensors makes files that only their owner can read
+        (partial / PLAN).chmod(0o644)  # safetensors creates files that only the owner can read
         output = marked(output, tasks, provenance(base, load_edit(partial / PLAN)))
         _write_settings(index, folder, output, partial)
         before = write_shards(index, output, tasks, partial, advance)
         written = open_index(partial)
         if written.tensors != output.tensors:
-            raise CheckError(f"{partial}: the tensors written are not those of {folder.path}")
+            raise CheckError(f"{partial}: the written tensors differ from those planned for {folder.path}")
         proofs = prove(written, tasks, before, advance)
         described = {
             "base_revision": revision,
@@ -103,23 +102,26 @@ def edit_checkpoint(
 
 
 def to_untie(index: ShardIndex, folder: ModelFolder, edit: Edit) -> tuple[str, str] | None:
-    """The embedding and the name of the unembedding that gets its old weights, where the edit unties them."""
+    """The name of the embedding and of the new unembedding that gets its old weights; None if the edit doesn't untie them."""
     if edit.embedding != "untie" or not folder.tied:
         return None
     layout = folder.layout
     embedding = next((name for name in index.tensors if text_name(name) == layout.embedding), None)
     if embedding is None or any(text_name(name) == layout.unembedding for name in index.tensors):
-        raise InputError(f"{folder.path}: holds no {layout.embedding} alone to untie; use --embedding edit or skip")
+        raise InputError(
+            f"{folder.path}: can't untie the embeddings: {layout.embedding} is missing or {layout.unembedding} is stored too; "
+            "use --embedding edit or skip"
+        )
     return embedding, layout.unembedding
 
 
 def unties(folder: ModelFolder, output: Output) -> bool:
-    """Whether the new config must say that embedding and unembedding are two, where the old one says otherwise."""
+    """Whether the new config must set tie_word_embeddings to false while the old config has it true."""
     return folder.says_tied and (output.untied is not None or not folder.tied)
 
 
 def _write_settings(index: ShardIndex, folder: ModelFolder, output: Output, partial: Path) -> None:
-    """The shard index, and a config that says what changed in the checkpoint's form."""
+    """Write the shard index, and the config if the form of the checkpoint changed."""
     content = new_index(index, output)
     if content is not None:
         (partial / INDEX).write_bytes(content)
@@ -130,7 +132,7 @@ def _write_settings(index: ShardIndex, folder: ModelFolder, output: Output, part
 
 
 def not_edited(index: ShardIndex, folder: ModelFolder, edited: Collection[str]) -> list[str]:
-    """Writers that keep what they write along the directions, each with the reason."""
+    """Writers that are not edited, each with the reason. The text is stored in the proof and compared by ``verify``."""
     reasons = []
     for name in sorted(index.tensors):
         text = text_name(name)

@@ -1,4 +1,4 @@
-"""What a model's folder says of its licence: the front matter of its card, and the licence files beside it. Nothing is guessed."""
+"""The licence that a model's folder states: the front matter of its card, and its licence files. Nothing is guessed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _FILES = ("license*", "licence*", "notice*", "copying*", "use_policy*")
 def stated_licence(folder: Path) -> dict[str, Any]:
     """``{ids, name, link, files, bases}`` of a model's folder.
 
-    ``ids`` are the Hub's names of its licences (empty: the card states none), ``name`` and ``link`` what a card says beside
-    ``other``, ``files`` the licence files in the folder, ``bases`` the models that the card calls its base.
+    ``ids``: the Hub's ids of its licences (empty: the card states none). ``name`` and ``link``: what the card adds to the id ``other``.
+    ``files``: the licence files in the folder. ``bases``: the models that the card names as its base.
     """
     matter = _front_matter(folder / CARD)
     return {
@@ -40,12 +40,12 @@ def _is_licence(name: str) -> bool:
 
 
 def _front_matter(card: Path) -> dict[str, Any]:
-    """What is read of the card's metadata; None for what isn't there, and for all where there is no card that can be read."""
+    """The needed fields of the card's metadata; None for missing fields, and for all if there is no readable card."""
     try:
         content = card.read_text(encoding="utf-8")
         data: Any = ModelCard(content, ignore_metadata_errors=True).data if content.lstrip().startswith("---") else {}
         return {key: data.get(key) for key in _READ}
-    except Exception:  # a broken card: YAML and the Hub's reader raise many kinds, and none is worth stopping an edit
+    except Exception:  # YAML and the Hub's reader raise many errors for a broken card; none should stop an edit
         return dict.fromkeys(_READ)
 
 

@@ -1,4 +1,4 @@
-"""Names of the files that say what was edited in a checkpoint."""
+"""Names of the files in a checkpoint that describe its edit."""
 
 PROOF = "abliteration.json"
-PLAN = "abliteration.plan"  # a plan file; not called .safetensors, which engines load as weights
+PLAN = "abliteration.plan"  # a plan file; not named .safetensors, because engines would load it as weights

@@ -1,6 +1,6 @@
 """The edit itself, as pure functions of tensors.
 
-An update removes what a writer puts along k directions: W' = W - alpha w (q W), with d_model on one axis of W (model/removal.py).
+An edit removes what a writer W writes along k directions: W' = W - alpha w (q W), with d_model on one axis of W (model/removal.py).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from abliterate.model.removal import Removal, removal
 
-_CHUNK = 1 << 18  # elements in float32 at once: 1 MB stays in the cache, and needs no fresh pages
+_CHUNK = 1 << 18  # elements in float32 at once; 1 MB stays in the CPU cache and needs no new memory pages
 
 
 def panels(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
-    """A tensor's shape as (outer, d_model, inner), d_model being ``axis``."""
+    """A tensor's shape as (outer, d_model, inner), where d_model is ``axis``."""
     outer = inner = 1
     for size in shape[:axis]:
         outer *= size
@@ -28,7 +28,7 @@ def panels(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
 
 
 def _blocks(outer: int, width: int, inner: int) -> Iterator[tuple[slice, slice]]:
-    """Contiguous pieces of [outer, width, inner] of at most ``_CHUNK`` elements, each within one outer where inner > 1."""
+    """Contiguous pieces of [outer, width, inner] with at most ``_CHUNK`` elements, each within one outer index if inner > 1."""
     if inner == 1:
         step = max(1, _CHUNK // width)
         yield from ((slice(start, min(start + step, outer)), slice(0, width)) for start in range(0, outer, step))
@@ -40,9 +40,9 @@ def _blocks(outer: int, width: int, inner: int) -> Iterator[tuple[slice, slice]]
 
 @dataclass
 class Readings:
-    """What a pass over a tensor found: its component along q per column (float64 sums of float32 products), and norms.
+    """The results of one pass over a tensor: its component along q per column (float64 sums of float32 products), and norms.
 
-    ``columns`` is each column's squared length, ``lean`` its product with w; both only where asked for.
+    ``columns``: each column's squared length, ``lean``: its product with w; both only if requested.
     """
 
     component: Float[Tensor, "outer k inner"]
@@ -58,11 +58,11 @@ class Readings:
 
     @property
     def size(self) -> float:
-        """The Frobenius norm of W, or of D W behind a norm."""
+        """The Frobenius norm of W, or of D W if a norm follows the writer."""
         return float(self.squares**0.5)
 
     def restoring(self, task: Removal, strength: float) -> Float[Tensor, "outer inner"]:
-        """Old length over new length of every column; 1 where nothing is left of it."""
+        """Old length over new length of each column; 1 if nothing of the column is left."""
         assert self.columns is not None and self.lean is not None
         taken = strength * self.component
         gram = task.w.T @ task.w
@@ -73,7 +73,7 @@ class Readings:
 
 
 def read_component(weight: Tensor, task: Removal, axis: int, columns: bool = False) -> Readings:
-    """One pass over ``weight`` (any float type), a block of it in float32 (with ``columns`` float64) at a time."""
+    """One pass over ``weight`` (any float dtype), one block at a time in float32 (float64 with ``columns``)."""
     outer, width, inner = panels(tuple(weight.shape), axis)
     view = weight.view(outer, width, inner)
     k = task.q.shape[0]
@@ -86,7 +86,7 @@ def read_component(weight: Tensor, task: Removal, axis: int, columns: bool = Fal
         block = view[o, rows].to(wide)
         scaled = block if task.scale is None else block * task.scale[rows].to(wide)[:, None]
         length = float(torch.linalg.vector_norm(scaled))
-        part = length * length  # a power would raise where float64 overflows
+        part = length * length  # ``length**2`` would raise OverflowError on overflow
         finite &= part < float("inf")
         squares += part
         component[o] += _times(q[:, rows], block)
@@ -104,10 +104,10 @@ def _times(rows: Tensor, block: Tensor) -> Tensor:
 
 
 def remove(weight: Tensor, task: Removal, strength: float, axis: int, found: Readings) -> None:
-    """Take ``strength`` of the component out of ``weight``, in place, a block in float32 at a time, each rounded once.
+    """Remove ``strength`` times the component from ``weight`` in place, one block at a time in float32, each rounded once.
 
-    With ``found.columns`` every column (the vector that one input writes) gets its old length back, which moves nothing
-    back along the directions at strength 1; in float64, since what rounding leaves there is lengthened with the column.
+    With ``found.columns`` each column (the vector that one input writes) gets its old length back. At strength 1 this adds nothing along
+    the directions. It is computed in float64, because rescaling a column also scales the rounding error along the directions.
     """
     outer, width, inner = panels(tuple(weight.shape), axis)
     view = weight.view(outer, width, inner)
@@ -137,5 +137,5 @@ def orthogonalise(
 
 
 def component_along(weight: Tensor, rows: Float[Tensor, "k d_model"], axis: int) -> float:
-    """Frobenius norm of R W, the part of a writer that lies along the directions."""
+    """The Frobenius norm of R W, the part of a writer along the directions."""
     return read_component(weight.contiguous(), removal(rows), axis).along

@@ -1,4 +1,4 @@
-"""Where every tensor of the new checkpoint will lie: the source's own headers and offsets wherever nothing changes size."""
+"""Plan the files of the new checkpoint. Headers and offsets of the source are kept wherever no tensor changes size."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from abliterate.errors import InputError
 from abliterate.model.index import DTYPES, INDEX, SINGLE, ShardIndex, TensorInfo, reading
 
 _ALIGN = 8
-_BLOCK = 4096  # of a file system: where tensors keep their place in it, file systems that can share untouched bytes still do
+_BLOCK = 4096  # block size of a file system; tensors moved by whole blocks can still share unchanged bytes between files
 UNTIED_SHARD = "model-untied-head.safetensors"
 
 
 @dataclass(frozen=True)
 class NewShard:
-    """A file to write: its header's bytes and its tensors in the order of their bytes; ``same_header``: the same tensors as
-    the source's. ``marked`` bytes of the header are provenance."""
+    """A file to write: the bytes of its header, and its tensors in the order of their bytes. ``same_header``: it has the same tensors as
+    the source's file. ``marked``: how many bytes provenance adds to the header."""
 
     name: str
     header: bytes
@@ -35,7 +35,7 @@ class NewShard:
 
 @dataclass(frozen=True)
 class Output:
-    """The new checkpoint's files. ``unpacked`` are the modules whose experts leave MXFP4, ``untied`` the embedding and the
+    """The new checkpoint's files. ``unpacked``: modules whose experts are converted from MXFP4 to bf16. ``untied``: the embedding, and the
     unembedding that gets a copy of its old weights."""
 
     shards: tuple[NewShard, ...]
@@ -54,15 +54,16 @@ class Output:
 def plan_output(index: ShardIndex, tasks: Mapping[str, EditTask], untied: tuple[str, str] | None = None) -> Output:
     """The files that an edit writes.
 
-    The experts of a module that is edited leave MXFP4 together (its gate_up and down share one switch in the config), as bf16.
+    All MXFP4 experts of an edited module are converted to bf16, because its gate_up and down share one setting in the config. Raises
+    InputError if the checkpoint already has a file or tensor with the name of a new one.
     """
     unpacked = tuple(dict.fromkeys(name.rpartition(".")[0] for name, task in tasks.items() if task.form == "mxfp4"))
     shards = [shard for name in index.shards if (shard := _shard(index, name, unpacked)).tensors or shard.same_header]
     if untied is not None:
         if UNTIED_SHARD in index.shards:
-            raise InputError(f"{index.folder / UNTIED_SHARD}: already there, though the embeddings are tied; use --embedding edit or skip")
+            raise InputError(f"{index.folder / UNTIED_SHARD}: exists already though the embeddings are tied; use --embedding edit or skip")
         head = replace(index.tensors[untied[0]], name=untied[1])
-        if [shard.name for shard in shards] == [SINGLE]:  # beside it no other file would be read
+        if [shard.name for shard in shards] == [SINGLE]:  # loaders of a single file read no other file
             shards = [_laid_out(SINGLE, [*shards[0].tensors, head], metadata_of(index.folder / SINGLE))]
         else:
             shards.append(_laid_out(UNTIED_SHARD, [head], {"format": "pt"}))
@@ -70,13 +71,13 @@ def plan_output(index: ShardIndex, tasks: Mapping[str, EditTask], untied: tuple[
 
 
 def marked(output: Output, edited: Collection[str], provenance: Mapping[str, str]) -> Output:
-    """The same files, with ``provenance`` in the header metadata of those that hold an ``edited`` tensor; the others stay as they are."""
+    """Add ``provenance`` to the header metadata of files with an ``edited`` tensor. Other files stay unchanged."""
     shards = (shard if all(i.name not in edited for i in shard.tensors) else _marked(shard, provenance) for shard in output.shards)
     return replace(output, shards=tuple(shards))
 
 
 def _marked(shard: NewShard, provenance: Mapping[str, str]) -> NewShard:
-    """Tensors move by whole blocks, so that what is copied from file to file can still be shared."""
+    """Add provenance to a header. Tensors move by whole blocks, so that file systems can still share their bytes between files."""
     end = 8 + int.from_bytes(shard.header[:8], "little")
     header = json.loads(shard.header[8:end])
     metadata = {"format": "pt", **(header.pop("__metadata__", None) or {}), **provenance}
@@ -98,7 +99,7 @@ def _shard(index: ShardIndex, shard: str, unpacked: Iterable[str]) -> NewShard:
 
 
 def _renewed(index: ShardIndex, info: TensorInfo, unpacked: tuple[str, ...]) -> list[TensorInfo]:
-    """The tensor as the new checkpoint holds it: packed experts become one bf16 tensor in the place of their blocks."""
+    """The tensors that replace ``info`` in the new checkpoint: the blocks of unpacked experts become one bf16 tensor, their scales go."""
     module, _, last = info.name.rpartition(".")
     if module not in unpacked or not last.endswith((BLOCKS, EXPONENTS)):
         return [info]
@@ -106,7 +107,7 @@ def _renewed(index: ShardIndex, info: TensorInfo, unpacked: tuple[str, ...]) -> 
         return []
     name = info.name.removesuffix(BLOCKS)
     if len(info.shape) != 4 or name in index.tensors:
-        raise InputError(f"{index.folder}: {info.name} has shape {list(info.shape)}, or {name} stands beside it; the checkpoint is damaged")
+        raise InputError(f"{index.folder}: {info.name} has shape {list(info.shape)}, or {name} is stored too; the checkpoint is damaged")
     expert, rows, groups, packed = info.shape
     return [replace(info, name=name, dtype="BF16", shape=(expert, groups * packed * 2, rows))]
 
@@ -129,14 +130,14 @@ def _laid_out(shard: str, tensors: list[TensorInfo], metadata: dict[str, str]) -
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """What a shard's header says beside its tensors."""
+    """The metadata in a shard's header."""
     with reading(path), path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return dict(header.get("__metadata__") or {})
 
 
 def new_index(index: ShardIndex, output: Output) -> bytes | None:
-    """The content of the new ``model.safetensors.index.json``: the old one's bytes where no tensor moved, None for a single file."""
+    """The content of the new ``model.safetensors.index.json``: the old bytes if all shards keep their tensors, None for a single file."""
     path = index.folder / INDEX
     if all(shard.same_header for shard in output.shards):
         return path.read_bytes() if path.is_file() else None
@@ -151,8 +152,8 @@ def new_index(index: ShardIndex, output: Output) -> bytes | None:
 
 
 def new_config(config: Mapping[str, Any], output: Output, unties: bool = False) -> dict[str, Any] | None:
-    """What config.json must say of the new checkpoint, also where it ``unties`` what was two matrices already; None where it stays as
-    it is."""
+    """The new config.json; None if it stays unchanged. ``unties``: set tie_word_embeddings to false even if the edit itself unties nothing,
+    because the checkpoint already stores two matrices."""
     changed = dict(config)
     if output.untied or unties:
         changed["tie_word_embeddings"] = False

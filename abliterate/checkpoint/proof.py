@@ -1,4 +1,4 @@
-"""The proof of an edit, measured on the bytes on disk: ``abliteration.json``, and beside it the edit that it is a proof of."""
+"""The proof of an edit, measured on the bytes on disk: ``abliteration.json``."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from abliterate.model.formats import fp8
 from abliterate.model.index import ShardIndex
 
 SCHEMA = "abliterate/abliteration/2"
-FLOOR = 1e-36  # a component this small is nothing: float32 can't square it, and storage rounds it by a step of its own size
-# Largest distance of ‖R W'‖ from its aim, relative to the tensor's norm, by the type that it is rounded to.
+FLOOR = 1e-36  # a component this small counts as zero: float32 can't square it, and its rounding error in storage is as large as itself
+# The largest allowed distance of ‖R W'‖ from its aim, relative to the tensor's norm, by the stored dtype.
 TOLERANCE = {"F64": 1e-6, "F32": 1e-6, "F16": 1e-3, "BF16": 1e-3, "F8_E4M3": 1e-3}
 
 
 @dataclass(frozen=True)
 class TensorProof:
-    """What one tensor held along the directions before and after, as it enters the stream.
+    """A tensor's component along the directions before and after the edit, as it enters the stream.
 
-    ``left`` is ‖R W'‖ / ‖R W‖, what is left of the component (1 - strength when exact); ``error`` is the distance of ‖R W'‖ from
-    that aim relative to ‖W‖, and is what the tolerance of the storage type judges. ``rounding`` and ``plain_rounding``: see ``Before``.
+    ``left``: ‖R W'‖ / ‖R W‖, the share of the component that is left (1 - strength if exact). ``error``: the distance of ‖R W'‖ from
+    ``aim``, relative to ‖W‖; the tolerance of the stored dtype applies to it. ``rounding`` and ``plain_rounding``: see ``Before``.
     """
 
     name: str
@@ -53,9 +53,9 @@ class TensorProof:
 def prove(
     written: ShardIndex, tasks: Mapping[str, EditTask], before: Mapping[str, Before], advance: Callable[[int], None] = lambda done: None
 ) -> list[TensorProof]:
-    """Read every edited tensor back from the new folder and measure it; ``advance`` hears of bytes.
+    """Read every edited tensor back from the new folder and measure it. ``advance`` counts bytes.
 
-    Raises CheckError where one is not exact.
+    Raises CheckError if a tensor is not exact.
     """
 
     def one(task: EditTask) -> TensorProof:
@@ -75,7 +75,7 @@ def prove(
 
 
 def measure(written: ShardIndex, task: EditTask, before: Before) -> TensorProof:
-    """One tensor of the new folder against what it was."""
+    """Measure one tensor of the new folder against its state before the edit."""
     stored = stored_parts(written, task)
     info = written.tensors[task.name]
     found = read_component(values(task, stored), task.removal, task.axis)
@@ -89,20 +89,20 @@ def measure(written: ShardIndex, task: EditTask, before: Before) -> TensorProof:
 
 
 def stored_parts(index: ShardIndex, task: EditTask) -> list[Tensor]:
-    """A tensor as stored, with its scales where it is FP8."""
+    """A tensor as stored, with its scales if it is FP8."""
     weight = index.read(task.name)
     return [weight, index.read(task.name + SCALES)] if index.tensors[task.name].dtype == "F8_E4M3" else [weight]
 
 
 def values(task: EditTask, stored: Sequence[Tensor]) -> Tensor:
-    """What a stored tensor's bytes mean: FP8 by its block scales, every other type as it is."""
+    """The values of a stored tensor: FP8 is dequantised with its block scales, other dtypes are returned unchanged."""
     return fp8.dequantise(stored[0], stored[1], task.block) if len(stored) > 1 else stored[0]
 
 
 def proof_document(
     proofs: list[TensorProof], base: str, edit: Mapping[str, Any], check: Mapping[str, Any], skipped: list[str]
 ) -> dict[str, Any]:
-    """The content of ``abliteration.json``: how it was edited, what the self-check of its architecture showed, every tensor."""
+    """The content of ``abliteration.json``: the edit, the self-check of the architecture, and every edited tensor."""
     return {
         "schema": SCHEMA,
         "abliterate": __version__,
@@ -125,7 +125,7 @@ def write_proof(document: dict[str, Any], folder: Path) -> None:
 
 
 def edit_summary(proof: Mapping[str, Any]) -> dict[str, Any]:
-    """What the report says of an edit."""
+    """The report's summary of an edit."""
     return {
         "tensors": len(proof["tensors"]),
         "worst_left": proof["worst"]["left"],

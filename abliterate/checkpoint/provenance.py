@@ -1,4 +1,4 @@
-"""What the header of an edited shard says of where it comes from."""
+"""The provenance metadata in the header of an edited shard."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PLAN_KEY = "abliterate_plan"
 
 
 def provenance(base: str, edit: Edit) -> dict[str, str]:
-    """Header metadata: the program's version, the base's name, the edit as its file gives it back."""
+    """Header metadata: the version of abliterate, the base's name, and a digest of the edit as loaded from its plan file."""
     return {"abliterate": __version__, "abliterate_base": base, PLAN_KEY: edit_digest(edit)}
 
 
 def edit_digest(edit: Edit) -> str:
-    """BLAKE3 of an edit's numbers and policies, and not of its file: safetensors writes the same metadata in any order."""
+    """BLAKE3 of an edit's numbers and policies. The file itself is not hashed, because safetensors writes metadata in varying order."""
     digest = blake3(f"{edit.embedding} {edit.keep_norms} {list(edit.direction.shape)} ".encode())
     for part in (edit.direction.float(), edit.strength.float()):
         digest.update(bytes_of(part))

@@ -1,8 +1,8 @@
-"""The self-check: a tiny random copy of this very architecture through the real editor, before a real weight is touched.
+"""The self-check: run the real editor on a tiny random copy of the model's architecture before any real weight is touched.
 
-The copy has the model's own config with small dimensions and enough blocks to hold one of each kind, is saved as transformers
-saves it, edited at full strength along a random direction, and loaded again. Then no block may write along the direction, and
-its logits must be those of the unedited copy under the hooks with which a run chooses and tunes its edit.
+The copy has the model's config with small dimensions and enough blocks to have one of each kind. It is saved by transformers, edited at
+full strength along a random direction, and loaded again. Then no block may write along the direction, and the logits must equal those of
+the unedited copy with the hooks that a run uses to choose and tune its edit.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ LEFT, LOGITS = 1e-5, 1e-4
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What the copy showed: ``before`` and ``left`` are the largest part of the stream along the direction, ``logits`` the
-    relative distance to those of the hooks of a run, ``kl`` the same in nats a token."""
+    """The results on the copy. ``before`` and ``left``: the largest part of the stream along the direction before and after the edit.
+    ``logits``: the relative distance to the logits with hooks; ``kl``: the same as KL in nats per token."""
 
     architecture: str
     layout: str
@@ -58,13 +58,13 @@ class SelfCheck:
 
 
 def self_check(folder: ModelFolder, index: ShardIndex) -> SelfCheck:
-    """Prove the layout on a small copy; the figures are kept by config, layout and versions in the user's cache.
+    """Test the layout on a small copy. Results are cached in the user's cache folder, by config, layout and versions.
 
-    Raises InputError where the copy can't be made, where the checkpoint has tensors or blocks that the copy has not, and where
-    the edit is not exact, naming the tensors that were left out.
+    Raises InputError if the copy can't be made, if the checkpoint has tensors or blocks that the copy lacks, or if the edit is not exact;
+    the message then names tensors that were not edited.
     """
     if lost := missing_expert(index.tensors):
-        raise InputError(f"{folder.path}: the checkpoint lacks {lost}, which its neighbours have; download it again")
+        raise InputError(f"{folder.path}: the checkpoint lacks {lost}, which the other experts have; download it again")
     kinds = writer_kinds(index.tensors, folder)
     blocks = _enough(kinds, folder)
     kept = _place(f"{_key(folder, index, blocks)}.json")
@@ -74,10 +74,10 @@ def self_check(folder: ModelFolder, index: ShardIndex) -> SelfCheck:
         try:
             with tried(folder.config), _written(place):
                 made = _checked(folder, index, kinds, blocks, Path(place))
-        except InputError as error:  # what is wrong with the copy is wrong with the model
+        except InputError as error:  # an error about the copy holds for the model
             raise InputError(re.sub(re.escape(place) + r"/[\w-]+", f"{folder.path} (a small copy)", str(error))) from None
     if kept is not None:
-        with suppress(OSError):  # a cache that can't be written is only slower
+        with suppress(OSError):  # without a writable cache the check is only slower
             kept.parent.mkdir(OWN_FOLDER, exist_ok=True)
             unfinished = kept.with_suffix(f".{blake3(str(place).encode()).hexdigest(8)}")
             unfinished.touch(OWN_FILE)
@@ -88,7 +88,7 @@ def self_check(folder: ModelFolder, index: ShardIndex) -> SelfCheck:
 
 @contextmanager
 def _written(place: str) -> Iterator[None]:
-    """Where the copy can't be written, that is no fault of the architecture."""
+    """Context in which a failure to write the copy is reported as such, and not as a fault of the architecture. Raises InputError."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -96,7 +96,7 @@ def _written(place: str) -> Iterator[None]:
 
 
 def _place(name: str) -> Path | None:
-    """Where the figures of that name are kept. None where the cache can't be used: what others may have written there proves nothing."""
+    """The cache file with this name. None if the cache folder can't be used, for example because other users may write to it."""
     try:
         return cache_folder() / "selfchecks" / name
     except (OSError, InputError):
@@ -106,12 +106,12 @@ def _place(name: str) -> Path | None:
 def _read(kept: Path) -> SelfCheck | None:
     try:
         return SelfCheck(**json.loads(kept.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # not there, or damaged
+    except (OSError, ValueError, TypeError):  # missing or damaged
         return None
 
 
 def _key(folder: ModelFolder, index: ShardIndex, blocks: int) -> str:
-    """What the figures depend on: config, layout, the names in the checkpoint, versions."""
+    """A hash of everything that the results depend on: config, layout, tensor names, versions."""
     config = {key: value for key, value in folder.config.to_dict().items() if key != "_name_or_path"}
     facts = [config, repr(folder.layout), folder.tied, folder.quantisation, sorted(index.tensors), blocks]
     versions = [__version__, transformers.__version__, torch.__version__]
@@ -119,7 +119,7 @@ def _key(folder: ModelFolder, index: ShardIndex, blocks: int) -> str:
 
 
 def _enough(kinds: Mapping[int, frozenset[str]], folder: ModelFolder) -> int:
-    """The shortest run of first blocks that has every kind of block, by its writers and by the config's lists; at least two."""
+    """How many first blocks contain every kind of block, judged by their writers and by the per-layer lists of the config; at least two."""
     lists = [v for v in folder.config.to_dict().values() if isinstance(v, list) and len(v) == folder.layers]
     signs = [(kinds[layer], *(str(v[layer]) for v in lists if not isinstance(v[layer], float))) for layer in range(folder.layers)]
     seen: set[Any] = set()
@@ -153,7 +153,8 @@ def _checked(folder: ModelFolder, index: ShardIndex, kinds: Mapping[int, frozens
     if edit.embedding == "edit" and not (entered := max(_along(after, edit, clear=False))) <= LEFT:
         raise InputError(
             f"{folder.path}: {folder.model_type!r} can't be edited exactly with the layout {folder.layout.name!r}: in a small copy "
-            f"{entered:.1e} of the stream lies along the direction though blocks and token embedding have lost it: positions or a norm"
+            f"{entered:.1e} of the stream lies along the direction although blocks and token embedding were edited; positions or a norm "
+            "may write it"
         )
     logits, kl = _against_hooks(before, after, edit)
     if not logits <= LOGITS:
@@ -169,8 +170,8 @@ def _checked(folder: ModelFolder, index: ShardIndex, kinds: Mapping[int, frozens
 
 
 def _saved(made: PreTrainedModel, folder: ModelFolder, index: ShardIndex, place: Path) -> Path:
-    """The copy on disk under the names of its architecture's first checkpoints, or under those of its modules in memory where
-    the checkpoint has these (experts in one tensor)."""
+    """Save the copy with the tensor names of the architecture's original checkpoints, or, if the checkpoint uses them, with the names of
+    the modules in memory (experts in one tensor)."""
     first, second = place / "base", place / "as-in-memory"
     _save(made, first, original=True)
     if not _unknown(folder, index, open_index(first)):
@@ -180,7 +181,7 @@ def _saved(made: PreTrainedModel, folder: ModelFolder, index: ShardIndex, place:
 
 
 def _save(model: PreTrainedModel, place: Path, original: bool) -> None:
-    with tried(model.config, "has a small copy that can't be saved"):  # saving undoes what loading does to names
+    with tried(model.config, "has a small copy that can't be saved"):  # saving reverses the renaming done on loading
         model.save_pretrained(place, save_original_format=original)
 
 
@@ -206,7 +207,7 @@ def _described(folder: ModelFolder, model: PreTrainedModel, path: Path, blocks: 
 def _same_tensors(
     folder: ModelFolder, index: ShardIndex, kinds: Mapping[int, frozenset[str]], copy: ModelFolder, copied: ShardIndex
 ) -> None:
-    """Raise InputError where the checkpoint holds what the copy has no counterpart of."""
+    """Raises InputError if the checkpoint has tensors or blocks without a counterpart in the copy."""
     if unknown := _unknown(folder, index, copied):
         raise InputError(
             f"{folder.path}: {len(unknown)} tensors are not in a model of its architecture {folder.model_type!r} (first: {unknown[0]}); "
@@ -223,20 +224,20 @@ def _same_tensors(
 
 
 def _watchable(model: InMemory, copied: ShardIndex) -> None:
-    """Raise InputError where the model has no such module as the layout watches a writer in."""
+    """Raises InputError if the model lacks a module that the layout names for a writer."""
     layout = model.folder.layout
     for placed in placed_writers(copied, model.folder):
         block = in_memory(layout.block_module.format(placed.layer), model.parts)
         if f"{block}.{placed.writer.module}" not in layout.written_by(placed.layer, model.parts):
             raise InputError(
-                f"{model.folder.path}: block {placed.layer} has no module {placed.writer.module!r}, through which {placed.writer.weight} "
-                f"writes by its layout {layout.name!r}"
+                f"{model.folder.path}: block {placed.layer} has no module {placed.writer.module!r}, which the layout {layout.name!r} names "
+                f"for {placed.writer.weight}"
             )
 
 
 @torch.no_grad()
 def _along(model: InMemory, edit: Edit, clear: bool = True) -> list[float]:
-    """After each block, the largest part of the stream along the direction; with ``clear`` nothing of it enters the first one."""
+    """After each block, the largest part of the stream along the direction. ``clear``: remove it from the first block's input."""
     r = edit.direction[0, 0, 0]
     with cleared(model, r[None]) if clear else nullcontext(), captured(model, probe().shape[1]) as seen:
         model.module(input_ids=probe(), use_cache=False)
@@ -249,7 +250,7 @@ def _along(model: InMemory, edit: Edit, clear: bool = True) -> list[float]:
 
 @torch.no_grad()
 def _against_hooks(base: InMemory, edited: InMemory, edit: Edit) -> tuple[float, float]:
-    """Relative distance between the edited copy's logits and those of a run's hooks, and KL(hooks || edited) per token in nats."""
+    """The relative distance between the logits of the edited copy and those with hooks, and KL(hooks || edited) in nats per token."""
     with ablated(base, edit):
         wanted = _logits(base)
     got = _logits(edited)
@@ -263,7 +264,7 @@ def _logits(model: InMemory) -> Tensor:
 
 
 def _left_over(folder: ModelFolder, copy: ModelFolder, copied: ShardIndex, edited: set[str], layer: int, left: float) -> str:
-    """The refusal of an architecture that the layout doesn't cover, with what may write there, the likeliest first."""
+    """The error message if the layout doesn't cover the architecture, with the tensors that may write there, the likeliest first."""
     table = guess_table()
     usual = {*table["attention"], *table["mlp"]}
     suspects = [
@@ -272,7 +273,7 @@ def _left_over(folder: ModelFolder, copy: ModelFolder, copied: ShardIndex, edite
         if name not in edited and copy.d_model in info.shape and (len(info.shape) > 1 or name.endswith("bias"))
         and (found := copy.layout.in_block(text_name(name) or "")) and found[0] == layer
     ]  # fmt: skip
-    suspects = list({template(name): name for name in reversed(suspects)}.values())[::-1]  # of experts the first
+    suspects = list({template(name): name for name in reversed(suspects)}.values())[::-1]  # only the first expert
     suspects.sort(key=lambda name: not any(part.removesuffix("_bias") in usual for part in name.split(".")))
     return (
         f"{folder.path}: {folder.model_type!r} can't be edited exactly with the layout {folder.layout.name!r}: in a small copy "

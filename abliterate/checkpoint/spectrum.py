@@ -1,8 +1,8 @@
-"""What kind of change a matrix went through: the singular values of the difference that stand out of the rounding, and their vectors.
+"""How a matrix changed: the singular values of the difference that exceed rounding, and their vectors.
 
-The leading singular vectors come from a random sketch with power iterations (Halko, Martinsson & Tropp 2011, arXiv 0909.4061),
-which for a difference of low rank is as exact as a full decomposition. What rounding alone would make is bounded as the norm of a random
-matrix whose entries vary as half a step of the storage type does (Bandeira & van Handel 2016, arXiv 1408.6185).
+The leading singular vectors come from a random sketch with power iterations (Halko, Martinsson & Tropp 2011, arXiv 0909.4061), which for a
+low-rank difference is as exact as a full decomposition. The effect of rounding is bounded by the norm of a random matrix whose entries
+vary by half a step of the stored dtype (Bandeira & van Handel 2016, arXiv 1408.6185).
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-LEADING = 8  # singular vectors kept, and the highest rank that counts as low
-KEPT = 32  # singular values looked for in a large matrix
-_OVER = 8  # columns of the sketch beyond them
-_POWERS = 2
-_ENERGY = 0.99  # of the squared norm, without what rounding made: so much the rank explains
-_MEAN = 4.0  # times the mean squared difference: more an error of rounding is seldom
-_SAFETY = 1.1  # above the bound of a random matrix
-_LED = 0.3  # an edit along a direction is still led by it when lengths were restored after
-_BAND = 1 << 22  # elements worked on at once
-# Bits of the significand, the leading one included.
+LEADING = 8  # how many singular vectors are kept; also the highest rank that counts as low
+KEPT = 32  # how many singular values of a large matrix are computed
+_OVER = 8  # extra columns of the sketch
+_POWERS = 2  # power iterations of the sketch
+_ENERGY = 0.99  # the rank counts the singular values that hold this share of the squared norm, without rounding
+_MEAN = 4.0  # the variance of a rounding error is capped at this multiple of the mean squared difference
+_SAFETY = 1.1  # factor on the bound for a random matrix
+_LED = 0.3  # least share of the first singular value for an edit along a direction whose lengths were restored
+_BAND = 1 << 22  # elements processed at once
+# Bits of the significand, including the leading bit.
 BITS = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8, "F8_E4M3": 4, "F8_E5M2": 3, "U8": 2}
 
 
 @dataclass(frozen=True)
 class Noise:
-    """What rounding may have added to a difference: its squared norm, and a bound of its largest singular value."""
+    """What rounding may add to a difference: its squared norm (``energy``), and a bound on its largest singular value (``floor``)."""
 
     energy: float
     floor: float
@@ -36,9 +36,9 @@ class Noise:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Leading singular values and vectors of a difference [m, n], its squared norm, and what of it rounding may have made.
+    """Leading singular values and vectors of a difference [m, n], its squared norm (``energy``), and the noise from rounding.
 
-    ``whole``: all its singular values are there.
+    ``whole``: ``values`` holds all singular values.
     """
 
     values: Float[Tensor, " found"]
@@ -50,7 +50,7 @@ class Spectrum:
 
     @property
     def rank(self) -> int | None:
-        """How many singular values hold 99 % of the squared norm, without those that rounding explains; None: more than were looked for."""
+        """How many singular values hold 99 % of the squared norm, not counting rounding; None if more are needed than were computed."""
         count = int((self.values > self.noise.floor).sum())
         squares = self.values.square()
         total = max(float(squares[:count].sum()), self.energy - self.noise.energy)
@@ -62,12 +62,12 @@ class Spectrum:
 
     @property
     def first_share(self) -> float:
-        """The share of the squared norm that lies in the first singular value."""
+        """The share of the squared norm in the first singular value."""
         return float(self.values[0]) ** 2 / self.energy if self.energy else 0.0
 
 
 def difference(base: Float[Tensor, "m n"], derived: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """derived - base in float32 (float64 where either is), a band of rows at a time."""
+    """derived - base in float32 (float64 if either is float64), one band of rows at a time."""
     wide = torch.float64 if torch.float64 in (base.dtype, derived.dtype) else torch.float32
     made = torch.empty(base.shape, dtype=wide)
     for rows in _bands(base):
@@ -86,10 +86,10 @@ def squared_norm(matrix: Float[Tensor, "m n"]) -> float:
 
 
 def rounding_noise(derived: Float[Tensor, "m n"], bits: int, energy: float) -> Noise:
-    """What rounding ``derived`` to ``bits`` of significand adds to a difference of squared norm ``energy``.
+    """What rounding ``derived`` to a significand of ``bits`` bits adds to a difference of squared norm ``energy``.
 
-    An element's error is as if drawn evenly from half a step to both sides, but not much larger than the difference itself is on average: a
-    change below half a step is not made at all.
+    The error of an element is modelled as uniform within half a step to either side. Its variance is capped relative to the mean squared
+    difference, because a change below half a step is not stored at all.
     """
     m, n = derived.shape
     most = _MEAN * energy / (m * n)
@@ -104,7 +104,7 @@ def rounding_noise(derived: Float[Tensor, "m n"], bits: int, energy: float) -> N
 
 
 def spectrum(delta: Float[Tensor, "m n"], noise: Noise) -> Spectrum:
-    """Leading singular values and vectors: all of a small matrix, a sketch's of a large one."""
+    """Leading singular values and vectors: from a full decomposition of a small matrix, from a sketch of a large one."""
     width = KEPT + _OVER
     energy = squared_norm(delta)
     if min(delta.shape) <= 2 * width:
@@ -125,10 +125,10 @@ def _sketched(delta: Float[Tensor, "m n"], width: int) -> tuple[Tensor, Tensor, 
 
 
 def without_rescaling(base: Float[Tensor, "m n"], derived: Float[Tensor, "m n"], found: Spectrum, bits: int) -> tuple[Spectrum, str | None]:
-    """The spectrum of an edit that also gave each column (or row) its old length back, as it was before that.
+    """Undo a rescaling: the spectrum of an edit before it gave each column (or row) its old length back.
 
-    How much a column was lengthened shows outside of the edit's own directions. Returns ``found`` itself, and None, where undoing
-    this doesn't make the difference one of low rank; else what was rescaled: ``columns`` (what one input writes) or ``rows``.
+    The scale of a column is estimated outside the edit's own directions. Returns the new spectrum and what was rescaled: ``columns`` (what
+    one input writes) or ``rows``; or ``found`` and None, if undoing a rescaling does not give a low-rank difference.
     """
     rank = found.rank
     if (rank is not None and rank <= 1) or found.first_share < _LED:
@@ -145,7 +145,7 @@ def without_rescaling(base: Float[Tensor, "m n"], derived: Float[Tensor, "m n"],
 
 
 def _undone(base: Tensor, derived: Tensor, found: Spectrum, bits: int, what: str) -> Spectrum:
-    """The spectrum of derived / s - base, with s by column or row so that both agree outside of what was ``found``."""
+    """The spectrum of derived / s - base, where s per column or row makes both agree best outside the directions in ``found``."""
     columns = what == "columns"
     own = (found.left if columns else found.right)[:, : max(1, min(LEADING, min(base.shape) // 4))]
     old, new = (base, derived) if columns else (base.T, derived.T)

@@ -1,6 +1,6 @@
-"""From the old shards to the new ones: untouched byte ranges go from file to file, edited tensors through one buffer each.
+"""Write the new shards from the old ones: copy unchanged byte ranges from file to file, edit other tensors in one buffer each.
 
-The pieces of all shards are independent, so a few threads work through them: while one waits for the disk, another computes.
+The pieces of all shards are independent, so a few threads process them: while one waits for the disk, another computes.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from abliterate.errors import InputError
 from abliterate.model.formats import fp8, mxfp4
 from abliterate.model.index import ShardIndex, TensorInfo, reading, stamp
 
-WORKERS = 2  # bounds the memory: each holds one tensor
+WORKERS = 2  # bounds the memory, because each worker holds one tensor
 _BAND = 1 << 23  # elements of an FP8 matrix in float32 at once: 32 MB
-_PIECE = 1 << 27  # bytes of one copy job
-# A file system that can't copy ranges by itself says one of these.
+_PIECE = 1 << 27  # bytes per copy job
+# Errors of file systems that can't copy byte ranges.
 _NO_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
 @dataclass(frozen=True)
 class Before:
-    """What an edited tensor was: its component along the directions, its norm (as it enters the stream), its bytes' hash.
+    """A tensor before its edit: its component along the directions and its norm (as they enter the stream), and a hash of its bytes.
 
-    ``aim`` is the component that exact arithmetic would leave; ``rounding`` the relative error of the stored result against
-    the exact edit and ``plain_rounding`` that of rounding each value to the nearest, where the format rounds coarsely.
+    ``aim``: the component that exact arithmetic would leave. For formats that round coarsely, ``rounding`` is the relative error of the
+    stored result against the exact edit, and ``plain_rounding`` the error if each value were rounded to the nearest.
     """
 
     component: float
@@ -52,9 +52,9 @@ class Before:
 def write_shards(
     index: ShardIndex, output: Output, tasks: Mapping[str, EditTask], out: Path, advance: Callable[[int], None] = lambda done: None
 ) -> dict[str, Before]:
-    """Write every shard of ``output``; ``advance`` hears of bytes. Returns what each edited tensor was.
+    """Write every shard of ``output``. ``advance`` counts bytes. Returns each edited tensor's state before the edit.
 
-    Raises InputError for a tensor with NaN or Inf, or a source that changes or ends while it is read.
+    Raises InputError for a tensor with NaN or infinity, or if a source file changes or is truncated while it is read.
     """
     before: dict[str, Before] = {}
     with ExitStack() as stack:
@@ -70,12 +70,12 @@ def write_shards(
     with reading(index.folder):
         changed = any(stamp(index.folder / name) != seen for name, seen in index.stamps.items())
     if changed:
-        raise InputError(f"{index.folder}: a shard changed while it was read; run again on an unchanging folder")
+        raise InputError(f"{index.folder}: a shard changed while it was read; run again when nothing writes to the folder")
     return before
 
 
 class _Files:
-    """The open shards; jobs read and write at offsets, so that threads share them."""
+    """The open shards. Jobs read and write at offsets, so threads can share them."""
 
     def __init__(self, index: ShardIndex, output: Output, out: Path, stack: ExitStack) -> None:
         with reading(index.folder):
@@ -95,8 +95,8 @@ def _jobs(
     note: Callable[[str, Before], None],
     advance: Callable[[int], None],
 ) -> list[Callable[[], None]]:
-    """Edits and copies; each edited tensor is noted as it was. They come in the order of the bytes, so that both files are
-    read and written forward."""
+    """The edit and copy jobs, in byte order, so that files are read and written sequentially. ``note`` gets each edited tensor's state
+    before the edit."""
     new, jobs = output.tensors, []
     followers = {name + SCALES for name, task in tasks.items() if task.form == "fp8"}
     for shard in output.shards:
@@ -114,12 +114,12 @@ def _jobs(
 
 
 def leaves_mxfp4(info: TensorInfo, index: ShardIndex) -> bool:
-    """Whether a tensor of the new checkpoint was packed in the old one."""
+    """Whether a tensor of the new checkpoint is packed as MXFP4 in the old one."""
     return info.name not in index.tensors and info.name + BLOCKS in index.tensors
 
 
 class _Runs:
-    """Byte ranges to copy, joined while they follow each other in both files."""
+    """Byte ranges to copy; ranges that are adjacent in both files are joined."""
 
     def __init__(self, target: int, advance: Callable[[int], None]) -> None:
         self._target, self._advance = target, advance
@@ -146,19 +146,19 @@ class _Runs:
 
 
 def _copy(source: int, start: int, target: int, to: int, count: int, advance: Callable[[int], None]) -> None:
-    """Bytes from file to file inside the kernel (shared, where the file system can); through memory where it can't."""
+    """Copy bytes from file to file in the kernel (shared, if the file system can), or through memory if it can't."""
     left = count
     while left:
         try:
             done = os.copy_file_range(source, target, left, start, to)
-        except (OSError, AttributeError) as error:  # only Linux has the call
+        except (OSError, AttributeError) as error:  # only Linux has copy_file_range
             if isinstance(error, OSError) and error.errno not in _NO_RANGE:
                 raise
             data = os.pread(source, min(left, 1 << 24), start)
             _write_at(target, memoryview(data), to)
             done = len(data)
         if not done:
-            raise InputError("a shard became shorter while it was read; run again on an unchanging folder")
+            raise InputError("a shard became shorter while it was read; run again when nothing writes to the folder")
         left, start, to = left - done, start + done, to + done
         advance(done)
 
@@ -178,7 +178,7 @@ def _edit(
     note: Callable[[str, Before], None],
     advance: Callable[[int], None],
 ) -> None:
-    """One tensor: read, edit in its own buffer, write."""
+    """Read one tensor, edit it in a buffer, and write it."""
     found, parts = edited(index, info.name, task)
     for name, tensor in parts.items():
         place = new[name]
@@ -189,9 +189,9 @@ def _edit(
 
 
 def edited(index: ShardIndex, name: str, task: EditTask | None) -> tuple[Before | None, dict[str, Tensor]]:
-    """What the new checkpoint holds in the place of a tensor that isn't copied: itself, and its scales where it has some.
+    """The new bytes of a tensor that isn't copied, with its scales if it has any, and its state before the edit.
 
-    Without a task it only leaves MXFP4.
+    Without a task it is only converted from MXFP4.
     """
     if task is not None and task.form == "fp8":
         return _edited_fp8(index, task)
@@ -201,18 +201,18 @@ def edited(index: ShardIndex, name: str, task: EditTask | None) -> tuple[Before 
 
 
 def edited_plain(index: ShardIndex, task: EditTask) -> tuple[Before, dict[str, Tensor]]:
-    """A float tensor, edited in place in float32 blocks and rounded once."""
+    """Edit a float tensor in place, in float32 blocks, each rounded once."""
     stored = index.read(task.name)
     digest = digest_of(stored)
     found = _checked(read_component(stored, task.removal, task.axis, task.keep_norms), index, task.name)
     remove(stored, task.removal, task.strength, task.axis, found)
     if stored.dtype == torch.float16 and not torch.isfinite(torch.stack(stored.aminmax())).all():
-        raise InputError(f"{index.folder}: {task.name} leaves the range of F16 when edited; give a bf16 or fp32 checkpoint")
+        raise InputError(f"{index.folder}: {task.name} exceeds the range of F16 after the edit; use a bf16 or fp32 checkpoint")
     return Before(found.along, aim(found, task), found.size, digest), {task.name: stored}
 
 
 def _edited_fp8(index: ShardIndex, task: EditTask) -> tuple[Before, dict[str, Tensor]]:
-    """Dequantised, edited in float32, rounded per block with the error fed back along the directions; a band of columns at a time."""
+    """Dequantise, edit in float32, and round per block with error feedback along the directions, one band of columns at a time."""
     stored, scales = index.read(task.name), index.read(task.name + SCALES)
     digest = digest_of(stored, scales)
     across = task.block[1]
@@ -234,7 +234,7 @@ def _edited_fp8(index: ShardIndex, task: EditTask) -> tuple[Before, dict[str, Te
 
 
 def _edited_mxfp4(index: ShardIndex, name: str, task: EditTask | None) -> tuple[Before | None, dict[str, Tensor]]:
-    """Packed experts as bf16, edited where they are a writer."""
+    """Packed experts as bf16, edited if there is a task."""
     blocks, exponents = index.read(name + BLOCKS), index.read(name + EXPONENTS)
     digest = digest_of(blocks, exponents)
     wide = mxfp4.dequantise(blocks, exponents)
@@ -252,7 +252,7 @@ def _checked(found: Readings, index: ShardIndex, name: str) -> Readings:
 
 
 def aim(found: Readings, task: EditTask) -> float:
-    """The component that exact arithmetic leaves: 1 - strength of it, lengthened with its column where norms are kept."""
+    """The component that exact arithmetic leaves: (1 - strength) times the old one, rescaled with its column if norms are kept."""
     left = (1 - task.strength) * found.component
     if found.columns is not None:
         left = left * found.restoring(task.removal, task.strength)[:, None, :]
@@ -260,7 +260,7 @@ def aim(found: Readings, task: EditTask) -> float:
 
 
 def digest_of(*tensors: Tensor) -> str:
-    """BLAKE3 of a tensor's bytes as stored, and of its scales' bytes behind them where it has some."""
+    """BLAKE3 of a tensor's bytes as stored, followed by the bytes of its scales if it has any."""
     digest = blake3()
     for tensor in tensors:
         digest.update(bytes_of(tensor))

@@ -1,7 +1,7 @@
-"""``SHA256SUMS``: the SHA-256 of every file of a checkpoint, in the form that ``sha256sum -c`` reads.
+"""``SHA256SUMS``: the SHA-256 of every file of a checkpoint, in the format that ``sha256sum -c`` reads.
 
-It is written where a checkpoint is done with (the end of a run, ``push``) and not inside the edit: the edit copies untouched bytes
-from file to file without looking at them, and hashing them would more than double its time.
+It is written when a checkpoint is finished (at the end of a run, and by ``push``) and not during the edit: the edit copies unchanged bytes
+from file to file without reading them, and hashing them would more than double its time.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 
 
 def published_files(folder: Path) -> list[str]:
-    """Names of a checkpoint's files relative to its folder, with slashes, sorted; hidden ones don't belong to it."""
+    """The names of a checkpoint's files relative to its folder, with slashes, sorted. Hidden files are not included."""
     names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
 
 
 def to_hash(folder: Path) -> int:
-    """How many bytes ``write_sums`` will read: of files that are newer than what is written already, or not in it."""
+    """How many bytes ``write_sums`` will read: those of files that are newer than ``SHA256SUMS`` or not listed in it."""
     return sum((folder / name).stat().st_size for name in _changed(folder, _known(folder)))
 
 
 def write_sums(folder: Path, advance: Callable[[int], None] = lambda done: None) -> None:
-    """Write ``SHA256SUMS`` over every file but itself; what it says of files that are older than it stays."""
+    """Write ``SHA256SUMS`` with every file except itself. Digests of files that are older than the existing list are kept."""
     known, here = _known(folder), set(published_files(folder))
     changed = _changed(folder, known)
     kept = {name: digest for name, digest in known.items() if name in here}
@@ -42,9 +42,9 @@ def write_sums(folder: Path, advance: Callable[[int], None] = lambda done: None)
 
 
 def check_sums(folder: Path, but: Iterable[str] = (), advance: Callable[[int], None] = lambda done: None) -> int:
-    """Compare every file with ``SHA256SUMS``. Returns how many were; none where it isn't there.
+    """Compare every file with ``SHA256SUMS``. Returns how many files were compared; 0 if there is no list.
 
-    Raises CheckError with the first that differs, is missing, or isn't listed. ``but`` are files that may differ.
+    Raises CheckError with the first file that differs, is missing, or isn't listed. ``but``: files that may differ.
     """
     if not (folder / SUMS).is_file():
         return 0
@@ -59,16 +59,16 @@ def check_sums(folder: Path, but: Iterable[str] = (), advance: Callable[[int], N
     compared = sorted((here & set(listed)) - set(but))
     for name, digest in _hashed(folder, compared, advance).items():
         if digest != listed[name]:
-            raise CheckError(f"{folder / name}: its bytes are not those that {SUMS} lists")
+            raise CheckError(f"{folder / name}: its bytes don't match {SUMS}")
     return len(compared)
 
 
 def sha256_of(path: Path, advance: Callable[[int], None] = lambda done: None) -> str:
-    """A file's SHA-256, read a piece at a time."""
+    """A file's SHA-256, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while data := file.read(_PIECE):
-            digest.update(data)  # without the interpreter's lock, so that files are hashed beside each other
+            digest.update(data)  # releases the GIL, so threads hash files in parallel
             advance(len(data))
     return digest.hexdigest()
 
@@ -80,7 +80,7 @@ def _hashed(folder: Path, names: Iterable[str], advance: Callable[[int], None]) 
 
 
 def _known(folder: Path) -> dict[str, str]:
-    """What is written already; nothing where it can't be read."""
+    """The existing list; empty if it can't be read."""
     try:
         return _read(folder)
     except (OSError, ValueError):
@@ -94,7 +94,7 @@ def _changed(folder: Path, known: dict[str, str]) -> list[str]:
 
 
 def _read(folder: Path) -> dict[str, str]:
-    """Digests by name. Raises ValueError for a line of another form."""
+    """Digests by name. Raises ValueError for a malformed line."""
     found = {}
     for number, line in enumerate((folder / SUMS).read_text(encoding="utf-8").splitlines(), 1):
         match = _LINE.fullmatch(line)
@@ -106,6 +106,6 @@ def _read(folder: Path) -> dict[str, str]:
 
 
 def _line(digest: str, name: str) -> str:
-    """As ``sha256sum`` writes it: a name with a backslash or a line's end is escaped, and the line begins with a backslash."""
+    """A line as ``sha256sum`` writes it. A name with a backslash or newline is escaped, and its line starts with a backslash."""
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n")
     return f"{'' if escaped == name else chr(92)}{digest}  {escaped}\n"

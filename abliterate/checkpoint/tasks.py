@@ -1,4 +1,4 @@
-"""From an edit and a layout to the list of tensors to edit, by name on disk; every tensor is placed or the edit is refused."""
+"""List the tensors that an edit changes, by their name on disk, from the edit and the layout."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ BLOCKS, EXPONENTS = "_blocks", "_scales"  # MXFP4: NAME is stored as NAME_blocks
 
 @dataclass(frozen=True)
 class EditTask:
-    """One tensor to edit: which axis is d_model, what reads and removes the component, and how strongly.
+    """One tensor to edit: the axis of d_model, how to read and remove the component, and the strength.
 
-    ``name`` is the tensor's in the new checkpoint; ``form`` how the old one stores it, ``block`` the block of FP8 scales,
-    ``powers`` whether these are powers of two.
+    ``name``: the tensor's name in the new checkpoint. ``form``: how the old checkpoint stores it. ``block``: the block size of FP8 scales.
+    ``powers``: whether FP8 scales are powers of two.
     """
 
     name: str
@@ -46,7 +46,7 @@ class EditTask:
 
 @dataclass(frozen=True)
 class WriterTensor:
-    """A tensor of a block that belongs to a writer."""
+    """A writer's weight or bias in a block."""
 
     name: str
     layer: int
@@ -57,7 +57,7 @@ class WriterTensor:
 
 
 def edit_tasks(index: ShardIndex, folder: ModelFolder, edit: Edit) -> dict[str, EditTask]:
-    """Every tensor that the edit changes. Raises InputError where the checkpoint, the layout and the edit don't fit."""
+    """Every tensor that the edit changes. Raises InputError if the checkpoint, the layout and the edit don't fit together."""
     if edit.layers != folder.layers or edit.direction.shape[-1] != folder.d_model:
         raise InputError(
             f"the direction is for {edit.layers} blocks of width {edit.direction.shape[-1]}; "
@@ -66,7 +66,7 @@ def edit_tasks(index: ShardIndex, folder: ModelFolder, edit: Edit) -> dict[str, 
     tasks: dict[str, EditTask] = {}
     gammas = Gammas(index, folder)
     for placed in placed_writers(index, folder):
-        layer = min(placed.layer, folder.layers - 1)  # a block of multi-token prediction goes with the last block
+        layer = min(placed.layer, folder.layers - 1)  # multi-token prediction blocks use the last block's edit
         component = COMPONENTS.index(placed.writer.component)
         strength = float(edit.strength[layer, component])
         if strength:
@@ -80,7 +80,7 @@ def edit_tasks(index: ShardIndex, folder: ModelFolder, edit: Edit) -> dict[str, 
 
 
 def placed_writers(index: ShardIndex, folder: ModelFolder) -> list[WriterTensor]:
-    """The writers of every block, in the order of their names. Raises InputError where a block has none or one doesn't fit."""
+    """The writers of every block, sorted by name. Raises InputError if a block has no writer, or a writer doesn't fit the layout."""
     found: list[WriterTensor] = []
     for name in sorted(index.tensors):
         placed = _place(name, index, folder)
@@ -119,7 +119,7 @@ def _axis(index: ShardIndex, placed: WriterTensor) -> int:
 
 
 def _fits(index: ShardIndex, folder: ModelFolder, placed: WriterTensor) -> None:
-    """Raise InputError where a writer's shape or type is not what its layout says."""
+    """Raises InputError if a writer's shape or dtype does not fit the layout."""
     if placed.form == "mxfp4":
         shape = index.tensors[placed.name + BLOCKS].shape
         lost = placed.name + EXPONENTS not in index.tensors or placed.name in index.tensors
@@ -145,14 +145,14 @@ def _fits(index: ShardIndex, folder: ModelFolder, placed: WriterTensor) -> None:
 
 
 class Gammas:
-    """The norms that stand between writers and the stream, read as they are needed."""
+    """The norms between writers and the residual stream, read when needed."""
 
     def __init__(self, index: ShardIndex, folder: ModelFolder) -> None:
         self._index, self._folder = index, folder
         self._bare: dict[tuple[int, int], Removal] = {}
 
     def removal(self, placed: WriterTensor, edit: Edit, layer: int, component: int) -> Removal:
-        """What takes an edit's directions out of a writer; one for all writers of a block (its experts) that no norm stands behind."""
+        """How to remove an edit's directions from a writer. Writers of a block without a norm after them (its experts) share one object."""
         rows = edit.direction[layer, component]
         gamma = self.behind(placed)
         if gamma is not None:
@@ -162,7 +162,7 @@ class Gammas:
         return self._bare[layer, component]
 
     def behind(self, placed: WriterTensor) -> Float[Tensor, " d_model"] | None:
-        """What the norms behind a writer multiply by, None where there are none. Raises InputError for a damaged norm."""
+        """The scale of the norms after a writer; None if there are none. Raises InputError for a damaged norm."""
         gamma: Tensor | None = None
         inside = placed.writer.weight if not placed.bias else str(placed.writer.bias)
         head = placed.name.removesuffix(_filled(inside, placed.name))
@@ -184,7 +184,7 @@ class Gammas:
 
 
 def _filled(inner: str, name: str) -> str:
-    """The end of ``name`` that the template ``inner`` stands for."""
+    """The end of ``name`` that matches the template ``inner``."""
     return ".".join(name.split(".")[-len(inner.split(".")) :])
 
 
@@ -204,11 +204,11 @@ def _shared_tasks(index: ShardIndex, folder: ModelFolder, edit: Edit) -> dict[st
 
 
 def shared_writers(index: ShardIndex, folder: ModelFolder) -> dict[str, tuple[WriterKind, int]]:
-    """The token embedding and what goes with it, each with its kind and d_model's axis: learned positions, a vision projector's last
-    layer. Raises InputError where they can't be edited."""
+    """Writers outside the blocks, each with its kind and d_model's axis: the token embedding, learned positions, and the last layer of a
+    vision projector. Raises InputError if they can't be edited."""
     layout = folder.layout
     if layout.embedding_norm is not None:
-        raise InputError(f"{folder.path}: a norm stands behind the token embedding, so it can't be edited exactly; use --embedding skip")
+        raise InputError(f"{folder.path}: a norm follows the token embedding, so it can't be edited exactly; use --embedding skip")
     found: dict[str, tuple[WriterKind, int]] = {}
     for name, info in index.tensors.items():
         kind, axis = _shared_kind(name, layout, index.tensors)
@@ -233,16 +233,16 @@ def _shared_kind(name: str, layout: Layout, names: Collection[str]) -> tuple[Wri
 
 
 def _is_mtp_embedding(text: str, layout: Layout) -> bool:
-    """Blocks of multi-token prediction may hold their own copy of the embedding."""
+    """Whether this is a copy of the embedding in a multi-token prediction block."""
     where = layout.in_block(text)
     return (where is not None and where[1] == "embed_tokens.weight") or text == "mtp.embed_tokens.weight"
 
 
 def unplaced(names: Collection[str], folder: ModelFolder, known: Collection[str]) -> list[str]:
-    """Tensors that the small copy (whose names are ``known``) has no counterpart of and that nothing explains.
+    """Tensors without a counterpart in the small copy (whose names are ``known``) and without another explanation.
 
-    A writer may hide among them. Blocks behind the last one may hold what multi-token prediction needs; vision parts, buffers,
-    scales and a stored copy of a tied unembedding write nothing to the stream.
+    A writer may be among them. Explained are: parts of multi-token prediction in blocks after the last one, vision parts, buffers, scales,
+    and a stored copy of a tied unembedding, which write nothing to the stream.
     """
     layout, left = folder.layout, []
     templates = {template(name) for name in known}
@@ -263,12 +263,12 @@ def unplaced(names: Collection[str], folder: ModelFolder, known: Collection[str]
 
 
 def _plain(name: str) -> str:
-    """A tensor's name without what quantised formats append."""
+    """A tensor's name without the suffixes of quantised formats."""
     return name.removesuffix(SCALES).removesuffix(BLOCKS).removesuffix(EXPONENTS)
 
 
 def writer_kinds(names: Collection[str], folder: ModelFolder) -> dict[int, frozenset[str]]:
-    """The writers, and the norms behind them, that each block of the model has, as names inside the block with ``*`` for experts."""
+    """The writers of each block and the norms after them, as names inside the block with ``*`` for expert numbers."""
     kinds: dict[int, set[str]] = {layer: set() for layer in range(folder.layers)}
     norms = {f"{norm}.weight" for writer in folder.layout.writers for norm in writer.norms}
     for name in names:
@@ -282,7 +282,7 @@ def writer_kinds(names: Collection[str], folder: ModelFolder) -> dict[int, froze
 
 
 def missing_expert(names: Collection[str]) -> str | None:
-    """The first tensor that one expert lacks and its neighbours have, None where every expert is whole."""
+    """The first tensor that one expert lacks and other experts have; None if every expert is complete."""
     numbers: dict[str, dict[str, set[int]]] = {}
     for name in names:
         if match := _EXPERT.fullmatch(name):

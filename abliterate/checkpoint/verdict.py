@@ -1,4 +1,4 @@
-"""Whether two checkpoints differ as by directional ablation, read from what each changed tensor went through."""
+"""Decide from the changed tensors whether two checkpoints differ by directional ablation."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 from abliterate.checkpoint.difference import Difference, TensorChange
 from abliterate.checkpoint.spectrum import KEPT, LEADING
 
-AGREE = 0.9  # |cos| of the directions of one block
-OWN = 0.5  # cosine between the difference along a direction and what the matrix wrote there
-SURE = 0.8  # the same where it is enough to tell an edit alone, without a direction that others share
-REMOVED = 0.02  # smallest share of a component that counts as taken out
-_FOLLOWS = 0.1  # share of a bias's change that may lie elsewhere, beside its rounding
-_NAMED = 3  # tensors named in a sentence
+AGREE = 0.9  # least |cos| between the directions of one block
+OWN = 0.5  # least |cos| between the difference along a direction and what the matrix wrote there
+SURE = 0.8  # the same, if it alone must show an edit, because the matrix shares no direction with others
+REMOVED = 0.02  # the smallest share of a component that counts as removed
+_FOLLOWS = 0.1  # the largest share of a bias's change outside its direction, besides rounding
+_NAMED = 3  # tensors named in one sentence
 
 
 def summary(found: Difference) -> dict[str, Any]:
-    """The verdict with its reasons, the counts, and the direction of each block.
+    """The verdict with its reasons, the counts, and figures on the direction of each block.
 
-    ``directional``: every changed tensor writes into the stream, each difference is of low rank and is a share of what that matrix wrote
-    along the direction, which became less, and the directions of a block agree or each is clear by itself. ``identical``: no value
-    differs. ``other``: anything else.
+    ``directional``: every changed tensor writes into the stream; each difference has low rank and removes a share of what that matrix wrote
+    along the direction; and the directions of a block agree, or each is clear by itself. ``identical``: no value differs. ``other``:
+    anything else.
     """
     layers = _layers(found.changes)
     objections = _objections(found, layers)
@@ -53,7 +53,7 @@ def summary(found: Difference) -> dict[str, Any]:
 
 
 def layer_directions(changes: Iterable[TensorChange]) -> dict[int, Float[Tensor, " d_model"]]:
-    """The common direction of each block's changed writers, of length one, without a sign of its own."""
+    """The common direction of each block's changed writers, of length one. Its sign is arbitrary."""
     return {layer: _common(group)[0] for layer, group in _by_layer(changes).items()}
 
 
@@ -66,7 +66,7 @@ def _by_layer(changes: Iterable[TensorChange]) -> dict[int, list[TensorChange]]:
 
 
 def _common(group: Sequence[TensorChange]) -> tuple[Float[Tensor, " d_model"], float]:
-    """The leading singular vector of the stacked leading directions, and the share of their squares that it explains."""
+    """The leading singular vector of the stacked leading directions, and the share of their squared norm that it explains."""
     stacked = torch.stack([_rows(change)[0] for change in group]).double()
     _, sizes, rows = torch.linalg.svd(stacked, full_matrices=False)
     return rows[0], float(sizes[0] ** 2 / len(group))
@@ -78,7 +78,7 @@ def _rows(change: TensorChange) -> Float[Tensor, "k d_model"]:
 
 
 def _layers(changes: Sequence[TensorChange]) -> list[dict[str, Any]]:
-    """A row a block: how well its directions agree, and how far its common one is that of all blocks."""
+    """One row per block: how well its directions agree, and the cosine of its common direction with that of all blocks."""
     groups = _by_layer(changes)
     if not groups:
         return []
@@ -99,9 +99,9 @@ def _layers(changes: Sequence[TensorChange]) -> list[dict[str, Any]]:
 
 
 def _agreement(group: Sequence[TensorChange]) -> float:
-    """The smallest |cos| between what a writer of a block writes differently along and what the clearest of them does.
+    """The smallest |cos| between the direction of a writer and that of the block's clearest writer.
 
-    Where an edit takes out several directions: the share of the one difference, by its singular values, in the span of the other.
+    If an edit removes several directions: the part of one writer's directions, weighted by singular values, in the span of the other's.
     """
     clearest = max(group, key=lambda change: (change.rank or 0, change.values[0] / (change.floor or 1.0)))
     span = _rows(clearest).double()
@@ -115,7 +115,7 @@ def _agreement(group: Sequence[TensorChange]) -> float:
 
 
 def _over_layers(changes: Sequence[TensorChange]) -> dict[str, Any] | None:
-    """How far one direction serves all blocks."""
+    """How well one direction fits all blocks."""
     groups = _by_layer(changes)
     if not groups:
         return None
@@ -131,7 +131,7 @@ def _spread(given: Iterable[float | None]) -> dict[str, float] | None:
 
 
 def _objections(found: Difference, layers: Sequence[dict[str, Any]]) -> list[str]:
-    """Why this is no directional edit, a sentence each."""
+    """The reasons why this is not a directional edit, one sentence each."""
     changes, said = found.changes, []
     others = {kind: n for kind, n in found.changed.items() if any(c.kind == kind and not c.writer for c in changes)}
     if others:
@@ -140,7 +140,7 @@ def _objections(found: Difference, layers: Sequence[dict[str, Any]]) -> list[str
     matrices = [change for change in changes if change.values]
     high = [change for change in matrices if change.rank is None or change.rank > LEADING]
     said += _sentence(high, f"differences have a rank above {LEADING}")
-    said += _sentence([c for c in matrices if c.rank == 0], "differences don't stand out of the rounding")
+    said += _sentence([c for c in matrices if c.rank == 0], "differences can't be told from rounding")
     along = [change for change in changes if change.directions is not None]
     alone = {change.layer for change in along if not _sure(change)}
     apart = [layer for layer in layers if not layer["agreement"] > AGREE and layer["layer"] in alone]
@@ -155,9 +155,9 @@ def _objections(found: Difference, layers: Sequence[dict[str, Any]]) -> list[str
     said += _sentence(kept, "components along the direction did not become less")
     biases = [change for change in changes if change.pair is not None]
     directions = _bias_directions(changes) if biases else {}
-    said += _sentence([bias for bias in biases if not _follows(bias, directions)], "biases changed otherwise")
+    said += _sentence([bias for bias in biases if not _follows(bias, directions)], "biases changed outside the direction")
     if said and matrices and all(change.rank is not None and 4 * change.rank <= min(change.shape) for change in matrices):
-        said.append(f"No difference has a rank above {max(change.rank or 0 for change in matrices)}: as of a merged adapter (LoRA).")
+        said.append(f"No difference has a rank above {max(change.rank or 0 for change in matrices)}, as with a merged adapter (LoRA).")
     return said
 
 
@@ -166,12 +166,12 @@ def _sentence(wrong: Sequence[TensorChange], what: str) -> list[str]:
 
 
 def _sure(change: TensorChange) -> bool:
-    """Whether a matrix's difference is a share of what it wrote along a direction, which another kind of change hardly is by chance."""
+    """Whether a matrix's difference is so clearly a share of what it wrote along a direction that chance hardly explains it."""
     return (change.own or 0) > SURE
 
 
 def _bias_directions(changes: Sequence[TensorChange]) -> dict[tuple[int | None, str | None], Float[Tensor, " d_model"]]:
-    """The common direction of each block's writers of a kind, and under None of them all."""
+    """The common direction of each block's writers, by kind; None stands for all kinds."""
     groups: dict[tuple[int | None, str | None], list[TensorChange]] = {}
     for change in changes:
         if change.directions is not None:
@@ -181,8 +181,8 @@ def _bias_directions(changes: Sequence[TensorChange]) -> dict[tuple[int | None, 
 
 
 def _follows(change: TensorChange, directions: Mapping[tuple[int | None, str | None], Float[Tensor, " d_model"]]) -> bool:
-    """Whether a bias is the old one, lengthened or not, but for its part along the direction of its block's writers of the same kind, or
-    of all where there is none. Where no matrix of its block changed it follows none."""
+    """Whether a bias changed only along its block's direction (of writers of its kind, else of all) and possibly in length. False if no
+    matrix of its block changed."""
     direction = directions.get((change.layer, change.kind), directions.get((change.layer, None)))
     if change.pair is None or direction is None:
         return change.pair is None
@@ -199,30 +199,30 @@ def _grounds(found: Difference, layers: Sequence[dict[str, Any]], verdict: str) 
     said = [f"All {count} changed tensors write into the stream.", f"Each difference is of rank {'1' if rank == 1 else f'{rank} or less'}."]
     if layers:
         least = min(layer["agreement"] for layer in layers)
-        own = "The matrices have directions of their own, and each difference is a share of what that matrix wrote"
+        own = "Each matrix has its own direction, and each difference is a share of what that matrix wrote"
         said.append(f"{'Within a block the directions agree' if least > AGREE else own} (smallest |cos| within a block {least:.3f}).")
     over = _over_layers(found.changes)
     if over:
-        one = "One direction serves all blocks" if over["cos_min"] > AGREE else "The blocks have directions of their own"
+        one = "One direction serves all blocks" if over["cos_min"] > AGREE else "Each block has its own direction"
         said.append(f"{one} (smallest |cos| to their mean {over['cos_min']:.3f}).")
     strengths = [change.strength for change in along if change.strength is not None]
     if strengths:
-        said.append(f"Along these {100 * min(strengths):.1f} to {100 * max(strengths):.1f} % of what the matrices wrote is gone.")
+        said.append(f"Along these directions {100 * min(strengths):.1f} to {100 * max(strengths):.1f} % of what matrices wrote is removed.")
     tests: list[tuple[str, Callable[[TensorChange], bool]]] = [
         ("columns", lambda change: change.rescaled == "columns"),
         ("rows", lambda change: change.rescaled == "rows"),
     ]
-    said += [f"The {what} of {sum(map(test, along))} matrices were lengthened besides." for what, test in tests if any(map(test, along))]
+    said += [f"The {what} of {sum(map(test, along))} matrices were also rescaled." for what, test in tests if any(map(test, along))]
     return said
 
 
 def _aside(found: Difference) -> list[str]:
-    """What speaks neither for nor against."""
+    """Facts that don't affect the verdict."""
     lists = (
         ("Only the base has", found.only_base),
         ("Only the derived model has", found.only_derived),
-        ("Of other shapes", [entry["name"] for entry in found.reshaped]),
-        ("Same values in another type", found.recast),
+        ("Different shapes", [entry["name"] for entry in found.reshaped]),
+        ("Same values in another dtype", found.recast),
     )
     return [f"{what}: {len(names)} ({_listed(names)})." for what, names in lists if names]
 

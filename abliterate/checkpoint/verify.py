@@ -1,4 +1,4 @@
-"""Derive the proof of an edited checkpoint again, from its saved bytes and, where it is at hand, its base."""
+"""Verify the proof of an edited checkpoint from its saved bytes and, if available, its base."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ from abliterate.model.index import ShardIndex, TensorInfo, first_difference, ope
 from abliterate.model.source import check_no_adapter
 
 _PIECE = 1 << 24
-_SAME = 1e-5  # relative: sums of the same numbers in another order
-# The same edit on another machine, relative to the tensor: sums in another order change a few roundings (of FP8, all that follow).
+_SAME = 1e-5  # relative tolerance for sums of the same numbers in another order
+# Tolerance for the same edit on another machine, relative to the tensor: another order of sums changes a few roundings (in FP8, all later
+# ones too).
 _AGAIN = {**TOLERANCE, "F8_E4M3": 0.1}
 _NUMBER = (int, float)
 _FIELDS: dict[str, Any] = {
@@ -42,28 +43,28 @@ _FIELDS: dict[str, Any] = {
     "plain_rounding": (*_NUMBER, type(None)),
 }  # fmt: skip
 _PARTS = {"tensors": list, "worst": dict, "embedding": dict, "norms": str, "unpacked": list, "not_edited": list}
-_LOADED = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")  # side files that change what a model or tokenizer does
+_LOADED = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")  # side files that can change what a model or tokenizer does
 
 
 def steps(folder: ModelFolder, with_base: bool) -> int:
-    """How many tensors ``verify`` will go through. Raises as it does."""
+    """How many tensors ``verify`` will check. Raises the same errors."""
     document, _ = _documents(folder.path)
     return len(document["tensors"]) + (len(_opened(folder).tensors) if with_base else 0)
 
 
 def verify(folder: ModelFolder, base: ModelFolder | None, advance: Callable[[int], None] = lambda done: None) -> tuple[int, int]:
-    """Check ``folder`` against its own proof. Returns how many tensors were measured and how many compared with the base.
+    """Check ``folder`` against its proof. Returns how many tensors were measured, and how many were compared with the base.
 
-    Every writer that the edit names must be listed, have the bytes that were proven and hold of the direction what its strength
-    leaves; with ``base`` every edited tensor must be the edit of the base's and everything else be the base's, byte for byte.
-    Where there is a SHA256SUMS, every file must be as it says, but the card and the licence files, which people add to.
-    Raises InputError where there is no proof to check, CheckError with the first difference.
+    Every tensor that the edit changes must be listed in the proof, its bytes must match the listed hash, and its component along the
+    direction must be what the strength leaves. With ``base``, every edited tensor must be the result of editing the base's tensor, and
+    everything else must equal the base byte for byte. If there is a SHA256SUMS, every file must match it, except the card and the licence
+    files, which people change. Raises InputError if there is no proof, and CheckError with the first difference.
     """
     document, edit = _documents(folder.path)
     index = _opened(folder)
     if {folder.says_tied, folder.tied} != {document["embedding"].get("tied_to_unembedding")}:
-        raise CheckError(f"{folder.path / 'config.json'}: tie_word_embeddings is {folder.says_tied}, {PROOF} says otherwise")
-    try:  # the checkpoint itself is what is being checked
+        raise CheckError(f"{folder.path / 'config.json'}: tie_word_embeddings is {folder.says_tied}, which contradicts {PROOF}")
+    try:  # here a bad checkpoint is a failed check, not bad input
         tasks = edit_tasks(index, folder, edit)
         self_check(folder, index)
         check_agreement(folder, index)
@@ -82,7 +83,7 @@ def verify(folder: ModelFolder, base: ModelFolder | None, advance: Callable[[int
 
 
 def _plain(folder: ModelFolder) -> None:
-    """Raise CheckError where an adapter lies beside the weights, which changes what they compute."""
+    """Raises CheckError if there is an adapter beside the weights, because it would change what they compute."""
     try:
         check_no_adapter(folder.path)
     except InputError as error:
@@ -98,7 +99,7 @@ def _documents(path: Path) -> tuple[dict[str, Any], Edit]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
-        raise InputError(f"{path}: no {PROOF} of schema {SCHEMA} in it; verify reads checkpoints that this program edited")
+        raise InputError(f"{path}: no {PROOF} of schema {SCHEMA} in it; verify only checks checkpoints that abliterate edited")
     return document, load_edit(path / PLAN)
 
 
@@ -117,9 +118,9 @@ def _described(
     tasks: Iterable[str],
     skipped: list[str],
 ) -> None:
-    """What the proof says beside the figures of a tensor. Raises CheckError."""
+    """Check everything in the proof except the figures of tensors. Raises CheckError."""
     if different := sorted(set(tasks) ^ set(listed)):
-        where = "lists it but the plan doesn't edit it" if different[0] in listed else "doesn't list it"
+        where = "lists it but the edit doesn't change it" if different[0] in listed else "doesn't list it"
         raise CheckError(f"{folder.path}: {different[0]}: {PROOF} {where}")
     if len(listed) != len(document["tensors"]):
         raise CheckError(f"{folder.path}: {PROOF} lists a tensor twice")
@@ -131,19 +132,20 @@ def _described(
     }
     for what, value in found.items():
         if document[what] != value:
-            raise CheckError(f"{folder.path}: {PROOF}: {what} is {document[what]}, found was {value}")
+            raise CheckError(f"{folder.path}: {PROOF} says {what} is {document[what]}, but it is {value}")
 
 
 def allowed(dtype: str, size: float, before: float) -> float:
-    """How far from its aim a component may be, of a tensor of norm ``size`` that held ``before`` of the direction until it was edited.
+    """How far a component may be from its aim, for a tensor whose norm is ``size`` now and whose component was ``before`` before the edit.
 
-    Never less than the proof allowed, which goes by the norm before: that is ``size`` and what was taken out, at a right angle to it.
+    Never less than the proof allowed, which uses the norm before the edit. That norm is at most hypot(``size``, ``before``), because the
+    removed part is orthogonal to the rest.
     """
     return max(TOLERANCE[dtype] * math.hypot(size, before), FLOOR)
 
 
 def _measured(index: ShardIndex, task: EditTask, entry: Mapping[str, Any]) -> None:
-    """One edited tensor against its entry. Raises CheckError."""
+    """Check one edited tensor against its entry in the proof. Raises CheckError."""
     name, info = task.name, index.tensors.get(task.name)
     if info is None:
         raise CheckError(f"{index.folder}: {name} is still packed as MXFP4, the proof says {entry['dtype']}")
@@ -152,20 +154,20 @@ def _measured(index: ShardIndex, task: EditTask, entry: Mapping[str, Any]) -> No
         raise CheckError(f"{index.folder}: {name}: {wrong[0]}")
     stored = stored_parts(index, task)
     if digest_of(*stored) != entry["blake3_after"]:
-        raise CheckError(f"{index.folder}: the bytes of {name} are not those that were proven (BLAKE3 differs)")
+        raise CheckError(f"{index.folder}: the bytes of {name} don't match the proof (BLAKE3 differs)")
     found = read_component(values(task, stored), task.removal, task.axis)
     limit = allowed(info.dtype, found.size, entry["before"])
     if not abs(found.along - entry["after"]) <= max(_SAME * found.size, 1e-12):
         raise CheckError(f"{index.folder}: {name} holds {found.along:.3e} of the direction, the proof says {entry['after']:.3e}")
     if not abs(found.along - entry["aim"]) <= limit:
-        raise CheckError(f"{index.folder}: {name} holds {found.along:.3e} of the direction, its strength leaves {entry['aim']:.3e}")
+        raise CheckError(f"{index.folder}: {name} holds {found.along:.3e} of the direction, its strength should leave {entry['aim']:.3e}")
     _near(index, entry, "left", entry["after"] / entry["before"] if entry["before"] else 0.0, 0.0)
     if not task.keep_norms:
         _near(index, entry, "aim", (1 - task.strength) * entry["before"], _SAME * found.size)
 
 
 def _signed(index: ShardIndex, edit: Edit, tasks: Iterable[str]) -> None:
-    """The headers of edited shards, where they name the edit that made them, name the one that is here. Raises CheckError."""
+    """Check that headers of edited shards that name an edit name the one in this folder. Raises CheckError."""
     expected = edit_digest(edit)
     for shard in sorted({index.tensors[name].shard for name in tasks}):
         said = metadata_of(index.folder / shard).get(PLAN_KEY, expected)
@@ -174,7 +176,7 @@ def _signed(index: ShardIndex, edit: Edit, tasks: Iterable[str]) -> None:
 
 
 def _near(index: ShardIndex, entry: Mapping[str, Any], what: str, value: float, within: float, share: float = _SAME) -> None:
-    """Raise CheckError where a figure of the proof is another than ``value``."""
+    """Raises CheckError if a figure in the proof differs from ``value``."""
     if not math.isclose(value, entry[what], rel_tol=share, abs_tol=within):
         raise CheckError(f"{index.folder}: {entry['name']}: {what} is {value:.6e}, the proof says {entry[what]:.6e}")
 
@@ -188,15 +190,15 @@ def _compared(
     base: ModelFolder,
     advance: Callable[[int], None],
 ) -> int:
-    """Every tensor and side file against the base's, edited or not. Raises CheckError."""
+    """Compare every tensor and side file with the base, edited or not. Raises CheckError."""
     source = open_index(base.path)
     tasks, untied = edit_tasks(source, base, edit), to_untie(source, base, edit)
     output = plan_output(source, tasks, untied)
     _same_places(index, output.tensors)
     if different := sorted(set(tasks) ^ set(listed)):
-        raise CheckError(f"{base.path}: {different[0]}: the edit of this base and {PROOF} differ in it")
+        raise CheckError(f"{base.path}: {different[0]}: the edit of this base and {PROOF} disagree about this tensor")
     if list(output.unpacked) != document["unpacked"]:
-        raise CheckError(f"{folder.path}: {PROOF}: unpacked is {document['unpacked']}, found was {list(output.unpacked)}")
+        raise CheckError(f"{folder.path}: {PROOF} says unpacked is {document['unpacked']}, but it is {list(output.unpacked)}")
     scales = {name + SCALES for name, task in tasks.items() if task.form == "fp8"}
     for name, info in output.tensors.items():
         if name in tasks or leaves_mxfp4(info, source):
@@ -207,7 +209,7 @@ def _compared(
     config = new_config(_json(base.path / "config.json"), output, unties(base, output))
     same_side_files(base.path, folder.path, set() if config is None else {"config.json"})
     if config is not None and _json(folder.path / "config.json") != config:
-        raise CheckError(f"{folder.path / 'config.json'}: differs from the base's in more than the edit changes")
+        raise CheckError(f"{folder.path / 'config.json'}: differs from the base in more than the edit changes")
     if added := [name for name in everything(folder.path) if name.suffix in _LOADED and not (base.path / name).exists()]:
         raise CheckError(f"{folder.path / added[0]}: is not in the base")
     return len(output.tensors)
@@ -224,11 +226,11 @@ def _same_places(index: ShardIndex, wanted: Mapping[str, TensorInfo]) -> None:
         have = index.tensors[name]
         if (have.shard, have.dtype, have.shape) != (info.shard, info.dtype, info.shape):
             found, expected = (f"{i.dtype} {list(i.shape)} in {i.shard}" for i in (have, info))
-            raise CheckError(f"{index.folder}: {name} is {found}, by the base {expected}")
+            raise CheckError(f"{index.folder}: {name} is {found}, but from this base it must be {expected}")
 
 
 def _came_from(source: ShardIndex, index: ShardIndex, name: str, task: EditTask | None, entry: Mapping[str, Any] | None) -> None:
-    """One tensor is what becomes of the base's when it is edited again, or unpacked. Raises CheckError."""
+    """Check that a tensor is the result of editing or unpacking the base's tensor again. Raises CheckError."""
     before, parts = edited(source, name, task)
     if before is not None and entry is not None:
         if before.blake3 != entry["blake3_before"]:
@@ -245,17 +247,17 @@ def _came_from(source: ShardIndex, index: ShardIndex, name: str, task: EditTask 
     if digest_of(*again) == digest_of(*stored):
         return
     if task is None or not _distance(values(task, again), values(task, stored)) <= _AGAIN[index.tensors[name].dtype]:
-        raise CheckError(f"{index.folder}: {name} is not what becomes of the base's when it is {'edited' if task else 'unpacked'}")
+        raise CheckError(f"{index.folder}: {name} is not the result of {'editing' if task else 'unpacking'} the base's tensor")
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    """Frobenius norm of the difference relative to the first, a piece at a time."""
+    """The Frobenius norm of the difference relative to the first tensor, in pieces."""
     pieces = list(zip(torch.split(a.flatten(), _PIECE), torch.split(b.flatten(), _PIECE), strict=True))
     apart = math.hypot(*(float((x.double() - y.double()).norm()) for x, y in pieces))
     return apart / (math.hypot(*(float(x.double().norm()) for x, _ in pieces)) or 1.0)
 
 
 def _identical(source: ShardIndex, old: TensorInfo, index: ShardIndex, new: TensorInfo) -> None:
-    """Two tensors byte for byte. Raises CheckError with the first byte that differs."""
+    """Compare two tensors byte for byte. Raises CheckError with the first byte that differs."""
     if (byte := first_difference(source, old, index, new)) is not None:
         raise CheckError(f"{index.folder}: {new.name} differs from the base at its byte {byte}, though it was not edited")

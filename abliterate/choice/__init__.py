@@ -1,1 +1,1 @@
-"""The choice of one edit: candidates, their scores, the tuner, the search, the front."""
+"""Choose one edit: candidates, their scores, the tuner, the search, the Pareto front."""

@@ -1,4 +1,4 @@
-"""The edits that compete: one direction for all blocks, or a direction a block from some block up."""
+"""The candidate edits: one direction for all blocks, or one direction per block from some block up."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from abliterate.model.layouts import COMPONENTS
 
 Kind = Literal["single", "interpolated", "per-layer"]
 KINDS: tuple[Kind, ...] = ("single", "interpolated", "per-layer")
-# A direction a block: from these shares of the depth up.
+# Per-layer edits start at these shares of the depth.
 FIRST_SHARES = (0.25, 1 / 3, 0.5)
-BY_EFFECT = "first-order effect"  # in the place of an estimator's name
-_EMPTY = 1e-5  # of the longest row: a shorter one is no direction
+BY_EFFECT = "first-order effect"  # stands in place of an estimator's name
+_EMPTY = 1e-5  # relative to the longest row; a shorter row counts as zero
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One edit to try. ``layer`` is the block whose direction is used (of two, the lower), or the first block of a per-layer edit.
+    """One edit to try.
 
-    ``shift`` is the direction that activation addition adds, at its own length, after block ``shift_layer``.
+    ``layer`` is the block whose direction is used (the lower of two if interpolated), or the first block of a per-layer edit. ``shift``
+    is the vector, not normalised, that activation addition adds after block ``shift_layer``.
     """
 
     name: str
@@ -50,11 +51,11 @@ def candidates(
     kinds: Sequence[Kind] = KINDS,
     by_language: bool = True,
 ) -> list[Candidate]:
-    """The ``count`` best-separating single-layer edits, dealt out among the estimators, and the per-layer edits at the best position.
+    """The ``count`` best-separating single-layer edits, divided among the estimators, and the per-layer edits at the best position.
 
-    Kind ``interpolated`` adds, for each estimator, an edit with the direction between its best block and the better of that one's
-    neighbours. Where directions are scoped, no place is used at which too little of them is left. ``by_language``: where there are
-    directions of languages, per-layer edits that remove all of them too.
+    Kind ``interpolated`` adds one edit per estimator, with the direction half-way between its best block and the better neighbour of that
+    block. If directions are scoped, a position and block is skipped when too little of the direction is left there. ``by_language`` also
+    adds per-layer edits that remove the directions of all languages, if there are such directions.
     """
     made: list[Candidate] = []
     names = directions.competing
@@ -73,7 +74,7 @@ def candidates(
 
 
 def by_effect(made: Sequence[tuple[str, Edit]], first: int) -> list[Candidate]:
-    """Edits with a direction a block that come of what their loss does, not of an estimate; each with what is said of it."""
+    """Per-layer candidates from first-order effects instead of an estimator; ``made`` holds a label and an edit for each."""
     found = []
     for said, edit in made:
         best = int(edit.strength.any(-1).int().argmax())
@@ -83,7 +84,7 @@ def by_effect(made: Sequence[tuple[str, Edit]], first: int) -> list[Candidate]:
 
 
 def at_most(count: int, layers: int, languages: int, estimators: int = len(DEFAULT_ESTIMATORS), kinds: Sequence[Kind] = KINDS) -> int:
-    """How many edits ``candidates`` gives at most, where the prompts are in so many languages that have directions of their own."""
+    """The most edits that ``candidates`` returns, if ``languages`` languages have their own directions."""
     each: dict[Kind, int] = {
         "single": max(1, count // estimators),
         "interpolated": 1,
@@ -93,8 +94,8 @@ def at_most(count: int, layers: int, languages: int, estimators: int = len(DEFAU
 
 
 def scoped_document(directions: Directions, chosen: Candidate) -> dict[str, Any] | None:
-    """What selection.json says of the chosen edit's scope: the share that is left of the directions that it removes, on average, and
-    their cosine with each keep set's own, both null where they come of no estimate; None where there is no keep set."""
+    """The ``scoped`` entry of selection.json: how much of the chosen edit's directions scoping left, on average, and their cosine with each
+    keep set's direction. Both are null if no estimator made the directions. None if there is no keep set."""
     if not directions.scoping:
         return None
     if chosen.estimator == BY_EFFECT:
@@ -111,7 +112,7 @@ def scoped_document(directions: Directions, chosen: Candidate) -> dict[str, Any]
 
 
 def _scores(directions: Directions, name: str) -> Float[Tensor, "position layer"]:
-    """Cohen's d of the blocks' directions; minus infinity where too little of a scoped one is left."""
+    """Cohen's d of each block's direction; minus infinity if scoping left too little of it."""
     score = directions.cohens_d[name][:, 1:].clone()
     if name in directions.scoping:
         score[directions.scoping[name].barred[:, 1:]] = -torch.inf
@@ -134,7 +135,7 @@ def _single(
         position, layer = divmod(flat, layers)
         if len(made) == count or score[position, layer] == -torch.inf:
             break
-        if any(abs(c.layer - layer) < 2 for c in made):  # neighbours are nearly the same edit
+        if any(abs(c.layer - layer) < 2 for c in made):  # adjacent blocks give nearly the same edit
             continue
         vector = found[position, layer + 1]
         if vector.norm() == 0:
@@ -148,7 +149,7 @@ def _single(
 
 
 def _everywhere(rows: Float[Tensor, "k d_model"], layers: int, policy: EmbeddingPolicy, tied: bool) -> Edit:
-    """The span of the rows, of which those without a length are left out, goes from every writer."""
+    """An edit that removes the span of the rows from every writer. Rows of length zero are ignored."""
     lengths = rows.norm(dim=-1)
     real = rows[lengths > _EMPTY * lengths.amax()]
     edit = edit_from_rows(real.expand(layers, -1, -1), torch.ones(layers, len(COMPONENTS)))
@@ -163,7 +164,7 @@ def _between(
     policy: EmbeddingPolicy,
     tied: bool,
 ) -> list[Candidate]:
-    """For each of the ``best`` single edits, the one with the direction half-way to the better of its neighbours."""
+    """For each of the ``best`` single edits, an edit with the direction half-way to the better neighbouring block."""
     score, found = _scores(directions, estimator), directions.direction[estimator]
     layers = score.shape[1]
     made: list[Candidate] = []
@@ -183,7 +184,8 @@ def _between(
 
 
 def _per_layer(directions: Directions, estimator: str, removed: Sequence[str]) -> list[Candidate]:
-    """At each block from some block up, the span of the ``removed`` estimates there (one, one a language, or a subspace's rows)."""
+    """Edits that remove, in each block from some block up, the span of that block's ``removed`` estimates: one, one per language, or the
+    rows of a subspace."""
     found, score = directions.direction[estimator][:, 1:], _scores(directions, estimator)
     layers = found.shape[1]
     upper = score[:, layers // 3 :]
@@ -192,7 +194,7 @@ def _per_layer(directions: Directions, estimator: str, removed: Sequence[str]) -
     if removed == [estimator] and estimator in directions.rows:
         rows = directions.rows[estimator][position, 1:]
     lengths = rows.norm(dim=-1)
-    empty = (lengths <= _EMPTY * lengths.amax()).any(-1)  # a row without a length: this block has nothing to lose
+    empty = (lengths <= _EMPTY * lengths.amax()).any(-1)  # a row of length zero: leave this block unedited
     empty |= score[position] == -torch.inf
     rows = torch.where(empty[:, None, None], torch.eye(rows.shape[1], rows.shape[2]), rows)
     what = "a direction a block" if len(removed) == 1 else "a direction a language and block"

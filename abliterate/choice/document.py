@@ -1,4 +1,4 @@
-"""What selection.json says of the edit that was chosen, and of everything that was measured on val."""
+"""The content of selection.json: the chosen edit, and everything that was measured on val."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def edit_document(
     how: str,
     config: RunConfig,
 ) -> dict[str, Any]:
-    """What selection.json says of candidates and choice, and of everything that was measured on val."""
+    """The content of selection.json: the candidates, the choice, and everything that was measured on val."""
     document = selection_document(scored, choice, config.max_kl, config.max_layer)
     on_front = pareto([each.point for each in seen])
     front = [
@@ -52,22 +52,24 @@ def edit_document(
 
 
 def _given_up(seen: Sequence[Seen], best: int, config: RunConfig) -> list[str]:
-    """What would have been taken without the bound on KL, where that is another edit."""
+    """In words, which edit would be chosen without the bound on KL; empty if it is the same edit."""
     free = seen[prefer([each.point for each in seen], config.prefer)[0]]
     if free is seen[best]:
         return []
     left = f"{100 * free.point.target_left:.1f} % left, KL {free.point.kl:.3g} nats"
-    return [f"without --max-kl {config.max_kl:g}, {free.name} would be taken: {left}"]
+    return [f"without --max-kl {config.max_kl:g}, {free.name} would be chosen: {left}"]
 
 
 def along_keep(edit: Edit, axes: Float[Tensor, "layer d_model n"]) -> float:
-    """How much of what is removed lies in the keep sets' own span: the mean length of the rows' projections, over blocks with strength."""
+    """How much of the removed directions lies in the span of the keep sets' directions: the mean length of the rows' projections onto it,
+    over blocks and components with a strength above 0."""
     lengths = torch.einsum("lckd,ldn->lckn", edit.direction, axes).norm(dim=-1).mean(-1)
     return float(lengths[edit.strength > 0].mean()) if edit.strength.any() else 0.0
 
 
 def shape(edit: Edit, start: Edit) -> dict[str, Any]:
-    """The strengths of an edit by layer and component, and the cosine of its directions with those of ``start`` (of spans: the least)."""
+    """The strengths of an edit by layer and component, and the cosine of its directions with the directions of ``start`` (the smallest
+    principal cosine if there are several rows)."""
     if edit.direction.shape != start.direction.shape:
         return {"strength": edit.strength.tolist(), "cosine_to_start": None}
     overlap = torch.linalg.svdvals((edit.direction @ start.direction.transpose(-1, -2)).double())

@@ -1,4 +1,4 @@
-"""The front of edits: what each leaves of the target against what it moves of the rest, and which of them is preferred."""
+"""The Pareto front of edits (how much of the target is left against the drift elsewhere), and the preferred edit on it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from typing import Literal
 from abliterate.errors import InputError
 
 Preference = Literal["quality", "removal", "balanced"]
-NOT_FINITE = "no edit that was tried leaves the model's outputs finite; try --dtype float32"
-# What a nat of drift (of the first token, or a token of what is kept) counts, in shares of the target.
+NOT_FINITE = "the model's outputs are not finite with any edit that was tried; try --dtype float32"
+# The cost of one nat of drift (first-token KL plus KL per token of what is kept), as a share of the target.
 WEIGHTS: Mapping[Preference, float] = MappingProxyType({"removal": 0.5, "balanced": 2.0, "quality": 8.0})
 
 
 @dataclass(frozen=True)
 class Point:
-    """One edit, as it was measured on val prompts; less is better of each.
+    """The figures of one edit on val prompts; lower is better for each.
 
-    ``target_left``: how likely the target is still withheld, as a share of the unedited model's own likelihood: 1 where nothing was
-    removed. ``keep_kl``: divergence from the unedited model along its own replies to what should stay, nats a token. ``kl`` and
-    ``kl_sequence``: the same on harmless prompts that it answers, of the first token, and a token along its replies. ``edits``: the sum of
-    the strengths.
+    ``target_left``: how likely the target is still withheld, relative to the unedited model; 1 if nothing was removed. ``keep_kl``: KL from
+    the unedited model along its own replies to keep and baseline prompts, nats per token. ``kl`` and ``kl_sequence``: KL from the unedited
+    model on harmless prompts that it answers, at the first token, and per token along its replies. ``edits``: the sum of the strengths.
     """
 
     target_left: float
@@ -35,60 +34,60 @@ class Point:
 
     @property
     def objectives(self) -> tuple[float, float, float]:
-        """What the front is drawn in."""
+        """The axes of the front."""
         return self.target_left, self.keep_kl, self.kl
 
     @property
     def finite(self) -> bool:
-        """Whether the edit left the model's outputs finite; one that did not is on no front."""
+        """Whether the edited model's outputs are finite; if not, the edit is never on the front."""
         return all(map(math.isfinite, self.objectives))
 
     def dominates(self, other: Point) -> bool:
-        """Whether it is nowhere worse than another, and better somewhere."""
+        """Whether this point is nowhere worse than ``other``, and better in at least one objective."""
         pairs = list(zip(self.objectives, other.objectives, strict=True))
         return all(own <= its for own, its in pairs) and any(own < its for own, its in pairs)
 
     def cost(self, weight: float, max_kl: float | None = None) -> Fraction:
-        """The share left, the weighted drift and what exceeds a bound, exact: rounding would make ties where there are none.
+        """The share left, plus the weighted drift, plus the excess over the bound. Exact, because rounding would create ties.
 
-        Raises an arithmetic error unless the point is finite.
+        Raises ValueError or OverflowError if the point is not finite.
         """
         return Fraction(self.target_left) + Fraction(weight) * self.moved + exceeded(self.kl, max_kl)
 
     def removal(self, weight: float, max_kl: float | None = None) -> Fraction:
-        """What it removes of the target for what it costs: 0 where nothing is removed, however little that costs.
+        """How much of the target is removed for the cost. 0 if nothing is removed, however low the cost.
 
-        Raises an arithmetic error unless the point is finite.
+        Raises ValueError or OverflowError if the point is not finite.
         """
         left = Fraction(self.target_left)
         return (1 - left) / (1 + self.cost(weight, max_kl) - left)
 
     @property
     def moved(self) -> Fraction:
-        """The drift, of what is kept and of the first token, nats."""
+        """The drift in nats: ``keep_kl`` plus the first-token ``kl``."""
         return Fraction(self.keep_kl) + Fraction(self.kl)
 
 
 def exceeded(kl: float, max_kl: float | None) -> Fraction:
-    """How far a first-token KL lies above its bound, as a share of the bound; 0 within it, or without one.
+    """How far a first-token KL exceeds its bound, as a share of the bound; 0 within the bound, or if there is none.
 
-    Each hundredth of the bound counts as much as a hundredth of the target left: what lies a little above it may still be the better
-    edit, and what lies at twice the bound never is, if any within it moves as little otherwise.
+    Exceeding the bound by one hundredth costs as much as leaving one hundredth of the target. So an edit slightly above the bound can still
+    win, but an edit at twice the bound loses to any edit within it that drifts no more.
     """
     return Fraction(0) if max_kl is None else max(Fraction(0), Fraction(kl) / Fraction(max_kl) - 1)
 
 
 def pareto(points: Sequence[Point]) -> list[bool]:
-    """Of each point whether it is on the front: finite, and dominated by no other. Equal points are on it together."""
+    """For each point, whether it is on the front: finite, and dominated by no other point. Equal points are all on it."""
     finite = [point for point in points if point.finite]
     return [point.finite and not any(other.dominates(point) for other in finite) for point in points]
 
 
 def prefer(points: Sequence[Point], how: Preference, max_kl: float | None = None) -> tuple[int, list[str]]:
-    """Which point of the front costs least, and in words what is to know of it where its ``kl`` is above ``max_kl``.
+    """The index of the cheapest point on the front, and a note for the report if its ``kl`` is above ``max_kl``.
 
-    The cost is the share left, ``WEIGHTS`` times the drift, and how far ``kl`` lies above ``max_kl`` (``exceeded``); of equals the
-    fewest edits are taken. Raises InputError where no point is finite.
+    The cost is the share left, plus ``WEIGHTS`` times the drift, plus how far ``kl`` exceeds ``max_kl`` (``exceeded``). If costs are equal,
+    the point with the fewest edits wins. Raises InputError if no point is finite.
     """
     on_front = [i for i, on in enumerate(pareto(points)) if on]
     if not on_front:
@@ -99,8 +98,8 @@ def prefer(points: Sequence[Point], how: Preference, max_kl: float | None = None
         return order[0], []
     within = next((points[i] for i in order if points[i].kl <= max_kl), None)
     if within is None:
-        return order[0], [f"no edit has a first-token KL of at most {max_kl:g} nats: the one that is taken has {chosen.kl:.3g}"]
+        return order[0], [f"no edit has a first-token KL of at most {max_kl:g} nats; the chosen one has {chosen.kl:.3g}"]
     return order[0], [
-        f"the edit that is taken has a first-token KL of {chosen.kl:.3g} nats, more than {max_kl:g}, and leaves "
-        f"{100 * chosen.target_left:.1f} % of the target: the best one within {max_kl:g} leaves {100 * within.target_left:.1f} %"
+        f"the chosen edit has a first-token KL of {chosen.kl:.3g} nats, above the bound of {max_kl:g}, and leaves "
+        f"{100 * chosen.target_left:.1f} % of the target; the best edit within the bound leaves {100 * within.target_left:.1f} %"
     ]

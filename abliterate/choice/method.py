@@ -1,4 +1,4 @@
-"""How an edit is improved on: by gradients, by a search without them, or not at all; decided before anything runs."""
+"""Decide, before anything runs, how the edit is tuned: by gradients, by a search without gradients, or not at all."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ TuningMethod = Literal["gradient", "search", "off"]
 
 
 def method_of(config: RunConfig, whole: bool) -> TuningMethod:
-    """``auto`` is by gradients where the model is held ``whole`` on one device by one process, and the embedding is left alone."""
+    """The tuning method. ``auto`` means gradients if one process holds the ``whole`` model on one device and the embedding is not edited,
+    and no tuning otherwise."""
     if config.tune == "auto":
         return "gradient" if whole and not _embedded(config) else "off"
     return config.tune
 
 
 def settled_method(config: RunConfig, whole: bool) -> TuningMethod:
-    """The way, said where it is not to be expected. Raises InputError where what is asked for can't be done here."""
+    """The tuning method; prints a line if ``auto`` turns tuning off. Raises InputError if the requested method can't be used here."""
     embedded = _embedded(config)
     if config.tune == "auto" and not whole:
-        say("the model isn't held whole on one device, so the edit isn't tuned by gradients; --tune search does without them")
+        say("the model isn't whole on one device, so the edit isn't tuned by gradients; --tune search works without gradients")
     elif config.tune == "auto" and embedded:
-        say(f"--embedding {config.embedding}: one direction for all blocks, so the edit isn't tuned")
+        say(f"--embedding {config.embedding} needs one direction for all blocks, so the edit isn't tuned")
     if config.tune == "gradient" and not whole:
-        raise InputError("--tune gradient needs the model whole on one device; use --tune search, or give more --max-memory")
+        raise InputError("--tune gradient needs the model whole on one device; use --tune search, or raise --max-memory")
     if config.tune == "gradient" and embedded:
-        raise InputError(f"--tune gradient gives each block a direction of its own: leave --embedding {config.embedding} out")
+        raise InputError(
+            f"--tune gradient uses one direction per block and can't edit the embedding: leave --embedding {config.embedding} out"
+        )
     if config.tune == "search":
         check_installed()
     return method_of(config, whole)

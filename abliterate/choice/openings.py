@@ -1,4 +1,4 @@
-"""How a model begins to withhold: its own first tokens on the prompts that it declines."""
+"""Openings: the first tokens of the model's own replies to the prompts that it withholds."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from abliterate.prompts import Prompt
 
 OPENING_TOKENS = 8
 PROBE_TOKENS = 24
-THOUGHT_TOKENS = 16  # more where a thought may come before: an empty one, or a line that weighs
+THOUGHT_TOKENS = 16  # extra tokens if the model may think first: room for an empty thought or one short line
 
 
 @dataclass(frozen=True)
 class Openings:
-    """``prompts[i]`` (encoded) is withheld with a reply that begins with ``openings[i]``.
+    """The model withholds ``prompts[i]`` (token ids) with a reply that begins with ``openings[i]``.
 
-    ``indices[i]`` is its place among the prompts ``asked``.
+    ``indices[i]`` is the prompt's index among all target prompts; ``asked`` is how many of those there are.
     """
 
     prompts: list[list[int]]
@@ -26,12 +26,13 @@ class Openings:
 
     @property
     def withheld(self) -> int:
-        """How many of the prompts asked are withheld."""
+        """How many of the target prompts the model withholds."""
         return len(self.prompts)
 
 
 def dealt(own: Openings, target: Sequence[Prompt], baseline: Sequence[Prompt]) -> list[list[int]]:
-    """For every baseline prompt the opening that would withhold it: its twin's where that was withheld, else one in its language."""
+    """For every baseline prompt, an opening that would withhold it: the opening of its twin if the twin was withheld, else one in the same
+    language, else any."""
     by_id = {target[i].id: opening for i, opening in zip(own.indices, own.openings, strict=True)}
     by_lang: dict[str, list[list[int]]] = {}
     for i, opening in zip(own.indices, own.openings, strict=True):

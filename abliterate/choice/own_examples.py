@@ -1,4 +1,4 @@
-"""The examples of a split: what the unedited model itself replies to its prompts, and what it withholds of the target."""
+"""The examples of a split: the unedited model's own replies, and which target prompts it withholds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prompts_of(sets: RoleSets, split: Split) -> Prompts:
 
 
 def own_examples(model: Model, sets: RoleSets, split: Split, store: ResumeStore) -> Examples:
-    """The examples of a split; what the probe has heard is not asked again. Raises InputError where nothing is withheld."""
+    """The examples of a split. Reuses replies and predictions that the probe stored. Raises InputError if no target prompt is withheld."""
     prompts = prompts_of(sets, split)
     asked = distinct(prompts)
     replies, predicted = heard(store, split)
@@ -40,7 +40,7 @@ def own_examples(model: Model, sets: RoleSets, split: Split, store: ResumeStore)
 
 
 def _check_withheld(model: Model, sets: RoleSets, split: Split, target: Sequence[Prompt], replies: Sequence[Sequence[int]]) -> None:
-    """Raises InputError where none of the replies withholds: an edit would then be made against the openings of answers."""
+    """Raises InputError if no reply withholds, because the edit would then suppress the openings of answers."""
     outcomes = [outcome_of(model.tokenizer, prompt, reply) for prompt, reply in zip(target, replies, strict=True)]
     if any(map(withholds, outcomes)):
         return
@@ -48,10 +48,10 @@ def _check_withheld(model: Model, sets: RoleSets, split: Split, target: Sequence
     found = ", ".join(f"{count} {outcome.replace('_', ' ')}" for outcome, count in Counter(outcomes).most_common())
     raise InputError(
         f"--target {names}: the model withholds none of its {len(target)} {split} prompts (short replies: {found}), so there is nothing to "
-        "remove; ask the model with audit first, and take a target that it withholds"
+        "remove; run audit on the model first, then choose a target that it withholds"
     )
 
 
 def replies_of(examples: Examples) -> list[Sequence[Sequence[int]]]:
-    """Everything that examples were made of: prompts, openings, what should stay."""
+    """The token ids that the examples consist of: target prompts, openings, and the replies that should stay."""
     return [examples.target.prompts, examples.target.openings, *(stay.asked.continuations for stay in examples.stays.values())]

@@ -1,8 +1,8 @@
-"""Scores of a candidate by cause: what happens when it is applied by hooks. Forward passes only, no generation.
+"""Causal scores of a candidate: apply it with hooks and measure what changes. Forward passes only, no generation.
 
-Arditi et al. (2024, appendix C) score a direction by refusal after ablating it (bypass), refusal after adding it to
-harmless prompts (induce), and KL divergence on harmless prompts. Their refusal metric reads fixed first tokens; here it
-is the log-probability of the openings with which *this* model itself withheld, so it serves canned lines and any language.
+Arditi et al. (2024, appendix C) score a direction by refusal after ablating it (bypass), refusal after adding it to harmless prompts
+(induce), and KL divergence on harmless prompts. Their refusal metric reads fixed first tokens. Here it is the log-probability of the
+openings with which *this* model withheld, so it also works for canned lines and in any language.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from abliterate.compute.passes import NO_INTERVENTION, Advance, Ids, Interventio
 
 @dataclass(frozen=True)
 class Scores:
-    """What an edit does to the likelihood of the openings with which the model withholds, and to harmless prompts.
+    """How an edit changes the likelihood of the model's withholding openings, and its predictions on harmless prompts.
 
-    ``bypass``: mean log-probability (nats, the whole opening) on target prompts, ablated. The others are shares of the unedited model's own
-    likelihoods, since some models withhold with one canned line and others with many. ``stays``: what ablating leaves of each opening's
-    likelihood on target prompts, at most 1 each. ``spill`` and ``induce``: by how much openings become as likely on baseline prompts as
-    the unedited model's own are on target prompts, when ablating and when adding; None where no baseline prompts were asked. ``kl``: mean
-    KL(base‖ablated) of the first token on harmless prompts, nats."""
+    ``bypass``: mean log-probability of the openings on target prompts after ablation (nats, the whole opening). ``stays``, ``spill`` and
+    ``induce`` are shares of the unedited model's likelihoods, because some models withhold with one canned line and others with many.
+    ``stays``: the share of each opening's likelihood that is left on target prompts after ablation, at most 1 each. ``spill`` and
+    ``induce``: how much the likelihood of openings on baseline prompts rises after ablation and after addition, as a share of their
+    likelihood on target prompts in the unedited model; None if no baseline prompts were used. ``kl``: mean KL(base‖ablated) of the first
+    token on harmless prompts, nats."""
 
     bypass: float
     stays: float
@@ -39,16 +40,16 @@ class Scores:
 
     @property
     def finite(self) -> bool:
-        """Whether the candidate left the model's outputs finite."""
+        """Whether the model's outputs are finite with this candidate."""
         return all(map(math.isfinite, (self.kl, self.bypass, self.stays, self.induce or 0.0)))
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """The val prompts (encoded) that candidates are tried on.
+    """The val prompts (token ids) that candidates are scored on.
 
-    ``target`` are prompts that the model withholds, with the openings with which it did; ``baseline`` have openings that would
-    withhold them, and may be none. ``harmless`` show the drift.
+    ``target``: prompts that the model withholds, each followed by its opening. ``baseline``: baseline prompts, each followed by an opening
+    that would withhold it; may be empty. ``harmless``: prompts that show the drift.
     """
 
     target: Continued
@@ -58,7 +59,7 @@ class Yardstick:
 
 @dataclass
 class _Measured:
-    """Log-probabilities of openings [prompt] under one intervention, and the first token's KL from the unedited model [prompt]."""
+    """For one intervention: log-probabilities of the openings [prompt], and the first-token KL from the unedited model [prompt]."""
 
     target: Float[Tensor, " target"]
     baseline: Float[Tensor, " baseline"]
@@ -67,8 +68,8 @@ class _Measured:
 
 
 def score_all(model: Model, tried: Sequence[Candidate], by: Yardstick, advance: Advance = no_progress) -> tuple[list[Scores], float]:
-    """Apply each candidate by hooks and measure it, all in one pass over the weights; and the unedited model's mean log-probability
-    of its own openings. Over several processes each takes every so-many-th candidate."""
+    """Apply each candidate with hooks and score it, all in one pass over the weights. Returns the scores, and the unedited model's mean
+    log-probability of its own openings. With several processes, process i of n scores candidates i, i + n, i + 2n, …"""
     if not isinstance(model, DistributedModel):
         return score_share(model, tried, by, advance)
     found = model.on_all(score_share, [(tried[rank :: model.size], by) for rank in range(model.size)], advance)
@@ -76,7 +77,7 @@ def score_all(model: Model, tried: Sequence[Candidate], by: Yardstick, advance: 
 
 
 def score_share(model: Model, tried: Sequence[Candidate], by: Yardstick, advance: Advance = no_progress) -> tuple[list[Scores], float]:
-    """What ``score_all`` gives, of one process's candidates."""
+    """``score_all`` for the candidates of one process."""
     interventions = [NO_INTERVENTION, *(Intervention(c.edit) for c in tried)]
     passes, readers = _passes(interventions, [Intervention(shift=c.shift, shift_layer=c.shift_layer) for c in tried], by)
     sizes = (by.target.prompts, by.baseline.prompts, by.baseline.prompts, by.harmless)
@@ -101,12 +102,12 @@ def score_share(model: Model, tried: Sequence[Candidate], by: Yardstick, advance
 
 
 def asked_of(by: Yardstick) -> list[list[int]]:
-    """Every sequence that goes through the model for a candidate."""
+    """Every sequence that runs through the model for one candidate."""
     return [list(ids) for each in (by.target, by.baseline) for ids in each.passed().sequences] + [list(ids) for ids in by.harmless]
 
 
 def scoring_work(candidates: int, by: Yardstick) -> int:
-    """How many prompts go through the model when so many candidates are scored."""
+    """How many prompts run through the model to score this many candidates."""
     each = len(by.target.prompts) + len(by.baseline.prompts) + len(by.harmless)
     return (candidates + 1) * each + candidates * len(by.baseline.prompts)
 
@@ -114,7 +115,7 @@ def scoring_work(candidates: int, by: Yardstick) -> int:
 def _passes(
     interventions: Sequence[Intervention], shifts: Sequence[Intervention], by: Yardstick
 ) -> tuple[list[Pass], list[tuple[str, int]]]:
-    """Every pass, the unedited model's first, and what each one measures of which change."""
+    """All passes, those of the unedited model first, and for each pass what it measures and the index of its intervention."""
     passes: list[Pass] = []
     readers: list[tuple[str, int]] = []
     for which, intervention in enumerate(interventions):
@@ -131,7 +132,7 @@ def _passes(
 
 
 def _scores(found: _Measured, base: _Measured) -> Scores:
-    own = base.target.mean()  # the whole opening's, not a token's mean: once a line has begun, the rest of it is certain under any edit
+    own = base.target.mean()  # of whole openings, not per token: once a line has begun, the rest of it is certain under any edit
     asked = bool(len(base.baseline))
     before = _share(base.baseline - own)
     return Scores(
@@ -144,5 +145,5 @@ def _scores(found: _Measured, base: _Measured) -> Scores:
 
 
 def _share(nats: Float[Tensor, " prompt"]) -> float:
-    """The mean likelihood ratio, each at most 1, of differences of log-probabilities."""
+    """The mean likelihood ratio, each clipped to 1, from differences of log-probabilities."""
     return float(nats.double().clamp(max=0).exp().mean())

@@ -1,4 +1,4 @@
-"""The search for an edit without gradients, for models too large for them: many edits measured in one reading of the weights."""
+"""Search for an edit without gradients, for models too large for them: one pass over the weights measures many edits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from abliterate.model.edit import Edit
 
 @dataclass(frozen=True)
 class Tried:
-    """An edit that was measured. ``number`` is its trial's in the study."""
+    """An edit that was measured. ``number`` is its trial number in the study."""
 
     number: int
     parameters: Parameters
@@ -30,13 +30,12 @@ def search(
     storage: str | None = None,
     name: str = "edits",
 ) -> list[Tried]:
-    """Try edits until the study has ``trials`` of them, and give all that it has, also those that other machines tried.
+    """Try edits until the study has ``trials`` of them. Returns all edits of the study, including those that other machines tried.
 
-    ``evaluate`` is given up to ``batch`` edits at a time and measures them together. The candidates themselves are tried first (at
-    most half of the trials), then what Optuna proposes. With a ``storage`` (a path, or a database's URL) the study outlives the
-    process: what is finished is not tried again, and machines that name the same storage share it. ``name`` says what the points
-    are measured on; two runs that measure differently need two names. Raises InputError where Optuna is not installed, or the
-    storage can't be opened.
+    ``evaluate`` gets up to ``batch`` edits at a time and measures them together. The candidates themselves are tried first (at most half of
+    the trials), then Optuna's proposals. With a ``storage`` (a path, or the URL of a database) the study outlives the process: finished
+    trials are not repeated, and machines that name the same storage share the study. ``name`` identifies what the points are measured on;
+    runs that measure differently need different names. Raises InputError if Optuna is not installed or the storage can't be opened.
     """
     check_installed()
     from abliterate.choice.study import Study
@@ -48,14 +47,14 @@ def search(
             points = evaluate([space.plan_of(each.parameters) for each in proposed])
             for each, point in zip(proposed, points, strict=True):
                 study.record(each, point)
-        except BaseException:  # also an interruption: what was not measured is not under way any more
+        except BaseException:  # an interruption too: trials without a result must not stay marked as running
             study.give_up(proposed)
             raise
     return [Tried(f.number, f.parameters, space.plan_of(f.parameters), f.point) for f in study.finished()]
 
 
 def check_installed() -> None:
-    """Raises InputError where Optuna, or what it needs, is not installed."""
+    """Raises InputError if Optuna or one of its dependencies is not installed."""
     try:
         import abliterate.choice.study  # noqa: F401
     except ModuleNotFoundError as error:

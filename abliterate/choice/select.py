@@ -1,6 +1,6 @@
-"""The choice of the edit, on val prompts: candidates scored by cause, then strengths tuned by gradients or searched for.
+"""Choose the edit on val prompts: score candidates causally, then tune strengths by gradients or by search.
 
-Nothing is generated here but short replies of the unedited model, and nothing is known of the test prompts.
+The only text generated here is the unedited model's short replies. Test prompts are never used.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from abliterate.prompts.promptset import evenly
 from abliterate.runs.resume import NO_STORE, ResumeStore
 from abliterate.terminal.progress import say, stage
 
-RANKED_BY = 24  # val prompts of each role, for the scores by cause; the shortlist is measured on all
-SHORTLIST = 4  # candidates that are measured
-STARTS = 2  # of them, where the tuner follows
-SHARES = (1.0, 0.85, 0.7)  # of the strength, where it isn't tuned
-BATCH = 8  # edits that the search measures in one reading of the weights
-START = 0.5  # the strength at which the tuner begins
+RANKED_BY = 24  # val prompts per role for the causal scores; the shortlist is measured on all of them
+SHORTLIST = 4  # how many candidates are measured on all val prompts
+STARTS = 2  # the same, if the tuner follows
+SHARES = (1.0, 0.85, 0.7)  # shares of --strength to try, if strengths are not tuned
+BATCH = 8  # edits that the search measures in one pass over the weights
+START = 0.5  # initial strength for the tuner
 
 
 def select(
@@ -61,17 +61,17 @@ def select(
     away: Tensor | None = None,
     store: ResumeStore = NO_STORE,
 ) -> tuple[Edit, dict[str, Any]]:
-    """The chosen edit, strengths included, and the content of ``selection.json``; train and val prompts only.
+    """Returns the chosen edit with its strengths, and the content of ``selection.json``. Uses train and val prompts only.
 
-    ``away`` [position, layer, d_model, n]: the keep sets' axes, which tuned directions may have to stay orthogonal to. ``store``: work that
-    is done already, of this model with these sets and this config; it isn't done again. Raises InputError where the model withholds none
-    of the target's prompts.
+    ``away`` [position, layer, d_model, n]: the keep sets' axes; tuned directions stay orthogonal to them with ``tune_directions="scoped"``.
+    ``store`` holds finished work for this model, these sets and this config, which is not repeated. Raises InputError if the model
+    withholds none of the target prompts.
     """
     prompts, notes = prompts_of(sets, "val"), []
     val = own_examples(model, sets, "val", store)
     learned = own_examples(model, sets, "train", store) if how == "gradient" else val
     if unknown := val.unknown + (learned.unknown if learned is not val else 0):
-        notes.append(f"{unknown} train or val replies are in a language that the rules don't know: neither withheld nor answered")
+        notes.append(f"{unknown} train or val replies are in a language without rules and count as neither withheld nor answered")
     store = store.of(replies_of(val))
     kinds: tuple[Kind, ...] = ("per-layer",) if how == "gradient" else KINDS
     effects = _by_effect(model, learned, config, away, store) if how == "gradient" and config.tune_directions != "off" else []
@@ -92,8 +92,8 @@ def select(
         seen += _searched(model, shortlist, val, config)
     best, relaxed = _best(seen, config)
     if config.norms == "keep":
-        notes.append("lengths of columns are kept in the weights alone: figures on val are without it")
-    filtered = () if how == "gradient" else choice.relaxed  # where the tuner begins goes through no filter
+        notes.append("--norms keep applies only when the weights are edited; the val figures are without it")
+    filtered = () if how == "gradient" else choice.relaxed  # no filter applies to the tuner's starting point
     chosen = next(i for i, (c, _) in enumerate(scored) if c is start)
     document = edit_document(scored, replace(choice, chosen=chosen, relaxed=(*notes, *filtered, *relaxed)), seen, best, steps, how, config)
     document["yardstick"] = {"asked": val.target.asked, "withheld": val.target.withheld, "base_logprob": base_logprob}
@@ -108,7 +108,7 @@ def select(
 
 
 def _by_effect(model: Model, train: Examples, config: RunConfig, away: Tensor | None, store: ResumeStore) -> list[Candidate]:
-    """A direction a block by its first-order effect, one edit for each ridge."""
+    """Per-layer candidates from first-order effects, one edit per ridge."""
     assert isinstance(model, WholeModel)
     first = int(FIRST_SHARES[0] * model.folder.layers)
     store = store.of([replies_of(train), config.tune_directions, config.seed], [] if away is None else [away])
@@ -124,15 +124,16 @@ def _by_effect(model: Model, train: Examples, config: RunConfig, away: Tensor | 
 
 
 def _off(away: Tensor | None, position: int, config: RunConfig) -> Float[Tensor, "layer n d_model"] | None:
-    """What the directions have to stay orthogonal to; None where they may turn anywhere."""
+    """Rows that the directions must stay orthogonal to; None if they may turn freely."""
     return away[-1 - position].transpose(-1, -2) if away is not None and config.tune_directions == "scoped" else None
 
 
 def _scored(
     model: Model, tried: Sequence[Candidate], val: Examples, prompts: Prompts, how: TuningMethod, store: ResumeStore
 ) -> tuple[list[tuple[Candidate, Scores]], float]:
-    """Each candidate with its scores by cause, and the unedited model's mean log-probability of its own openings. Where the tuner begins
-    is chosen by what goes and what drifts alone, so nothing is asked of the baseline prompts."""
+    """Each candidate with its causal scores, and the unedited model's mean log-probability of its own openings.
+
+    The tuner's starting point is chosen by what is removed and what drifts, so with the tuner no baseline prompts are scored."""
     withheld = Continued(evenly(val.target.prompts, RANKED_BY), evenly(val.target.openings, RANKED_BY))
     answered = Continued([], []) if how == "gradient" else _induced(model, val, prompts)
     by = Yardstick(withheld, answered, _led(val.stays["harmless"]))
@@ -140,7 +141,7 @@ def _scored(
     found = store.value("scores")
     if found is None:
         below = shared_below(model, _first(c.edit for c in tried), asked_of(by))
-        with stage("candidates scored by cause (prompts)", scoring_work(len(tried), by)) as advance, below:
+        with stage("scoring the candidates (prompts)", scoring_work(len(tried), by)) as advance, below:
             scores, base_logprob = score_all(model, tried, by, advance)
         found = [[asdict(each) for each in scores], base_logprob]
         store.save_value("scores", found)
@@ -148,18 +149,18 @@ def _scored(
 
 
 def _first(edits: Iterable[Edit]) -> int | float:
-    """The first block that one of some edits changes."""
+    """The first block that any of the edits changes."""
     return min(first_changed(Intervention(edit)) for edit in edits)
 
 
 def _led(stay: Stay) -> list[list[int]]:
-    """Prompts up to the first token that tells anything."""
+    """Prompts with their replies up to, but without, the first token at which replies differ."""
     each = enumerate(zip(stay.asked.prompts, stay.asked.continuations, strict=True))
     return evenly([[*prompt, *reply[: stay.first(i)]] for i, (prompt, reply) in each], RANKED_BY)
 
 
 def _induced(model: Model, val: Examples, prompts: Prompts) -> Continued:
-    """Baseline prompts with the openings that would withhold them."""
+    """Baseline prompts, each followed by an opening that would withhold it."""
     encoded = encode(model.tokenizer, [p.text for p in prompts["baseline"]])
     return Continued(evenly(encoded, RANKED_BY), evenly(dealt(val.target, prompts["target"], prompts["baseline"]), RANKED_BY))
 
@@ -167,23 +168,25 @@ def _induced(model: Model, val: Examples, prompts: Prompts) -> Continued:
 def _measured(
     model: Model, shortlist: Sequence[Candidate], shares: Sequence[float], val: Examples, config: RunConfig, store: ResumeStore
 ) -> list[Seen]:
-    """The best candidates at shares of the strength, candidate after candidate."""
+    """Measure the best candidates at each share of the strength; ordered by candidate, then by share."""
     tried = [(c, config.strength * share) for c in shortlist for share in shares]
     edits = [candidate.edit.scaled(strength) for candidate, strength in tried]
     store = store.of(None, [t for edit in edits for t in (edit.direction, edit.strength)])
     found = store.value("points")
     if found is None:
         below = shared_below(model, _first(edits), measured_on(val))
-        with stage("the best candidates measured (prompts)", len(edits) * measuring_work(val)) as advance, below:
+        with stage("measuring the best candidates (prompts)", len(edits) * measuring_work(val)) as advance, below:
             found = [asdict(point) for point in measure(model, edits, val, advance)]
         store.save_value("points", found)
     return [Seen(f"{c.name}, strength {s:g}", 0, 0.0, edit, Point(**p)) for (c, s), edit, p in zip(tried, edits, found, strict=True)]
 
 
 def starts(scored: Sequence[tuple[Candidate, Scores]], how: Preference, max_kl: float | None = None) -> list[Candidate]:
-    """Where the tuner may begin, the likeliest to be good first: with a direction of its own a block, since one for all is a long way from
-    what it comes to; ranked by what is removed for what drifts, not filtered, since the tuner is about to change both. The best by effect
-    and the best that is estimated come before all others: which of the two acts differs from model to model."""
+    """Starting points for the tuner, the most promising first.
+
+    Per-layer candidates only, if there are any, because one direction for all blocks is far from what the tuner ends at. They are ranked by
+    what they remove for their drift, and not filtered, because the tuner changes both. The best first-order candidate and the best
+    estimated one come before all others, because which of the two works better differs between models."""
     worth = {id(c): _removal(Point(s.stays, 0.0, s.kl, 0.0, 0.0), how, max_kl) if s.finite else -math.inf for c, s in scored}
     own = [c for c, _ in scored if c.kind == "per-layer"] or [c for c, _ in scored]
     ranked = sorted(own, key=lambda c: -worth[id(c)])
@@ -192,18 +195,18 @@ def starts(scored: Sequence[tuple[Candidate, Scores]], how: Preference, max_kl: 
 
 
 def _start(seen: Sequence[Seen], config: RunConfig) -> int:
-    """Of edits that were measured on val, the one that the tuner begins with. Raises InputError where none is finite."""
+    """The index of the measured edit that the tuner starts from. Raises InputError if no edit is finite."""
     _best(seen, config)
     return max(range(len(seen)), key=lambda i: _removal(seen[i].point, config.prefer, config.max_kl))
 
 
 def _removal(point: Point, how: Preference, max_kl: float | None) -> float:
-    """What an edit removes for what it costs; worse than nothing where it breaks the outputs."""
+    """How much an edit removes for its cost; minus infinity if it breaks the outputs."""
     return float(point.removal(WEIGHTS[how], max_kl)) if point.finite else -math.inf
 
 
 def _cost(point: Point, how: Preference, max_kl: float | None) -> float:
-    """What an edit costs; infinitely much where it breaks the outputs."""
+    """The cost of an edit; infinity if it breaks the outputs."""
     return float(point.cost(WEIGHTS[how], max_kl)) if point.finite else math.inf
 
 
@@ -214,14 +217,14 @@ def _best(seen: Sequence[Seen], config: RunConfig) -> tuple[int, list[str]]:
 def _tuned(
     model: Model, train: Examples, val: Examples, start: Candidate, config: RunConfig, away: Tensor | None, store: ResumeStore
 ) -> tuple[list[Seen], list[Step], list[str]]:
-    """The way that gradients take from a candidate; and where it ended early, why."""
+    """Tune a candidate by gradients. Returns the edits measured on val, all steps, and a note if tuning ended early."""
     assert isinstance(model, WholeModel)
     off = _off(away, start.position, config)
     learned = config.tune_directions != "off"
     parameters = Parameters.of(start.edit, min(START, config.strength), learned, config.strength, off)
     settings = Settings(steps=config.tune_steps, seed=config.seed)
     below = shared_below(model, _first([start.edit]), measured_on(val))
-    with stage("tuning (steps and looks)", settings.total + settings.looks) as advance, below:
+    with stage("tuning (steps and val measurements)", settings.total + settings.looks) as advance, below:
         seen, steps = descend(
             model,
             parameters,
@@ -237,9 +240,9 @@ def _tuned(
 
 
 def _searched(model: Model, shortlist: Sequence[Candidate], val: Examples, config: RunConfig) -> list[Seen]:
-    """What a search without gradients tried."""
+    """Search without gradients. Returns every edit that it tried."""
     space = Space(shortlist, model.folder.layers, config.max_layer)
-    with stage("edits searched (prompts)", config.trials * measuring_work(val)) as advance:
+    with stage("searching edits (prompts)", config.trials * measuring_work(val)) as advance:
         found = search(
             space,
             lambda edits: measure(model, [edit.scaled(config.strength) for edit in edits], val, advance),
@@ -253,7 +256,7 @@ def _searched(model: Model, shortlist: Sequence[Candidate], val: Examples, confi
 
 
 def _measured_on(model: Model, val: Examples, shortlist: Sequence[Candidate], config: RunConfig) -> str:
-    """What makes points comparable: two machines share a study where they measure the same edits of the same model on the same replies."""
+    """A hash of what makes points comparable. Machines share a study if they measure the same edits of one model on the same replies."""
     rows = [[round(x, 2) for x in c.edit.direction.flatten()[:: max(1, c.edit.direction.numel() // 64)].tolist()] for c in shortlist]
     facts = [
         model.folder.config.to_dict(),

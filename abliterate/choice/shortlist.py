@@ -1,4 +1,4 @@
-"""The choice of one candidate by its scores, and what had to be relaxed for it."""
+"""Choose a candidate by its scores, and record which filters had to be relaxed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MAX_SPILL = 0.05
 
 @dataclass(frozen=True)
 class Choice:
-    """Index of the chosen candidate, the filters in force at the end, and each relaxation in words.
+    """The index of the chosen candidate, the KL bound finally in force, and each relaxation in words.
 
-    ``passing`` are all that pass, the chosen one first, by bypass.
+    ``passing``: the indices of all candidates that pass the filters, sorted by bypass; the chosen one is the first.
     """
 
     chosen: int
@@ -30,14 +30,13 @@ class Choice:
 
 
 def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float, enough: int = 1) -> Choice:
-    """The lowest bypass among the candidates that pass all filters; a filter that leaves nothing is relaxed stepwise.
+    """Choose the candidate with the lowest bypass among those that pass all filters. A filter that leaves nothing is relaxed stepwise.
 
-    Filters (Arditi et al. 2024, appendix C): KL < ``max_kl``, induce > 0 (layer < 0.8 L holds by construction), and the
-    model's own openings keep at most 10 % of their likelihood on target prompts and gain at most 5 % of it on baseline
-    prompts. KL is relaxed first, by doubling, then the openings (first on baseline, then on target), then induce. Where
-    fewer than ``enough`` pass, KL is doubled on, up to four times ``max_kl``, so that there is a choice. What was not measured is
-    not asked.
-    Raises InputError where no candidate has finite scores.
+    Filters (Arditi et al. 2024, appendix C): KL < ``max_kl``, induce > 0 (layer < 0.8 L holds by construction), and the model's own
+    openings keep at most 10 % of their likelihood on target prompts and gain at most 5 % of it on baseline prompts. KL is relaxed first, by
+    doubling, then the openings (first on baseline, then on target), then induce. If fewer than ``enough`` candidates pass, the KL bound is
+    doubled again, up to four times ``max_kl``, so that there is a choice. A filter whose score was not measured is skipped. Raises
+    InputError if no candidate has finite scores.
     """
     usable = [i for i, (_, s) in enumerate(scored) if s.finite]
     if not usable:
@@ -60,13 +59,14 @@ def choose(scored: Sequence[tuple[Candidate, Scores]], max_kl: float, enough: in
         if passing:
             bound, steps = _relaxed_kl([scored[i][1].kl for i in passing], max_kl, enough)
             within = sorted((i for i in passing if scored[i][1].kl < bound), key=lambda i: (scored[i][1].bypass, i))
-            notes = [f"{note}, so this isn't asked" for bit, (note, _) in enumerate(filters) if dropped >> bit & 1]
+            notes = [f"{note}, so this filter is dropped" for bit, (note, _) in enumerate(filters) if dropped >> bit & 1]
             return Choice(within[0], bound, (*notes, *steps), tuple(within))
     raise AssertionError("the last round drops every filter but KL, which doubles until something passes")
 
 
 def _relaxed_kl(kls: Sequence[float], max_kl: float, enough: int) -> tuple[float, tuple[str, ...]]:
-    """The bound doubled until a KL is below it, and on to four times ``max_kl`` until ``enough`` are, and in words where it was."""
+    """Double the bound until one KL is below it, then up to four times ``max_kl`` until ``enough`` are. Returns the bound, and a note if it
+    was doubled."""
     bound = max_kl
     while (below := sum(kl < bound for kl in kls)) == 0 or (below < min(enough, len(kls)) and bound < 4 * max_kl):
         bound *= 2
@@ -74,7 +74,7 @@ def _relaxed_kl(kls: Sequence[float], max_kl: float, enough: int) -> tuple[float
 
 
 def selection_document(scored: Sequence[tuple[Candidate, Scores]], choice: Choice, max_kl: float, max_layer: float) -> dict[str, Any]:
-    """What selection.json says of the candidates, the filters and the choice."""
+    """The entries of selection.json about the candidates, the filters and the choice."""
     rows = [
         {"name": c.name, "kind": c.kind, "estimator": c.estimator, "position": c.position, "layer": c.layer, **finite(asdict(s))}
         for c, s in scored
@@ -95,5 +95,5 @@ def selection_document(scored: Sequence[tuple[Candidate, Scores]], choice: Choic
 
 
 def finite(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures with null in place of each that is no finite number: JSON has none for it."""
+    """The figures, with None in place of NaN and infinity, which JSON can't hold."""
     return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in figures.items()}

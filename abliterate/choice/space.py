@@ -1,4 +1,4 @@
-"""The edits that a search without gradients goes through: which directions, and how strongly along the depth."""
+"""The search space of edits for the search without gradients: which directions, and which strengths along the depth."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Parameters = Mapping[str, str | float]
 DIRECTION, LAYER = "direction", "layer"
 PROFILE = ("max_weight", "position", "min_weight", "distance")
 START_STRENGTHS = (1.0, 0.7)
-_NARROWEST = 0.5  # blocks: a profile of this half-width holds one block
+_NARROWEST = 0.5  # in blocks; a profile of this half-width covers one block
 
 
 @dataclass(frozen=True)
 class Source:
-    """Directions that the search may take. ``edit`` has them, at the strengths that a profile is multiplied with.
+    """Directions that the search may use: ``edit`` holds them, with the strengths that a profile is multiplied by.
 
-    ``along``: the blocks between whose directions one for all blocks is interpolated; empty where each block has its own.
+    ``along``: blocks whose directions are interpolated to one direction for all blocks; empty if each block keeps its own direction.
     """
 
     name: str
@@ -40,19 +40,19 @@ class Source:
 
 
 class Space:
-    """The parameters of an edit, and the edit that they stand for.
+    """The parameters that the search varies, and the edit for each setting of them.
 
-    ``direction`` names a source: a candidate's rows, or one direction for all blocks, at the fractional block ``layer`` between the
-    rows of a candidate that has one a block. Of each component, ``max_weight`` is the strength at block ``position``; it falls
-    linearly to its share ``min_weight`` at ``distance`` blocks from there and is zero beyond (the profile of Heretic,
-    https://github.com/p-e-w/heretic). Interpolated directions come from below the share ``max_layer`` of the depth.
+    ``direction`` names a source: the rows of a candidate, or one direction for all blocks, interpolated at the fractional block ``layer``
+    from a candidate with one row per block. For each component, ``max_weight`` is the strength at block ``position``; the strength falls
+    linearly to ``min_weight`` times ``max_weight`` at ``distance`` blocks from there and is zero beyond (the profile of Heretic,
+    https://github.com/p-e-w/heretic). Interpolated directions use only blocks below the share ``max_layer`` of the depth.
 
-    Raises InputError where there is no candidate.
+    Raises InputError if there is no candidate.
     """
 
     def __init__(self, candidates: Sequence[Candidate], layers: int, max_layer: float = 1.0) -> None:
         if not candidates:
-            raise InputError("there is no candidate direction to search among")
+            raise InputError("there is no candidate direction to search")
         self.layers = layers
         own = _merged(candidates)
         self.sources = {source.name: source for source in (*own, *_interpolated(own, max_layer * layers))}
@@ -60,12 +60,12 @@ class Space:
 
     @property
     def choices(self) -> dict[str, tuple[str, ...]]:
-        """The parameters that are one of several words."""
+        """The categorical parameters, with their values."""
         return {DIRECTION: tuple(self.sources)}
 
     @property
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """The parameters that are numbers, with the least and the greatest."""
+        """The numeric parameters, with their minimum and maximum."""
         last = float(max(self.layers - 1, 1))
         profile = {"max_weight": (0.0, 1.0), "position": (0.0, last), "min_weight": (0.0, 1.0), "distance": (_NARROWEST, last)}
         found = {f"{component}.{name}": profile[name] for component in COMPONENTS for name in PROFILE}
@@ -74,16 +74,16 @@ class Space:
 
     @cached_property
     def starts(self) -> list[Parameters]:
-        """Edits to begin with: every candidate as it is, then every one more weakly."""
+        """The first edits to try: every candidate at full strength, then every candidate at a lower strength."""
         return [self._start(name, strength * share) for share in START_STRENGTHS for name, strength in self._candidates]
 
     @property
     def fingerprint(self) -> str:
-        """Equal for spaces whose parameters mean the same kind of edit, also on machines that round differently."""
+        """A hash of the parameters and their ranges. It is the same on machines that round directions differently."""
         return hashlib.sha256(json.dumps([self.choices, self.ranges]).encode()).hexdigest()[:16]
 
     def plan_of(self, parameters: Parameters) -> Edit:
-        """The edit that the parameters stand for. Raises KeyError where one is missing."""
+        """The edit that the parameters describe. Raises KeyError if a parameter is missing."""
         source = self.sources[str(parameters[DIRECTION])]
         profiles = [profile(self.layers, *(float(parameters[f"{c}.{name}"]) for name in PROFILE)) for c in COMPONENTS]
         strength = (torch.stack(profiles, dim=-1) * source.edit.strength).clamp(0, 1)
@@ -93,7 +93,7 @@ class Space:
         return replace(source.edit, direction=one[None, :, None].expand(self.layers, -1, -1, -1).contiguous(), strength=strength)
 
     def _start(self, name: str, strength: Float[Tensor, "layer component"]) -> Parameters:
-        """The profiles that cover what a candidate edits, evenly at its greatest strength."""
+        """Flat profiles over the blocks that a candidate edits, at its greatest strength."""
         made: dict[str, str | float] = {DIRECTION: name}
         if LAYER in self.ranges:
             made[LAYER] = sum(self.ranges[LAYER]) / 2
@@ -106,26 +106,26 @@ class Space:
 
 
 def profile(layers: int, max_weight: float, position: float, min_weight: float, distance: float) -> Float[Tensor, " layer"]:
-    """Strengths by block: ``max_weight`` at ``position``, falling to ``min_weight`` of it at ``distance`` blocks, zero beyond."""
+    """Strengths by block: ``max_weight`` at ``position``, ``min_weight`` times that at ``distance`` blocks from it, zero beyond."""
     away = (torch.arange(layers, dtype=torch.float64) - position).abs()
     weight = max_weight * (1 - (1 - min_weight) * away / distance)
     return torch.where(away <= distance, weight, 0.0).float()
 
 
 def between(rows: Float[Tensor, "layer component d_model"], along: Sequence[int], layer: float) -> Float[Tensor, "component d_model"]:
-    """The unit rows at a fractional block, between those of the nearest blocks of ``along``."""
+    """Unit rows at a fractional block, interpolated between the two nearest blocks of ``along``."""
     place = float(np.interp(layer, along, range(len(along))))
     return unit(interpolated(rows[list(along)].transpose(0, 1), place))
 
 
 def _alike(one: Edit, other: Edit) -> bool:
-    """Whether two edits differ in their strengths alone."""
+    """Whether two edits are equal except for their strengths."""
     same = (one.embedding, one.keep_norms) == (other.embedding, other.keep_norms)
     return same and one.direction.shape == other.direction.shape and torch.equal(one.direction, other.direction)
 
 
 def _merged(candidates: Sequence[Candidate]) -> list[Source]:
-    """The candidates' directions, once each, at full strength in every block that one of those who share them edits."""
+    """One source per distinct set of directions, at full strength wherever a candidate with these directions edits."""
     made: list[Source] = []
     for candidate in candidates:
         offered = replace(candidate.edit, strength=(candidate.edit.strength > 0).float())
@@ -140,7 +140,7 @@ def _merged(candidates: Sequence[Candidate]) -> list[Source]:
 
 
 def _interpolated(sources: Sequence[Source], below: float) -> list[Source]:
-    """For each source with one direction a block, one direction for all blocks, from anywhere between the blocks that it offers."""
+    """For each source with one direction per block, a source with one direction for all blocks, interpolated between the edited blocks."""
     made: list[Source] = []
     for source in sources:
         blocks = [b for b in source.edit.strength.any(-1).nonzero()[:, 0].tolist() if b < below]

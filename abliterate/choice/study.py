@@ -1,4 +1,4 @@
-"""An Optuna study of edits: what it proposes, what was found of it, and what several machines share."""
+"""An Optuna study of edits, which several machines can share."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from abliterate.choice.space import Parameters, Space
 from abliterate.errors import InputError, first_line
 
 PASSWORD = "ABLITERATE_STUDY_PASSWORD"
-LONGEST = timedelta(days=1)  # that a trial of another machine is believed to be under way
+LONGEST = timedelta(days=1)  # after this long, a running trial of another machine counts as abandoned
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 @dataclass(frozen=True)
 class Proposed:
-    """A trial under way."""
+    """A running trial."""
 
     number: int
     parameters: Parameters
@@ -43,16 +43,16 @@ class Proposed:
 
 @dataclass(frozen=True)
 class Finished(Proposed):
-    """A trial and what was found."""
+    """A finished trial and its result."""
 
     point: Point
 
 
 class Study:
-    """A study in some storage (see ``storage_of``), begun or gone on with.
+    """A new or resumed study in a storage (see ``storage_of``).
 
-    Trials that a process on this machine left behind when it died are given up; those of other machines after a day. The points
-    ``starts`` are proposed first, unless they have been already. Raises InputError where the storage can't be opened.
+    Running trials whose process on this machine has died are marked as failed; running trials of other machines after a day. The parameters
+    ``starts`` are proposed first, unless the study has them already. Raises InputError if the storage can't be opened.
     """
 
     def __init__(self, storage: str | None, name: str, space: Space, seed: int, starts: Sequence[Parameters]) -> None:
@@ -64,7 +64,7 @@ class Study:
                 directions=["minimize", "minimize"],
                 load_if_exists=True,
             )
-        except Exception as error:  # every database and file system fails in its own way
+        except Exception as error:  # each database and file system raises different errors
             raise InputError(f"--study: can't be opened ({first_line(error)})") from None
         self._asked = _distributions(space)
         self._under_way: dict[int, optuna.Trial] = {}
@@ -74,7 +74,7 @@ class Study:
                 self._study.enqueue_trial(dict(start))
 
     def propose(self, count: int) -> list[Proposed]:
-        """As many edits to try. Each knows of those before it, so that they differ."""
+        """Propose ``count`` edits. Each proposal takes the earlier ones into account, so they differ."""
         made: list[Proposed] = []
         for _ in range(count):
             trial = self._study.ask(self._asked)
@@ -84,7 +84,7 @@ class Study:
         return made
 
     def record(self, proposed: Proposed, point: Point) -> None:
-        """What was found of an edit. Where another process has taken the trial for abandoned meanwhile, that stands."""
+        """Store the result of a trial. If another process has meanwhile marked the trial as abandoned, the result is dropped."""
         trial = self._under_way.pop(proposed.number)
         try:
             trial.set_user_attr("point", list(astuple(point)))
@@ -93,12 +93,12 @@ class Study:
         self._study.tell(trial, objectives(point), skip_if_finished=True)
 
     def give_up(self, proposed: Sequence[Proposed]) -> None:
-        """Edits that were not tried after all."""
+        """Mark trials as failed because they were not measured."""
         for each in proposed:
             self._study.tell(each.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def finished(self) -> list[Finished]:
-        """All that was found, by whichever machine, in the order in which it was proposed."""
+        """All finished trials of all machines, in the order of their proposal."""
         done = [trial for trial in self._trials() if trial.state == TrialState.COMPLETE]
         return [Finished(t.number, t.params, Point(*map(float, t.user_attrs["point"]))) for t in done]
 
@@ -112,10 +112,10 @@ class Study:
 
 
 def objectives(point: Point) -> tuple[float, float]:
-    """What the study minimises: the share of the target that is left, and the drift d as d / (1 + d).
+    """The two values that the study minimises: the share of the target that is left, and the drift d as d / (1 + d).
 
-    The drifts of the first token and of what is kept are one sum, as in every preference, so the edit that a preference takes is
-    on the study's front too. So squeezed they lie in [0, 1], and an edit that breaks the outputs is merely the worst.
+    d adds the first-token KL and the KL along what is kept, as every preference does, so the preferred edit is on the study's front too.
+    d / (1 + d) lies in [0, 1]; an edit that breaks the outputs gets 1, the worst value.
     """
     drift = point.kl + point.keep_kl
     left = point.target_left if math.isfinite(point.target_left) else 1.0
@@ -123,7 +123,8 @@ def objectives(point: Point) -> tuple[float, float]:
 
 
 def storage_of(given: str | None) -> BaseStorage:
-    """None: kept in memory; a database's URL, whose password is in the environment; else the path of a journal file."""
+    """Open a storage. None: in memory. A URL: a database, whose password may be in the environment variable that ``PASSWORD``
+    names. Anything else: the path of a journal file."""
     if given is None:
         return InMemoryStorage()
     if "://" not in given:
@@ -136,18 +137,19 @@ def storage_of(given: str | None) -> BaseStorage:
 
 
 def _check_journal(file: Path) -> None:
-    """Raises ValueError for a file that holds something else: the journal would be appended to it."""
+    """Raises ValueError if the file is not a journal, because the journal would be appended to it."""
     if file.exists():
         with file.open("rb") as opened:
             first = opened.readline()
         if first and b'"op_code"' not in first:
-            raise ValueError(f"{file} holds something else than a study")
+            raise ValueError(f"{file} exists and is not an Optuna journal file")
 
 
 class _Seeded(BaseSampler):
-    """TPE (Bergstra et al. 2011) whose draws depend on the seed and the trial's number, on whichever machine it is drawn.
+    """TPE (Bergstra et al. 2011) whose draws depend only on the seed and the trial number, not on the machine.
 
-    Two machines with one seed then never draw the same. Trials under way count as bad ones, so that a batch spreads out.
+    Trial numbers are unique, so machines with the same seed never draw the same edit. Running trials count as bad ones, so a batch spreads
+    out.
     """
 
     def __init__(self, seed: int) -> None:
@@ -176,17 +178,17 @@ def _distributions(space: Space) -> dict[str, BaseDistribution]:
 
 
 def _parameters(trial: FrozenTrial) -> dict[str, Any]:
-    """Of a trial, also of one that only waits to be tried."""
+    """The parameters of a trial, also of one that is still queued."""
     return trial.params or dict(trial.system_attrs.get("fixed_params", {}))
 
 
 def _worker() -> list[Any]:
-    """This machine, this process, and when it was started."""
+    """This machine, this process, and the process's start time."""
     return [f"{platform.node()} {uuid.getnode():x}", os.getpid(), psutil.Process().create_time()]
 
 
 def _abandoned(trial: FrozenTrial) -> bool:
-    """Whether nobody works on it any more: its process was on this machine and is gone, or it has been under way for too long."""
+    """Whether a running trial is abandoned: its process was on this machine and is gone, or it has been running for too long."""
     machine, number, started = trial.user_attrs.get("worker", [None, 0, 0.0])
     if machine == _worker()[0]:
         try:

@@ -1,4 +1,4 @@
-"""The commands of the command line: each loads what it needs, calls its function and shows what came of it."""
+"""The commands of the command line. Each loads what it needs, calls its function and shows the result."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ from abliterate.terminal.streams import write_json
 
 
 def register(app: typer.Typer) -> None:
-    """Give the app its commands, in the order of --help."""
+    """Add the commands to the app, in the order of --help."""
     command(
         app,
         "run",
         RunConfig,
         _run,
-        "The whole pipeline: find the direction, edit, test, report. The same command again resumes.",
+        "The whole pipeline: find the direction, edit, test, report. Run the same command again to resume.",
         out=OutFolder,
     )
     command(app, "audit", AuditConfig, _audit, "Ask one model and report what it withholds; nothing is edited.", out=OutFolder)
@@ -63,26 +63,26 @@ def register(app: typer.Typer) -> None:
         "compare",
         CompareConfig,
         _compare,
-        "Ask two models the same, before and after, and say what differs between their weights.",
+        "Compare the replies and the weights of two models. One is the model before a change, the other the model after it.",
         out=OutFolder,
     )
-    command(app, "collect", CollectConfig, _collect, "Activation statistics alone.", out=OutFile)
+    command(app, "collect", CollectConfig, _collect, "Collect activation statistics only.", out=OutFile)
     command(
         app,
         "directions",
         DirectionsConfig,
         _directions,
-        "How well each estimator's directions separate the sets; one of them as a file for edit.",
+        "Show how well directions separate the prompt sets. With --out: write one of them as a file for edit.",
         given=Collected,
         out=DirectionFile,
     )
-    command(app, "edit", EditCommandConfig, _edit, "Edit a checkpoint with a direction or plan from anywhere.", out=NewFolder)
+    command(app, "edit", EditCommandConfig, _edit, "Edit a checkpoint with a direction or plan file.", out=NewFolder)
     command(
         app,
         "verify",
         VerifyConfig,
         _verify,
-        "Derive the proof of an edited checkpoint again, from its bytes and, with --base, its base's.",
+        "Check the proof of an edited checkpoint. It is derived again from the bytes and, with --base, the base's bytes.",
         checkpoint=Checkpoint,
     )
     command(
@@ -90,7 +90,7 @@ def register(app: typer.Typer) -> None:
         "push",
         PushConfig,
         _push,
-        "Publish an edited checkpoint to the Hub, private unless --public; what is checked first must hold.",
+        "Publish an edited checkpoint to the Hub. It is private unless --public; proof, keep tests and licence are checked first.",
         checkpoint=Checkpoint,
         repo=Repository,
     )
@@ -99,7 +99,8 @@ def register(app: typer.Typer) -> None:
         "plan",
         PlanConfig,
         _plan,
-        "What a run with these flags would read, write, edit, hold in memory, compute and take; reads headers only.",
+        "Show what a run with these flags would do. What it would read, write, edit, hold in memory and compute, and how long "
+        "it would take; reads only file headers.",
         figures=Figures,
     )
     command(
@@ -107,7 +108,7 @@ def register(app: typer.Typer) -> None:
         "reproduce",
         ReproduceConfig,
         _reproduce,
-        "Run again what a run's record says, and compare: which figures are identical, within their intervals, or different.",
+        "Repeat a recorded run and compare its figures. Each is identical, within its interval, or different.",
         run=Recorded,
         out=OutFolder,
     )
@@ -116,14 +117,14 @@ def register(app: typer.Typer) -> None:
         "chat",
         ChatConfig,
         _chat,
-        "Talk with a model, and beside it with its edit: the same words to both, their replies side by side.",
+        "Chat with one model, or with two side by side. Both get the same messages, for example a model and its edit.",
     )
     command(
         app,
         "score",
         JudgeConfig,
         _score,
-        "Outcomes for stored transcripts: the same lines plus outcome, thought, substance, rule.",
+        "Judge stored transcripts. Writes the same lines plus outcome, thought, substance, rule.",
         file=Scorable,
         out=ScoredFile,
     )
@@ -132,7 +133,7 @@ def register(app: typer.Typer) -> None:
         "report",
         ReportConfig,
         _report,
-        "Render a run's report again from its stored transcripts, under another judge if one is named; needs no model. "
+        "Render a run's report again. It uses the stored transcripts and, if you name one, another judge; it needs no model. "
         "With --compare: several runs side by side in one page.",
         folder=SomeRun,
         compare=OtherRuns,
@@ -190,7 +191,7 @@ def _directions(config: DirectionsConfig, given: Path, out: Path | None) -> None
 
 
 def _by_the_first(config: ModelConfig, act: Callable[[], None]) -> None:
-    """Under torchrun the first process acts, and the others compute what it asks them for."""
+    """Under torchrun the first process runs ``act``; the other processes compute for it until it dismisses them."""
     from abliterate.compute.distributed import dismiss
     from abliterate.compute.launch import own_rank
     from abliterate.compute.session import serve_models
@@ -239,7 +240,7 @@ def _reproduce(config: ReproduceConfig, run: Path, out: Path) -> None:
         document = reproduce(config, run, out)
         show(document)
         if count := document["totals"]["different"]:
-            raise CheckError(f"{run}: not reproduced, {count} figures are different; all of them are in {out / FILE}")
+            raise CheckError(f"{run}: not reproduced, {count} figures are different; {out / FILE} lists all figures")
 
     first = first_model(config, run)
     if first is None:
@@ -264,7 +265,9 @@ def _report(config: ReportConfig, folder: Path | None, compare: list[Path] | Non
         echo(compare_runs([*([folder] if folder else []), *compare], out))
         return
     if folder is None or out is not None:
-        raise InputError("give the folder of a run" if folder is None else "--out goes with --compare; a run's report lies in its folder")
+        raise InputError(
+            "give the folder of a run" if folder is None else "--out goes with --compare; a single report is written into the run's folder"
+        )
     with loading():
         from abliterate.commands.report import render_again
         from abliterate.report.terminal import show

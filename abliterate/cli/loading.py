@@ -1,4 +1,4 @@
-"""How torch and transformers are imported, once a command runs."""
+"""Faster imports of torch and transformers, which a command makes only when it runs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Around the imports of torch and transformers: collecting garbage among their half a million objects, which all stay, takes as long
-    as a third of the imports, and again at the end of the process; so these objects are left out of it."""
+    """Exclude the objects that torch and transformers create on import from garbage collection.
+
+    There are half a million of them and all stay alive; searching them takes as long as a third of the imports, and again at exit.
+    """
     first = "torch" not in sys.modules
     if first:
         gc.disable()

@@ -1,4 +1,4 @@
-"""Parse, validate, call. torch and transformers are imported inside the commands, so that --help is quick."""
+"""Parse, validate, call. Only the commands import torch and transformers, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+import typer.main
 from typer.exceptions import Abort, TyperException
 
 from abliterate import __version__
 from abliterate.cli.commands import register
-from abliterate.cli.options import repeat_flags
+from abliterate.cli.options import flags_of_several, repeat_flags
 from abliterate.errors import CheckError, InputError
 from abliterate.terminal.harmless import echo
 
@@ -24,12 +25,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 INTERRUPTED = 130
-_SEVERAL = ("--target", "--baseline", "--keep", "--prompts", "--lm-eval", "--compare", "--estimators")
 
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
         typer.echo(__version__)
@@ -42,8 +42,9 @@ register(app)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0 done, 1 a check did not hold, 2 bad input, 130 interrupted."""
     try:
-        given = repeat_flags(sys.argv[1:] if arguments is None else arguments, _SEVERAL)
-        if app(given or ["--help"], standalone_mode=False) == INTERRUPTED:
+        program = typer.main.get_command(app)
+        given = repeat_flags(sys.argv[1:] if arguments is None else arguments, flags_of_several(program))
+        if program(given or ["--help"], standalone_mode=False) == INTERRUPTED:
             raise KeyboardInterrupt
         sys.stdout.flush()
         return 0
@@ -52,13 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, CheckError) as error:
         return _fail(str(error), 2 if isinstance(error, InputError) else 1)
     except (KeyboardInterrupt, Abort):
-        return _fail("interrupted; the same command goes on where it stopped", INTERRUPTED)
+        return _fail("interrupted; run the same command again to resume", INTERRUPTED)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _fail(
-                f"no space left on the disk ({error.filename or 'while writing'}); make room, the same command goes on",
-                2,
-            )
+            where = error.filename or "while writing"
+            return _fail(f"no space left on the disk ({where}); free some space and run the same command again to resume", 2)
         if error.errno in (
             errno.EACCES,
             errno.EROFS,

@@ -21,7 +21,7 @@ from abliterate.runs.record import open_model, resolved, run_record
 
 
 def audit(config: AuditConfig, out: Path, clock: datetime | None = None) -> dict[str, Any]:
-    """Ask one model every prompt and report the outcomes in the run folder ``out``. Returns the report. ``clock`` as for ``run``."""
+    """Ask one model every prompt and report the outcomes in the run folder ``out``. Returns the report. ``clock``: as for ``run``."""
     on_server = is_url(config.model)
     source, session = (None, None) if on_server else open_model(config, out, recorded_clock(out) or clock)
     wanted = Wanted() if source is None else wanted_of(source)

@@ -1,4 +1,4 @@
-"""Activation statistics alone."""
+"""Collect activation statistics alone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from abliterate.runs.record import open_model
 
 
 def collect(config: CollectConfig, out: Path) -> str:
-    """Write the activations file ``out`` of the target and baseline prompts, and with keep sets of these and of harmless prompts.
+    """Write the activations file ``out`` of the target and baseline prompts; with keep sets, also of these and of harmless prompts.
 
-    Train splits where the sets name splits; where all of them do, the val vectors too, by which directions are judged.
+    A set that names splits contributes its train split. If all sets do, the file also holds val vectors, by which directions are judged.
     """
     check_new(out)
     _, session = open_model(config, out.parent)

@@ -1,4 +1,4 @@
-"""Two existing models, before and after: what both reply, and what differs between their weights."""
+"""Compare two existing models, before and after an edit: their replies and their weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from abliterate.checkpoint.difference import Difference, differences, work_of_di
 from abliterate.checkpoint.verdict import summary
 from abliterate.compute.session import Session
 from abliterate.config import AuditConfig, CompareConfig, is_url
-from abliterate.config.commands import Which
+from abliterate.config.asking import Which
 from abliterate.errors import InputError
 from abliterate.files import check_destination, read_json, write_json
 from abliterate.measures.final_test import benchmarked, drift_base, drift_edited
@@ -41,7 +41,7 @@ _DRIFT_SET = "harmless"
 
 @dataclass(frozen=True)
 class ComparedModel:
-    """One of the two models; without a source only a server has it. ``config`` and ``session`` only where it is asked."""
+    """One of the two models. Without a ``source`` it is only on a server. ``config`` and ``session`` are set only if it is asked."""
 
     source: ModelSource | None
     folder: ModelFolder | None
@@ -50,9 +50,9 @@ class ComparedModel:
 
 
 def compare(config: CompareConfig, out: Path, clock: datetime | None = None) -> dict[str, Any]:
-    """Compare two models into the run folder ``out``; the same call again goes on where it stopped. Returns the report.
+    """Compare two models into the run folder ``out``; the same call again resumes. Returns the report.
 
-    ``clock`` as for ``run``: both models are shown the same time. Raises InputError for a model, a prompt set or a folder that won't do.
+    ``clock``: as for ``run``; both models see the same time. Raises InputError for a model, a prompt set or a folder that can't be used.
     """
     clock = recorded_clock(out) or clock or now()
     base, derived = _opened(config, "base", out, clock), _opened(config, "derived", out, clock)
@@ -99,7 +99,7 @@ def _opened(config: CompareConfig, which: Which, out: Path, clock: datetime) -> 
 
 
 def _record(base: ComparedModel, derived: ComparedModel, groups: Sequence[PromptSet], roles: dict[str, str]) -> dict[str, Any]:
-    """What run.json says: of the base as of any model's run, and the same of the derived model under its own key."""
+    """The record for run.json: the base as in any run, and the same for the derived model under its own key."""
     described = {g.name: {"role": roles[g.name], "sha256": g.sha256, "n": len(g)} for g in groups}
     settled = [
         resolved(one.session, one.config, None) if one.session and one.config else {"seeds": {"bootstrap": 0}} for one in (base, derived)
@@ -113,13 +113,13 @@ def _record(base: ComparedModel, derived: ComparedModel, groups: Sequence[Prompt
 
 
 def _weights(base: ComparedModel, derived: ComparedModel) -> dict[str, Any]:
-    """What differs between the weights, with the verdict; or why they aren't compared."""
+    """The differences between the weights with a verdict, or the reason why they are not compared."""
     why, found = _incomparable(base, derived), Difference()
     if why is None and base.folder is not None and derived.folder is not None:
         try:
             with stage("bytes of weights compared", work_of_difference(base.folder)) as advance:
                 found = differences(base.folder, derived.folder, advance)
-        except InputError as error:  # what both reply can be told all the same
+        except InputError as error:  # the replies can still be compared
             why = str(error)
     if why is not None:
         say(f"the weights are not compared: {why}")
@@ -128,7 +128,7 @@ def _weights(base: ComparedModel, derived: ComparedModel) -> dict[str, Any]:
 
 
 def _incomparable(base: ComparedModel, derived: ComparedModel) -> str | None:
-    """Why the weights of two models have nothing to do with each other, None where they may."""
+    """Why the weights of two models can't be compared; None if they can."""
     if base.folder is None or derived.folder is None:
         return "a server doesn't show its model's weights"
     kinds = [folder.config.model_type for folder in (base.folder, derived.folder)]
@@ -138,12 +138,12 @@ def _incomparable(base: ComparedModel, derived: ComparedModel) -> str | None:
     if sizes[0] != sizes[1]:
         return f"the models are of different sizes ({sizes[0]}; {sizes[1]})"
     if moved := _moved_token(base.folder, derived.folder):
-        return f"the models have different tokenizers (the token {moved!r} has another number)"
+        return f"the models have different tokenizers (the token {moved!r} has another id)"
     return None
 
 
 def _moved_token(base: ModelFolder, derived: ModelFolder) -> str | None:
-    """A token that has another number in the other tokenizer, None where there is none or a folder has no tokenizer."""
+    """A token that has another id in the other tokenizer; None if there is none, or if a folder has no tokenizer."""
     files = [folder.path / "tokenizer.json" for folder in (base, derived)]
     if all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes():
         return None
@@ -165,7 +165,7 @@ def _asked(
     limit: int | None,
     reference: Reference | None,
 ) -> tuple[dict[str, Judged], dict[str, Judged], dict[str, Any] | None]:
-    """What both models reply to the same prompts, and how far the derived one moved on harmless ones; one is in memory at a time."""
+    """Both models' replies to the same prompts, and the drift of the derived one on harmless ones; one is in memory at a time."""
     before = _replies(folder, base, groups, "base")
     group = _read_by_both(load_set(_DRIFT_SET).of("test", limit), base, derived)
     measured = None
@@ -182,7 +182,7 @@ def _asked(
 
 
 def _read_by_both(group: PromptSet, base: ComparedModel, derived: ComparedModel) -> PromptSet:
-    """The prompts, which nobody asked for, that are not longer than one of the models reads."""
+    """The prompts that both models can read. The user did not choose them, so longer ones are left out without an error."""
     for one in (base, derived):
         if one.session is not None:
             group = replace(group, prompts=tuple(one.session.context.readable(one.session.tokenizer(), group)))
@@ -196,7 +196,7 @@ def _replies(folder: RunFolder, of: ComparedModel, groups: Sequence[PromptSet], 
 
 
 def _predicts_alike(base: ComparedModel, derived: ComparedModel) -> bool:
-    """Whether both models are here and predict the same tokens, so that their predictions can be compared."""
+    """Whether both models are local and have the same tokens, so that their predictions can be compared."""
     if base.folder is None or derived.folder is None:
         return False
     sizes = {int(getattr(folder.config, "vocab_size", 0)) for folder in (base.folder, derived.folder)}

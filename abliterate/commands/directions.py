@@ -1,4 +1,4 @@
-"""How good the directions of collected activations are; one of them as a file."""
+"""Measure the directions of collected activations, and write one of them to a file."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from abliterate.files import check_new
 
 
 def directions(config: DirectionsConfig, given: Path, out: Path | None = None) -> dict[str, Any]:
-    """How good the directions of collected activations are, as directions.json says it; one of them as a direction file ``out``.
+    """The quality of the directions of collected activations, as in directions.json; writes one of them to the direction file ``out``.
 
-    ``given`` is an activations file or a run folder.
+    ``given``: an activations file or a run folder.
     """
     if out is not None:
         check_new(out)
     if (out is None) != (config.estimator is None):
-        raise InputError("--out DIR_FILE and --estimator NAME go together: the file, and whose direction is written into it")
+        raise InputError("--out DIR_FILE and --estimator NAME go together: the file, and the estimator of the direction written to it")
     activations = load_activations(given / "activations.safetensors" if given.is_dir() else given)
     found = measured(activations, config.estimators)
     if out is not None:

@@ -1,4 +1,4 @@
-"""Edit a checkpoint with a direction or plan from anywhere."""
+"""Edit a checkpoint with any direction file or plan file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from abliterate.terminal.progress import stage
 
 
 def edit(config: EditCommandConfig, out: Path) -> str:
-    """Edit a checkpoint with a direction or plan file into the new folder ``out``."""
+    """Edit a checkpoint with a direction file or a plan file into the new folder ``out``. Returns a line that says what was done."""
     source = resolve_model(config.model, config.revision)
     folder, index = open_checkpoint(source.path, config.trust_remote_code, config.layout_file)
     edit = _edit_of(config, folder)

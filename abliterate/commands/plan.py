@@ -1,4 +1,4 @@
-"""What a run would read, write, hold, compute and take."""
+"""Forecast what a run would read, write, hold and compute, and how long it would take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from abliterate.model.source import resolve_model
 
 
 def plan(config: PlanConfig, figures: Path | None = None) -> list[str]:
-    """The plan of a run, a figure or a few a line; with ``figures`` all of them in that file too, as JSON."""
+    """The forecast of a run as lines of text. ``figures``: also write all figures to this file, as JSON."""
     if figures is not None:
         check_new(figures, "--json")
     made = forecast_run(config, resolve_model(config.model, config.revision, weights=False).path)

@@ -23,10 +23,10 @@ from abliterate.terminal.progress import stage
 
 
 def push(config: PushConfig, folder: Path, repo: str) -> str:
-    """Publish the checkpoint in ``folder`` (or in a run's folder) as ``repo``. Returns what was done, in a line.
+    """Publish the checkpoint in ``folder`` (or in a run's folder) as ``repo``. Returns a line that says what was done.
 
-    Raises InputError for a licence that isn't known or asks for what isn't there, and for what the Hub says; CheckError where a check
-    didn't hold and no reason is given to publish even so. A dry run raises the first of all such reasons, and shows the others before.
+    Raises InputError if the licence is unknown or its terms are not met, and for errors of the Hub; CheckError if a check did not hold
+    and no reason is given to publish even so. A dry run collects all reasons, shows all but the first, and raises the first.
     """
     name = check_repo(repo)
     made = find_checkpoint(folder)
@@ -55,11 +55,11 @@ def push(config: PushConfig, folder: Path, repo: str) -> str:
 
 
 def _checked(made: Checkpoint, config: PushConfig, reasons: Reasons) -> tuple[list[str], str]:
-    """The checks that did not hold, which are reasons unless one is given to publish even so; and verify's verdict in a word or two."""
+    """The checks that did not hold (reasons not to publish, unless --even-so is given), and verify's verdict in a few words."""
     failed = not_kept(made)
     try:
         wrong = not_verified(made, config)
-        looked = "" if base_of(made, config) else " (the edited tensors alone; the base is not at hand, --base says where it is)"
+        looked = "" if base_of(made, config) else " (edited tensors only; the base was not found, give it with --base)"
         verified = "did not hold" if wrong else f"held{looked}"
     except InputError as error:
         reasons.add(error)
@@ -67,16 +67,16 @@ def _checked(made: Checkpoint, config: PushConfig, reasons: Reasons) -> tuple[li
     failed += wrong
     if failed and config.even_so is None:
         for words in failed if config.dry_run else ["; ".join(failed)]:
-            reasons.add(CheckError(f'{made.path}: {words}; --even-so "reason" publishes it, and the card says so'))
+            reasons.add(CheckError(f'{made.path}: {words}; to publish it even so, give --even-so "reason", which the card will show'))
     return failed, verified
 
 
 def _seen_by(repo: str, config: PushConfig) -> str:
-    """Who will see it. A dry run asks nobody whether the repository is there already."""
+    """Who will see it. A dry run does not ask the Hub whether the repository exists."""
     if config.dry_run:
-        return "public, unless it is there already and private" if config.public else "private"
+        return "public, unless it already exists and is private" if config.public else "private"
     public = will_be_public(repo, config.public)
-    return "public" if public else "stays private, as it is; --public makes only a new one public" if config.public else "private"
+    return "public" if public else "stays private; --public makes only a new repository public" if config.public else "private"
 
 
 def _size(nbytes: int) -> str:
@@ -84,18 +84,18 @@ def _size(nbytes: int) -> str:
 
 
 def _show(made: Checkpoint, new: Mapping[str, str], facts: Mapping[str, str], refused: list[str]) -> None:
-    """What will be sent, and what else stands against it, to stdout."""
+    """Print to stdout what will be sent, and the other reasons against it."""
     console = HarmlessConsole(highlight=False)
     sizes = {name: (made.path / name).stat().st_size for name in published_files(made.path)}
     sizes |= {name: len(text.encode("utf-8", "replace")) for name, text in new.items()}
     table = Table("file", "size", box=None, pad_edge=False)
     table.columns[1].justify = "right"
     for name in sorted({*sizes, SUMS}):
-        table.add_row(name, "written anew" if name == SUMS else _size(sizes[name]))
+        table.add_row(name, "rewritten" if name == SUMS else _size(sizes[name]))
     console.print(table)
     kept = "; ".join(f"{name}: {'shown' if holds else 'NOT shown'}" for name, holds in made.keep_tests)
     lines = [
-        f"sum: {_size(sum(sizes.values()))} in {len({*sizes, SUMS})} files",
+        f"total: {_size(sum(sizes.values()))} in {len({*sizes, SUMS})} files",
         f"base: {made.base}",
         f"keep test: {kept or 'not measured'}",
     ]

@@ -1,4 +1,4 @@
-"""A finished run's report made again from its folder alone, under the rules as they are now or under another judge."""
+"""Write a finished run's report again from its folder alone, by the current rules or by another judge."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from abliterate.model.chat.parts import split_thought
 from abliterate.outcomes.judges.judge import UNJUDGED, Judge, Rules
 from abliterate.outcomes.judges.judging import judged_by
 from abliterate.outcomes.judges.named import judge_of
-from abliterate.outcomes.verdict import NOT_JUDGED, Verdict
+from abliterate.outcomes.records import NOT_JUDGED
+from abliterate.outcomes.verdict import Verdict
 from abliterate.replies.transcripts import Transcript, read
 from abliterate.report.document import excerpt, not_measured, report_document
 from abliterate.report.write import write_report
 from abliterate.runs.folder import CONTROLS, RECOVERY, RunFolder, reopen_run
 
 AGREEMENT = "agreement.json"
-_OF_THE_RULES = ("corrected", "at_tokens")  # figures that only the rules have: their known errors, replies cut and judged again
+_OF_THE_RULES = ("corrected", "at_tokens")  # figures that only the rules have: corrected for known errors, by reply length
 _AUDITS_MARGIN = 0.05
 
 
 @dataclass(frozen=True)
 class Row:
-    """A reply of the ``base`` or ``edited`` model, what the rules say of it, and what the judge does."""
+    """A reply of the ``base`` or ``edited`` model, with the verdict of the rules and that of the judge."""
 
     which: str
     transcript: Transcript
@@ -48,8 +49,8 @@ class Row:
 def render_again(config: ReportConfig, path: Path) -> dict[str, Any]:
     """Write report.json and report.html of a run folder again, from its stored transcripts; no model is needed. Returns the report.
 
-    Under another judge than the rules, agreement.json says how far it agrees with them. A prompt with a reply that the judge gave no
-    outcome counts in no figure. Raises InputError where the folder holds no finished run.
+    If the judge is not the rules, agreement.json says how far it agrees with them. A prompt with a reply that the judge gave no outcome
+    counts in no figure. Raises InputError if the folder holds no finished run.
     """
     folder = reopen_run(path)
     record, before, after = folder.record(), _stored(folder, "base"), _stored(folder, "edited")
@@ -60,7 +61,7 @@ def render_again(config: ReportConfig, path: Path) -> dict[str, Any]:
     left_out = {_key(row.transcript) for row in rows if row.verdict is None}
     base, edited = (_by_set(rows, which, left_out, roles) for which in ("base", "edited"))
     if empty := [name for name in roles if not base.get(name)]:
-        raise InputError(f"{judge.name} gave no outcome for any prompt of {empty[0]!r}; the report stays as it was")
+        raise InputError(f"{judge.name} gave no outcome for any prompt of {empty[0]!r}; the report is unchanged")
     document = report_document(
         run=record,
         roles=roles,
@@ -84,16 +85,16 @@ def _stored(folder: RunFolder, which: str) -> list[Transcript]:
 
 
 def _check_whole(path: Path, roles: Mapping[str, str], before: Sequence[Transcript], after: Sequence[Transcript]) -> None:
-    """Raises InputError where the run has not come to its report, or transcripts are missing since."""
+    """Raises InputError if the run has nothing to report yet, or if transcripts are missing."""
     report, drift = _optional(path / "report.json"), _optional(path / "drift.json")
     if report is None and drift is None:
-        raise InputError(f"{path}: its run is not finished, there is nothing to report yet; the same run command goes on")
+        raise InputError(f"{path}: the run is not finished, so there is nothing to report yet; repeat the run command to resume it")
     stored = Counter(t.set for t in before)
     counted = {name: entry["n"] for name, entry in report["sets"].items()} if report else {}
     fewer = any(stored[name] < counted.get(name, 1) for name in roles)
     unpaired = {_key(t) for t in after} != {_key(t) for t in before} if after else drift is not None
     if fewer or unpaired:
-        raise InputError(f"{path}: transcripts are missing; the same run command makes them again")
+        raise InputError(f"{path}: transcripts are missing; repeat the run command to generate them again")
 
 
 def _judged(judge: Judge, before: Sequence[Transcript], after: Sequence[Transcript]) -> list[Row]:
@@ -111,7 +112,7 @@ def _key(transcript: Transcript) -> tuple[str, str]:
 def _by_set(
     rows: Sequence[Row], which: str, left_out: set[tuple[str, str]], sets: Iterable[str]
 ) -> dict[str, list[tuple[Transcript, Verdict]]]:
-    """Verdicts of one model by set, ordered by the numbers in the prompts' ids; the files hold replies as they came, in any order."""
+    """Verdicts of one model by set, ordered by the numbers in the prompts' ids; the files hold replies in any order."""
     found: dict[str, list[tuple[Transcript, Verdict]]] = {name: [] for name in sets}
     for row in sorted((row for row in rows if row.which == which), key=lambda row: _number(row.transcript.id)):
         if row.verdict is not None and _key(row.transcript) not in left_out:
@@ -120,7 +121,7 @@ def _by_set(
 
 
 def _number(name: str) -> list[tuple[int, str]]:
-    """A key in whose order prompt 9 comes before prompt 10."""
+    """A sort key that puts prompt 9 before prompt 10."""
     return [(int(part), "") if part.isascii() and part.isdigit() else (0, part) for part in re.split("([0-9]+)", name)]
 
 
@@ -129,7 +130,7 @@ def _optional(file: Path) -> dict[str, Any] | None:
 
 
 def _edit(path: Path) -> dict[str, Any] | None:
-    """What was edited: from the checkpoint's proof, or from the report before where the checkpoint lies elsewhere by now."""
+    """What was edited, from the checkpoint's proof, or from the previous report if the checkpoint is no longer there."""
     proof = _optional(path / "checkpoint" / PROOF)
     if proof is not None:
         return edit_summary(proof)
@@ -138,13 +139,13 @@ def _edit(path: Path) -> dict[str, Any] | None:
 
 
 def _measured_besides(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
-    """What the report before says that hangs on no judge and is in no other file (how the weights of two checkpoints differ)."""
+    """Parts of the previous report that depend on no judge and are in no other file (the differences between two checkpoints)."""
     before = _optional(path / "report.json") or {}
     return {key: value for key, value in before.items() if key not in document and key not in ("judge", "cost")}
 
 
 def _separation(path: Path) -> dict[str, list[float]] | None:
-    """The separation on val by activation index, an estimator a line; None where an older version wrote the directions."""
+    """The separation on val by activation index, for each estimator; None if there is no directions file or it has an old format."""
     file = path / "directions.safetensors"
     try:
         return {name: values[0].tolist() for name, values in load_directions(file).auc.items()} if file.is_file() else None
@@ -153,7 +154,7 @@ def _separation(path: Path) -> dict[str, list[float]] | None:
 
 
 def _under(judge: Judge, document: Mapping[str, Any], rows: Sequence[Row], path: Path) -> dict[str, Any]:
-    """The report as another judge's: what only the rules can say is null, and beside it stands how far the two agree."""
+    """The report by another judge: figures that only the rules have are null, and the agreement of the two is added."""
     summary = agreement(judge.name, rows)
     write_json({**summary, "rows": [_dissent(row) for row in rows if row.differs or row.verdict is None]}, path / AGREEMENT)
     whole = {**_without(document, _OF_THE_RULES), "judge": summary}
@@ -161,7 +162,7 @@ def _under(judge: Judge, document: Mapping[str, Any], rows: Sequence[Row], path:
 
 
 def agreement(name: str, rows: Sequence[Row]) -> dict[str, Any]:
-    """How far a judge agrees with the rules: Cohen's kappa over the rows that both judged, together and by set."""
+    """How far a judge agrees with the rules: Cohen's kappa over the rows that both judged, overall and by set."""
     sets = dict.fromkeys(row.transcript.set for row in rows)
     return {"name": name, **_agreed(rows), "by_set": {of: _agreed([row for row in rows if row.transcript.set == of]) for of in sets}}
 
@@ -195,7 +196,7 @@ def _dissent(row: Row) -> dict[str, Any]:
 
 
 def _without(value: Any, names: Sequence[str]) -> Any:
-    """A document in which the figures of these names are null."""
+    """The document with the figures of these names set to null."""
     if isinstance(value, Mapping):
         return {key: None if key in names else _without(inner, names) for key, inner in value.items()}
     return [_without(inner, names) for inner in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Run again what a record says, and put the figures of both times beside each other."""
+"""Repeat a recorded run, and compare the figures of both."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from abliterate.terminal.progress import say
 
 SCHEMA = "abliterate/reproduction/1"
 FILE = "reproduction.json"
-NOT_COMPARED = ("run", "cost", "not_measured", "directions")  # of a report: no figures of the models, or in others already
+NOT_COMPARED = ("run", "cost", "not_measured", "directions")  # parts of a report without figures of their own
 
 
 def reproduce(config: ReproduceConfig, path: Path, out: Path) -> dict[str, Any]:
-    """Run again what ``path`` (a run's folder, run.json or report.json) records, into the run folder ``out``.
+    """Repeat the run that ``path`` (a run's folder, run.json or report.json) records, into the run folder ``out``.
 
-    Returns what ``reproduction.json`` there says of each figure; the same call again goes on where it stopped. Raises
-    InputError where the record, the models or the prompts won't do: prompts must be the same by their hashes.
+    Returns the content of its ``reproduction.json``; the same call again resumes. Raises InputError if the record, the models or the
+    prompts can't be used: prompts must have the recorded hashes.
     """
     recorded = read_record(path)
     if out.resolve() == recorded.path.parent.resolve():
-        raise InputError(f"{out}: is the run itself; give another --out")
+        raise InputError(f"{out}: is the recorded run itself; give another --out")
     settings = settings_of(recorded, config)
     for words in not_taken(recorded, config).values():
         say(f"{recorded.path}: {words}")
@@ -45,7 +45,7 @@ def reproduce(config: ReproduceConfig, path: Path, out: Path) -> dict[str, Any]:
 
 
 def first_model(config: ReproduceConfig, path: Path) -> ModelConfig | None:
-    """The settings of the model that a run begins with; None where no model is asked."""
+    """The settings of the model that the run begins with; None if no model is asked."""
     settings = settings_of(read_record(path), config)
     if isinstance(settings, CompareConfig):
         return None if settings.weights_only else settings.side("base")
@@ -59,15 +59,15 @@ def _run_again(settings: Settings, out: Path, clock: datetime | None) -> dict[st
 
 
 def check_prompts(recorded: Recorded, settings: Settings) -> None:
-    """Raises InputError where a set's prompts are not those of the first time, by the hash of all their fields."""
+    """Raises InputError if a set's prompts are not the recorded ones, by the hash of all their fields."""
     now = {group.name: group.sha256 for group in _sets(settings)}
     for name, entry in recorded.run["prompts"].items():
         if name not in now:
-            raise InputError(f"the set {name!r} of {recorded.path} is not there any more")
+            raise InputError(f"the set {name!r} of {recorded.path} does not exist any more")
         if now[name] != entry["sha256"]:
             raise InputError(
-                f"{name}: not the prompts of {recorded.path} (hash {entry['sha256'][:12]}, now {now[name][:12]}); "
-                "put the files there as they were"
+                f"{name}: its prompts are not those of {recorded.path} (hash {entry['sha256'][:12]}, now {now[name][:12]}); "
+                "restore the files as they were"
             )
 
 

@@ -1,6 +1,6 @@
-"""The caller of stages: prompts > activations > directions > selection > edit > evaluation > report.
+"""The whole pipeline: prompts > activations > directions > selection > edit > evaluation > report.
 
-Each stage's result is a file in the run folder, so a run that is killed goes on from the last finished stage.
+Each stage's result is a file in the run folder, so a killed run resumes after the last finished stage.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from abliterate.runs.record import open_model, resolved, run_record
 from abliterate.runs.resume import ResumeStore
 from abliterate.terminal.progress import say, stage
 
-SPLITS: tuple[Split, ...] = ("train", "val")  # what is known before the final test
+SPLITS: tuple[Split, ...] = ("train", "val")  # the splits that are used before the final test
 
 
 def run(config: RunConfig, out: Path, clock: datetime | None = None) -> dict[str, Any]:
-    """The whole pipeline into the folder ``out``; the same call again goes on where it stopped. Returns the report.
+    """Run the whole pipeline into the folder ``out``; the same call again resumes. Returns the report.
 
-    ``clock``: the time that prompts show whose chat template shows it, unless ``out`` has its own already; None: now.
-    Raises InputError for input that won't do, before hours of work where it can be known; CheckError where a proof fails.
+    ``clock``: the time for chat templates that show one, unless ``out`` has recorded one already; None: now.
+    Raises InputError for input that can't be used, before hours of work if possible; CheckError if a proof fails.
     """
     source, base = open_model(config, out, recorded_clock(out) or clock)
     sets = RoleSets(config.target, config.baseline, config.keep, config.harmless, config.limit)
@@ -67,7 +67,7 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> dict[str
         foresee(config)
         if config.lm_eval:
             check_installed()
-    how = settled_method(config, base.whole) if not (out / "selection.json").exists() else "off"  # what was chosen is not tuned again
+    how = settled_method(config, base.whole) if not (out / "selection.json").exists() else "off"  # a chosen edit is not tuned again
     tested, known = sets.test_sets(), sets.without_test()
     _check_lengths(base, config, tested, known)
     reference = open_reference(config.reference, config, [base], tested)
@@ -88,6 +88,7 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> dict[str
     measured = drift_base(folder, base, harmless, before[harmless.name])
     controls = random_control(folder, base, edit, sets, before)
     recovery_base(folder, reference, base, tested)
+    base.release()  # one model is in memory at a time
     edited = Session(config, out / "checkpoint", clock=base.clock)
     engines = folder.record()["resolved"].get("engines", {})
     ask_edited = partial(edited_engine, config, edited, source, engines.get("base", {}))
@@ -111,15 +112,15 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> dict[str
 
 
 def _check_lengths(base: Session, config: RunConfig, tested: Sequence[PromptSet], known: RoleSets) -> None:
-    """Raise InputError where a prompt is more than the model reads, with the reply of the final test, or with what is tried behind the
-    prompts before it."""
+    """Raise InputError if a prompt is too long for the model: a test prompt with its reply, or a train or val prompt with the tokens that
+    the choice appends."""
     base.check_prompts({group.name: group for group in tested}, reply_length(config, base))
     chosen_on: dict[str, list[Prompt]] = {role: [*known.prompts(role, "train"), *known.prompts(role, "val")] for role in known.played}
     base.check_prompts(chosen_on, most_tokens_after_prompts(base.tokenizer()))
 
 
 def _activations(base: Session, sets: RoleSets, config: RunConfig, store: ResumeStore) -> Activations:
-    """Activations; the short replies that the choice rests on come of the same pass, where the model can tell both."""
+    """Collect activations. If the model supports it, the short replies that the choice needs come from the same pass."""
     prompts = {split: {role: sets.prompts(role, split) for role in sets.played} for split in SPLITS}
     asked = [ids for each in prompts.values() for role in each for ids in encode(base.model.tokenizer, [p.text for p in each[role]])]
     probe = probe_of(base.model, asked, short(base.model.tokenizer), CONTINUED)
@@ -131,7 +132,7 @@ def _activations(base: Session, sets: RoleSets, config: RunConfig, store: Resume
 
 
 def _directions(activations: Activations, config: RunConfig) -> Directions:
-    """Every direction that is asked for. Raises CheckError where too little is left of them beside the keep sets' own."""
+    """Estimate the directions. Raises CheckError if removing the keep sets' own directions leaves too little of them."""
     directions = estimate(activations, config.estimators, config.min_share)
     for line in sentences_on_scope(directions):
         say(line)
@@ -149,7 +150,7 @@ def _selection(
     how: TuningMethod,
     store: ResumeStore,
 ) -> tuple[Edit, dict[str, Any]]:
-    """The chosen edit and how it was chosen; from train and val prompts only. What is done of it is kept until all of it is."""
+    """The chosen edit and how it was chosen, from train and val prompts only. Intermediate results are kept until it is complete."""
     file = folder.path / "selection.json"
     if not file.exists():
         with folder.timed("selection"):
@@ -161,7 +162,7 @@ def _selection(
 
 
 def _edit(folder: RunFolder, base: Session, edit: Edit, source: ModelSource) -> dict[str, Any]:
-    """The edited checkpoint's proof; the checkpoint is made where it isn't there yet, without the model in memory."""
+    """The edited checkpoint's proof. Writes the checkpoint if it does not exist yet, without the model in memory."""
     out = folder.path / "checkpoint"
     if not (out / PROOF).is_file():
         base.release()

@@ -1,4 +1,4 @@
-"""Outcomes for stored transcripts."""
+"""Judge stored transcripts."""
 
 from __future__ import annotations
 

@@ -9,5 +9,5 @@ from abliterate.config import VerifyConfig
 
 
 def verify(config: VerifyConfig, checkpoint: Path) -> str:
-    """Derive the proof of an edited checkpoint, or of the one in a run's folder, again. Raises CheckError with the first difference."""
+    """Derive the proof of an edited checkpoint (or of the one in a run's folder) again. Raises CheckError with the first difference."""
     return checked(config, checkpoint)

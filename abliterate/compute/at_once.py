@@ -1,4 +1,4 @@
-"""How much a model in memory computes at once, and less where memory runs out."""
+"""How much a model in memory computes at once, and how that is reduced when memory runs out."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from abliterate.compute.forward import Batch, packed
 from abliterate.compute.passes import Ids
 
 T = TypeVar("T")
-# Where nobody says how much: measured on a CPU (docs/benchmarks.md), where more only leaves the caches; a GPU wants more.
+# Defaults, measured on a CPU (docs/benchmarks.md), where more only overflows the caches; a GPU needs more.
 TOKENS = {"cpu": 512, "mps": 4096, "cuda": 16384}
 ROWS = {"cpu": 128, "mps": 128, "cuda": 256}
-ROW_TOKENS = 256  # of a prompt with its reply, as far as memory is foreseen
-SHARE = 0.25  # of the device's memory, for the keys and values of replies
-LOGIT_NUMBERS = 16_000_000  # of one batch
+ROW_TOKENS = 256  # of a prompt with its reply, for the memory estimate
+SHARE = 0.25  # of the device's memory, for the KV cache of replies
+LOGIT_NUMBERS = 16_000_000  # logits in one batch
 _NO_LIMIT = 1 << 30
-# What the allocators of other devices than CUDA say, in a plain RuntimeError.
+# Messages of allocators other than CUDA's, which raise a plain RuntimeError.
 _SAID = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass
 class AtOnce:
-    """So many ``rows`` of replies are written together; ``prompts`` prompts, of ``tokens`` tokens, go through the model together."""
+    """``rows`` replies are written together; ``prompts`` prompts with ``tokens`` tokens in all go through the model together."""
 
     rows: int
     prompts: int
@@ -39,14 +39,14 @@ class AtOnce:
 
 
 def at_once(batch_size: int | None, config: PretrainedConfig, device: torch.device, itemsize: int, memory: int | None) -> AtOnce:
-    """As told, else what is fast on such a device as far as ``memory`` bytes (default: a share of all it has) hold keys and values.
+    """``batch_size`` if given, else what is fast on the device and keeps the KV cache within ``memory`` bytes (default: a share of all).
 
-    It depends on the model and the machine alone, so that a run that is gone on with computes the same together.
+    The result depends only on the model and the machine, so that a resumed run computes the same batches.
     """
     if batch_size is not None:
         return AtOnce(batch_size, batch_size, _NO_LIMIT)
     rows = ROWS.get(device.type, ROWS["cpu"])
-    # Blocks that keep more of a token than this are rare, and those that keep less are many.
+    # Blocks that cache more per token than this are rare; many cache less.
     row = 2 * int(config.num_hidden_layers) * int(config.hidden_size) * itemsize * ROW_TOKENS
     while rows > 1 and rows * row > (SHARE * _total(device) if memory is None else memory):
         rows //= 2
@@ -63,9 +63,9 @@ def each_batch(
     sequences: Ids, pad: int, amount: AtOnce, device: torch.device, compute: Callable[[Batch], T], shared: int = 0, padded: bool = True,
     rows: int = _NO_LIMIT,
 ) -> Iterator[tuple[Batch, T]]:  # fmt: skip
-    """What ``compute`` makes of all sequences, batch by batch; ``amount`` and ``packed`` say which are together.
+    """Yield what ``compute`` returns for all sequences, batch by batch; ``amount`` and ``packed`` decide the batches.
 
-    Where memory runs out, batches are half as large from there on, and ``amount`` says so to later calls.
+    If memory runs out, batches are half as large from there on, and ``amount`` is reduced for later calls.
     """
     left = list(range(len(sequences)))
     while left:
@@ -87,12 +87,12 @@ def each_batch(
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error is the lack of memory, so that less at once may do."""
+    """Whether an error means that memory ran out, so that a smaller batch may work."""
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error).lower() for words in _SAID)
 
 
 def let_go_of_memory() -> None:
-    """Hand back what nothing refers to any more."""
+    """Free memory that nothing refers to any more."""
     gc.collect()
     trim()
     if torch.cuda.is_available():
@@ -100,14 +100,14 @@ def let_go_of_memory() -> None:
 
 
 def trim() -> None:
-    """Hand free memory between tensors back to the system, which the C library would keep."""
+    """Return free memory between tensors to the system; the C library would keep it."""
     if (give_back := _malloc_trim()) is not None:
         give_back(0)
 
 
 @cache
 def _malloc_trim() -> Callable[[int], int] | None:
-    """glibc's own; None where the C library is another one."""
+    """glibc's ``malloc_trim``; None with another C library."""
     if not sys.platform.startswith("linux"):
         return None
     found: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -1,4 +1,4 @@
-"""What a model can read: how many tokens it was made for, and which numbers they may have; told before it would fail on them."""
+"""What a model can read: how many tokens, and which token ids; checked before the model would fail on them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from abliterate.model.chat.thinking import decode
 from abliterate.model.folder import ModelFolder
 from abliterate.prompts import Prompt
 
-# What configs call the most tokens that a model reads; the first that is there counts.
+# Config keys for the largest number of tokens that a model reads; the first one present counts.
 _KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length", "model_max_length")
-_WORDS = 40  # characters of a prompt that are shown
+_WORDS = 40  # characters of a prompt in a message
 
 
 @dataclass(frozen=True)
 class Context:
-    """``limit``: the most tokens of a sequence, by the config's ``key``; None where it knows of none. ``learned``: there is a vector for
-    each position and none behind them, so that more can't be computed; else the model was only trained on no more. ``rows`` of the
-    embedding: token numbers are below."""
+    """``limit``: the most tokens in a sequence, from the config's ``key``; None: not given. ``learned``: positions have embeddings, so
+    more tokens can't be computed; otherwise they can, but the model was not trained on them. ``rows``: rows of the embedding; token ids
+    are below that."""
 
     limit: int | None
     key: str | None
@@ -33,7 +33,7 @@ class Context:
 
     @classmethod
     def of(cls, folder: ModelFolder) -> Context:
-        """What a model's config says."""
+        """The context that a model's config describes."""
         text, learned = folder.config, folder.layout.positions is not None
         key = next((key for key in _KEYS if _is_length(getattr(text, key, None))), None)
         limit = None if key is None else int(getattr(text, key))
@@ -43,11 +43,11 @@ class Context:
         return cls(limit, named, learned, int(text.vocab_size))
 
     def room(self, used: int, wanted: int) -> int:
-        """How many of the ``wanted`` tokens there is room for behind so many."""
+        """How many of the ``wanted`` tokens fit after ``used`` tokens."""
         return wanted if self.limit is None else min(wanted, max(0, self.limit - used))
 
     def check(self, sequences: Ids, further: int, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Raise InputError for a sequence that the model would fail on: by its length with so many ``further`` tokens, or by a token."""
+        """Raise InputError for a sequence that the model would fail on: too long with ``further`` more tokens, or with an unknown token."""
         for ids in sequences:
             if self.learned and self.limit is not None and len(ids) + further > self.limit:
                 raise InputError(f"{tokenizer.name_or_path}: {_shown(decode(tokenizer, ids))}: {self._too_long(len(ids), further)}")
@@ -55,8 +55,8 @@ class Context:
                 raise InputError(f"{tokenizer.name_or_path}: {_shown(decode(tokenizer, ids))}: {self._unknown(token, tokenizer)}")
 
     def check_prompts(self, tokenizer: PreTrainedTokenizerBase, groups: Mapping[str, Iterable[Prompt]], further: int) -> None:
-        """Raise InputError where a prompt, with a reply of so many ``further`` tokens, is more than the model reads, naming the longest;
-        or where a prompt holds a token that it has no embedding of."""
+        """Raise InputError if a prompt with a reply of ``further`` tokens is longer than the model reads (it names the longest), or if a
+        prompt holds a token without an embedding."""
         asked = [(name, prompt) for name, group in groups.items() for prompt in group]
         encoded = encode(tokenizer, [prompt.text for _, prompt in asked])
         longest = max(range(len(asked)), key=lambda i: len(encoded[i]), default=None)
@@ -74,7 +74,7 @@ class Context:
             )
 
     def readable(self, tokenizer: PreTrainedTokenizerBase, prompts: Iterable[Prompt]) -> list[Prompt]:
-        """The prompts that aren't longer than the model reads."""
+        """The prompts that leave room for at least one more token."""
         asked = list(prompts)
         lengths = [len(ids) for ids in encode(tokenizer, [prompt.text for prompt in asked])]
         return [prompt for prompt, length in zip(asked, lengths, strict=True) if self.room(length, 1)]
@@ -85,11 +85,11 @@ class Context:
         if left < 1 or not further:
             return f"it has {length} tokens, and {reads}; leave it out, or shorten it"
         whole = f"it has {length} tokens, {length + further} with a reply of {further}"
-        return f"{whole}, and {reads}; a reply may have {left} (--max-new-tokens), or leave the prompt out"
+        return f"{whole}, and {reads}; allow at most {left} reply tokens (--max-new-tokens), or leave the prompt out"
 
     def _unknown(self, token: int, tokenizer: PreTrainedTokenizerBase) -> str:
         name = tokenizer.convert_ids_to_tokens(token)
-        return f"its token {name!r} has the number {token}, the embedding only {self.rows} rows; the tokenizer isn't this model's own"
+        return f"its token {name!r} has id {token}, but the embedding has {self.rows} rows; the tokenizer doesn't belong to this model"
 
 
 def _is_length(value: Any) -> bool:
@@ -97,7 +97,7 @@ def _is_length(value: Any) -> bool:
 
 
 def _stretched(config: PretrainedConfig, limit: int) -> int:
-    """The limit with what rotary positions are stretched by (linear, dynamic, YaRN), where the limit is without it."""
+    """The limit times the factor that stretches rotary positions (linear, dynamic, YaRN), if the limit doesn't include it."""
     settings = getattr(config, "rope_parameters", None) or {}
     each = [settings, *(value for value in settings.values() if isinstance(value, Mapping))]  # one for each kind of block
     stretched = [

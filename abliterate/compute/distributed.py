@@ -1,8 +1,8 @@
-"""Several processes, on one machine or many, that share the work on a model (torchrun).
+"""Share the work on a model among several processes, on one machine or many (torchrun).
 
-The first process runs the program; the others wait to be told what to compute with their own copy of the model. Each takes a
-share of the prompts, or of the candidates; small results go back. Nothing but the model itself must be on every machine, and,
-to be asked after the edit, the run folder.
+The first process runs the program; the others wait for it to tell them what to compute with their own copy of the model. Each takes a
+share of the prompts or of the candidates, and small results are sent back. Every machine needs only the model and, to query the edited
+model, the run folder.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from abliterate.errors import CheckError, InputError
 from abliterate.model.folder import ModelFolder
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=7)  # the others wait while the first one edits, or asks a server
+PATIENCE = timedelta(days=7)  # the others wait while the first one edits or queries a server
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among ``size`` others."""
+    """This process, number ``rank`` of ``size``."""
 
     rank: int
     size: int
 
     def tell(self, message: Any) -> Any:
-        """What the first process says, heard by all."""
+        """Broadcast the first process's message to all processes."""
         box = [message]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def gather(self, found: Any) -> list[Any]:
-        """What every process found, in their order; only the first one hears it."""
+        """What every process found, in rank order; only the first one receives it."""
         boxes: list[Any] | None = [None] * self.size if self.rank == 0 else None
         dist.gather_object(found, boxes, dst=0)
         return boxes or []
@@ -51,7 +51,7 @@ class Ranks:
 
 @cache
 def joined() -> Ranks | None:
-    """Meet the other processes, once; None where there are none. Objects travel over gloo: they live on the CPU."""
+    """Join the other processes, once; None if there are none. Objects are sent over gloo, because they are on the CPU."""
     if not started_as_several():
         return None
     dist.init_process_group("gloo", timeout=PATIENCE)
@@ -59,7 +59,7 @@ def joined() -> Ranks | None:
 
 
 def dismiss() -> None:
-    """Let the other processes end; only the first one says it, when it has nothing more to ask."""
+    """End the other processes; only the first one does this, when it needs nothing more from them."""
     ranks = joined()
     if ranks is not None and ranks.rank == 0:
         ranks.tell(None)
@@ -67,7 +67,7 @@ def dismiss() -> None:
 
 
 def serve(model_of: Callable[[Path], Model]) -> None:
-    """What the other processes do: compute what the first one asks for, until it has nothing more to ask."""
+    """Run in the other processes: compute what the first one asks for, until it dismisses them."""
     ranks = joined()
     if ranks is None:
         return
@@ -83,7 +83,7 @@ def serve(model_of: Callable[[Path], Model]) -> None:
 
 @dataclass(frozen=True)
 class DistributedModel:
-    """A model of which every process has a copy; asked by the first one."""
+    """A model with a copy in every process; used by the first one."""
 
     own: Model
     ranks: Ranks
@@ -109,15 +109,15 @@ class DistributedModel:
         return self.own.longest
 
     def on_all(self, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]], advance: Advance = no_progress) -> list[T]:
-        """What ``function(model, *arguments[rank])`` gives in every process, in their order.
+        """Run ``function(model, *arguments[rank])`` in every process; returns the results in rank order.
 
-        Raises what it raised anywhere. ``advance`` hears of this process's part as if it were all.
+        Raises what it raised in any process. ``advance`` is called with this process's progress times the number of processes.
         """
         self.ranks.tell((self.folder.path, function, arguments))
         own: Any = None
         try:
             own = function(self.own, *arguments[0], lambda done: advance(done * self.size))
-        except Exception as error:  # the others must be heard first
+        except Exception as error:  # raised after the results of the others have arrived
             own = error
         found = self.ranks.gather(own)
         for each in found:
@@ -148,7 +148,7 @@ class DistributedModel:
                 yield number, [rank + i * self.size for i in indices], replies
 
     def _shares(self, passes: Sequence[Pass]) -> list[list[Pass]]:
-        """Each process's sequences of every pass: every so-many-th one."""
+        """Each process's sequences of every pass: every ``size``-th one."""
         return [[replace(asked, sequences=asked.sequences[rank :: self.size]) for asked in passes] for rank in range(self.size)]
 
 

@@ -1,7 +1,7 @@
-"""Numbers that are none: NaN and infinity in what a model computes are refused, in one line that says where they begin.
+"""Refuse NaN and infinity in what a model computes, with one line that says where they begin.
 
-Looking is cheap: the largest logit of a row is NaN where any of them is, and infinite where one is or all are minus infinity. Only where
-that is so does the one sequence go through the model again, block by block.
+The check is cheap: the largest logit of a row is NaN if any of its logits is, and infinite if one is or all are minus infinity. Only in
+that case does the one sequence go through the model again, block by block.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from abliterate.model.tensor_names import text_name
 
 @runtime_checkable
 class Streaming(Protocol):
-    """A model in this process: its streams are told as ``Model.watch`` tells them, whatever numbers they hold."""
+    """A model in this process that reports its streams as ``Model.watch`` does, but without checking that they are finite."""
 
     @property
     def folder(self) -> ModelFolder: ...
@@ -37,7 +37,7 @@ class Streaming(Protocol):
 
 
 class NotFiniteError(Exception):
-    """Something that isn't finite was computed of a sequence, ``ids``."""
+    """The model computed NaN or infinity for the sequence ``ids``."""
 
     def __init__(self, ids: Sequence[int], intervention: Intervention | None = None) -> None:
         super().__init__("not finite")
@@ -46,7 +46,7 @@ class NotFiniteError(Exception):
 
 @contextmanager
 def traced(model: Streaming, intervention: Intervention = NO_INTERVENTION) -> Iterator[None]:
-    """Around what computes under an intervention: where something isn't finite, an InputError says where that begins, and what to do."""
+    """Context for computing under an intervention: turns NotFiniteError into an InputError that says where it begins and what to do."""
     try:
         yield
     except NotFiniteError as error:
@@ -55,7 +55,7 @@ def traced(model: Streaming, intervention: Intervention = NO_INTERVENTION) -> It
 
 
 def watched(passes: Sequence[Pass], seen: Seen) -> Seen:
-    """``seen``, told of finite streams alone. Raises NotFiniteError of the others."""
+    """``seen``, called for finite streams only. Raises NotFiniteError for the others."""
 
     def checked(number: int, indices: Sequence[int], index: int, stream: Float[Tensor, "row position d_model"]) -> None:
         if not torch.isfinite(stream).all():
@@ -67,9 +67,9 @@ def watched(passes: Sequence[Pass], seen: Seen) -> Seen:
 
 
 def check_logits(asked: Pass, indices: Sequence[int], logits: Float[Tensor, "row kept vocab"]) -> None:
-    """Raise NotFiniteError where a row of logits of the unedited model isn't finite at a position of its own sequence.
+    """Raise NotFiniteError if a row of logits of the unedited model isn't finite at a position of its own sequence.
 
-    Under a change they are left to whoever tries it: a candidate that breaks the model is only a bad one.
+    With an intervention, the caller decides: a candidate that breaks the model is only a bad candidate.
     """
     if asked.intervention.alters:
         return
@@ -83,7 +83,7 @@ def check_logits(asked: Pass, indices: Sequence[int], logits: Float[Tensor, "row
 
 
 class FiniteScores(LogitsProcessor):
-    """Has transformers' ``generate`` stop where a row of its logits isn't finite. Raises NotFiniteError; what was padded is left out."""
+    """Stop transformers' ``generate`` if a row of its logits isn't finite. Raises NotFiniteError with the row's ids without padding."""
 
     def __init__(self, mask: Tensor) -> None:
         self._own = mask.sum(-1).tolist()
@@ -103,7 +103,7 @@ class _FoundError(Exception):
 
 
 def _beginning(model: Streaming, ids: Sequence[int], intervention: Intervention) -> int | None:
-    """The first activation index at which the streams of a sequence aren't finite; None where they all are."""
+    """The first activation index at which the streams of a sequence aren't finite; None if they all are."""
 
     def seen(number: int, indices: Sequence[int], index: int, stream: Float[Tensor, "row position d_model"]) -> None:
         if not torch.isfinite(stream).all():
@@ -117,7 +117,7 @@ def _beginning(model: Streaming, ids: Sequence[int], intervention: Intervention)
 
 
 def _line(model: Streaming, index: int | None, intervention: Intervention) -> str:
-    """What is wrong, where, and what to do: the weights there are looked at, and only where they are finite may a wider type help."""
+    """What is wrong, where, and what to do. The weights of that part are checked too: only if they are finite can a wider dtype help."""
     folder, dtype = model.folder, model.module.dtype
     where = (
         "the unembedding" if index is None else "the embedding's output" if index == 0 else f"the residual stream after block {index - 1}"
@@ -128,11 +128,11 @@ def _line(model: Streaming, index: int | None, intervention: Intervention) -> st
         return f"{said}, and so do its weights ({damaged}): the checkpoint is damaged; download it again"
     if dtype.itemsize < torch.float32.itemsize:
         return f"{said}, while its weights are finite: {str(dtype).removeprefix('torch.')} is too narrow for it; try --dtype float32"
-    return f"{said}, while its weights are finite: they are not those of a model that works, or its config is not theirs"
+    return f"{said}, while its weights are finite: the model is broken, or config.json belongs to other weights"
 
 
 def _weights(folder: ModelFolder, index: int | None) -> list[Stored]:
-    """The stored tensors that a part of the model computes with: a block, or what stands before or behind all of them."""
+    """The stored tensors that a part of the model uses: a block, or what comes before or after all blocks."""
     stored = by_block(open_index(folder.path), folder)
     if index:
         return stored[index - 1]

@@ -1,4 +1,4 @@
-"""Forward passes over many prompts: length-sorted, left-padded micro-batches, and what is read from their logits."""
+"""Micro-batches of prompts, sorted by length and padded on the left, and what is read from their logits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from abliterate.compute.passes import NO_INTERVENTION, Ids, Intervention, Pass
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
-    """What fills rows up: the tokenizer's own token for it, or another one where the embedding has no row for that. It is masked, so
-    that which one it is makes no difference."""
+    """The padding id: the tokenizer's, or 0 if the embedding has no row for that. Padding is masked, so the choice makes no difference."""
     own = tokenizer.pad_token_id
     return int(own) if own is not None and 0 <= own < int(config.vocab_size) else 0
 
@@ -24,7 +23,7 @@ def pad_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
 class Batch:
     """Rows of ids padded on the left; ``indices`` says which sequence each row is.
 
-    ``attention_mask`` is longer than the ids where what comes before them is in a cache.
+    ``attention_mask`` is longer than the ids if the tokens before them are in a cache.
     """
 
     indices: tuple[int, ...]
@@ -32,7 +31,7 @@ class Batch:
     attention_mask: Int[Tensor, "row cached_and_token"]
 
     def inputs(self) -> dict[str, Tensor]:
-        """What a model's forward is called with."""
+        """The arguments of a model's forward pass."""
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "position_ids": self.position_ids}
 
     @property
@@ -49,10 +48,10 @@ def batches(sequences: Sequence[Sequence[int]], pad: int, size: int, device: tor
 
 
 def packed(sequences: Ids, pad: int, tokens: int, rows: int, device: torch.device, shared: int = 0, padded: bool = True) -> Iterator[Batch]:
-    """The sequences in order of length in batches of at most ``tokens`` ids with their padding and at most ``rows`` rows.
+    """The sequences in order of length in batches of at most ``tokens`` ids including padding and at most ``rows`` rows.
 
     Their first ``shared`` ids, which are all the same, are left out: they are in a cache, and the mask covers them. Unless
-    ``padded``, only sequences of one length share a batch.
+    ``padded``, only sequences of equal length share a batch.
     """
     order = sorted(range(len(sequences)), key=lambda i: (len(sequences[i]), i))
     chosen: list[int] = []
@@ -81,24 +80,24 @@ def _padded(sequences: Ids, rows: Sequence[int], pad: int, device: torch.device,
 
 @dataclass(frozen=True)
 class Continued:
-    """Prompts with a given continuation each: a pass that has logits wherever one begins or goes on."""
+    """Prompts with a given continuation each: a pass that keeps the logits from which every continuation token is predicted."""
 
     prompts: Ids
     continuations: Ids
 
     def passed(self, intervention: Intervention = NO_INTERVENTION) -> Pass:
-        """Raises ValueError where a prompt has no continuation."""
+        """The pass. Raises ValueError if the numbers of prompts and continuations differ."""
         joined = [[*p, *c] for p, c in zip(self.prompts, self.continuations, strict=True)]
         return Pass(joined, intervention, max(map(len, self.continuations), default=0) + 1)
 
     def along(self, indices: Sequence[int], logits: Float[Tensor, "row kept vocab"]) -> Iterator[tuple[int, Float[Tensor, "token vocab"]]]:
-        """Which prompt, and the log-probabilities that its continuation's tokens were chosen from; without those that have none."""
+        """For each non-empty continuation, its prompt's index and the log-probabilities from which its tokens are chosen."""
         for row, index in enumerate(indices):
             if length := len(self.continuations[index]):
                 yield index, logits[row, -length - 1 : -1].log_softmax(-1)
 
     def logprobs(self, indices: Sequence[int], logits: Float[Tensor, "row kept vocab"]) -> Float[Tensor, " row"]:
-        """Log-probability (nats) of each whole continuation, on the CPU, from the logits of some rows of the pass."""
+        """Log-likelihood (nats) of each whole continuation, on the CPU, from the logits of some rows of the pass."""
         kept = logits.shape[1] - 1
         logprobs = logits[:, :-1].log_softmax(-1)
         result = torch.zeros(len(indices))

@@ -1,4 +1,4 @@
-"""Hooks that watch or change the residual stream at run time; every context removes its hooks, whatever happens."""
+"""Hooks that watch or change the residual stream at run time; every context removes its hooks, even after an error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from abliterate.model.tensor_names import in_memory
 
 @contextmanager
 def hooked(module: nn.Module, hook: Callable[..., Any], before: bool = False) -> Iterator[None]:
-    """A hook behind a module's forward pass, or ``before`` it."""
+    """Run a hook after a module's forward pass, or ``before`` it."""
     handle = module.register_forward_pre_hook(hook) if before else module.register_forward_hook(hook)
     try:
         yield
@@ -31,7 +31,7 @@ def hooked(module: nn.Module, hook: Callable[..., Any], before: bool = False) ->
 
 
 def left_by(output: Any) -> Tensor:
-    """The stream that a block returns; some blocks return it as the first of a tuple."""
+    """The stream that a block returns, in some families as the first element of a tuple."""
     stream: Tensor = output[0] if isinstance(output, tuple) else output
     return stream
 
@@ -43,14 +43,14 @@ def entering(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 
 
 def entered_by(args: tuple[Any, ...], kwargs: dict[str, Any], stream: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a block is called with, and another stream in place of its own."""
+    """A block's arguments with its stream replaced."""
     return ((stream, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": stream})
 
 
 @contextmanager
 def computing(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """A block computes ``forward`` instead of its own."""
-    before = block.__dict__.get("forward")  # where a model is spread over GPUs it has one of its own
+    """Let a block compute ``forward`` instead of its own forward."""
+    before = block.__dict__.get("forward")  # set if the model is spread over GPUs
     block.__dict__["forward"] = forward
     try:
         yield
@@ -61,7 +61,7 @@ def computing(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 def as_one(stream: Float[Tensor, "row position *streams d_model"]) -> Float[Tensor, "row position d_model"]:
-    """The residual stream; where a family has several side by side (DeepSeek V4), their mean."""
+    """The residual stream; if a family has several side by side (DeepSeek V4), their mean."""
     return stream if stream.ndim == 3 else stream.flatten(2, -2).mean(2)
 
 
@@ -72,10 +72,10 @@ def without(y: Float[Tensor, "*n d_model"], rows: Float[Tensor, "k d_model"], st
 
 @contextmanager
 def ablated(model: InMemory, edit: Edit) -> Iterator[None]:
-    """The model computes what its edited checkpoint would, up to rounding: what each block writes loses the directions, on each
-    writer's own output, before any norm that stands between it and the stream. Gradients flow to the edit's directions and strengths.
+    """Let the model compute what its edited checkpoint would, up to rounding: the directions are removed from each writer's own output,
+    before any norm between the writer and the stream. Gradients flow to the edit's directions and strengths.
 
-    The embedding follows the edit's policy; where it is tied, editing it changes the unembedding too.
+    The embedding follows the edit's policy; if it is tied, editing it changes the unembedding too.
     """
     with changed(model, Intervention(edit)):
         yield
@@ -90,7 +90,7 @@ def added(model: InMemory, layer: int, vector: Float[Tensor, " d_model"]) -> Ite
 
 @contextmanager
 def changed(model: InMemory, intervention: Intervention) -> Iterator[None]:
-    """The whole model under an intervention."""
+    """Put the whole model under an intervention."""
     with ExitStack() as stack:
         for layer in range(max(model.folder.layers, intervention.edit.layers if intervention.edit is not None else 0)):
             stack.enter_context(changed_block(model, intervention, layer))
@@ -101,7 +101,7 @@ def changed(model: InMemory, intervention: Intervention) -> Iterator[None]:
 
 @contextmanager
 def changed_block(model: InMemory, intervention: Intervention, layer: int) -> Iterator[None]:
-    """One block under an intervention: its writers, and what is added after it."""
+    """Put one block under an intervention: its writers, and the vector that is added after it."""
     with ExitStack() as stack:
         if intervention.edit is not None:
             for place in places(model, layer):
@@ -116,7 +116,7 @@ def changed_block(model: InMemory, intervention: Intervention, layer: int) -> It
 
 @contextmanager
 def changed_embedding(model: InMemory, intervention: Intervention) -> Iterator[None]:
-    """What enters the first block under an intervention: by the edit's policy for embeddings."""
+    """Put the embeddings under an intervention, by the edit's policy for embeddings."""
     rows = intervention.edit.embedding_direction() if intervention.edit is not None else None
     with ExitStack() as stack:
         if intervention.edit is not None and rows is not None:
@@ -129,7 +129,7 @@ def changed_embedding(model: InMemory, intervention: Intervention) -> Iterator[N
 
 @contextmanager
 def changed_head(model: InMemory, intervention: Intervention) -> Iterator[None]:
-    """The unembedding under an intervention: it loses the direction where it is the edited embedding itself."""
+    """Put the unembedding under an intervention: it loses the direction if it is the edited embedding itself."""
     edit = intervention.edit
     rows = edit.embedding_direction() if edit is not None else None
     if edit is None or rows is None or not model.folder.tied or edit.embedding != "edit":
@@ -142,7 +142,7 @@ def changed_head(model: InMemory, intervention: Intervention) -> Iterator[None]:
 
 
 def _removing(model: InMemory, rows: Tensor, strength: float) -> Callable[..., Any]:
-    """A hook that takes the directions out of an embedding's output."""
+    """A hook that removes the directions from an embedding's output."""
     lost = rows.to(model.device, model.module.dtype)
     return lambda module, args, output: without(output, lost.to(output), strength)
 
@@ -160,15 +160,15 @@ def _adding(model: InMemory, vector: Tensor) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class HookPoint:
-    """Where what writers of a ``component`` (its number) write can be changed: the output of ``module``; or, where norms of the product
-    ``gamma`` stand between it and the stream, what enters the first of them."""
+    """Where the output of writers of a ``component`` (its number) can be changed: the output of ``module`` or, if norms with the product
+    ``gamma`` are between the writers and the stream, the input of the first norm."""
 
     module: nn.Module
     component: int
     gamma: Float[Tensor, " d_model"] | None
 
     def hook(self, taken: Removal, strength: Tensor) -> tuple[Callable[..., Any], bool]:
-        """What takes so much of the directions out there, and whether it stands before the module."""
+        """A hook that removes the directions here with this ``strength``, and whether it runs before the module."""
 
         def edited(y: Tensor) -> Tensor:
             return y - strength.to(y) * ((y @ taken.q.T.to(y)) @ taken.w.T.to(y))  # a block may be on another device
@@ -183,7 +183,7 @@ class HookPoint:
 
 
 def places(model: InMemory, layer: int) -> list[HookPoint]:
-    """Where the writers of a block can be changed. Raises InputError where the model has none of them."""
+    """The hook points of a block's writers. Raises InputError if the model has none of them."""
     model.block(layer)
     found = model.folder.layout.written_by(layer, model.parts)
     if not found:
@@ -193,7 +193,7 @@ def places(model: InMemory, layer: int) -> list[HookPoint]:
 
 
 def _places(model: InMemory, block: str, name: str, component: Component) -> list[HookPoint]:
-    """One for each chain of norms through which something is written where ``name`` enters the stream."""
+    """The hook points of module ``name``: one for each chain of norms through which its writers reach the stream."""
     writers = [w for w in model.folder.layout.writers if w.norms and f"{block}.{w.module}" == name]
     chains = [(norms, writer.offset) for writer in writers if (norms := _norms(model, block, writer))]
     if not chains:
@@ -203,7 +203,7 @@ def _places(model: InMemory, block: str, name: str, component: Component) -> lis
 
 
 def _gamma(norms: Sequence[nn.Module], offset: float) -> Float[Tensor, " d_model"]:
-    """What norms one behind the other multiply by."""
+    """The product of the weights of consecutive norms."""
     gamma = torch.ones((), dtype=torch.float64)
     for norm in norms:
         weight: Any = norm.weight
@@ -212,7 +212,7 @@ def _gamma(norms: Sequence[nn.Module], offset: float) -> Float[Tensor, " d_model
 
 
 def _norms(model: InMemory, block: str, writer: Writer) -> list[nn.Module]:
-    """The norms between a writer and the stream that a block has, from the inside out; in memory they may lie deeper than on disk."""
+    """The norms between a writer and the stream that a block has, from the inside out; in memory they may be nested deeper than on disk."""
     inside = {name.rpartition(".")[2]: part for name, part in model.parts.items() if name.startswith(f"{block}.")}
     ends = [norm.rpartition(".")[2] for norm in writer.norms]
     return [inside[end] for end in ends if end in inside]
@@ -220,7 +220,7 @@ def _norms(model: InMemory, block: str, writer: Writer) -> list[nn.Module]:
 
 @contextmanager
 def captured(model: InMemory, last: int) -> Iterator[dict[int, Float[Tensor, "row position d_model"]]]:
-    """The residual stream of each forward pass at the last ``last`` positions, by activation index.
+    """Capture the residual stream of each forward pass at the last ``last`` positions, by activation index.
 
     Index 0 is the stream that enters the first block, l + 1 the stream after block l and before the final norm. The last
     position comes last.
@@ -246,7 +246,7 @@ def captured(model: InMemory, last: int) -> Iterator[dict[int, Float[Tensor, "ro
 
 @contextmanager
 def cleared(model: InMemory, rows: Float[Tensor, "k d_model"]) -> Iterator[None]:
-    """Nothing of the directions enters the first block, so that what lies along them later was written by blocks."""
+    """Remove the directions from what enters the first block, so that what lies along them later was written by blocks."""
 
     def clear(module: nn.Module, args: Any, kwargs: Any) -> Any:
         stream = entering(args, kwargs)

@@ -1,4 +1,4 @@
-"""Whether this process is one of several, as torchrun says it in the environment; known without torch."""
+"""Whether this process is one of several, from torchrun's environment variables; needs no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def started_as_several() -> bool:
-    """Whether torchrun started more than this process."""
+    """Whether torchrun started more than one process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ
 
 

@@ -1,4 +1,4 @@
-"""Modules in memory, found by the names of a layout; how transformers loads them; devices and types to compute in."""
+"""Load a model with transformers, find its modules by the names of a layout, and pick the device and dtype to compute in."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from abliterate.model.tensor_names import in_memory
 from abliterate.terminal.progress import say_once
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
-# What computes attention and experts on every device, by the config's name for the choice.
+# Implementations of attention and experts that run on every device, by the config key that selects one.
 _ANYWHERE = {"attn_implementation": ("eager", "sdpa"), "experts_implementation": ("eager", "grouped_mm", "batched_mm")}
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """A model in memory, its modules found by the names of its layout."""
+    """A model in memory, whose modules are found by the names of its layout."""
 
     folder: ModelFolder
     module: PreTrainedModel
@@ -46,7 +46,7 @@ class InMemory:
         return dict(self.module.named_modules())
 
     def part(self, name: str) -> nn.Module:
-        """A module of the text model by the name that the layout gives it. Raises InputError where the model has none."""
+        """A module of the text model by the name that the layout gives it. Raises InputError if the model has none."""
         found = self.parts.get(in_memory(name, self.parts))
         if found is None:
             raise InputError(f"{self.folder.path}: the model has no module {name!r}, which its layout {self.folder.layout.name!r} names")
@@ -61,7 +61,7 @@ def pick_device(name: str) -> torch.device:
     """``auto`` is CUDA, else MPS, else CPU. Raises InputError for a device that isn't there."""
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # one process a GPU, under torchrun
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # one process per GPU under torchrun
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -79,13 +79,13 @@ def pick_dtype(name: DTypeName, device: torch.device) -> torch.dtype:
 
 
 def from_pretrained(folder: ModelFolder, dtype: torch.dtype, gpus: Sequence[int] = ()) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model, and what transformers says of keys that were missing. Raises InputError where it can't be loaded."""
+    """The model, and transformers' report on missing keys. Raises InputError if it can't be loaded."""
     trusted = folder.trust_remote_code
     kind = class_for(whole_config(folder))
     packed: dict[str, Any] = {"device_map": "auto", "max_memory": dict(enumerate(gpus))} if gpus else {}
-    if others := implementations(folder):  # the file's own choice would count for more
+    if others := implementations(folder):  # the config file's own choice would take precedence
         packed |= {**others, "config": AutoConfig.from_pretrained(folder.path, trust_remote_code=trusted, local_files_only=True)}
-    if folder.quantisation is not None:  # computed in dtype: the formats' own kernels need particular hardware
+    if folder.quantisation is not None:  # dequantised to dtype: the formats' own kernels need particular hardware
         packed |= {"quantization_config": {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}[folder.quantisation](dequantize=True)}
     with refused(f"{folder.path}: transformers can't load it", folder.config):
         loaded: Any = kind.from_pretrained(
@@ -98,7 +98,7 @@ def from_pretrained(folder: ModelFolder, dtype: torch.dtype, gpus: Sequence[int]
             **packed,
         )
     module, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-    # What was not FP8 keeps its stored type, and before transformers 5.23 what was MXFP4: the rest can't be computed with it.
+    # Tensors that were not FP8 keep their stored dtype (before transformers 5.23, those that were MXFP4 too), which doesn't fit the rest.
     if folder.quantisation is not None:
         for parameter in module.parameters():
             if parameter.dtype in (torch.bfloat16, torch.float16):
@@ -107,13 +107,13 @@ def from_pretrained(folder: ModelFolder, dtype: torch.dtype, gpus: Sequence[int]
 
 
 def implementations(folder: ModelFolder) -> dict[str, Any]:
-    """How transformers is told to compute attention and experts; nothing where the config asks for nothing, or for what runs anywhere.
+    """The attention and experts implementations to pass to transformers; empty if the config asks for none, or for ones that run anywhere.
 
-    Kernels of particular devices (flash_attention_2) are left out, and that is said once: they may not be there, and the small copies,
-    by which an architecture is judged, are computed where they don't run. Transformers then chooses what the model allows (sdpa, eager).
+    Kernels of particular devices (flash_attention_2) are not used, and a message says so once: they may be missing, and the small copies
+    that decide what an architecture supports run where they don't. Transformers then chooses what the model allows (sdpa, eager).
     """
     asked = {name: getattr(folder.config, f"_{name}", None) for name in _ANYWHERE}
     others = {name: found for name, found in asked.items() if found not in (None, *_ANYWHERE[name])}
     for name, found in others.items():
-        say_once(f"{folder.path.name}: its config asks for {name} {str(found)!r}, which isn't used here; transformers' own choice is")
+        say_once(f"{folder.path.name}: its config asks for {name} {str(found)!r}, which isn't used here; transformers chooses another")
     return dict.fromkeys(others)

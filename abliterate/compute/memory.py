@@ -1,4 +1,4 @@
-"""How much memory a model may take, and whether it is held whole or read block by block: decided from headers, before anything runs."""
+"""How much memory a model may use, and whether it is held whole or read block by block: decided from headers, before anything runs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from abliterate.model.tensor_names import text_name
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _EXPERT = re.compile(r"\.experts\.\d+\.")
-_SHARE = 0.9  # of what is free
-_LEAST = 1 << 20  # bytes; who gives less has left the unit out
+_SHARE = 0.9  # of the free memory
+_LEAST = 1 << 20  # bytes; a smaller number probably lacks its unit
 PROGRAM = 650 << 20  # bytes: Python, torch and transformers
 SLACK = 1.05
 MIN_TOKENS, MAX_TOKENS = 64, {"cpu": 2048, "cuda": 16384, "mps": 4096}
@@ -28,10 +28,10 @@ WORKING = 256 << 20  # logits of one micro-batch, statistics, the tokenizer
 
 
 def parse_size(given: str) -> int:
-    """``6GiB``, ``500 MB`` or ``4194304`` in bytes. Raises InputError for anything else, and for less than a MiB."""
+    """The bytes in ``6GiB``, ``500 MB`` or ``4194304``. Raises InputError for anything else, and for less than 1 MiB."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", given.lower())
     if match is None or match[2] == "i" or float(match[1]) <= 0:
-        raise InputError(f"--max-memory {given!r}: not a size; it looks like 6GiB or 500MB")
+        raise InputError(f"--max-memory {given!r}: not a size; write it like 6GiB or 500MB")
     nbytes = int(float(match[1]) * _UNITS[match[2]])
     if nbytes < _LEAST:
         raise InputError(f"--max-memory {given!r}: that is {nbytes} bytes; give it with a unit, as in 6GiB")
@@ -39,7 +39,7 @@ def parse_size(given: str) -> int:
 
 
 def parse_budget(given: str | None, device: torch.device) -> int | None:
-    """The bytes that ``6GiB``, or ``cpu=32GiB,cuda:0=20GiB``, gives to a device; None where it says nothing of it.
+    """The bytes that ``6GiB``, or ``cpu=32GiB,cuda:0=20GiB``, allows on a device; None if it doesn't mention the device.
 
     Raises InputError for anything else.
     """
@@ -53,14 +53,14 @@ def parse_budget(given: str | None, device: torch.device) -> int | None:
 
 
 def available(device: torch.device) -> int:
-    """Bytes that this process may take in all on a device, what it has already included: nine tenths of what is free, cgroups heeded."""
+    """Bytes that this process may use on a device, including what it uses already: nine tenths of what is free, within cgroup limits."""
     if device.type == "cuda":
         return free(device) + int(torch.cuda.memory_reserved(device))
     return int(psutil.Process().memory_info().rss) + free(device)
 
 
 def free(device: torch.device) -> int:
-    """Bytes that this process may take beside what it has."""
+    """Bytes that this process may use in addition to what it uses already."""
     if device.type == "cuda":
         return int(_SHARE * torch.cuda.mem_get_info(device)[0])
     own, there = int(psutil.Process().memory_info().rss), int(psutil.virtual_memory().available)
@@ -69,7 +69,7 @@ def free(device: torch.device) -> int:
 
 
 def _cgroup_limit(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
-    """The least memory limit of the control groups that this process is in (version 1 and 2); None where there is none."""
+    """The lowest memory limit of the control groups that this process is in (version 1 and 2); None if there is none."""
     limits: list[int] = []
     try:
         lines = own.read_text().split()
@@ -95,11 +95,11 @@ def _cgroup_limit(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/s
 
 @dataclass(frozen=True)
 class Holding:
-    """How a model is held in ``budget`` bytes of a device (the whole process on a CPU).
+    """How a model is held in ``budget`` bytes of a device (on a CPU: of the whole process).
 
-    ``whole``, or block by block: Else block by block: ``ahead`` reads the next block while one computes, ``whole_head`` has the whole
-    unembedding at hand for logits, ``tokens`` are computed at once, ``spill_bytes`` of streams stay in memory. ``peak`` is what is
-    expected of it, in bytes. ``gpus``: it is held whole by several GPUs, each with so many bytes of it at most.
+    ``whole``: held whole. Otherwise block by block: ``ahead`` reads the next block while one computes, ``whole_head`` holds the whole
+    unembedding for logits, ``tokens`` are computed at once, ``spill_bytes`` of streams stay in memory. ``peak``: the expected use in
+    bytes. ``gpus``: the model is held whole by several GPUs, with at most so many bytes on each.
     """
 
     budget: int
@@ -115,10 +115,10 @@ class Holding:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers (not bytes) in a model: in all, in its largest block, outside the blocks but for the embeddings, in the unembedding.
+    """Element counts (not bytes) of a model: in all, in its largest block, outside the blocks (without the embeddings), in the unembedding.
 
-    ``widest`` is the largest side of a block's matrices, ``largest`` the numbers of its largest tensor, ``merged`` those of a block's
-    experts that are single on the disk and one tensor in memory.
+    ``widest`` is the longest side of a block's matrices, ``largest`` the element count of a block's largest tensor, ``merged`` that of the
+    experts of one block that are separate on disk and one tensor in memory.
     """
 
     total: int
@@ -131,7 +131,7 @@ class Sizes:
 
 
 def sizes_of(index: ShardIndex, folder: ModelFolder) -> Sizes:
-    """From headers alone. Raises InputError where a block has no tensors."""
+    """A model's sizes, from headers alone. Raises InputError if a block has no tensors."""
     stored = by_block(index, folder)
     apart = {folder.layout.embedding, folder.layout.unembedding}
     blocks = [stored[layer] for layer in range(folder.layers)]
@@ -149,10 +149,10 @@ def sizes_of(index: ShardIndex, folder: ModelFolder) -> Sizes:
 
 
 def holding_of(sizes: Sizes, dtype: DTypeName, device: torch.device, budget: int | None = None) -> Holding:
-    """Whether the model is held whole, and how it is read block by block where it isn't.
+    """Decide whether the model is held whole and, if not, how it is read block by block.
 
-    ``auto`` computes in float32 on a CPU where the model fits so, else in bf16 where the processor has instructions for it. Raises
-    InputError where not even one block fits.
+    ``auto`` computes in float32 on a CPU if the model fits that way, else in bf16 if the processor has instructions for it. Raises
+    InputError if not even one block fits.
     """
     room = available(device) if budget is None else budget
     picked = pick_dtype(dtype, device)
@@ -165,7 +165,7 @@ def holding_of(sizes: Sizes, dtype: DTypeName, device: torch.device, budget: int
 
 
 def holding_on_gpus(sizes: Sizes, dtype: DTypeName, budgets: Sequence[int]) -> Holding | None:
-    """The model over several GPUs (accelerate's dispatch); None where one is enough for it, or all together aren't."""
+    """Spread the model over several GPUs (accelerate's dispatch); None if one is enough, or if all together are too small."""
     if len(budgets) < 2:
         return None
     picked = pick_dtype(dtype, torch.device("cuda"))
@@ -176,18 +176,18 @@ def holding_on_gpus(sizes: Sizes, dtype: DTypeName, budgets: Sequence[int]) -> H
 
 
 def whole(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> int:
-    """Bytes that it takes to hold the model whole."""
+    """Bytes needed to hold the model whole."""
     return int(SLACK * sizes.total * dtype.itemsize) + WORKING + (PROGRAM if device.type == "cpu" else 0)
 
 
 def least(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> int:
-    """Bytes that it takes to compute anything: those for one block, and what goes with it."""
+    """Bytes needed to compute anything: for one block and what goes with it."""
     fixed, block, coming, a_token = _needs(sizes, dtype, device)
     return fixed + block + coming + MIN_TOKENS * a_token
 
 
 def _needs(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> tuple[int, int, int, int]:
-    """Bytes that are always there, of a block, of what is there twice while a block is read, and of a token that is computed."""
+    """Bytes that are always in use, for one block, for what is held twice while a block is read, and per computed token."""
     width = dtype.itemsize
     fixed = (PROGRAM if device.type == "cpu" else 0) + WORKING + sizes.outside * width
     return fixed, sizes.block * width, sizes.largest * 4 + sizes.merged * width, 8 * sizes.widest * width
@@ -210,14 +210,14 @@ def _by_block(sizes: Sizes, dtype: torch.dtype, device: torch.device, room: int)
 
 
 def _too_little(sizes: Sizes, dtype: torch.dtype, device: torch.device, room: int) -> str:
-    """What one block needs, and what of it is not the model's own."""
+    """An error message with what one block needs, and what that consists of."""
     program, needed = PROGRAM if device.type == "cpu" else 0, least(sizes, dtype, device)
-    parts = [(program, "the program itself"), (WORKING, "room to work in"), (needed - program - WORKING, "the model's own")]
+    parts = [(program, "for the program"), (WORKING, "to work in"), (needed - program - WORKING, "for the model")]
     told = ", ".join(f"{nbytes / 2**30:.2f} {what}" for nbytes, what in parts if nbytes)
     narrower = ", or --dtype bfloat16" if dtype.itemsize > torch.bfloat16.itemsize else ""
     return (
         f"--max-memory: one block needs {needed / 2**30:.2f} GiB in {str(dtype).removeprefix('torch.')} ({told}), "
-        f"there are {room / 2**30:.2f}; give more{narrower}"
+        f"but only {room / 2**30:.2f} are available; allow more{narrower}"
     )
 
 

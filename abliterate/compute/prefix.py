@@ -1,6 +1,6 @@
-"""What the sequences of a call begin with alike (a system prompt, the template's head): computed once, for all their rows.
+"""The prefix that the sequences of a call share (a system prompt, the template's head), computed once for all rows.
 
-Its keys and values are those of one row; each row attends to them as if it had computed them itself.
+Its keys and values are computed as one row; each row attends to them as if it had computed them itself.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from abliterate.compute.passes import Ids
 
 try:
     from transformers.cache_utils import DummyLayer as DummyLayer
-except ImportError:  # before transformers 5.23 a block that keeps nothing has no layer of its own
+except ImportError:  # before transformers 5.23 there is no cache layer for blocks that keep nothing
 
     class DummyLayer:  # type: ignore[no-redef]
-        """A kind that no block is of."""
+        """A stand-in of which no cache layer is an instance."""
 
 
-MIN_SHARED = 4  # tokens that are worth a pass of their own
+MIN_SHARED = 4  # tokens; a shorter prefix is not worth its own pass
 
 
 def shared_prefix(sequences: Ids) -> int:
-    """How many ids all sequences begin with."""
+    """How many first ids all sequences have in common."""
     first, last = min(map(list, sequences), default=[]), max(map(list, sequences), default=[])
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
 
 
 def prefix_length(sequences: Ids, reach: int) -> int:
-    """How many first ids of the sequences are worth computing once, where each keeps ``reach`` of its last ones for itself."""
+    """How many first ids of the sequences are worth computing once, if each computes its last ``reach`` ids itself."""
     if len(sequences) < 2:
         return 0
     length = min(shared_prefix(sequences), min(map(len, sequences)) - reach)
@@ -42,21 +42,21 @@ def prefix_length(sequences: Ids, reach: int) -> int:
 
 
 def kinds_of(config: PretrainedConfig) -> list[type]:
-    """What keeps the past of each block of an architecture."""
+    """The type of each block's cache layer in an architecture."""
     return [type(layer) for layer in DynamicCache(config=config).layers]
 
 
 def only_attends(config: PretrainedConfig, longest: int) -> bool:
-    """Whether every block that keeps anything keeps keys and values, all of them: it has no state of another kind, and no window
-    is shorter than ``longest`` tokens."""
+    """Whether every block that caches anything caches all keys and values: there is no state of another kind, and no window is
+    shorter than ``longest`` tokens."""
     layers = DynamicCache(config=config).layers
     plain = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
     return bool(layers) and all(type(layer) in plain and getattr(layer, "sliding_window", longest) >= longest for layer in layers)
 
 
 class Following(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """One block's keys and values of a prefix, [1, head, token, dim], which go before those of any rows, or [row, head, token, dim], each
-    of which goes before one row's; nothing else is kept."""
+    """One block's keys and values of a prefix: [1, head, token, dim], put before those of every row, or [row, head, token, dim], each put
+    before those of one row. Nothing else is kept."""
 
     keys: Any
     values: Any
@@ -67,7 +67,7 @@ class Following(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """It is whole from the beginning."""
+        """Nothing to do: it is complete from the beginning."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         return before(self.keys, key_states), before(self.values, value_states)
@@ -83,25 +83,25 @@ class Following(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 
 def before(shared: Tensor, own: Tensor) -> Tensor:
-    """Keys or values of a prefix, [1 or row, head, token, dim], then each row's own."""
+    """Keys or values of a prefix, [1 or row, head, token, dim], followed by each row's own."""
     return torch.cat([shared.expand(own.shape[0], -1, -1, -1), own], dim=-2)
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """A prefix of ``length`` tokens that has been through a model; one cache layer a block."""
+    """A prefix of ``length`` tokens that has been through a model, with one cache layer per block."""
 
     length: int
     layers: Sequence[Following | DummyLayer]
 
 
 def after(prefix: Prefix | None) -> dict[str, Any]:
-    """What a forward pass is called with, so that its rows follow a prefix."""
+    """The arguments of a forward pass whose rows follow a prefix."""
     return {"use_cache": False} if prefix is None else {"past_key_values": Cache(layers=list(prefix.layers)), "use_cache": True}
 
 
 def computed(module: PreTrainedModel, ids: Sequence[int]) -> Prefix:
-    """Send a prefix through a model as it is now, hooks included. Only where ``only_attends`` holds for all of its windows."""
+    """Send a prefix through a model as it is now, hooks included. Valid only if ``only_attends`` holds for the whole sequences."""
     cache = DynamicCache(config=module.config.get_text_config(decoder=True))
     row = torch.tensor([list(ids)], device=module.device)
     positions = torch.arange(len(ids), device=module.device)[None]
@@ -111,7 +111,7 @@ def computed(module: PreTrainedModel, ids: Sequence[int]) -> Prefix:
 
 
 def _following(layer: Any, asked: Any) -> Following | DummyLayer:
-    """A block that was passed over keeps what another one does: it will be passed over again, but is asked how long the past is."""
+    """A skipped block gets another block's keys and values: it will be skipped again, but is asked for the length of the past."""
     if isinstance(layer, DummyLayer):
         return layer
     full = layer if getattr(layer, "keys", None) is not None else asked

@@ -1,4 +1,4 @@
-"""A model of a run: its folder's facts at once, its weights on first use."""
+"""A run's model: facts about its folder are known at once, its weights are loaded on first use."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from abliterate.terminal.progress import say
 
 
 class Session:
-    """Loads the model when it is first needed, whole or block by block, and lets go of it when told.
+    """Loads the model when it is first needed, whole or block by block, and frees it on ``release``.
 
-    Raises InputError where what the folder stores is not what its config describes. ``sizes``: the model's, where its headers were
-    looked at already. ``clock``: the time that prompts show whose chat template shows it; None: now.
+    Raises InputError if what the folder stores is not what its config describes. ``sizes``: the model's sizes, if its headers were read
+    already. ``clock``: the time in prompts whose chat template shows it; None: now.
     """
 
     def __init__(self, config: ModelConfig, path: Path, sizes: Sizes | None = None, clock: datetime | None = None) -> None:
@@ -55,7 +55,7 @@ class Session:
 
     @cached_property
     def holding(self) -> Holding:
-        """How the model is held: whole, over several GPUs, or block by block. Raises InputError where not even one block fits."""
+        """How the model is held: whole, over several GPUs, or block by block. Raises InputError if not even one block fits."""
         sizes, config = self._sizes, self._config
         over_several = holding_on_gpus(sizes, config.dtype, self._gpus()) if config.device == "auto" and joined() is None else None
         return over_several or holding_of(sizes, config.dtype, self.device, parse_budget(config.max_memory, self.device))
@@ -66,13 +66,13 @@ class Session:
         return self.holding.whole and not self.holding.gpus and joined() is None
 
     def _gpus(self) -> list[int]:
-        """What each GPU of this machine may take, in bytes."""
+        """Bytes that the model may use on each GPU of this machine."""
         gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
         return [parse_budget(self._config.max_memory, gpu) or available(gpu) for gpu in gpus]
 
     @cached_property
     def model(self) -> Model:
-        """Asked by the first of several processes, it is spread over all of them."""
+        """The model; in the first of several processes, it spreads its work over all of them."""
         ranks = joined()
         return DistributedModel(self._own(), ranks) if ranks is not None and ranks.rank == 0 else self._own()
 
@@ -85,14 +85,14 @@ class Session:
 
     @property
     def batch_size(self) -> int | None:
-        """How many replies are written at once; None where the model is read block by block."""
+        """How many replies are written at once; None if the model is read block by block."""
         if not self.holding.whole:
             return None
         return at_once(self._config.batch_size, self.folder.config, self.device, self.holding.dtype.itemsize, self._room).rows
 
     @property
     def _room(self) -> int | None:
-        """The bytes left beside the model of what it was told to keep to."""
+        """The bytes of --max-memory that are left beside the model; None if it isn't given."""
         return self.holding.budget - self.holding.peak if self._config.max_memory is not None else None
 
     @property
@@ -100,14 +100,14 @@ class Session:
         return self._config.thinking != "off"
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer without the weights. Raises InputError where it, or its chat template, won't do."""
+        """The tokenizer, without the weights. Raises InputError if it or its chat template can't be used."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.folder.path, self.folder.trust_remote_code, self.thinks, self.clock)
         return self._tokenizer
 
     @property
     def longest(self) -> int | None:
-        """The most tokens of a reply that this process writes; None: as many as are asked for."""
+        """The most tokens of a reply that this process writes; None: as many as requested."""
         return None if self.holding.whole else MAX_NEW_TOKENS
 
     @property
@@ -116,16 +116,16 @@ class Session:
         return Context.of(self.folder)
 
     def check_prompts(self, groups: Mapping[str, Iterable[Prompt]], further: int = 0) -> None:
-        """Raise InputError where the model can't read a prompt with so many tokens behind it; its weights need not be there yet."""
+        """Raise InputError if the model can't read a prompt and ``further`` tokens after it; needs no weights."""
         self.context.check_prompts(self.tokenizer(), groups, further)
 
     def release(self) -> None:
-        """Free the weights; they come back on the next use."""
+        """Free the weights; they are loaded again on the next use."""
         self.__dict__.pop("model", None)
 
     def _swept(self) -> BlockwiseModel:
         held = self.holding
-        say(f"{self.folder.path.name}: larger than the {held.budget / 2**30:.1f} GiB that it may take, so it is read block by block")
+        say(f"{self.folder.path.name}: larger than the {held.budget / 2**30:.1f} GiB that it may use, so it is read block by block")
         abilities = abilities_of(self.folder)
         tokenizer = self.tokenizer()
         blocks = Blocks(self.folder, open_index(self.folder.path), held.dtype, self.device, held.ahead, held.whole_head)
@@ -142,7 +142,7 @@ class Session:
 
 
 def serve_models(config: ModelConfig) -> None:
-    """What all processes but the first do: hold the model that is asked, one at a time, and compute their share."""
+    """Run in all processes but the first: hold the requested model, one at a time, and compute a share of the work."""
     held: dict[Path, Session] = {}
 
     def model_of(path: Path) -> Model:

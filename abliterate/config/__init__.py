@@ -1,31 +1,26 @@
-"""What can be told: a field is at once the command's flag, the TOML key and the documentation."""
+"""The settings of all commands. A field defines the flag, the TOML key and the help text."""
 
+from abliterate.config.asking import AuditConfig, CompareConfig, PlanConfig, RunConfig
 from abliterate.config.base import Config, Sets, is_url, server_url, with_weights
 from abliterate.config.commands import (
-    AuditConfig,
     ChatConfig,
-    CompareConfig,
     DirectionsConfig,
     EditCommandConfig,
     JudgeConfig,
-    PlanConfig,
     PushConfig,
     ReportConfig,
     ReproduceConfig,
-    RunConfig,
     VerifyConfig,
 )
 from abliterate.config.model import ComputeConfig, FolderConfig, HeldConfig, ModelConfig, SourceConfig
+from abliterate.config.replies import EngineConfig, EvaluateConfig, Transcripts
 from abliterate.config.stages import (
     DEFAULT_ESTIMATORS,
     ESTIMATORS,
     CollectConfig,
     ContrastConfig,
     EditConfig,
-    EngineConfig,
-    EvaluateConfig,
     SelectConfig,
-    Transcripts,
     known_estimators,
 )
 

@@ -1,4 +1,4 @@
-"""What is wrong with a setting, in plain words: pydantic's kinds of error (https://docs.pydantic.dev/latest/errors/validation_errors)."""
+"""Plain messages for pydantic's kinds of validation error (https://docs.pydantic.dev/latest/errors/validation_errors)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from difflib import get_close_matches
 
 from pydantic_core import ErrorDetails
 
-# By the kinds that the fields of our settings can raise; in braces is what their context names.
+# For each kind of error that our settings can raise; braces hold keys of its context.
 _WORDS = {
     "int_type": "not a whole number",
     "int_parsing": "not a whole number",
-    "int_parsing_size": "not a whole number of a length that can be read",
+    "int_parsing_size": "a whole number with too many digits",
     "int_from_float": "not a whole number",
     "float_type": "not a number",
     "float_parsing": "not a number",
     "finite_number": "not a finite number",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
-    "string_type": "must be a text",
-    "string_unicode": "must be a text",
+    "string_type": "must be text",
+    "string_unicode": "must be text",
     "string_too_short": "must not be empty",
-    "string_pattern_mismatch": "not an id (letters, digits, and . + - in it)",
+    "string_pattern_mismatch": "not an id (only letters, digits and . + -)",
     "tuple_type": "must be a list of texts",
     "too_short": "must name at least {min_length}",
     "greater_than": "must be more than {gt}",
@@ -31,22 +31,22 @@ _WORDS = {
     "less_than_equal": "must be at most {le}",
     "literal_error": "not one of {choices}",
 }
-_LONGEST = 60  # characters of what was given
+_LONGEST = 60  # characters of a value in a message
 
 
 def flag_of(name: str) -> str:
-    """A field's flag."""
+    """The flag of a field."""
     return "--" + name.replace("_", "-")
 
 
 def in_plain_words(error: ErrorDetails, known: Iterable[str]) -> str:
-    """What an error of a config says: the flag, what was given, and what it must be. ``known`` are the config's fields."""
+    """One line for an error of a config: the flag, the given value, and what it must be. ``known``: the names of the config's fields."""
     name = str(error["loc"][0]) if error["loc"] else "config"
     if error["type"] == "missing":
         return f"{flag_of(name)} is needed"
     if error["type"] == "extra_forbidden":
         near = get_close_matches(name, list(known), 3)
-        meant = f"did you mean {' or '.join(near)}?" if near else "the settings are the command's flags, as --help lists them"
+        meant = f"did you mean {' or '.join(near)}?" if near else "the settings are the command's flags; --help lists them"
         return f"no setting {name!r}: {meant}"
     context = dict(error.get("ctx") or {})
     choices = ", ".join(re.findall(r"'([^']*)'", str(context.get("expected", ""))))
@@ -55,7 +55,7 @@ def in_plain_words(error: ErrorDetails, known: Iterable[str]) -> str:
 
 
 def _given(value: object) -> str:
-    """A value as it was given; between quotes where it would not be seen as one word."""
+    """The given value; in quotes if it isn't one plain word."""
     plain = isinstance(value, str) and re.fullmatch(r"[^\s'\"]+", value)
     text = str(value) if plain else repr(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

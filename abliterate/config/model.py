@@ -1,21 +1,35 @@
-"""Where a model comes from, and how it is held and computed."""
+"""The settings that say where a model comes from and how it is computed."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 from pydantic_core import PydanticCustomError
 
 from abliterate.config.base import Config, with_weights
+from abliterate.config.setting import Panel, setting
 
 
 class FolderConfig(Config):
-    """How a model's folder is read."""
+    """How to read a model's folder."""
 
-    layout: str | None = Field(None, description="TOML file that says which tensors of an unknown architecture write to the stream.")
-    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model. Recorded in the report.")
+    layout: str | None = setting(
+        None,
+        description="TOML file that names the tensors of an unknown architecture that write to the residual stream.",
+        panel=Panel.MODEL,
+        rank=20,
+        names="file",
+        risk="it reads a file on this machine",
+    )
+    trust_remote_code: bool = setting(
+        False,
+        description="Run Python code that comes with the model; the report records this.",
+        panel=Panel.MODEL,
+        rank=20,
+        risk="it runs code that comes with the model",
+    )
 
     @property
     def layout_file(self) -> Path | None:
@@ -25,10 +39,15 @@ class FolderConfig(Config):
 class SourceConfig(FolderConfig):
     """Where the model comes from."""
 
-    model: str = Field(
-        min_length=1, description="A folder, a Hub id, or a short name (deepseek-r1-distill-qwen-32b, smollm2-refuser, ...)."
+    model: str = setting(
+        min_length=1,
+        description="The model: a folder, a Hub id, or a short name (deepseek-r1-distill-qwen-32b, smollm2-refuser, ...).",
+        panel=Panel.MAIN,
+        rank=1,
+        names="model",
+        from_record=True,
     )
-    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    revision: str | None = setting(None, description="Branch, tag or commit on the Hub.", panel=Panel.MODEL, rank=1, from_record=True)
 
     @field_validator("model")
     @classmethod
@@ -37,22 +56,29 @@ class SourceConfig(FolderConfig):
 
 
 class HeldConfig(FolderConfig):
-    """Where and in what a model is held, and whether it thinks."""
+    """The device, type and memory that a model is computed with, and whether it reasons first."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Type to compute in; auto: bfloat16 on a GPU, float32 on a CPU."
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", description="Compute type; auto: bfloat16 on a GPU, float32 on a CPU.", panel=Panel.MODEL, rank=2, from_record=True
     )
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
-    max_memory: str | None = Field(
+    device: str = setting(
+        "auto", description="Device to compute on: auto, cpu, cuda, cuda:1, mps.", panel=Panel.MODEL, rank=2, from_record=True
+    )
+    max_memory: str | None = setting(
         None,
         min_length=1,
-        description="Memory to keep to (6GiB, or cpu=32GiB,cuda:0=20GiB); a model that needs more is read block by block. "
-        "Default: nine tenths of what is free.",
+        description="Memory limit (6GiB, or cpu=32GiB,cuda:0=20GiB); a model that needs more is read block by block. "
+        "Default: nine tenths of the free memory.",
+        panel=Panel.MODEL,
+        rank=2,
+        from_record=True,
     )
-    thinking: str = Field(
+    thinking: str = setting(
         "on",
-        description="Of a model that thinks before it answers: on (as its template has it), off (it begins behind an empty thought), "
-        "budget:N (a thought is closed after N tokens; --max-new-tokens then counts the answer alone).",
+        description="For a model that reasons before it answers. on: as its chat template does; off: skip reasoning, start after an empty "
+        "<think> block; budget:N: close the reasoning after N tokens (--max-new-tokens then counts only the answer).",
+        panel=Panel.MODEL,
+        from_record=True,
     )
 
     @field_validator("thinking")
@@ -65,17 +91,22 @@ class HeldConfig(FolderConfig):
 
     @property
     def thought_budget(self) -> int | None:
-        """Tokens that a thought may have, where that is bounded."""
+        """The maximum number of reasoning tokens, if there is one."""
         return int(self.thinking.removeprefix("budget:")) if self.thinking.startswith("budget:") else None
 
 
 class ComputeConfig(HeldConfig):
-    """How a model is computed."""
+    """How to compute a model."""
 
-    batch_size: int | None = Field(
-        None, ge=1, description="Prompts computed at once; default: as many as are fast on the device and fit in its memory."
+    batch_size: int | None = setting(
+        None,
+        ge=1,
+        description="Prompts per batch; default: as many as are fast on the device and fit in its memory.",
+        panel=Panel.MODEL,
+        rank=3,
+        from_record=True,
     )
 
 
 class ModelConfig(ComputeConfig, SourceConfig):
-    """The model and how it is computed."""
+    """The model and how to compute it."""

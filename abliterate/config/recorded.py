@@ -1,39 +1,39 @@
-"""What the word of a record counts for where its run is run again: it may be a stranger's file.
-
-Every setting that a record can hold stands in one of two tables. What stands in neither is not taken.
-"""
+"""Look up settings by their names in a record (run.json, report.json)."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from abliterate.config.asking import AuditConfig, CompareConfig, RunConfig
 from abliterate.config.base import is_url
+from abliterate.config.commands import EditCommandConfig
+from abliterate.config.setting import SENDS, UNKNOWN, Names, setting_of
 
-# What is measured, and how much of the machine it takes. The models and prompts among them are only read, whatever they are.
-TAKEN = frozenset((
-    "model", "base", "derived", "reference", "revision", "base_revision", "derived_revision",
-    "target", "baseline", "keep", "harmless", "prompts", "limit", "split",
-    "dtype", "device", "max_memory", "batch_size", "thinking", "tensor_parallel", "pipeline_parallel",
-    "positions", "estimators", "candidates", "max_kl", "max_layer", "min_share",
-    "tune", "tune_steps", "tune_directions", "seed", "prefer", "trials", "strength", "embedding", "norms",
-    "max_new_tokens", "settle", "transcripts", "margin", "weights_only",
-    "engine_model", "derived_engine_model", "concurrency", "request_timeout", "patience",
-))  # fmt: skip
-_SERVER = "a server is sent the prompts, and a key"
-# What is taken from the command line alone, and what it can do.
-ONLY_TOLD = {
-    "trust_remote_code": "code that comes with a model is run",
-    "layout": "a file of this machine is read",
-    "engine": _SERVER,
-    "edited_engine": _SERVER,
-    "study": "a file or a database is written to",
-    "lm_eval": "a task runs code of its own",
-}
+RECORDED = (RunConfig, AuditConfig, CompareConfig)  # a run folder records the settings of these commands
+_KNOWN = {name: setting_of(field) for config in RECORDED for name, field in config.model_fields.items()}
+_OF_EDITS = {name: setting_of(field) for name, field in EditCommandConfig.model_fields.items()}
+
+
+def may_change(name: str) -> bool:
+    """Whether a run may be resumed with another value of this setting."""
+    return name in _KNOWN and _KNOWN[name].may_change
+
+
+def named_by(name: str) -> Names | None:
+    """What the value of a setting names: a model, prompt sets, another file, or a model on a server; None if none of these."""
+    known = _KNOWN.get(name, _OF_EDITS.get(name))
+    return known.names if known else None
 
 
 def why_not_taken(name: str, value: Any) -> str | None:
-    """What a setting of a record could do that must be told on the command line; None for one that is taken as it stands."""
+    """Why ``reproduce`` does not take this setting from a record, which a stranger may have written; None if it takes it.
+
+    A record may say what is measured and how much of the machine it takes, but it must not run code, reach a server or write files.
+    """
+    known = _KNOWN.get(name)
+    if known is None:
+        return UNKNOWN
+    if not known.from_record:
+        return known.risk
     values = value if isinstance(value, list | tuple) else [value]
-    if name in TAKEN:
-        return _SERVER if any(isinstance(each, str) and is_url(each) for each in values) else None
-    return ONLY_TOLD.get(name, "it isn't known what it could do")
+    return SENDS if any(isinstance(each, str) and is_url(each) for each in values) else None

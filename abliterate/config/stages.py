@@ -1,4 +1,4 @@
-"""What each stage of a run can be told."""
+"""The settings of the stages that find an edit: prompt sets, activations, directions and the choice."""
 
 from __future__ import annotations
 
@@ -6,125 +6,187 @@ import re
 from typing import Literal
 from urllib.parse import unquote_plus
 
-from pydantic import Field, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import field_validator
 
-from abliterate.config.base import Config, Sets, is_url, server_url
+from abliterate.config.base import Config, Sets, is_url
 from abliterate.config.model import ModelConfig
+from abliterate.config.setting import Panel, setting
 from abliterate.errors import InputError
 
-Transcripts = Literal["full", "excerpt", "none"]
 DEFAULT_ESTIMATORS = ("difference-of-means", "projected")
 ESTIMATORS = (*DEFAULT_ESTIMATORS, "winsorised", "geometric-median", "subspace", "probe", "lda", "leace")
 
 
 class ContrastConfig(Config):
-    """What is contrasted with what."""
+    """The prompt sets whose activations are contrasted."""
 
-    target: Sets = Field(("harmful",), min_length=1, description="What should go: prompt sets (names, files, hf:DATASET:SPLIT:COLUMN).")
-    baseline: Sets = Field((), description="What the target is contrasted with; default: the bundled target's twin set, else harmless.")
-    limit: int | None = Field(None, ge=4, description="At most this many prompts of each set in train and in test, a third of it in val.")
+    target: Sets = setting(
+        ("harmful",),
+        min_length=1,
+        description="Prompt sets whose refusals are to be removed (names, files, hf:DATASET:SPLIT:COLUMN).",
+        panel=Panel.MAIN,
+        rank=2,
+        names="prompts",
+        from_record=True,
+    )
+    baseline: Sets = setting(
+        (),
+        description="Prompt sets to contrast the target with; default: the twin set of a bundled target, else harmless.",
+        panel=Panel.MAIN,
+        names="prompts",
+        from_record=True,
+    )
+    limit: int | None = setting(
+        None,
+        ge=4,
+        description="Maximum number of prompts per set in train and in test; a third of it in val.",
+        panel=Panel.MAIN,
+        rank=20,
+        from_record=True,
+    )
 
 
 class CollectConfig(ContrastConfig, ModelConfig):
-    """Activation statistics alone."""
+    """Settings of collect: activation statistics only."""
 
-    positions: int | None = Field(
+    positions: int | None = setting(
         None,
         ge=1,
         le=64,
-        description="How many last tokens of the prompt; default: all that the chat template appends, and with --keep one more.",
+        description="Number of last prompt tokens at which activations are collected; default: all that the chat template appends, "
+        "plus one with --keep.",
+        panel=Panel.CHOICE,
+        rank=7,
+        from_record=True,
     )
-    keep: Sets = Field((), description="What must stay: prompt sets whose refusals are kept out of the directions, and measured.")
-    harmless: str = Field("harmless", description="Ordinary prompts: drift is measured on them, their mean is projected out.")
+    keep: Sets = setting(
+        (),
+        description="Prompt sets whose refusals must stay: they are kept out of the directions, and tested.",
+        panel=Panel.MAIN,
+        rank=3,
+        names="prompts",
+        from_record=True,
+    )
+    harmless: str = setting(
+        "harmless",
+        description="Ordinary prompts: drift is measured on them, and their mean is projected out of the directions.",
+        panel=Panel.MAIN,
+        names="prompts",
+        from_record=True,
+    )
 
 
 class EditConfig(Config):
-    """The edit."""
+    """What the edit does to the weights."""
 
-    strength: float = Field(1.0, ge=0, le=1, description="Share of the component along the direction that is removed.")
-    embedding: Literal["auto", "edit", "skip", "untie"] = Field(
+    strength: float = setting(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the direction to remove from the weights; 1 removes it whole.",
+        panel=Panel.EDIT,
+        from_record=True,
+    )
+    embedding: Literal["auto", "edit", "skip", "untie"] = setting(
         "auto",
-        description="Token embedding; auto: edited when untied and one direction serves all blocks; "
-        "untie: a tied unembedding keeps its weights.",
+        description="Token embedding. auto: edit it if it is untied and one direction serves all blocks; "
+        "untie: edit it, and give a tied unembedding the old weights.",
+        panel=Panel.EDIT,
+        from_record=True,
     )
-    norms: Literal["free", "keep"] = Field("free", description="keep: each column of an edited matrix gets its old length back.")
-
-
-class EvaluateConfig(Config):
-    """The final test."""
-
-    max_new_tokens: int = Field(64, ge=1, description="Length of the generated responses, in tokens.")
-    lm_eval: Sets = Field((), description="Tasks of lm-evaluation-harness (mmlu, gsm8k, ...) to score the models in.")
-    transcripts: Transcripts = Field("excerpt", description="How much of each reply report.html shows: full, excerpt, none.")
-
-
-class EngineConfig(Config):
-    """What decodes the replies of the final test."""
-
-    engine: str = Field(
-        "transformers",
-        description="What writes the replies: transformers, vllm, or an OpenAI-compatible server's URL (http://host:8000/v1).",
+    norms: Literal["free", "keep"] = setting(
+        "free", description="keep: restore the norm of each column of an edited matrix.", panel=Panel.EDIT, from_record=True
     )
-    engine_model: str | None = Field(None, min_length=1, description="The model's name on the server; default: the one that is the model.")
-    concurrency: int = Field(16, ge=1, le=4096, description="Requests under way at once on a server.")
-    request_timeout: int = Field(600, ge=1, description="Seconds that a server has for one reply, before it is asked again.")
-    patience: int = Field(600, ge=0, description="Seconds that a server may stay away before the run stops, to go on later.")
-    tensor_parallel: int = Field(1, ge=1, description="GPUs that vllm splits each layer over.")
-    settle: bool = Field(False, description="Cut the replies of clear refusals: faster, and now and then another outcome.")
-    pipeline_parallel: int = Field(1, ge=1, description="Parts that vllm splits the layers into; of several nodes, their number.")
-
-    @field_validator("engine")
-    @classmethod
-    def _engine_is_known(cls, given: str) -> str:
-        if is_url(given) or "@" in given:  # a password without its scheme is not repeated either
-            return server_url(given, "--engine")
-        if given not in ("transformers", "vllm"):
-            raise PydanticCustomError("engine", "it must be transformers, vllm, or a server's URL (http://host:8000/v1)")
-        return given
-
-    @model_validator(mode="after")
-    def _only_replies_that_are_written_here_are_cut(self) -> EngineConfig:
-        if self.settle and (self.engine != "transformers" or is_url(getattr(self, "model", ""))):
-            raise InputError("--settle cuts replies while they are written here, but another engine writes them: leave it out")
-        return self
 
 
 class SelectConfig(Config):
-    """The choice of the edit."""
+    """How the edit is chosen."""
 
-    candidates: int = Field(4, ge=2, le=200, description="How many single-layer directions are tried (beside the per-layer ones).")
-    max_kl: float = Field(
+    candidates: int = setting(
+        4,
+        ge=2,
+        le=200,
+        description="Number of single-layer directions to try, besides the per-layer ones.",
+        panel=Panel.CHOICE,
+        rank=4,
+        from_record=True,
+    )
+    max_kl: float = setting(
         0.1,
         gt=0,
-        description="First-token KL bound on harmless prompts, nats: candidates are filtered by it (relaxed by doubling where nothing "
-        "passes), and an edit above it is chosen only where it leaves less of the target by more than it exceeds the bound "
-        "(10 % above it: 10 points less).",
+        description="Bound on the first-token KL on harmless prompts, in nats. Candidates above it are dropped; if too few remain, the "
+        "bound is doubled. An edit above it is chosen only if it leaves less of the target by more than it exceeds the bound "
+        "(10 % above: 10 points less).",
+        panel=Panel.CHOICE,
+        rank=2,
+        from_record=True,
     )
-    max_layer: float = Field(0.8, gt=0, le=1, description="Single directions come from below this share of the depth.")
-    estimators: Sets = Field(DEFAULT_ESTIMATORS, min_length=1, description=f"How directions are estimated: {', '.join(ESTIMATORS)}.")
-    min_share: float = Field(
-        0.2, ge=0, le=1, description="Share of a direction that must be left beside the keep sets' own; where less is, it is not used."
+    max_layer: float = setting(
+        0.8,
+        gt=0,
+        le=1,
+        description="Single-layer directions are taken from below this share of the depth.",
+        panel=Panel.CHOICE,
+        rank=6,
+        from_record=True,
     )
-    tune: Literal["auto", "gradient", "search", "off"] = Field(
+    estimators: Sets = setting(
+        DEFAULT_ESTIMATORS,
+        min_length=1,
+        description=f"How directions are estimated: {', '.join(ESTIMATORS)}.",
+        panel=Panel.CHOICE,
+        rank=5,
+        from_record=True,
+    )
+    min_share: float = setting(
+        0.2,
+        ge=0,
+        le=1,
+        description="Share of a direction that must be left after removing the keep sets' directions; with less, it is not used.",
+        panel=Panel.CHOICE,
+        rank=6,
+        from_record=True,
+    )
+    tune: Literal["auto", "gradient", "search", "off"] = setting(
         "auto",
-        description="How strengths and directions are improved on: by gradients through the frozen model, by a search without them (for "
-        "models too large), or not. auto: gradients where the model is held whole.",
+        description="How to improve strengths and directions: by gradients through the frozen model, by a search without gradients (for "
+        "models too large for them), or not at all. auto: gradients if the model is whole on one device, otherwise off.",
+        panel=Panel.CHOICE,
+        rank=3,
+        from_record=True,
     )
-    tune_steps: int = Field(8, ge=1, le=1000, description="Gradient steps in each of the tuner's phases.")
-    tune_directions: Literal["on", "off", "scoped"] = Field(
-        "on", description="Whether the tuner turns the directions too; scoped: only as far as they stay orthogonal to the keep sets' own."
+    tune_steps: int = setting(
+        8, ge=1, le=1000, description="Gradient steps in each phase of the tuner.", panel=Panel.CHOICE, rank=3, from_record=True
     )
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="Of the tuner's and the search's chance.")
-    prefer: Literal["balanced", "quality", "removal"] = Field(
-        "balanced", description="Which edit of the front is taken: what a nat of drift counts beside what is still withheld."
+    tune_directions: Literal["on", "off", "scoped"] = setting(
+        "on",
+        description="Whether the tuner also changes the directions; scoped: yes, but orthogonal to the keep sets' directions.",
+        panel=Panel.CHOICE,
+        rank=3,
+        from_record=True,
     )
-    trials: int = Field(64, ge=1, le=100_000, description="Edits that the search tries.")
-    study: str | None = Field(
+    seed: int = setting(
+        0, ge=0, le=2**32 - 1, description="Random seed for the tuner and the search.", panel=Panel.CHOICE, rank=9, from_record=True
+    )
+    prefer: Literal["balanced", "quality", "removal"] = setting(
+        "balanced",
+        description="Which edit of the Pareto front to take: removal gives drift the least weight, quality the most.",
+        panel=Panel.CHOICE,
+        rank=1,
+        from_record=True,
+    )
+    trials: int = setting(
+        64, ge=1, le=100_000, description="Number of edits that the search tries.", panel=Panel.CHOICE, rank=8, from_record=True
+    )
+    study: str | None = setting(
         None,
         min_length=1,
-        description="Where the search keeps its study, so that several machines can share it: a file, or a database's URL "
-        "(postgresql://user@host/name; its password is taken from ABLITERATE_STUDY_PASSWORD).",
+        description="Where the search keeps its Optuna study, so that several machines can share it: a file, or the URL of a database "
+        "(postgresql://user@host/name; its password is read from ABLITERATE_STUDY_PASSWORD).",
+        panel=Panel.CHOICE,
+        rank=8,
+        names="file",
+        risk="it writes to a file or a database",
     )
 
     @field_validator("estimators")
@@ -141,14 +203,14 @@ class SelectConfig(Config):
 
 
 def _asks_a_password(url: str) -> bool:
-    """Whether a key of the URL's query is one for a password, also inside a whole connection string (``odbc_connect=...PWD%3D...``)."""
+    """Whether the URL's query has a key for a password, also inside a connection string (``odbc_connect=...PWD%3D...``)."""
     query = unquote_plus(unquote_plus(url.partition("?")[2]))
     return re.search(r"(password|passwd|pwd)\s*=", query, re.IGNORECASE) is not None
 
 
 def known_estimators(given: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of estimators, each once. Raises InputError for one that is none."""
+    """The names without repetitions. Raises InputError for a name that is no estimator."""
     for name in given:
         if name not in ESTIMATORS:
-            raise InputError(f"--estimators: there is no {name!r}; there are {', '.join(ESTIMATORS)}")
+            raise InputError(f"--estimators: unknown estimator {name!r}; known are {', '.join(ESTIMATORS)}")
     return tuple(dict.fromkeys(given))

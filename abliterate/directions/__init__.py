@@ -1,1 +1,1 @@
-"""Directions: estimators, candidates, their scores by separation and by cause, and the choice among them."""
+"""Directions: collect activations, estimate directions, scope them, and score how well they separate."""

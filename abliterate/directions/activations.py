@@ -1,4 +1,4 @@
-"""The activations file: safetensors, with the positions and the prompts' hashes in its metadata."""
+"""The activations file: safetensors, with the positions and the hashes of the prompts in its metadata."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from abliterate.errors import InputError
 
 @dataclass(frozen=True)
 class Activations:
-    """What the directions are estimated from (``train``) and ranked by (``val``), by the set's role.
+    """Activations by role: directions are estimated from ``train`` and ranked on ``val``.
 
-    Roles are ``target``, ``baseline``, ``harmless`` and ``keep``; where the prompts are in several languages, ``target@en``
-    and the like hold those of one, and ``keep/<set>`` those of one keep set. ``val`` holds every position of target and baseline, and the
-    last one of ``harmless`` and ``keep/<set>``. ``categories`` are those of the target's train prompts.
+    Roles are ``target``, ``baseline``, ``harmless`` and ``keep``. If the prompts are in several languages, ``target@en`` and the like hold
+    one language each; ``keep/<set>`` holds one keep set. ``val`` holds every position of target and baseline, and the last position of
+    ``harmless`` and ``keep/<set>``. ``categories``: one for each of the target's train prompts.
     """
 
     train: Mapping[str, SetActivations]
@@ -33,7 +33,7 @@ class Activations:
 
 
 def save_activations(activations: Activations, path: Path) -> None:
-    """Write the file: ``<role>_mean``, ``<role>_second_moment``, ``<role>_last``, and ``<role>_val`` where there is one."""
+    """Write the file: ``<role>_mean``, ``<role>_second_moment``, ``<role>_last``, and ``<role>_val`` for roles in ``val``."""
     tensors: dict[str, Tensor] = {}
     for role, found in activations.train.items():
         tensors[f"{role}_mean"] = found.mean
@@ -49,7 +49,7 @@ def save_activations(activations: Activations, path: Path) -> None:
 
 
 def load_activations(path: Path) -> Activations:
-    """Read the file back. The vectors of ``train`` are those at the last position only. Raises InputError for a file of another kind."""
+    """Read the file back. ``train`` then has vectors at the last position only. Raises InputError for a file of another kind."""
     tensors, metadata = _read(path)
     roles = [name.removesuffix("_mean") for name in tensors if name.endswith("_mean")]
     train = {r: SetActivations(tensors[f"{r}_mean"], tensors[f"{r}_second_moment"], tensors[f"{r}_last"][:, None]) for r in roles}
@@ -59,7 +59,7 @@ def load_activations(path: Path) -> Activations:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, in float32, and metadata. Raises InputError."""
+    """The tensors (float32) and the metadata. Raises InputError if the file is not an activations file."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:

@@ -1,4 +1,4 @@
-"""Collect prompt sets' activations: one pass over the prompts and the weights, statistics on the way."""
+"""Collect activations of prompt sets in one pass over the prompts and the weights, as running statistics."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from abliterate.model.folder import ModelFolder
 
 @dataclass(frozen=True)
 class SetActivations:
-    """Statistics of one prompt set; the first axis of the means runs over positions -1, -2, ... (last token first).
+    """Statistics of one prompt set. The first axis of the means runs over positions -1, -2, ... (last token first).
 
-    ``vectors`` holds the last position, and the others where they were asked for.
+    ``vectors`` holds the last position, and more positions if ``Group.kept`` is above one.
     """
 
     mean: Float[Tensor, "position layer_plus_1 d_model"]
@@ -37,7 +37,8 @@ class SetActivations:
 
 @dataclass(frozen=True)
 class Group:
-    """Encoded prompts. ``parts`` name some of them, which get statistics of their own; ``kept`` last positions' vectors are kept."""
+    """Prompts (token ids). ``parts`` names subsets, by index, that get separate statistics. The vectors of the last ``kept`` positions are
+    stored."""
 
     prompts: Ids
     parts: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -52,13 +53,13 @@ class Group:
 
 @dataclass
 class Collected:
-    """What one process has seen: moments by group or part and activation index, and each group's vectors."""
+    """The results of one process: moments by group or part and by activation index, and the vectors of each group."""
 
     moments: dict[str, list[RunningMoments]]
     vectors: dict[str, Float[Tensor, "prompt kept_position layer_plus_1 d_model"]]
 
     def found(self, name: str, chosen: Sequence[int] | None, group: str) -> SetActivations:
-        """The statistics of a group, or of a part of it."""
+        """The statistics of a group, or of the part of it with the indices ``chosen``."""
         by_layer, vectors = self.moments[name], self.vectors[group]
         return SetActivations(
             torch.stack([m.mean() for m in by_layer], dim=1),
@@ -69,7 +70,7 @@ class Collected:
 
 @runtime_checkable
 class Watchable(Protocol):
-    """A model whose streams are told: ``Model.watch`` says how."""
+    """A model that reports its residual streams; see ``Model.watch``."""
 
     @property
     def folder(self) -> ModelFolder: ...
@@ -83,8 +84,8 @@ class Watchable(Protocol):
 def collect(model: Watchable, groups: Mapping[str, Group], positions: int, advance: Advance = no_progress) -> dict[str, SetActivations]:
     """Activations of groups of prompts at their last ``positions`` tokens, by the names of the groups and their parts.
 
-    All go through in one reading of the weights; over several processes each takes every so-many-th prompt. Raises InputError
-    where a stream is not finite, naming the first layer at which it is so.
+    All prompts run in one pass over the weights; with several processes, process i of n runs prompts i, i + n, i + 2n, … Raises InputError
+    if a prompt has fewer than ``positions`` tokens, or if the residual stream is not finite; the message names the first such layer.
     """
     shortest = min((len(ids) for group in groups.values() for ids in group.prompts), default=positions)
     if shortest < positions:
@@ -99,7 +100,7 @@ def collect(model: Watchable, groups: Mapping[str, Group], positions: int, advan
 
 
 def gather(model: Watchable, groups: Mapping[str, Group], positions: int, advance: Advance = no_progress) -> Collected:
-    """What ``collect`` sums up, of one process's prompts."""
+    """``collect`` for the prompts of one process."""
     layers, width, names = model.folder.layers + 1, model.folder.d_model, list(groups)
     keys = [*names, *(part for group in groups.values() for part in group.parts)]
     gathered = Collected(
@@ -121,7 +122,7 @@ def gather(model: Watchable, groups: Mapping[str, Group], positions: int, advanc
 
 
 def _merged(shares: Sequence[Collected], groups: Mapping[str, Group]) -> Collected:
-    """What several processes have seen, as one would have."""
+    """Merge the results of several processes."""
     first, *others = shares
     for other in others:
         for name, by_layer in first.moments.items():

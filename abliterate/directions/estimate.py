@@ -1,4 +1,4 @@
-"""Every direction of a run, estimated on train and scored on val."""
+"""Estimate every direction of a run on train prompts, and score it on val prompts."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from abliterate.directions.keep import KEEP, SCOPED, KeepSpace, Scoping, best_ri
 from abliterate.directions.separation import auc, cohens_d, projections
 from abliterate.errors import CheckError, InputError
 
-_FLAT = 1e-6  # relative to the stream's length: below it the two sets do not differ
+_FLAT = 1e-6  # relative to the length of the residual stream; below this the two sets count as equal
 
 
 @dataclass(frozen=True)
 class Directions:
     """Every estimate and how well it separates the val prompts, by position (last token first) and activation index.
 
-    Some estimates are of the first positions only. ``rows`` are the orthogonal rows of those that are subspaces, whose ``direction`` is the
-    difference of means within. Where there are keep sets, ``scoping`` says how the directions called ``<estimator>, scoped`` were made.
+    Some estimates exist only for the first of these positions. ``rows`` holds the orthogonal rows of estimates that are subspaces; the
+    ``direction`` of a subspace is the part of the difference of means that lies in it. If there are keep sets, ``scoping`` says how the
+    directions named ``<estimator>, scoped`` were made.
     """
 
     direction: Mapping[str, Float[Tensor, "_position layer_plus_1 d_model"]]
@@ -38,12 +39,12 @@ class Directions:
 
     @property
     def estimators(self) -> list[str]:
-        """The names of the estimates, but for those of one language."""
+        """The names of all estimates except those for one language."""
         return [name for name in self.direction if "@" not in name]
 
     @property
     def competing(self) -> list[str]:
-        """The names of those that edits are made of: the scoped ones, where there are keep sets."""
+        """The names of the estimates that edits may use: the scoped ones if there are keep sets, else all."""
         return list(self.scoping) or self.estimators
 
 
@@ -53,10 +54,10 @@ def estimate(
     min_share: float = 0.0,
     ridges: Mapping[str, float] | None = None,
 ) -> Directions:
-    """All directions of the named estimators at all positions and layers, scoped too where there are keep sets.
+    """All directions of the named estimators at all positions and layers, and their scoped versions if there are keep sets.
 
-    ``ridges``: those to scope with, by name; default: the best on val. Raises InputError where target and baseline do not differ at all,
-    or an estimator needs prompts that were not collected.
+    ``ridges``: the ridge to scope with, by the name of the scoped estimate; default: the best on val. Raises InputError if target and
+    baseline do not differ at all, or if an estimator needs prompts that were not collected.
     """
     sample = sample_of(activations)
     if float((sample.difference.norm(dim=-1) / sample.baseline_mean.norm(dim=-1).clamp_min(1e-30)).max()) < _FLAT:
@@ -88,7 +89,8 @@ def estimate(
 def _scope(
     activations: Activations, found: dict[str, Tensor], rows: dict[str, Tensor], min_share: float, ridges: Mapping[str, float] | None
 ) -> dict[str, Scoping]:
-    """Adds the scoped version of every direction; how they were made, but for those of one language, which go as the one of all does."""
+    """Add the scoped version of every direction to ``found`` and ``rows``. Returns the scoping by name; directions of one language use the
+    scoping of all languages and have no entry."""
     own = keep_directions(activations)
     if not own:
         return {}
@@ -112,9 +114,10 @@ def _scope(
 
 
 def check_separable(directions: Directions, min_share: float) -> None:
-    """Raises CheckError where the scoped directions keep less than ``min_share`` of the plain ones wherever these separate well.
+    """Raises CheckError if every scoped direction keeps less than ``min_share`` of the plain one wherever the plain one separates well.
 
-    That is wherever Cohen's d on val is at least half of its best. Elsewhere a direction is mostly noise, of which much is left always.
+    A direction separates well where Cohen's d on val is at least half of its best value. Elsewhere it is mostly noise, and scoping leaves
+    most of any noise.
     """
     best = {}
     for scoped, scoping in directions.scoping.items():
@@ -126,18 +129,18 @@ def check_separable(directions: Directions, min_share: float) -> None:
     scoped = max(best, key=lambda name: best[name][0])
     alike = ", ".join(f"{set_} {float(c[:, 1:][best[scoped][1]].abs().max()):.2f}" for set_, c in directions.scoping[scoped].cosine.items())
     raise CheckError(
-        f"not separable here: what target and keep sets share is nearly all of the direction; at most {best[scoped][0]:.0%} of it is left "
+        f"not separable here: target and keep sets share nearly all of the direction; at most {best[scoped][0]:.0%} of it is left "
         f"({scoped}), less than --min-share {min_share:.0%}; cosine with the keep directions: up to {alike}"
     )
 
 
 def languages(groups: Iterable[str]) -> list[str]:
-    """The languages that have groups of their own."""
+    """The languages that have separate groups."""
     return sorted({name.partition("@")[2] for name in groups if "@" in name})
 
 
 def sample_of(activations: Activations, part: str = "") -> Sample:
-    """What the estimators are given, of all prompts or of a ``part`` of them (``@en``)."""
+    """The input of the estimators, from all prompts or from a ``part`` of them (``@en``)."""
     target, baseline = activations.train["target" + part], activations.train["baseline" + part]
     harmless = activations.train.get("harmless")
     return Sample(
@@ -152,20 +155,20 @@ def sample_of(activations: Activations, part: str = "") -> Sample:
 
 
 def keep_sets(train: Mapping[str, SetActivations]) -> list[str]:
-    """The names of the keep sets that have statistics of their own."""
+    """The names of the keep sets."""
     return [name.removeprefix(KEEP) for name in train if name.startswith(KEEP)]
 
 
 def keep_directions(activations: Activations) -> dict[str, Float[Tensor, "position layer_plus_1 d_model"]]:
-    """Each keep set's own direction: its mean less the harmless mean, by the set's name. Raises InputError without harmless prompts."""
+    """Each keep set's direction: its mean minus the harmless mean, by the name of the set. Raises InputError without harmless prompts."""
     sets = keep_sets(activations.train)
     if sets and "harmless" not in activations.train:
-        raise InputError("the keep sets' own directions need the activations of harmless prompts too; collect them (--harmless)")
+        raise InputError("the directions of the keep sets need the activations of harmless prompts too; collect them (--harmless)")
     return {name: activations.train[KEEP + name].mean - activations.train["harmless"].mean for name in sets}
 
 
 def keep_axes(activations: Activations) -> Float[Tensor, "position layer d_model column"] | None:
-    """Orthonormal axes of what the keep sets' own directions span at each position and block, zero columns where they span less; None
-    where there are no keep sets."""
+    """Orthonormal axes of the span of the keep sets' directions at each position and block, padded with zero columns; None if there are no
+    keep sets."""
     own = keep_directions(activations)
     return KeepSpace.of(keep_columns(list(own.values()))).real_axes[:, 1:].float() if own else None

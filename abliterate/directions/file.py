@@ -1,4 +1,4 @@
-"""The directions file: every estimate and its separation on val, safetensors."""
+"""The directions file (safetensors): every estimate and its separation on val."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from abliterate.files import whole_file
 
 
 def save_directions(directions: Directions, path: Path) -> None:
-    """Write ``<estimator>`` [position, layer+1, d_model], ``<estimator>.auc`` and ``<estimator>.cohens_d`` [position, layer+1]; of
-    subspaces ``<estimator>.rows`` [position, layer+1, k, d_model]; of scoped ones ``<estimator>.share`` and ``<estimator>.cosine/<set>``
-    [position, layer+1], with the rest of the scoping in the metadata."""
+    """Write ``<estimator>`` [position, layer+1, d_model], ``<estimator>.auc`` and ``<estimator>.cohens_d`` [position, layer+1]; for
+    subspaces also ``<estimator>.rows`` [position, layer+1, k, d_model]; for scoped directions also ``<estimator>.share`` and
+    ``<estimator>.cosine/<set>`` [position, layer+1], with the rest of the scoping in the metadata."""
     tensors: dict[str, Tensor] = dict(directions.direction)
     tensors |= {f"{name}.auc": t for name, t in directions.auc.items()}
     tensors |= {f"{name}.cohens_d": t for name, t in directions.cohens_d.items()}
@@ -33,13 +33,13 @@ def save_directions(directions: Directions, path: Path) -> None:
 
 
 def save_direction(direction: Tensor, path: Path) -> None:
-    """Write a direction file: ``direction`` of shape [d_model] or [layer, d_model]; whole or absent."""
+    """Write a direction file: ``direction`` of shape [d_model] or [layer, d_model]. The file is written whole or not at all."""
     with whole_file(path) as partial:
         save_file({"direction": direction.float().contiguous()}, partial)
 
 
 def load_directions(path: Path) -> Directions:
-    """Read the file back. Raises InputError for one of a version that wrote no header into it."""
+    """Read the file back. Raises InputError if an older version wrote the file, without this metadata."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()

@@ -1,4 +1,4 @@
-"""Which prompts are collected together: by role, by language, by keep set; and their activations, with progress."""
+"""Group prompts by role, language and keep set, and collect their activations with a progress bar."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from abliterate.model.chat.template import encode, last_tokens
 from abliterate.prompts import Prompt, Role, RoleSets
 from abliterate.terminal.progress import stage
 
-MIN_PER_LANGUAGE = 16  # prompts of a language in a role, for a direction of its own
+MIN_PER_LANGUAGE = 16  # a language gets its own direction if each role has this many prompts in it
 
 
 def activations_of(model: Watchable, sets: RoleSets, positions: int) -> Activations:
-    """Statistics of every role's train prompts at the last ``positions`` tokens, and the val vectors that rank the directions."""
+    """Statistics of each role's train prompts at the last ``positions`` tokens, and the val vectors that rank the directions."""
     val = sets.played if sets.sets("keep") else ("target", "baseline")
     train = {role: sets.prompts(role, "train") for role in sets.played}
     return collect_roles(model, sets, train, {role: sets.prompts(role, "val") for role in val}, positions)
@@ -26,9 +26,9 @@ def activations_of(model: Watchable, sets: RoleSets, positions: int) -> Activati
 def collect_roles(
     model: Watchable, sets: RoleSets, train: Mapping[Role, Sequence[Prompt]], val: Mapping[Role, Sequence[Prompt]], positions: int
 ) -> Activations:
-    """Statistics of the ``train`` prompts by role, by language and by keep set, and the vectors of the ``val`` prompts.
+    """Statistics of the ``train`` prompts by role, language and keep set, and the vectors of the ``val`` prompts.
 
-    Every position of target and baseline is kept of val; of the others, which only help to scope directions, the last.
+    For val, every position of target and baseline is stored, and only the last position of the other roles, which only scoping uses.
     """
     parts = by_language({role: train[role] for role in ("target", "baseline")})
     asked: dict[str, Group] = {
@@ -45,7 +45,7 @@ def collect_roles(
 
 
 def by_set(sets: RoleSets, role: Role, prompts: Sequence[Prompt]) -> dict[str, list[int]]:
-    """Which of the prompts are of which keep set, as ``keep/<set>``; nothing for another role."""
+    """The indices of each keep set's prompts, as ``keep/<set>``; empty for other roles."""
     if role != "keep":
         return {}
     owned = {group.name: frozenset(group.prompts) for group in sets.sets("keep")}
@@ -53,7 +53,8 @@ def by_set(sets: RoleSets, role: Role, prompts: Sequence[Prompt]) -> dict[str, l
 
 
 def by_language(prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, dict[str, list[int]]]:
-    """Each role's prompts of each language that every role has, where there are several: ``target@en`` and so on."""
+    """By role, the indices of its prompts in each language that every role has (``target@en`` and so on). Empty unless there are several
+    such languages."""
     counts = [Counter(p.lang for p in asked) for asked in prompts.values()]
     shared = sorted(lang for lang in counts[0] if all(count[lang] >= MIN_PER_LANGUAGE for count in counts))
     if len(shared) < 2:
@@ -64,16 +65,17 @@ def by_language(prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, dict[str, 
 
 
 def positions_of(model: Watchable, config: CollectConfig) -> int:
-    """How many last tokens are looked at: as told, else all that the chat template appends, and with keep sets the instruction's last."""
+    """How many last tokens to collect: --positions, else all tokens that the chat template appends, and with keep sets one more, the last
+    token of the instruction."""
     return config.positions or last_tokens(model.tokenizer, config)
 
 
 def group_of(model: Watchable, prompts: Sequence[Prompt], parts: Mapping[str, Sequence[int]], kept: int = 1) -> Group:
-    """Prompts as they are collected on."""
+    """Encode prompts as a group."""
     return Group(encode(model.tokenizer, [p.text for p in prompts]), parts, kept)
 
 
 def collect_groups(model: Watchable, groups: Mapping[str, Group], positions: int) -> dict[str, SetActivations]:
-    """Activations of groups of prompts, with progress."""
+    """Activations of groups of prompts, with a progress bar."""
     with stage("activations (prompts)", sum(len(group.prompts) for group in groups.values())) as advance:
         return collect(model, groups, positions, advance)

@@ -1,4 +1,4 @@
-"""The train prompts in two halves: each is estimated on, and judged by the other."""
+"""Split the train prompts into two halves; estimate on each half and judge on the other."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _ROLES = ("target", "baseline", "harmless")
 
 
 def halves(activations: Activations) -> tuple[Activations, Activations] | None:
-    """Two random halves of every set's train prompts, at the last position; the other half's vectors are each one's val.
+    """Two random halves of each set's train prompts, at the last position. Each half uses the vectors of the other half as val.
 
-    None where a set has fewer than four prompts, or its vectors were not kept.
+    None if a set has fewer than four prompts, or if its vectors were not stored.
     """
     draw = torch.Generator().manual_seed(SEED)
     taken = {name: found for name, found in activations.train.items() if name in _ROLES or name.startswith(KEEP)}
@@ -39,7 +39,7 @@ def halves(activations: Activations) -> tuple[Activations, Activations] | None:
 
 
 def stability(activations: Activations, directions: Directions) -> dict[str, Float[Tensor, " layer_plus_1"]]:
-    """Cosine between the two halves' estimates of each direction, at the last position; nothing where there are no halves."""
+    """For each direction, the cosine between the estimates of the two halves, at the last position; empty if there are no halves."""
     both = halves(activations)
     if both is None:
         return {}
@@ -50,9 +50,9 @@ def stability(activations: Activations, directions: Directions) -> dict[str, Flo
 
 
 def estimate_without_val(activations: Activations, estimators: Sequence[str]) -> Directions | None:
-    """All directions at the last position, scored on what was held out: each half's on the other half, averaged over the two.
+    """All directions at the last position, with scores on held-out prompts: each half is scored on the other, and the two are averaged.
 
-    None where there are no halves.
+    None if there are no halves.
     """
     both = halves(activations)
     if both is None:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def interpolated(direction: Float[Tensor, "*position layer_plus_1 d_model"], index: float) -> Float[Tensor, "*position d_model"]:
-    """The direction at a fractional activation index: a linear mix of the unit directions of the two neighbours, as Heretic does,
-    at a length mixed in the same way. Raises ValueError for an index outside of the layers."""
+    """The direction at a fractional activation index: the linear mix of the two neighbouring unit directions (as in Heretic), scaled to the
+    same mix of their lengths. Raises ValueError for an index outside the layers."""
     last = direction.shape[-2] - 1
     if not 0 <= index <= last:
         raise ValueError(f"index {index} is not within 0 and {last}")

@@ -1,4 +1,4 @@
-"""What the keep sets have of a direction, taken out of it, so that removing it leaves them alone."""
+"""Scoping: remove from a direction its part in the span of the keep sets' directions, so that ablating it leaves the keep sets alone."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from torch import Tensor
 
 from abliterate.directions.separation import cohens_d, projections
 
-KEEP = "keep/"  # before a keep set's name, in the names of groups
-SCOPED = ", scoped"  # behind an estimator's name
-# Of the mean squared length of K's columns.
+KEEP = "keep/"  # prefix of a keep set's name in the names of groups
+SCOPED = ", scoped"  # suffix of an estimator's name
+# Values of λ to try, relative to the mean squared length of K's columns.
 RIDGES = (0.0, 1e-3, 1e-2, 1e-1, 1.0)
-_RANK = 1e-9  # of the largest singular value: below it a column adds nothing
+_RANK = 1e-9  # relative to the largest singular value; smaller singular values count as zero
 
 
 @dataclass(frozen=True)
 class KeepSpace:
-    """The keep sets' own directions K at each place, as orthonormal ``axes`` (left singular vectors) and their ``lengths``."""
+    """The keep sets' directions K at each place (position and activation index), as left singular vectors (``axes``) and singular values
+    (``lengths``)."""
 
     axes: Float[Tensor, "*place d_model column"]
     lengths: Float[Tensor, "*place column"]
 
     @classmethod
     def of(cls, columns: Float[Tensor, "*place d_model column"]) -> KeepSpace:
-        """From K's columns, which may depend on each other."""
+        """From K's columns, which may be linearly dependent."""
         axes, lengths, _ = torch.linalg.svd(columns.double(), full_matrices=False)
         return cls(axes, lengths)
 
     @property
     def real_axes(self) -> Float[Tensor, "*place d_model column"]:
-        """The axes, zero where a column adds nothing."""
+        """The axes, with zero columns for singular values that count as zero."""
         return self.axes * (self.lengths > _RANK * self.lengths.amax(-1, keepdim=True)).unsqueeze(-2)
 
     def at(self, position: int) -> KeepSpace:
@@ -43,7 +44,7 @@ class KeepSpace:
     def without(self, direction: Float[Tensor, "*place d_model"], ridge: float) -> Float[Tensor, "*place d_model"]:
         """r - K (KᵀK + λI)⁻¹ Kᵀ r at each place, in float64; λ is ``ridge`` times the mean squared length of K's columns there.
 
-        Where λ is zero, the result is orthogonal to K and the inverse is the pseudo-inverse: columns that depend on others add nothing.
+        If λ is zero, the result is orthogonal to K and the inverse is the pseudo-inverse, so linearly dependent columns add nothing.
         """
         squared = self.lengths.square()
         damped = squared + ridge * squared.mean(-1, keepdim=True)
@@ -56,9 +57,11 @@ class KeepSpace:
 
 @dataclass(frozen=True)
 class Scoping:
-    """How one estimator's directions were scoped. ``ridge`` is λ over the mean squared length of K's columns; ``share`` is |r'| / |r| with
-    no ridge, so of what is the target's alone: a ridge leaves more, but that is the keep sets'. ``cosine`` is that of r with each keep
-    set's own direction at the same place. Below ``min_share`` a place gives no candidate."""
+    """How one estimator's directions were scoped.
+
+    ``ridge``: λ relative to the mean squared length of K's columns. ``share``: |r'| / |r| at λ = 0, the part of r that is not shared with
+    the keep sets; a larger λ leaves more, but the rest is shared. ``cosine``: between r and each keep set's direction at the same place. A
+    place with a share below ``min_share`` gives no candidate."""
 
     sets: tuple[str, ...]
     ridge: float
@@ -68,31 +71,31 @@ class Scoping:
 
     @property
     def barred(self) -> Float[Tensor, "position layer_plus_1"] | Tensor:
-        """Where too little is left."""
+        """The places where too little of the direction is left."""
         return self.share < self.min_share
 
 
 def keep_columns(own: Sequence[Float[Tensor, "position layer_plus_1 d_model"]]) -> Float[Tensor, "position layer_plus_1 d_model column"]:
-    """K at every place: each keep set's own direction (its mean less the harmless mean) there, and at the earliest position collected.
+    """K at every place: each keep set's direction (its mean minus the harmless mean) there, and the one at the earliest collected position.
 
-    That one is the end of the instruction, where a run collects one position more than the template appends; kinds of refusal are
-    told apart better there than at the template's last token.
+    A run with keep sets collects one position more than the template appends, so the earliest position is the end of the instruction.
+    Kinds of refusal differ more there than at the template's last token.
     """
     return torch.stack([column for direction in own for column in (direction, direction[-1:].expand_as(direction))], dim=-1)
 
 
 def middle(layer_plus_1: int) -> slice:
-    """The activation indices of the middle half of the blocks, at least one."""
+    """The activation indices of the middle half of the blocks; at least one."""
     layers = layer_plus_1 - 1
     first = layers // 4
     return slice(1 + first, 1 + max(3 * layers // 4, first + 1))
 
 
 def best_ridge(direction: Float[Tensor, "layer_plus_1 d_model"], space: KeepSpace, val: Mapping[str, Tensor], sets: Sequence[str]) -> float:
-    """The ridge of ``RIDGES`` whose scoped direction tells target from baseline best and keep from harmless least, on val.
+    """The ridge in ``RIDGES`` whose scoped direction separates target from baseline best and keep from harmless least, on val.
 
-    Measured at the last position, in Cohen's d, averaged over the middle layers and the keep sets; the first of equals. Zero where a set
-    has no val vectors.
+    The measure is Cohen's d at the last position, averaged over the middle layers and the keep sets. If ridges are equal, the first is
+    returned. Zero if a set has no val vectors.
     """
     needed = ["target", "baseline", "harmless", *(KEEP + name for name in sets)]
     if not all(name in val for name in needed):
@@ -111,7 +114,7 @@ def best_ridge(direction: Float[Tensor, "layer_plus_1 d_model"], space: KeepSpac
 
 
 def cosine(one: Float[Tensor, "*place d_model"], other: Float[Tensor, "*place d_model"]) -> Float[Tensor, "*place"]:
-    """Of the angle between two vectors at each place; zero where one has no length."""
+    """The cosine between two vectors at each place; zero if one of them is zero."""
     wide, second = one.double(), other.double()
     lengths = (wide.norm(dim=-1) * second.norm(dim=-1)).clamp_min(1e-300)
     found: Tensor = (wide * second).sum(-1) / lengths

@@ -1,4 +1,4 @@
-"""Running statistics of a stream of vectors, kept in float64."""
+"""Running statistics of vectors, in float64."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RunningMoments:
         self._squares += wide.square().sum(0)
 
     def add(self, other: RunningMoments) -> None:
-        """Take in what was seen elsewhere."""
+        """Add the counts and sums of another instance."""
         self.count += other.count
         self._sum += other._sum
         self._squares += other._squares

@@ -1,4 +1,4 @@
-"""One direction out of all that were estimated, for a direction file."""
+"""Select one of the estimated directions, for a direction file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from abliterate.errors import InputError
 def one_direction(
     directions: Directions, estimator: str, layer: float | None, position: int | None
 ) -> Float[Tensor, " d_model"] | Float[Tensor, "layer d_model"]:
-    """An estimator's direction of one block, or between two (11.5), or a direction a block where no ``layer`` is named.
+    """An estimator's direction at block ``layer``, interpolated if it lies between two blocks (11.5); one per block if ``layer`` is None.
 
-    ``position``: the token, -1 the last; default: where it separates best, at that layer or on average. Raises InputError for what isn't
-    there, and for a subspace, which is more than one direction.
+    ``position``: the token, -1 is the last; default: where the direction separates best, at this layer or on average over layers. Raises
+    InputError if the estimator, layer or position does not exist, and for a subspace, which is more than one direction.
     """
     if estimator not in directions.direction:
-        raise InputError(f"--estimator: there is no {estimator!r} here; there are {', '.join(map(repr, directions.direction))}")
+        raise InputError(f"--estimator: there is no {estimator!r}; choose from {', '.join(map(repr, directions.direction))}")
     if estimator in directions.rows:
-        raise InputError(f"--estimator {estimator}: a subspace is no one direction; give it to a run (--estimators subspace)")
+        raise InputError(f"--estimator {estimator}: a subspace is more than one direction; use it in a run (--estimators subspace)")
     found, score = directions.direction[estimator], directions.cohens_d[estimator]
     layers = found.shape[1] - 1
     if layer is not None and layer > layers - 1:
@@ -34,5 +34,5 @@ def one_direction(
     here = found[-1 - position]
     direction = here[1:] if layer is None else interpolated(here, layer + 1)
     if bool((direction.norm(dim=-1) == 0).any()):
-        raise InputError(f"{estimator}, position {position}: has no direction at some block; name another --layer or --position")
+        raise InputError(f"{estimator}, position {position}: the direction is zero at some block; choose another --layer or --position")
     return direction

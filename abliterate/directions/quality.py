@@ -1,4 +1,4 @@
-"""How good each estimate is: the content of directions.json."""
+"""The quality of each estimate: the content of directions.json."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ _DIGITS = 5
 
 
 def measured(activations: Activations, estimators: Sequence[str] = ()) -> Directions:
-    """The directions of the named estimators, or of all that these activations serve; without val vectors judged half by half.
+    """The directions of the named estimators; default: all that these activations allow.
 
-    Raises InputError where neither can be.
+    Without val vectors, estimates from each half of the train prompts are scored on the other half. Raises InputError if there are neither
+    val vectors nor enough prompts for halves.
     """
     names = tuple(estimators) or tuple(name for name in ESTIMATORS if "harmless" in activations.train or not TABLE[name].harmless)
     if activations.val:
         return estimate(activations, names)
     found = estimate_without_val(activations, names)
     if found is None:
-        raise InputError("too few prompts to judge directions by: give sets with a val split, or at least four prompts each")
+        raise InputError("too few prompts to judge the directions: use prompt sets with a val split, or with at least four prompts each")
     return found
 
 
 def sentences_on_scope(directions: Directions) -> list[str]:
-    """How much is left of each scoped direction, a line each, at the place where it separates best and at the least and most."""
+    """One line per scoped direction: how much of it is left where it separates best, and the least and the most anywhere."""
     said = []
     for name, scoping in directions.scoping.items():
         position, layer = _farthest(directions, name)
@@ -43,14 +44,15 @@ def sentences_on_scope(directions: Directions) -> list[str]:
         alike = ", ".join(f"{set_} {float(values[position, layer + 1]):.2f}" for set_, values in scoping.cosine.items())
         said.append(
             f"{name}: {float(share[position, layer]):.0%} of the direction is left at block {layer}, position {-1 - position} "
-            f"({float(share.min()):.0%} to {float(share.max()):.0%} over all; lambda {scoping.ridge:g}; cosine before with {alike})"
+            f"({float(share.min()):.0%} to {float(share.max()):.0%} over all; lambda {scoping.ridge:g}; cosine before scoping: {alike})"
         )
     return said
 
 
 def quality_document(activations: Activations, directions: Directions) -> dict[str, Any]:
-    """Of each estimate its separation on val, length, cosine with the keep sets' own directions and stability; where target and baseline
-    lie farthest apart; and the sets' last-position vectors there in two principal components. Plain numbers, the same each time."""
+    """The content of directions.json, as plain numbers, the same each time: each estimate's separation on val, length, cosine with the keep
+    sets' directions, and stability; the place where target and baseline are farthest apart; and the sets' vectors at that layer and the
+    last position, in two principal components."""
     keep = keep_directions(activations)
     stable = stability(activations, directions)
     best = separation(directions)
@@ -79,22 +81,22 @@ def quality_document(activations: Activations, directions: Directions) -> dict[s
 
 
 def separation(directions: Directions) -> dict[str, Any]:
-    """Where the competing estimates separate best by Cohen's d, which still tells places apart where the AUC is one at many."""
+    """Where the competing estimates separate best. Uses Cohen's d, because the AUC is often one at many places."""
     name = max(directions.competing, key=lambda each: float(directions.cohens_d[each][:, 1:].max()))
     position, layer = _farthest(directions, name)
     return {"estimator": name, "position": -1 - position, "layer": layer}
 
 
 def _farthest(directions: Directions, name: str) -> tuple[int, int]:
-    """The position (0 is the last token) and the block where Cohen's d of an estimate is largest."""
+    """The position (0 is the last token) and the block at which an estimate's Cohen's d is largest."""
     score = directions.cohens_d[name][:, 1:]
     position, layer = divmod(int(score.argmax()), score.shape[1])
     return position, layer
 
 
 def pca(activations: Activations, index: int) -> dict[str, Any]:
-    """The train and val vectors of target, baseline and keep sets at one activation index and the last position, in the two components
-    that hold most of their variance; ``explained`` is the share that each holds. The target lies to the upper right of the baseline."""
+    """The train and val vectors of target, baseline and keep sets at one activation index and the last position, in their first two
+    principal components. ``explained``: the share of the variance in each. Signs put the target to the upper right of the baseline."""
     keep = [name for name in activations.train if name.startswith(KEEP)]
     vectors = {name: _at(activations, name, index) for name in ("target", "baseline", *keep)}
     every = torch.cat(list(vectors.values()))
@@ -123,7 +125,7 @@ def _at(activations: Activations, name: str, index: int) -> Float[Tensor, "promp
 
 
 def _numbers(values: Tensor) -> list[Any]:
-    """Nested lists of numbers of a few significant digits, so that the file stays small."""
+    """Nested lists of numbers, rounded to a few significant digits to keep the file small."""
     return _rounded(values.tolist())
 
 

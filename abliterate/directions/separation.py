@@ -1,4 +1,4 @@
-"""How well a direction tells two sets of prompts apart; pure functions of tensors."""
+"""How well a direction separates two sets of prompts. Pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Vectors = Float[Tensor, "prompt *place d_model"]
 
 
 def projections(vectors: Vectors, direction: Float[Tensor, "*place d_model"]) -> Float[Tensor, " prompt *place"]:
-    """Coordinate of every prompt's vector along the unit direction of its place; zero where the direction is zero."""
+    """The coordinate of each prompt's vector along the unit direction at the same place; zero if the direction is zero."""
     length = direction.norm(dim=-1).clamp_min(1e-30)
     coordinates: Tensor = torch.einsum("n...d,...d->n...", vectors, direction) / length
     return coordinates

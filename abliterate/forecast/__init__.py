@@ -1,1 +1,1 @@
-"""What a run would read, write, hold, compute and take: from headers and two seconds of measuring; nothing of the model is run."""
+"""Forecast a run's disk traffic, memory, compute and time from file headers and two seconds of measuring; the model is not run."""

@@ -1,4 +1,4 @@
-"""What would make a run cheaper, each with what it would save: the same plan with another setting, on the same machine."""
+"""Settings that would make a run cheaper, each with its saving: the same plan with one setting changed, on the same machine."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from abliterate.forecast.stages import Figures, in_all, run_figures
 from abliterate.forecast.steps import Prompts
 from abliterate.forecast.words import duration, size
 
-_WORTH = 0.05  # of the time: what saves less is not worth a line
+_WORTH = 0.05  # share of the time: a smaller saving is not worth a line
 _FEW, _SHORT = 2, 32
 
 
 def cheaper(forecast: Forecast) -> Iterator[str]:
-    """Suggestions that apply, in words."""
+    """The suggestions that apply, in words."""
     yield from _memory(forecast)
     yield from _narrower(forecast)
     yield from _engine(forecast)
     config = forecast.config
     if method_of(config, forecast.model.held.whole) != "off":
-        yield from _saved(forecast, "--tune off (the edit is chosen, but not improved on)", config.model_copy(update={"tune": "off"}))
+        yield from _saved(forecast, "--tune off (the chosen edit is not tuned)", config.model_copy(update={"tune": "off"}))
     if config.candidates > _FEW:
         yield from _saved(forecast, f"--candidates {_FEW}", config.model_copy(update={"candidates": _FEW}))
     if config.max_new_tokens > _SHORT and forecast.model.held.whole:
@@ -39,7 +39,7 @@ def cheaper(forecast: Forecast) -> Iterator[str]:
 
 
 def _again(forecast: Forecast, config: RunConfig, prompts: Prompts | None = None, held: Holding | None = None) -> Figures:
-    """The whole run with something else."""
+    """The figures of the whole run with other settings, prompts or memory."""
     model = forecast.model if held is None else replace(forecast.model, held=held)
     manner = limits_of(config, model.folder, model.held, model.device)
     return in_all(run_figures(config, model, prompts or forecast.prompts, manner, forecast.edits, forecast.disk, forecast.machine))
@@ -48,8 +48,8 @@ def _again(forecast: Forecast, config: RunConfig, prompts: Prompts | None = None
 def _saved(forecast: Forecast, what: str, config: RunConfig, prompts: Prompts | None = None) -> Iterator[str]:
     now, then = forecast.total, _again(forecast, config, prompts)
     if then.seconds < (1 - _WORTH) * now.seconds:
-        sweeps = f", {now.sweeps - then.sweeps} sweeps less" if then.sweeps < now.sweeps else ""
-        yield f"{what}: about {duration(then.seconds)} in all instead of {duration(now.seconds)}{sweeps}"
+        sweeps = f", {now.sweeps - then.sweeps} fewer sweeps" if then.sweeps < now.sweeps else ""
+        yield f"{what}: about {duration(then.seconds)} in total instead of {duration(now.seconds)}{sweeps}"
 
 
 def _memory(forecast: Forecast) -> Iterator[str]:
@@ -60,19 +60,19 @@ def _memory(forecast: Forecast) -> Iterator[str]:
     held = holding_of(model.sizes, _name(model.held.dtype), model.device, needed)
     then = _again(forecast, forecast.config, held=held)
     yield (
-        f"{size(needed - model.held.budget)} more memory ({size(needed)} in all) would hold it whole: about {duration(then.seconds)} "
-        f"in all instead of {duration(forecast.total.seconds)}, and whole replies"
+        f"{size(needed - model.held.budget)} more memory ({size(needed)} in total) would hold the whole model: about "
+        f"{duration(then.seconds)} in total instead of {duration(forecast.total.seconds)}, and replies of full length"
     )
 
 
 def _narrower(forecast: Forecast) -> Iterator[str]:
-    """A narrower type, where the processor has instructions for it."""
+    """A narrower type, if the processor has instructions for it."""
     model = forecast.model
     if model.held.dtype != torch.float32 or not (model.device.type != "cpu" or has_bf16_instructions()):
         return
     now = model.sizes.total * 4 if model.held.whole else model.sizes.block * 4
     what = "the model" if model.held.whole else "a block"
-    yield f"--dtype bfloat16: {size(now / 2)} for {what} instead of {size(now)}, and faster products on this processor"
+    yield f"--dtype bfloat16: {size(now / 2)} for {what} instead of {size(now)}, and faster matrix products"
 
 
 def _engine(forecast: Forecast) -> Iterator[str]:
@@ -80,15 +80,15 @@ def _engine(forecast: Forecast) -> Iterator[str]:
         return
     now, then = forecast.total, _again(forecast, forecast.config.model_copy(update={"engine": "vllm"}))
     yield (
-        f"--engine URL or vllm: the replies of the final test are whole, not {forecast.manner.longest} tokens, and written elsewhere: "
-        f"{now.sweeps - then.sweeps} sweeps less, about {duration(then.seconds)} here instead of {duration(now.seconds)}"
+        f"--engine URL or vllm: final test with replies of full length instead of {forecast.manner.longest} tokens, by that engine: "
+        f"{now.sweeps - then.sweeps} fewer sweeps, about {duration(then.seconds)} here instead of {duration(now.seconds)}"
     )
 
 
 def _adapter(forecast: Forecast) -> Iterator[str]:
     if forecast.edits.adapter is not None:
         written = next(stage for stage in forecast.stages if stage.stage == "edit").write_bytes
-        yield f"the plan that a run chooses, given to edit --as-adapter, writes {size(forecast.edits.adapter)} instead of {size(written)}"
+        yield f"edit --plan RUN/plan.safetensors --as-adapter: writes {size(forecast.edits.adapter)} instead of {size(written)}"
 
 
 def _name(dtype: torch.dtype) -> DTypeName:

@@ -1,4 +1,4 @@
-"""What one token costs a model, counted from the shapes of its tensors: multiplications, bytes on the disk, keys and values."""
+"""The cost of one token, from the shapes of a model's tensors: multiplications, bytes on disk, keys and values."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from abliterate.model.tensor_names import text_name
 
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _FUSED = ("experts", "moe")  # in the name of a tensor that holds all experts of a block
-_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")  # the same in the configs of all families
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")  # experts per token, by family
 _ATTENDING = ("DynamicLayer", "DynamicSlidingWindowLayer")
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """``working``: numbers of the blocks that a token is multiplied with (of experts only those that are chosen); ``head`` those of the
-    unembedding. ``seen``: floating-point operations that a token costs for every token that it attends to, in all blocks;
-    ``kept``: numbers of its keys and values. ``sweep_bytes`` are read from the disk for all blocks, ``head_bytes`` for the unembedding.
+    """``working``: weights of the blocks that a token is multiplied with (of experts only the chosen ones). ``head``: weights of the
+    unembedding. ``seen``: floating-point operations of a token for every token that it attends to, in all blocks. ``kept``: elements of
+    its keys and values. ``sweep_bytes``: bytes read from disk for all blocks; ``head_bytes``: for the unembedding.
     """
 
     working: int
@@ -36,12 +36,12 @@ class Arithmetic:
     head_bytes: int
 
     def flops(self, rows: int, tokens: int, context: int, logits: int) -> float:
-        """Of ``rows`` rows of ``tokens`` tokens that each attend to ``context`` ones, ``logits`` of them with logits."""
+        """Floating-point operations of ``rows`` rows of ``tokens`` tokens that each attend to ``context`` tokens; ``logits`` per row."""
         return float(rows) * (tokens * (2.0 * self.working + float(self.seen) * context) + logits * 2.0 * self.head)
 
 
 def arithmetic_of(index: ShardIndex, folder: ModelFolder) -> Arithmetic:
-    """From headers and the config alone. Raises InputError where a block has no tensors."""
+    """The costs, from headers and the config alone. Raises InputError if a block has no tensors."""
     stored = by_block(index, folder)
     chosen = _chosen(folder.config)
     blocks = [stored[layer] for layer in range(folder.layers)]
@@ -59,7 +59,7 @@ def arithmetic_of(index: ShardIndex, folder: ModelFolder) -> Arithmetic:
 
 
 def _stored_bytes(index: ShardIndex, name: str) -> int:
-    """Of a tensor and its scales."""
+    """Bytes on disk of a tensor and its scales."""
     scales = (index.tensors.get(name + SCALES), index.tensors.get(name.removesuffix(BLOCKS) + EXPONENTS))
     return index.tensors[name].nbytes + sum(info.nbytes for info in scales if info is not None)
 
@@ -69,7 +69,7 @@ def _unembedding(folder: ModelFolder) -> str:
 
 
 def _chosen(config: PretrainedConfig) -> int | None:
-    """How many experts work on a token, None where the config doesn't say so."""
+    """The number of experts per token; None if the config doesn't say."""
     for key in _CHOSEN:
         given = getattr(config, key, None)
         if isinstance(given, list):
@@ -80,7 +80,7 @@ def _chosen(config: PretrainedConfig) -> int | None:
 
 
 def _working(index: ShardIndex, tensors: Sequence[Stored], chosen: int | None) -> int:
-    """The numbers of one block's matrices that a token meets."""
+    """The weights of one block's matrices that a token is multiplied with."""
     single = len({match[1] for tensor in tensors if (match := _EXPERT.search(tensor.name))})
     working = 0
     for tensor in tensors:
@@ -94,7 +94,7 @@ def _working(index: ShardIndex, tensors: Sequence[Stored], chosen: int | None) -
 
 
 def _attending(folder: ModelFolder) -> int:
-    """How many blocks keep keys and values, one of each a token."""
+    """The number of blocks that cache a key and a value for each token."""
     try:
         return sum(kind.__name__ in _ATTENDING for kind in kinds_of(folder.config))
     except (KeyError, ValueError, AttributeError):  # transformers has no cache for one of its kinds of layers
@@ -102,13 +102,13 @@ def _attending(folder: ModelFolder) -> int:
 
 
 def _heads(config: PretrainedConfig) -> tuple[int, int]:
-    """Heads that attend, and the numbers that a query is compared in and an answer made of, together."""
+    """The number of attention heads, and the size of a query plus the size of a value in one head."""
     heads = int(getattr(config, "num_attention_heads", None) or 1)
     return heads, _compared(config) + int(getattr(config, "v_head_dim", None) or _compared(config))
 
 
 def _compared(config: PretrainedConfig) -> int:
-    """Numbers of a query in one head."""
+    """The size of a query in one head."""
     parts = [getattr(config, key, None) for key in ("qk_nope_head_dim", "qk_rope_head_dim")]
     if all(isinstance(part, int) for part in parts):
         return sum(part for part in parts if isinstance(part, int))
@@ -117,7 +117,7 @@ def _compared(config: PretrainedConfig) -> int:
 
 
 def _kept(config: PretrainedConfig) -> int:
-    """Numbers of a token's keys and values in one block, as transformers keeps them: what is compressed (MLA) is kept unfolded."""
+    """Elements of a token's keys and values in one block, as transformers caches them: compressed ones (MLA) are cached expanded."""
     heads, both = _heads(config)
     shared = isinstance(getattr(config, "kv_lora_rank", None), int)
     return (heads if shared else int(getattr(config, "num_key_value_heads", None) or heads)) * both

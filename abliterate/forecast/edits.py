@@ -1,4 +1,4 @@
-"""What an edit of a checkpoint would change, from names and shapes: how many tensors of which kind, what is left alone, and why."""
+"""What an edit would change in a checkpoint, from names and shapes: how many tensors of each kind, what is not edited, and why."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ _BF16 = 2
 
 @dataclass(frozen=True)
 class Edits:
-    """``kinds``: how many writers of each kind are edited; with ``shared`` ones, the token embedding and what goes with it, where
-    one direction serves all blocks. ``nbytes`` and ``numbers`` are those of all of them, ``largest`` the bytes of the two largest.
+    """``kinds``: number of edited writers in the blocks, by kind. ``shared``: the same for writers outside the blocks (the token embedding
+    and similar), which are edited if one direction serves all blocks. ``nbytes``, ``numbers``: bytes and elements of all of them;
+    ``largest``: bytes of the two largest together.
 
-    ``embedding`` and ``left`` say in words what becomes of the embedding, and what is left alone; ``format`` what becomes of quantised
-    writers. The new checkpoint has ``growth`` bytes more, ``unpacked`` modules leave MXFP4, an adapter has ``adapter`` bytes (None: it
-    can't make this edit).
+    ``embedding``, ``left``, ``format``: in words, what happens to the embedding, to the tensors that are not edited, and to quantised
+    writers. ``growth``: bytes by which the checkpoint grows. ``unpacked``: modules converted from MXFP4. ``adapter``: bytes of a LoRA
+    adapter (None: it can't make this edit).
     """
 
     kinds: Mapping[str, int]
@@ -47,7 +48,7 @@ class Edits:
 
 
 def edits_of(index: ShardIndex, folder: ModelFolder, config: EditConfig) -> Edits:
-    """At full strength, of every block. Raises InputError where the checkpoint and the layout don't fit."""
+    """The edits at full strength in every block. Raises InputError if the checkpoint does not match the layout."""
     writers = placed_writers(index, folder)
     shared, embedding = _shared(index, folder, config)
     kinds: dict[str, WriterKind] = {w.name: "mtp" if w.mtp else w.writer.component for w in writers}
@@ -70,7 +71,7 @@ def edits_of(index: ShardIndex, folder: ModelFolder, config: EditConfig) -> Edit
 
 
 def _size(index: ShardIndex, writer: WriterTensor) -> tuple[int, int]:
-    """A writer's numbers, and its bytes in the new checkpoint."""
+    """A writer's number of elements, and its bytes in the new checkpoint."""
     if writer.form == "mxfp4":
         numbers = 2 * math.prod(index.tensors[writer.name + BLOCKS].shape)
         return numbers, numbers * _BF16
@@ -80,40 +81,40 @@ def _size(index: ShardIndex, writer: WriterTensor) -> tuple[int, int]:
 
 
 def _shared(index: ShardIndex, folder: ModelFolder, config: EditConfig) -> tuple[dict[str, WriterKind], str]:
-    """The writers outside the blocks that may be edited, and what becomes of the token embedding."""
+    """The writers outside the blocks that may be edited, and, in words, what happens to the token embedding."""
     if config.embedding == "skip":
-        return {}, "left alone (--embedding skip)"
+        return {}, "not edited (--embedding skip)"
     if config.embedding == "auto" and folder.tied:
-        return {}, "left alone: it is tied to the unembedding (--embedding untie edits it and keeps the unembedding)"
+        return {}, "not edited: it shares its weights with the unembedding (--embedding untie edits it and keeps the unembedding)"
     try:
         found = {name: kind for name, (kind, _) in shared_writers(index, folder).items()}
     except InputError:
         if config.embedding != "auto" or folder.layout.embedding_norm is None:
             raise
-        return {}, "left alone: a norm stands behind it (--embedding skip is needed)"
+        return {}, "not edited: a norm follows it (this model needs --embedding skip)"
     kept = ", and the unembedding keeps its weights" if config.embedding == "untie" and folder.tied else ""
-    return found, f"edited too where one direction serves all blocks{kept}; else left alone"
+    return found, f"edited if one direction serves all blocks{kept}; else not edited"
 
 
 def _left(index: ShardIndex, folder: ModelFolder, edited: int) -> str:
-    """What is copied as it is."""
+    """The tensors that are copied unchanged, in words."""
     others = sum(not name.endswith((SCALES, EXPONENTS)) for name in index.tensors) - edited
     seeing = sum(text_name(name) is None for name in index.tensors)
-    vision = f"; {seeing} of them belong to what is not text" if seeing else ""
-    return f"{others} other tensors, which read the stream, normalise or choose and write nothing into it{vision}"
+    vision = f"; {seeing} of them are not part of the text model" if seeing else ""
+    return f"{others} other tensors, which do not write into the residual stream (input projections, norms, routers){vision}"
 
 
 def _format(writers: list[WriterTensor], unpacked: int) -> str | None:
     forms = Counter(writer.form for writer in writers)
     if unpacked:
-        return f"the experts of {unpacked} modules leave MXFP4 for bf16"
+        return f"the experts of {unpacked} modules are converted from MXFP4 to bf16"
     if forms["fp8"]:
-        return f"{forms['fp8']} of the writers are FP8 and stay so, rounded so that the direction doesn't come back"
+        return f"{forms['fp8']} of the edited tensors are FP8 and stay FP8, rounded so that the direction does not come back"
     return None
 
 
 def _growth(index: ShardIndex, unpacked: set[str]) -> int:
-    """Bytes that the new checkpoint has more: all packed tensors of a module become bf16."""
+    """Bytes by which the checkpoint grows: all packed tensors of a module become bf16."""
     grown = 0
     for name, info in index.tensors.items():
         module, _, last = name.rpartition(".")
@@ -125,7 +126,7 @@ def _growth(index: ShardIndex, unpacked: set[str]) -> int:
 
 
 def _adapter(index: ShardIndex, folder: ModelFolder, kinds: Mapping[str, WriterKind]) -> int | None:
-    """Bytes of an adapter that makes the edit, None where none can."""
+    """Bytes of a LoRA adapter that makes the edit; None if no adapter can."""
     try:
         check_adaptable(index, folder, whole_edit(folder.layers, folder.d_model), kinds)
     except InputError:

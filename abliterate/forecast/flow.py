@@ -1,4 +1,4 @@
-"""What goes through the model in one step of a run: tokens with their padding, micro-batch by micro-batch, as they are computed."""
+"""What goes through the model in one step of a run: tokens with their padding, micro-batch by micro-batch."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _MANY = 1 << 30
 
 @dataclass(frozen=True)
 class Flow:
-    """All changes of a step together. ``rows`` sequences, ``tokens`` of prompts, ``replied`` tokens of every reply after its first one.
+    """The totals over all interventions of a step. ``rows``: sequences. ``tokens``: prompt tokens. ``replied``: tokens of each reply after
+    its first.
 
-    ``largest`` tokens are in the largest micro-batch, ``logits`` positions get logits, ``heads`` micro-batches do and at most
-    ``logits_at_once`` numbers of them are there together. ``held`` tokens of keys and values are kept at once, ``live`` rows of
-    replies are written at once. ``context`` tokens is the longest sequence with its reply. ``passed_over``: the share of the blocks that
-    the tokens of prompts don't go through.
+    ``largest``: tokens in the largest micro-batch. ``logits``: positions that get logits; ``heads``: micro-batches that do;
+    ``logits_at_once``: most logits held at once, as numbers. ``held``: tokens in the KV cache at once. ``live``: replies generated at
+    once. ``context``: tokens of the longest sequence with its reply. ``passed_over``: share of the blocks that prompt tokens skip.
     """
 
     rows: int
@@ -45,15 +45,15 @@ class Flow:
     passed_over: float = 0.0
 
     def flops(self, costs: Arithmetic) -> tuple[float, float]:
-        """Floating-point operations of the prompts, and of the tokens that follow them."""
+        """Floating-point operations of the prompts, and of the reply tokens."""
         prompts = costs.flops(1, self.tokens, self.context, self.logits) - self.passed_over * costs.flops(1, self.tokens, self.context, 0)
         return prompts, costs.flops(self.rows, self.replied, self.context, self.replied)
 
 
 @dataclass(frozen=True)
 class ComputeLimits:
-    """How a model computes: ``tokens`` and ``rows`` of a micro-batch at most, ``live`` rows of replies at once, ``longest`` replies;
-    ``together``: all that a step asks goes through at once, as where the weights are read block by block."""
+    """What a model computes at once: at most ``tokens`` and ``rows`` in a micro-batch, and ``live`` replies of ``longest`` tokens.
+    ``together``: a whole step goes through at once, as when the weights are read block by block."""
 
     tokens: int
     rows: int
@@ -63,7 +63,7 @@ class ComputeLimits:
 
 
 def limits_of(config: RunConfig, folder: ModelFolder, held: Holding, device: torch.device) -> ComputeLimits:
-    """Of the model as it is held."""
+    """The limits of the model, which depend on how it is held."""
     if not held.whole:
         return ComputeLimits(held.tokens, _MANY, _MANY, MAX_NEW_TOKENS, True)
     amount: AtOnce = at_once(config.batch_size, folder.config, device, held.dtype.itemsize, None)
@@ -71,7 +71,7 @@ def limits_of(config: RunConfig, folder: ModelFolder, held: Holding, device: tor
 
 
 def flow_of(step: Step, folder: ModelFolder, manner: ComputeLimits) -> Flow:
-    """A step's way through a model that computes so."""
+    """The flow of a step through a model with these limits."""
     new = min(step.new_tokens, manner.longest)
     reach = max((asked.kept for asked in step.asked), default=1) or 1
     vocabulary = int(folder.config.vocab_size)
@@ -105,13 +105,13 @@ def flow_of(step: Step, folder: ModelFolder, manner: ComputeLimits) -> Flow:
 
 
 def _held(step: Step, live: int, new: int) -> int:
-    """Tokens of keys and values of the longest sequences that are replied to at once."""
+    """Tokens in the KV cache for the longest sequences whose replies are generated at once."""
     lengths = sorted((len(ids) + new for asked in step.asked for ids in asked.sequences for _ in range(asked.times)), reverse=True)
     return sum(lengths[:live])
 
 
 def _shared(step: Step, folder: ModelFolder, reach: int, longest: int) -> int:
-    """First tokens that are computed once for all sequences of a step."""
+    """The length of the common prefix that is computed once for all sequences of a step."""
     try:
         plain = only_attends(folder.config, longest)
     except (KeyError, ValueError, AttributeError):  # transformers has no cache for one of its kinds of blocks
@@ -120,7 +120,7 @@ def _shared(step: Step, folder: ModelFolder, reach: int, longest: int) -> int:
 
 
 def _micro_batches(asked: Asked, manner: ComputeLimits, kept: int, vocabulary: int, shared: int) -> Iterator[tuple[int, int, int]]:
-    """Rows, tokens a row and positions with logits of each, under one change; what several sequences go on from is computed once."""
+    """Rows, tokens per row and positions with logits per row of each micro-batch of one intervention; shared stems are computed once."""
     rows = min(manner.rows, max(1, LOGIT_NUMBERS // (kept * vocabulary)) if kept else _MANY)
     forked = branches(asked.sequences, kept, shared) if kept and shared and not manner.together else None
     if forked is None:

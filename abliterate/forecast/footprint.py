@@ -1,7 +1,7 @@
-"""The memory that a step of a run takes at its peak: of the process on a CPU, of the device on a GPU.
+"""The peak memory of a step of a run: of the process on a CPU, of the device on a GPU.
 
-What is not counted from shapes was measured (docs/benchmarks.md, "plan against measured"): the program itself, what a block's
-own arithmetic holds of a token, and what the system's allocator keeps of what is let go of.
+What shapes don't tell was measured (docs/benchmarks.md, "`plan` against measurements"): the program itself, a block's temporary memory per
+token, and freed memory that the system's allocator keeps.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from abliterate.forecast.flow import Flow
 from abliterate.forecast.steps import Prompts
 from abliterate.model.folder import ModelFolder
 
-EDITING = 480 << 20  # bytes: the program without a tokenizer and a model
+EDITING = 480 << 20  # bytes of the program without a tokenizer and a model
 _CHUNK = 64 << 20  # bytes of an edited tensor in float32
-_WIDEST, _STREAMS = 6.4, 16  # times the widest side of a block, and d_model: numbers that computing a token holds
-_OF_A_LOGIT = 10  # bytes beside the type it is computed in: float32, and its logarithm
-_GROWING = 0.35  # of the keys and values: what writing replies takes beside them, step after step, and the C library keeps
+_WIDEST, _STREAMS = 6.4, 16  # elements held per computed token, in units of a block's widest side and of d_model
+_OF_A_LOGIT = 10  # additional bytes per logit: a float32 copy and its logarithm
+_GROWING = 0.35  # share of the KV cache that generation needs in addition, and that the C library keeps
 _FLOAT, _DOUBLE = 4, 8
 
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of a model and how it is held; ``quantised``: its numbers are dequantised when they are read."""
+    """A model and how it is held. ``quantised``: its weights are dequantised when they are read."""
 
     folder: ModelFolder
     sizes: Sizes
@@ -49,29 +49,29 @@ class Model:
 
 
 def streams_bytes(model: Model, flow: Flow) -> int:
-    """Bytes of the streams that are kept from block to block: of all prompts, where the weights are read block by block."""
+    """Bytes of the residual streams kept from block to block: of all prompts, if the weights are read block by block; else 0."""
     return 0 if model.held.whole else flow.tokens * model.folder.d_model * model.width
 
 
 def cache_bytes(model: Model, flow: Flow) -> int:
-    """Bytes of the keys and values that are kept for the next tokens of replies."""
+    """Bytes of the KV cache during generation."""
     return flow.held * model.costs.kept * model.width
 
 
 def collected_bytes(model: Model, prompts: Prompts) -> int:
-    """Bytes of the vectors and the statistics that are collected, which stay in memory to the end of a run."""
+    """Bytes of the collected vectors and statistics, which stay in memory until the run ends."""
     one = (model.folder.layers + 1) * model.folder.d_model
     vectors = sum(len(ids) for ids in prompts.train.values())
     vectors += prompts.positions * sum(len(prompts.val[role]) for role in ("target", "baseline"))
     groups = len(prompts.train) + 2 + 2 * prompts.languages
-    if "keep" in prompts.val:  # of each keep set, kept apart, and of the harmless prompts
+    if "keep" in prompts.val:  # each keep set separately, and the harmless prompts
         vectors += sum(len(prompts.val[role]) for role in ("harmless", "keep")) + len(prompts.train["keep"])
         groups += 2 + 2
     return one * (vectors * _FLOAT + groups * prompts.positions * 2 * _DOUBLE)
 
 
 def peak_bytes(model: Model, flow: Flow, collected: int) -> int:
-    """Of one step; ``collected`` bytes of results are there beside it, on the CPU."""
+    """Peak bytes of one step; on a CPU, ``collected`` bytes of results add to it."""
     beside = cache_bytes(model, flow) + (collected if model.device.type == "cpu" else 0)
     logits = flow.logits_at_once * (model.width + _OF_A_LOGIT)
     computing = flow.largest * int(_WIDEST * model.sizes.widest + _STREAMS * model.folder.d_model) * model.width
@@ -87,25 +87,25 @@ def peak_bytes(model: Model, flow: Flow, collected: int) -> int:
 
 
 def gradient_bytes(model: Model, flow: Flow, collected: int) -> int:
-    """Of a step that takes gradients: what a micro-batch's graph keeps, in at most the share of the free memory that it may take."""
+    """Peak bytes of a step with gradients: adds what a micro-batch's graph keeps, within its share of the free memory."""
     fixed = peak_bytes(model, flow, collected)
     kept = min(TOKENS, flow.tokens) * kept_bytes(model.folder.config, model.width)
     return fixed + min(kept, int(SHARE * max(0, model.held.budget - fixed)))
 
 
 def loading_bytes(model: Model) -> int:
-    """At the peak of loading a model that is held whole: where its type is another one, the shards are there too, as mapped files."""
+    """Peak bytes while a model that is held whole is loaded; if its type changes, the mapped shards are in memory too."""
     mapped = model.stored_bytes if model.device.type == "cpu" and model.stored_width != model.width else 0
     return model.program + model.sizes.total * model.width + mapped if model.held.whole else 0
 
 
 def editing_bytes(largest: int) -> int:
-    """Of an edit whose two largest tensors have so many bytes: it holds a tensor in each of two threads."""
+    """Peak bytes of an edit. ``largest``: bytes of the two largest tensors; each of two threads holds one."""
     return EDITING + largest + min(_CHUNK, 2 * largest)
 
 
 def _coming(model: Model) -> int:
-    """Bytes of what is there twice while a block is read: one tensor as it is stored, or a block's experts before they are one."""
+    """Bytes held twice while a block is read: one tensor in its stored form, or a block's experts before they are merged."""
     largest, merged = model.sizes.largest, model.sizes.merged
     dequantised = largest * _FLOAT if model.quantised else 0
     raw = largest * model.stored_width if model.quantised or model.stored_width != model.width else 0

@@ -1,4 +1,4 @@
-"""The plan of a run: everything that can be known of it before anything of it is done."""
+"""The forecast of a run: everything that can be known before it starts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from abliterate.model.index import DTYPES, ShardIndex, open_index
 
 @dataclass(frozen=True)
 class Forecast:
-    """A run to come. ``here``: the weights are in the folder; ``fits`` is None, or says why the model can't be computed here."""
+    """The forecast of a run. ``here``: the weights are in the folder. ``unfit``: why the model does not fit into memory, or None."""
 
     config: RunConfig
     model: Model
@@ -53,8 +53,8 @@ class Forecast:
 
 
 def forecast_run(config: RunConfig, path: Path) -> Forecast:
-    """Plan a run of the model in ``path``. Takes two seconds for measuring. Raises InputError as the run would, but for weights or a
-    tokenizer that are not there, and for a model of which not even one block fits."""
+    """Forecast a run of the model in ``path``; measuring takes two seconds. Raises InputError as the run would, except for missing weights,
+    a missing tokenizer, or a model of which not even one block fits into memory."""
     folder = open_folder(path, config.trust_remote_code, config.layout_file)
     index, nbytes, here = _opened(folder)
     edits = edits_of(index, folder, config)
@@ -92,7 +92,7 @@ def forecast_run(config: RunConfig, path: Path) -> Forecast:
 
 
 def _opened(folder: ModelFolder) -> tuple[ShardIndex, int, bool]:
-    """What the folder holds, its bytes, and whether the weights are there; checked as a run checks it."""
+    """The index of the folder, the bytes of the weights, and whether they are there; with the checks of a run."""
     if lacks_weights(folder.path):
         index, nbytes = imagined(folder)
         tell(folder, check_agreement(folder, index))
@@ -105,7 +105,7 @@ def _opened(folder: ModelFolder) -> tuple[ShardIndex, int, bool]:
 
 
 def _held(session: Session, sizes: Sizes) -> tuple[Holding, str | None]:
-    """How the model is held; where nothing fits, how it would be in just enough memory, and what is said of it."""
+    """How the model is held. If it does not fit, how it would be held in just enough memory, and the reason."""
     try:
         return session.holding, None
     except InputError as error:
@@ -115,13 +115,13 @@ def _held(session: Session, sizes: Sizes) -> tuple[Holding, str | None]:
 
 
 def _stored_width(index: ShardIndex) -> int:
-    """Bytes of a number of the largest tensor, as it is stored."""
+    """Bytes per element of the largest stored tensor."""
     largest = max(index.tensors.values(), key=lambda info: math.prod(info.shape))
     return DTYPES[largest.dtype][1]
 
 
 def _shapes(config: RunConfig, model: Model, prompts: Prompts, manner: ComputeLimits, index: ShardIndex) -> Shapes:
-    """What the machine is measured with: the products that this run would spend its time on."""
+    """The shapes to measure the machine with: those of the products that dominate this run."""
     flows = [flow_of(step, model.folder, manner) for step in run_steps(config, prompts, model.folder.layers, model.held.whole)]
     replies = [min(flow.live, manner.tokens) for flow in flows if flow.live]
     stored = {info.dtype for info in index.tensors.values() if len(info.shape) > 1}
@@ -137,13 +137,13 @@ def _shapes(config: RunConfig, model: Model, prompts: Prompts, manner: ComputeLi
 
 
 def _common(index: ShardIndex) -> str:
-    """The type that most matrices are stored in, of those that can be computed with."""
+    """The most common stored type of matrices, among the types that can be computed with."""
     kinds = [info.dtype for info in index.tensors.values() if len(info.shape) > 1 and info.dtype in ("F32", "F16", "BF16")]
     return max(set(kinds), key=kinds.count, default="BF16")
 
 
 def as_json(forecast: Forecast) -> dict[str, Any]:
-    """All figures of a plan, in bytes, operations and seconds."""
+    """All figures of a forecast as JSON, in bytes, operations and seconds."""
     model = forecast.model
     return {
         "schema": "abliterate/plan/1",

@@ -1,4 +1,4 @@
-"""What this machine does in a second, from two seconds of measuring: its disk, and the products that a model is made of."""
+"""Measure the speed of this machine in two seconds: its disk, matrix products, and edits."""
 
 from __future__ import annotations
 
@@ -25,16 +25,15 @@ from abliterate.model.removal import removal
 _CHUNK = 8 << 20  # bytes of one read
 _READING, _WRITING, _MULTIPLYING, _EDITING = 0.5, 0.3, 0.3, 0.2  # seconds
 _WRITTEN = 256 << 20  # bytes of the temporary file at most
-_MATRIX = 1 << 25  # numbers of the matrix that is multiplied with
-_ROWS, _COLUMNS = 1024, 1152  # of the piece that is edited
+_MATRIX = 1 << 25  # elements of the matrix in the measured products
+_ROWS, _COLUMNS = 1024, 1152  # of the edited piece
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Bytes a second: ``read`` from the disk, ``again`` what was read before, ``write``. Operations a second of matrix products:
-    ``many`` rows at once, as for prompts, and ``few``, as for the next tokens of replies. Numbers a second: ``edit`` of a writer,
-    ``widen`` from the stored type to the one that is computed in (None: they are the same).
-    ``how``: what was read, and whether it came from the disk.
+    """Bytes per second: ``read`` from disk, ``again`` from the page cache, ``write``. Operations per second of matrix products: ``many``
+    rows at once, as for prompts, and ``few``, as for the next tokens of replies. Elements per second: ``edit`` of a writer, ``widen``
+    from the stored type to the compute type (None: they are the same). ``how``: what was read, and whether it came from disk.
     """
 
     read: float
@@ -49,8 +48,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class Shapes:
-    """What is measured with: products of ``many`` and ``few`` rows of ``d_model`` numbers with a matrix of ``wide`` of them, in ``dtype``
-    on ``device``; numbers stored as ``stored``."""
+    """The shapes to measure with: products of ``many`` and of ``few`` rows with a ``wide`` x ``d_model`` matrix, in ``dtype`` on
+    ``device``; ``stored``: the type of the stored weights."""
 
     many: int
     few: int
@@ -62,7 +61,7 @@ class Shapes:
 
 
 def measure(index: ShardIndex, here: bool, shapes: Shapes) -> Machine:
-    """Take about two seconds. Without the model's own shards (``here``) a temporary file is read."""
+    """Measure the machine; takes about two seconds. Reads the model's own shards if they are ``here``, else a temporary file."""
     with tempfile.NamedTemporaryFile(prefix="abliterate-plan-") as file:
         write = _written(Path(file.name))
         files = [index.folder / name for name in index.shards] if here else [Path(file.name)]
@@ -76,12 +75,12 @@ def measure(index: ShardIndex, here: bool, shapes: Shapes) -> Machine:
         few=few,
         edit=_edited(shapes),
         widen=_widened(shapes),
-        how=("the model's own shards" if here else "a temporary file") + (", not from the page cache" if dropped else ", perhaps cached"),
+        how=("the model's own shards" if here else "a temporary file") + (", not from the page cache" if dropped else ", possibly cached"),
     )
 
 
 def _written(path: Path) -> float | None:
-    """Bytes a second, with what it takes until they are on the disk; None where there is no room."""
+    """Bytes per second of writing, until they are on disk; None if the disk is full."""
     data = os.urandom(1 << 20) * (_CHUNK >> 20)
     started, done = time.perf_counter(), 0
     try:
@@ -96,7 +95,7 @@ def _written(path: Path) -> float | None:
 
 
 def _read(files: Sequence[Path]) -> tuple[float, float, bool]:
-    """Bytes a second from the disk, then of the same from memory, and whether the pages could be dropped from the cache before."""
+    """Bytes per second from disk, then again from the page cache, and whether the pages could be dropped from the cache first."""
     buffer = memoryview(bytearray(_CHUNK))
     places = _places(files)
     first, count = _timed_reads(places, buffer, _READING, cold=True)
@@ -105,7 +104,7 @@ def _read(files: Sequence[Path]) -> tuple[float, float, bool]:
 
 
 def _places(files: Sequence[Path]) -> list[tuple[Path, int]]:
-    """Where to read, spread over all files so that no read continues the one before it."""
+    """Where to read: places spread over all files, so that no read continues the previous one."""
     found: list[tuple[Path, int]] = []
     for file in files:
         with suppress(OSError):
@@ -116,7 +115,7 @@ def _places(files: Sequence[Path]) -> list[tuple[Path, int]]:
 
 
 def _timed_reads(places: Sequence[tuple[Path, int]], buffer: memoryview, seconds: float, cold: bool) -> tuple[float, int]:
-    """Bytes a second, and how many places were read in that time; ``cold``: the system forgets them first, where it can be told to."""
+    """Bytes per second, and the number of places read. ``cold``: drop them from the page cache first, if the system allows it."""
     started, done, count = time.perf_counter(), 0, 0
     for file, start in places:
         with suppress(OSError), file.open("rb", buffering=0) as opened:
@@ -132,7 +131,7 @@ def _timed_reads(places: Sequence[tuple[Path, int]], buffer: memoryview, seconds
 
 @torch.inference_mode()
 def _products(shapes: Shapes) -> tuple[float, float]:
-    """Floating-point operations a second of products with a matrix: of many rows, and of few."""
+    """Floating-point operations per second of matrix products: with many rows, and with few."""
     wide = max(1, min(shapes.wide, _MATRIX // shapes.d_model))
     weight = torch.full((wide, shapes.d_model), 0.25, dtype=shapes.dtype, device=shapes.device)
     found = []
@@ -148,7 +147,7 @@ def _product(stream: Tensor, weight: Tensor, device: torch.device) -> None:
 
 
 def _rate(act: Callable[[], object], seconds: float) -> float:
-    """How often a second; the first time only counts where it took long."""
+    """Calls per second. The first call counts only if it takes the whole time."""
     started, count = time.perf_counter(), 1
     act()
     if time.perf_counter() - started < seconds:
@@ -176,7 +175,7 @@ def _slab(shapes: Shapes) -> tuple[Tensor, Tensor | None]:
 
 @torch.inference_mode()
 def _edited(shapes: Shapes) -> float:
-    """Numbers a second that an edit takes a direction out of, by as many threads as it has."""
+    """Elements per second from which an edit removes a direction, with all of its threads."""
     stored, scales = _slab(shapes)
     task = removal(torch.eye(1, _ROWS))
 
@@ -192,7 +191,7 @@ def _edited(shapes: Shapes) -> float:
 
 @torch.inference_mode()
 def _widened(shapes: Shapes) -> float | None:
-    """Numbers a second from the stored type to the one that is computed in, None where they are the same."""
+    """Elements per second converted from the stored type to the compute type; None if they are the same."""
     stored, scales = _slab(shapes)
     if scales is None and shapes.stored == shapes.dtype:
         return None

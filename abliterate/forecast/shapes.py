@@ -1,7 +1,7 @@
-"""The tensors of a checkpoint whose weights are not here: names from its shard index, shapes from the model that its config describes.
+"""The tensors of a checkpoint without its weights: names from the shard index, shapes from the model that the config describes.
 
-The model is transformers' own on the meta device, and so is what turns its names and shapes into those on the disk (experts that are
-single there, renamed modules). What transformers doesn't build, blocks of multi-token prediction, has the shapes of the last block.
+transformers builds the model on the meta device and converts its names and shapes to those on disk (separate experts, renamed modules).
+Blocks of multi-token prediction, which transformers doesn't build, have the shapes of the last block.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from abliterate.model.tensor_names import is_buffer, text_name
 
 Shape = tuple[int, ...]
 _WIDE = ("e_score_correction_bias",)  # float32 in every checkpoint
-_GROUP, _BYTES = 32, 16  # of MXFP4: so many numbers share an exponent, in so many bytes
+_GROUP, _BYTES = 32, 16  # MXFP4: numbers that share an exponent, and their bytes
 _NAMES = {dtype: name for name, (dtype, _) in DTYPES.items() if dtype is not None}
 
 
 def lacks_weights(path: Path) -> bool:
-    """Whether a folder has a shard index, and none of the shards that it names."""
+    """Whether a folder has a shard index but no shards."""
     return (path / INDEX).is_file() and next(path.glob("*.safetensors"), None) is None
 
 
 def imagined(folder: ModelFolder) -> tuple[ShardIndex, int]:
-    """The index of a checkpoint without its shards, and the bytes of its weights: those that the index speaks of, else of its tensors.
+    """The index of a checkpoint without its shards, and the bytes of its weights: as the index states, else the sum of its tensors.
 
-    Raises InputError where the index is damaged, or names a tensor whose shape the config doesn't tell.
+    Raises InputError if the index is damaged, or names a tensor whose shape does not follow from the config.
     """
     with reading(folder.path):
         _, promised = shard_names(folder.path)
         said = _said(folder.path / INDEX)
     if long := next((name for name in promised if not name.isprintable() or len(name) > MAX_NAME), None):
-        raise InputError(f"{folder.path / INDEX}: {long[:80]!r} can't be a tensor's name; the file is damaged")
+        raise InputError(f"{folder.path / INDEX}: {long[:80]!r} is not a valid tensor name; the file is damaged")
     shapes = _Shapes(folder, promised)
     infos = {name: _info(name, shard, shapes.of(name), _kind(name, promised, folder)) for name, shard in promised.items()}
     if folder.quantisation is None:
@@ -58,7 +58,7 @@ def imagined(folder: ModelFolder) -> tuple[ShardIndex, int]:
 
 
 def _said(index: Path) -> int:
-    """The bytes that a shard index speaks of, 0 where it doesn't."""
+    """The bytes that a shard index states; 0 if it states none."""
     try:
         said = json.loads(index.read_bytes())["metadata"]["total_size"]
         return int(said) if 0 < said < 1 << 60 else 0
@@ -86,7 +86,7 @@ def _kind(name: str, names: Collection[str], folder: ModelFolder) -> str:
 
 
 def _as_wide_as(infos: dict[str, TensorInfo], said: int) -> dict[str, TensorInfo]:
-    """The tensors in the type of as many bytes a number as the index speaks of, where that is not the config's."""
+    """The tensors with the width per element that the index's total implies, if it differs from the config's type."""
     numbers = sum(math.prod(info.shape) for info in infos.values())
     width = {2: "BF16", 4: "F32"}.get(round(said / max(numbers, 1)))
     if width is None or all(DTYPES[info.dtype][1] == DTYPES[width][1] for info in infos.values()):
@@ -95,7 +95,7 @@ def _as_wide_as(infos: dict[str, TensorInfo], said: int) -> dict[str, TensorInfo
 
 
 class _Shapes:
-    """Shapes by name, as far as the config tells them."""
+    """Shapes by name, as far as they follow from the config."""
 
     def __init__(self, folder: ModelFolder, names: Collection[str]) -> None:
         self._folder, self._names = folder, names
@@ -106,16 +106,16 @@ class _Shapes:
         }
 
     def of(self, name: str) -> Shape:
-        """Raises InputError where the config doesn't tell it."""
+        """The shape of a tensor. Raises InputError if it does not follow from the config."""
         shape = self._stored(name) or self._plain(name)
         if shape is None:
             raise InputError(
-                f"{self._folder.path}: the config doesn't tell the shape of {name}, which the shard index names; the weights are needed"
+                f"{self._folder.path}: the shard index names {name}, whose shape does not follow from the config; the weights are needed"
             )
         return shape
 
     def _stored(self, name: str) -> Shape | None:
-        """Of what a quantised format holds in the place of a tensor."""
+        """The shape of a tensor of a quantised format (scales, packed blocks, exponents)."""
         folder = self._folder
         if folder.quantisation == "fp8" and name.endswith(SCALES):
             rows, columns = (*(self._plain(name.removesuffix(SCALES)) or ()), 1, 1)[:2]
@@ -133,7 +133,7 @@ class _Shapes:
             return found
         if is_buffer(name):
             return (1,)
-        if text == layout.unembedding:  # a stored copy of a tied one
+        if text == layout.unembedding:  # a stored copy of a tied unembedding
             return self._known.get(layout.embedding)
         where = layout.in_block(text)
         if text in (*layout.mtp_root, *layout.mtp_others) or (where is not None and (where[2] or where[0] >= self._folder.layers)):
@@ -141,7 +141,7 @@ class _Shapes:
         return None
 
     def _ahead(self, inner: str) -> Shape | None:
-        """Of what multi-token prediction has beside a block: embeddings of its own, norms, and what joins the stream with a token."""
+        """The shape of a multi-token prediction tensor outside its block: an embedding, a norm, or the projection of stream and token."""
         layout, d_model = self._folder.layout, self._folder.d_model
         if inner.endswith(("embed_tokens.weight", "head.weight")):
             return self._known.get(layout.embedding)
@@ -151,13 +151,13 @@ class _Shapes:
 
 
 def _short(name: str) -> str:
-    """A name without what differs between checkpoints of the same model."""
+    """A name without the parts that differ between checkpoints of the same model."""
     text = text_name(name)
     return name.removeprefix("model.") if text is None else text
 
 
 def _seeing(folder: ModelFolder) -> PreTrainedModel:
-    """The whole of a vision-language model, without weights. Raises InputError where transformers can't build it."""
+    """A whole vision-language model without weights. Raises InputError if transformers can't build it."""
     trust = folder.trust_remote_code
     with refused(f"{folder.path}: transformers can't build it", folder.config), init_empty_weights():
         config = AutoConfig.from_pretrained(folder.path, trust_remote_code=trust, local_files_only=True)
@@ -168,10 +168,10 @@ def _seeing(folder: ModelFolder) -> PreTrainedModel:
 
 
 def _by_short_name(folder: ModelFolder, names: Collection[str]) -> Mapping[str, Shape]:
-    """The shapes of every tensor that transformers knows of, by their names in memory and by those on the disk."""
+    """The shapes of all tensors that transformers knows, by their names in memory and on disk."""
     sees = any(text_name(name) is None for name in names)
     module = _seeing(folder) if sees else on_meta(folder, torch.bfloat16)
     state: dict[str, Any] = module.state_dict()
-    with refused(f"{folder.path}: what its tensors are called on the disk is not known"):
+    with refused(f"{folder.path}: the names of its tensors on disk are not known"):
         on_disk = revert_weight_conversion(module, state)
     return {_short(name): tuple(tensor.shape) for tensors in (state, on_disk) for name, tensor in tensors.items()}

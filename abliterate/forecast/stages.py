@@ -1,4 +1,4 @@
-"""What each stage of a run reads, writes, computes and holds, and how long that takes on this machine."""
+"""What each stage of a run reads, writes, computes and holds, and how long it takes on this machine."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ from abliterate.forecast.footprint import (
 from abliterate.forecast.machine import Machine
 from abliterate.forecast.steps import Prompts, Stage, Step, run_steps
 
-LOADS = {"collection": 1, "selection": 0, "evaluation": 2}  # of a model that is held whole: base; edited, and base again
-REFERENCE_LOADS = 2  # the reference, and the base after it
-EFFICIENCY = 0.6  # of what a matrix product alone reaches: attention, norms and what stands between
-_PROVEN = 1.5  # an edited tensor is measured again when it is proven
+LOADS = {"collection": 1, "selection": 0, "evaluation": 2}  # of a model held whole: the base; the edited model, and the base again
+REFERENCE_LOADS = 2  # the reference, and the base again after it
+EFFICIENCY = 0.6  # share of the speed of a pure matrix product; attention, norms and overhead cost the rest
+_PROVEN = 1.5  # times the work of editing: each edited tensor is measured again for the proof
 ORDER: tuple[Stage, ...] = ("collection", "selection", "edit", "evaluation")
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one stage, or of a run. ``sweeps`` are readings of all blocks; bytes that are read and written on the disk; bytes of streams
-    in one sweep, of which ``spilled`` are in files; bytes of keys and values; seconds."""
+    """Figures of one stage or of a run. ``sweeps``: how often all blocks are read. ``read_bytes``, ``write_bytes``: disk traffic.
+    ``flops``: floating-point operations. ``stream_bytes``: residual streams of one sweep; ``spilled_bytes``: those kept in files.
+    ``cache_bytes``: KV cache. ``peak_bytes``: memory."""
 
     stage: str
     sweeps: int = 0
@@ -45,7 +46,7 @@ class Figures:
     seconds: float = 0.0
 
     def plus(self, other: Figures) -> Figures:
-        """One after the other: what is there at once is the larger of the two."""
+        """Both in sequence: work adds up, memory is the larger of the two."""
         return Figures(
             self.stage,
             self.sweeps + other.sweeps,
@@ -62,20 +63,20 @@ class Figures:
 
 @dataclass(frozen=True)
 class Disk:
-    """A checkpoint's bytes on the disk, and whether they all stay in the system's page cache once they were read."""
+    """A checkpoint's bytes on disk, and whether all of them stay in the page cache once they were read."""
 
     nbytes: int
     cached: bool
 
     def speed(self, machine: Machine) -> float:
-        """Bytes a second of a reading that is not the first."""
+        """Bytes per second of every reading after the first."""
         return machine.again if self.cached else machine.read
 
 
 def run_figures(
     config: RunConfig, model: Model, prompts: Prompts, manner: ComputeLimits, edits: Edits, disk: Disk, machine: Machine
 ) -> tuple[Figures, ...]:
-    """Of each stage, in the order of a run."""
+    """The figures of each stage, in the order of a run."""
     collected = collected_bytes(model, prompts)
     found = {stage: Figures(stage) for stage in ORDER}
     found["collection"] = _hashed(disk, machine)
@@ -90,7 +91,7 @@ def run_figures(
 
 
 def in_all(stages: Sequence[Figures]) -> Figures:
-    """Of the whole run."""
+    """The figures of the whole run."""
     total = Figures("in all")
     for stage in stages:
         total = total.plus(stage)
@@ -103,7 +104,7 @@ def _hashed(disk: Disk, machine: Machine) -> Figures:
 
 
 def _loaded(model: Model, loads: int, disk: Disk, machine: Machine) -> Figures:
-    """Loading a model that is held whole so many times."""
+    """Loading a model that is held whole ``loads`` times."""
     if not model.held.whole or not loads:
         return Figures("")
     seconds = loads * (disk.nbytes / disk.speed(machine) + _widening(model, machine))
@@ -122,7 +123,7 @@ def _of_step(step: Step, flow: Flow, model: Model, collected: int, disk: Disk, m
         cache_bytes=cache_bytes(model, flow),
         peak_bytes=peak_bytes(model, flow, collected),
     )
-    if step.gradients:  # the way back costs as much as the way there
+    if step.gradients:  # the backward pass costs as much as the forward pass
         whole, computing = (
             replace(whole, flops=2 * whole.flops, peak_bytes=gradient_bytes(model, flow, collected)),
             [2 * c for c in computing],
@@ -137,7 +138,7 @@ def _of_step(step: Step, flow: Flow, model: Model, collected: int, disk: Disk, m
 
 
 def _widening(model: Model, machine: Machine) -> float:
-    """Seconds for bringing all numbers into the type that is computed in."""
+    """Seconds to convert all weights to the compute type."""
     return model.sizes.total / machine.widen if machine.widen else 0.0
 
 

@@ -1,4 +1,4 @@
-"""What a run asks of its model, call by call: which prompts, under how many changes, how many tokens of reply; an upper bound."""
+"""The calls of the model in a run, as an upper bound: which prompts, with how many interventions, how many reply tokens."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from abliterate.prompts.promptset import evenly
 
 Stage = Literal["collection", "selection", "edit", "evaluation"]
 Encode = Callable[[Sequence[Prompt]], list[list[int]]]
-SHORT = PROBE_TOKENS + THOUGHT_TOKENS  # tokens of a short reply, at most
-POSITIONS = 4  # of a chat template that isn't here
-_TEMPLATE, _LETTERS = 16, 4.2  # tokens that a chat template adds; letters of a token
+SHORT = PROBE_TOKENS + THOUGHT_TOKENS  # maximum tokens of a short reply
+POSITIONS = 4  # assumed if there is no chat template
+_TEMPLATE, _LETTERS = 16, 4.2  # tokens that a chat template adds; letters per token
 _CJK = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-_CJK_TOKENS = 0.75  # of a Chinese character
+_CJK_TOKENS = 0.75  # tokens per Chinese character
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Sequences that go through the model ``times`` times, under as many changes; ``kept`` last positions get logits."""
+    """Sequences that go through the model ``times`` times, each with another intervention. ``kept``: last positions that get logits."""
 
     sequences: Ids
     times: int = 1
@@ -48,9 +48,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of the model, with all that goes through it together, and the tokens of the replies that are wanted of it; ``gradients``:
-    they are taken on the way back. ``passed_over``: the share of the blocks that lies below everything that is edited, where the model is
-    held whole."""
+    """One call of the model: all sequences that go through together, and the tokens of their replies. ``gradients``: with a backward pass.
+    ``passed_over``: share of the blocks below everything edited, which a model held whole skips."""
 
     stage: Stage
     name: str
@@ -61,20 +60,20 @@ class Step:
 
     @property
     def sweeps(self) -> int:
-        """How often a model that is read block by block reads its weights for it, at most: once for every token of the replies."""
+        """How often, at most, a model that is read block by block reads its weights: once per reply token."""
         return min(self.new_tokens, MAX_NEW_TOKENS) or 1
 
     @property
     def prompts(self) -> int:
-        """How many sequences go through, each counted under every change."""
+        """Number of sequences, counted once per intervention."""
         return sum(len(asked.sequences) * asked.times for asked in self.asked)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a run as token ids: by role and split, and of every set's test split. ``languages`` have directions of their own.
+    """The prompts of a run as token ids, by role and split; test prompts by set. ``languages``: how many have their own directions.
 
-    ``exact``: by the model's own tokenizer. ``positions`` last tokens of each are collected.
+    ``exact``: encoded by the model's own tokenizer. ``positions``: number of last tokens whose activations are collected.
     """
 
     train: dict[Role, Ids]
@@ -91,11 +90,11 @@ class Prompts:
 
     @property
     def tokens(self) -> int:
-        """In all of them."""
+        """Tokens of all prompts."""
         return sum(len(ids) for part in (self.train, self.val, self.test) for prompts in part.values() for ids in prompts)
 
     def half(self) -> Prompts:
-        """Every second prompt."""
+        """The same with every second prompt."""
         return replace(
             self,
             train={role: ids[::2] for role, ids in self.train.items()},
@@ -107,7 +106,7 @@ class Prompts:
 
 
 def read_prompts(config: RunConfig, folder: ModelFolder) -> Prompts:
-    """The prompts that a run with these settings would ask. Raises InputError as the run would, but for a tokenizer that isn't there."""
+    """The prompts that a run with these settings would ask. Raises InputError as the run would, except for a missing tokenizer."""
     sets = RoleSets(config.target, config.baseline, config.keep, config.harmless, config.limit)
     exact = any(next(folder.path.glob(pattern), None) for pattern in ("tokenizer*", "vocab*"))
     tokenizer = load_tokenizer(folder.path, folder.trust_remote_code, config.thinking != "off") if exact else None
@@ -130,7 +129,7 @@ def read_prompts(config: RunConfig, folder: ModelFolder) -> Prompts:
 
 
 def _guessed(prompts: Sequence[Prompt]) -> Ids:
-    """As many ids as a prompt has tokens in a large vocabulary, more or less; no two prompts begin alike."""
+    """About as many ids as a prompt has tokens in a large vocabulary; no two prompts begin with the same id."""
     lengths = []
     for prompt in prompts:
         characters = len(_CJK.findall(prompt.text))
@@ -139,7 +138,7 @@ def _guessed(prompts: Sequence[Prompt]) -> Ids:
 
 
 def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = False) -> list[Step]:
-    """Every call that a run makes, in its order, of a model that is held ``whole`` or not. Replies that end early make it less."""
+    """Every call of a run, in order, for a model held ``whole`` or not. Replies that end early need less."""
     train, val = prompts.train, prompts.val
     gradient = method_of(config, whole) == "gradient"
     by_effect = gradient and config.tune_directions != "off"
@@ -177,14 +176,14 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
     along = [[*ids, *[0] * reply] for ids in prompts.harmless]
     drifted = (Asked(prompts.harmless, 1, 1), Asked(along, 1, reply + 1), Asked(prompts.prose, 1, max(map(len, prompts.prose), default=1)))
     steps += [Step("evaluation", f"drift: the {which} model's predictions", drifted) for which in ("base", "edited")]
-    interventions = 2 + len(SEEDS)  # none, the edit, and one along each random direction
+    interventions = 2 + len(SEEDS)  # no edit, the edit, and one edit per random direction
     controlled = (*tested[: len(config.target)], Asked(prompts.harmless))
     steps.append(Step("evaluation", "random directions", tuple(Asked(asked.sequences, interventions, 1) for asked in controlled)))
     return [*steps, *_recovery_steps(tested)] if config.reference is not None else steps
 
 
 def _probed(prompts: Prompts, whole: bool) -> Iterator[Step]:
-    """Activations, and the short replies that the choice rests on: of the same pass where the model is held whole."""
+    """Activations, and the short replies that the choice needs; both come from one pass if the model is held whole."""
     train, val = prompts.train, prompts.val
     judging = {role: ids for role, ids in val.items() if role != "harmless" or "keep" in val}
     asked = (*map(Asked, train.values()), *map(Asked, judging.values()))
@@ -198,7 +197,7 @@ def _probed(prompts: Prompts, whole: bool) -> Iterator[Step]:
 
 
 def _own_predictions(val: Mapping[Role, Ids], whole: bool) -> Iterator[Step]:
-    """What is predicted along the short replies that should stay, where they were not heard of when they were written."""
+    """The predictions along the short replies that should stay, unless they were recorded while the replies were generated."""
     if not whole:
         yield Step("selection", "own predictions (val)", _staying(val, 1))
     elif "keep" not in val:
@@ -206,12 +205,12 @@ def _own_predictions(val: Mapping[Role, Ids], whole: bool) -> Iterator[Step]:
 
 
 def _measured(val: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
-    """What so many edits are measured by."""
+    """The sequences that measure ``times`` edits."""
     return (_openings(val, times), *_staying(val, times))
 
 
 def _openings(asked: Mapping[Role, Ids], times: int) -> Asked:
-    """Continuations with which target prompts could be withheld."""
+    """Continuations with which the model could withhold an answer to target prompts."""
     return Asked([[*ids, *[0] * ALIKE] for ids in asked["target"] for _ in range(1 + OTHERS)], times, ALIKE + 1)
 
 
@@ -221,8 +220,8 @@ def _staying(asked: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
 
 
 def _effects(train: Mapping[Role, Ids]) -> Step:
-    """What tells the first-order effects: target prompts with their own openings and with others', keep prompts with theirs, and some
-    examples of each role that stays."""
+    """The step that measures first-order effects: target prompts with their own openings and with others', keep prompts with their own,
+    and some examples of each role that should stay."""
     refused = [*evenly(train["target"], ASKED) * 2, *evenly(train.get("keep", []), ASKED)]
     asked = [Asked([[*ids, *[0] * OPENING_TOKENS] for ids in refused], 1, OPENING_TOKENS + 1)]
     asked += _staying({role: evenly(ids, ASKED) for role, ids in distinct(train).items()}, 1)
@@ -230,7 +229,7 @@ def _effects(train: Mapping[Role, Ids]) -> Step:
 
 
 def _tuning_steps(config: RunConfig, train: Mapping[Role, Ids], val: Mapping[Role, Ids], below: float) -> Iterator[Step]:
-    """The tuner's, which is for models that are held whole: each step some examples of each role, and looks at val."""
+    """The steps of the tuner, which needs the model held whole: some examples of each role per step, and looks at val."""
     settings = Settings(steps=config.tune_steps)
     counts = {role: len(ids) for role, ids in distinct(train).items()}
     rounds = {role: -(-settings.total * each // max(counts[role], 1)) for role, each in dealt(counts, settings.batch).items()}
@@ -240,7 +239,7 @@ def _tuning_steps(config: RunConfig, train: Mapping[Role, Ids], val: Mapping[Rol
 
 
 def _recovery_steps(tested: Sequence[Asked]) -> Iterator[Step]:
-    """What is asked of the reference, as if it were as large as the model, and of both models along its replies."""
+    """The replies of the reference (assumed to be as large as the model), and the predictions of all models along them."""
     yield Step("evaluation", "replies of the reference", tuple(tested), TOKENS)
     along = tuple(Asked([[*ids, *[0] * TOKENS] for ids in asked.sequences], 1, TOKENS + 1) for asked in tested)
     for which in ("reference's", "base model's", "edited model's"):
@@ -248,5 +247,5 @@ def _recovery_steps(tested: Sequence[Asked]) -> Iterator[Step]:
 
 
 def sweeps_of(steps: Sequence[Step]) -> int:
-    """How often a run reads all the weights of a model that doesn't fit into memory, at most."""
+    """How often, at most, a run reads all weights of a model that doesn't fit into memory."""
     return sum(step.sweeps for step in steps)

@@ -1,4 +1,4 @@
-"""Figures in words: bytes, numbers, operations and times as people read them."""
+"""Format figures for people: bytes, counts, operations and times."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Figures of replies and predictions: rates with intervals, paired tests, drift, recovery, controls."""
+"""Measurements on replies and predictions: rates with intervals, paired tests, drift, recovery, controls."""

@@ -1,4 +1,4 @@
-"""How far a judge can be trusted: Cohen's kappa, and a rate corrected for the judge's known errors."""
+"""How reliable a judge is: Cohen's kappa, and a rate corrected for the judge's known errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy.stats import norm
 
 @dataclass(frozen=True)
 class Kappa:
-    """Cohen's kappa with its large-sample standard error and interval, over ``n`` pairs of labels."""
+    """Cohen's kappa with its large-sample standard error and interval, from ``n`` pairs of labels."""
 
     kappa: float
     se: float
@@ -22,16 +22,15 @@ class Kappa:
 
 
 def cohens_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
-    """Agreement beyond chance of two judges' labels of the same things; None where it is not defined."""
+    """Agreement beyond chance of two judges' labels for the same items; None if it is not defined."""
     found = kappa(pairs)
     return None if found is None else found.kappa
 
 
 def kappa(pairs: Sequence[tuple[Hashable, Hashable]], confidence: float = 0.95) -> Kappa | None:
-    """Cohen's kappa (Cohen 1960) of pairs of labels; None without pairs, and where both judges only ever give one and the same label.
+    """Cohen's kappa (Cohen 1960) of pairs of labels; None without pairs, or if both judges always give one and the same label.
 
-    The standard error is that of Fleiss, Cohen and Everitt 1969, Psychological Bulletin 72:323, the one that doesn't assume
-    kappa = 0.
+    The standard error is from Fleiss, Cohen and Everitt 1969, Psychological Bulletin 72:323, in the form that doesn't assume kappa = 0.
     """
     names = {name: place for place, name in enumerate(dict.fromkeys(label for pair in pairs for label in pair))}
     if len(names) < 2:
@@ -44,7 +43,7 @@ def kappa(pairs: Sequence[tuple[Hashable, Hashable]], confidence: float = 0.95) 
     rows, columns = p.sum(axis=1), p.sum(axis=0)
     observed, chance = float(np.trace(p)), float(rows @ columns)
     value = (observed - chance) / (1 - chance)
-    # how each cell moves kappa: agreement counts 1, and every cell adds to the chance of agreeing by its margins
+    # The derivative of kappa by each cell: diagonal cells add agreement, and every cell adds chance agreement through its margins.
     slope = np.eye(len(names)) - (1 - value) * (columns[:, None] + rows[None, :])
     variance = float((p * slope**2).sum()) - (value - chance * (1 - value)) ** 2
     se = math.sqrt(max(variance, 0.0) / n) / (1 - chance)
@@ -55,13 +54,12 @@ def kappa(pairs: Sequence[tuple[Hashable, Hashable]], confidence: float = 0.95) 
 def corrected_rate(
     k: int, n: int, found: int, true: int, spared: int, false: int, confidence: float = 0.95
 ) -> tuple[float, tuple[float, float]] | None:
-    """What share truly is, where a judge with known errors found k of n; and its interval. None where it can't be told: without
-    an n, or where the judge is no better than chance.
+    """The true rate and its interval, if a judge with known errors found k of n. None if n is 0 or the judge is no better than chance.
 
-    Of ``true`` ones the judge is known to have found ``found`` (sensitivity), of ``false`` ones to have spared ``spared``
-    (specificity). The rate is that of Rogan and Gladen 1978, American Journal of Epidemiology 107:71, cut to 0 and 1. The interval
-    also carries the uncertainty of both: delta method on counts with successes and failures added, shifted (Lang and Reiczigel
-    2014, Preventive Veterinary Medicine 113:13). Raises ValueError for what is no proportion.
+    Of ``true`` labelled positives the judge found ``found`` (sensitivity); of ``false`` labelled negatives it spared ``spared``
+    (specificity). The rate is that of Rogan and Gladen 1978, American Journal of Epidemiology 107:71, clipped to [0, 1]. The interval
+    includes the uncertainty of sensitivity and specificity: delta method on counts with added successes and failures, shifted (Lang and
+    Reiczigel 2014, Preventive Veterinary Medicine 113:13). Raises ValueError unless each pair of counts is a proportion.
     """
     for count, total in ((k, n), (found, true), (spared, false)):
         if not 0 <= count <= total:
@@ -84,7 +82,7 @@ def _rogan_gladen(rate: float, sensitivity: float, specificity: float) -> float:
 
 
 def _padded(k: int, n: int, added: float) -> tuple[float, float]:
-    """A proportion with ``added`` observations more, half of them successes, and its variance."""
+    """A proportion after adding ``added`` observations, half of them successes, and its variance."""
     p = (k + added / 2) / (n + added)
     return p, p * (1 - p) / (n + added)
 

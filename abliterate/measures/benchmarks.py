@@ -1,4 +1,4 @@
-"""Public benchmarks (MMLU, GSM8K, ...) before and after, by EleutherAI's lm-evaluation-harness where it is installed."""
+"""Public benchmarks (MMLU, GSM8K, ...) before and after the edit, with EleutherAI's lm-evaluation-harness if it is installed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 from abliterate.errors import InputError, first_line
 from abliterate.terminal.progress import stage
 
-Scores = dict[str, dict[str, float]]  # by task and metric; a standard error is a metric of its own, "acc_stderr"
+Scores = dict[str, dict[str, float]]  # by task and metric; standard errors are separate metrics, like "acc_stderr"
 
 
 @dataclass(frozen=True)
 class Harness:
-    """The tasks, and how the models are loaded for them: ``dtype`` and ``device`` as torch calls them."""
+    """The tasks, and how to load the models for them; ``dtype`` and ``device`` are torch's names."""
 
     tasks: Sequence[str]
     dtype: str
@@ -27,7 +27,7 @@ class Harness:
     trust_remote_code: bool = False
 
     def measure(self, folder: Path) -> Scores:
-        """The scores of the model in a folder. Raises InputError where lm-eval is not there, doesn't know a task, or fails."""
+        """The scores of the model in a folder. Raises InputError if lm-eval is not installed, doesn't know a task, or fails."""
         check_installed()
         from lm_eval import simple_evaluate
 
@@ -36,13 +36,13 @@ class Harness:
             with stage(f"lm-eval: {', '.join(self.tasks)}, {folder.name}", 1) as advance:
                 found = simple_evaluate(model="hf", model_args=loading, tasks=list(self.tasks), device=self.device, batch_size="auto")
                 advance(1)
-        except Exception as error:  # tasks that don't exist, data that can't be downloaded, memory that runs out
-            raise InputError(f"--lm-eval {' '.join(self.tasks)}: lm-eval failed ({first_line(error)}); what is finished is kept") from error
+        except Exception as error:  # unknown tasks, failed downloads, out of memory
+            raise InputError(f"--lm-eval {' '.join(self.tasks)}: lm-eval failed ({first_line(error)}); finished scores are kept") from error
         return scores_of(found)
 
 
 def scores_of(found: Mapping[str, Any] | None) -> Scores:
-    """The figures of lm-eval's results, whose metrics carry the name of a filter: ``acc,none`` is ``acc``, others keep theirs."""
+    """The figures from lm-eval's results. Its metrics end with a filter name: ``acc,none`` becomes ``acc``, other filters are kept."""
     results = (found or {}).get("results") or {}
     return {str(task): _figures(row) for task, row in results.items() if _figures(row)}
 
@@ -53,7 +53,7 @@ def _figures(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def side_by_side(tasks: Sequence[str], base: Scores, edited: Scores | None) -> dict[str, Any]:
-    """The report's ``benchmarks``: by task and metric the figure of each model."""
+    """The ``benchmarks`` entry of the report: the figures of both models, by task and metric."""
     after = edited or {}
     rows = {
         task: {metric: {"base": value, "edited": after.get(task, {}).get(metric)} for metric, value in row.items()}
@@ -63,13 +63,13 @@ def side_by_side(tasks: Sequence[str], base: Scores, edited: Scores | None) -> d
 
 
 def check_installed() -> None:
-    """Raises InputError where lm-eval is not there; it is not imported, which takes long."""
+    """Raises InputError if lm-eval is not installed. Does not import it, because that takes long."""
     if "lm_eval" not in sys.modules and importlib.util.find_spec("lm_eval") is None:
         raise InputError("--lm-eval: lm-eval is not installed; pip install 'abliterate[lm-eval]'")
 
 
 def version() -> str | None:
-    """lm-eval's version, or None where it says none."""
+    """lm-eval's version, or None if its package has no metadata."""
     with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version("lm-eval")
     return None

@@ -1,4 +1,4 @@
-"""Which prompts of a set belong together: those of a topic, and where a set has no topics those of a category."""
+"""Which prompts of a set form a cluster: prompts of one topic, or of one category if the set has no topics."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from abliterate.replies.transcripts import Transcript
 
 @dataclass(frozen=True)
 class Clustering:
-    """The name of each prompt's cluster, and what a cluster is; a prompt that belongs to none is one of its own."""
+    """The name of each prompt's cluster, and what a cluster is (``unit``). A prompt without one is its own cluster."""
 
     unit: Unit
     names: tuple[str, ...]
 
     @classmethod
     def of(cls, transcripts: Sequence[Transcript]) -> Clustering:
-        """Topics go before categories: a question in two languages, or put in other words, is of one topic."""
+        """Topics take precedence over categories: the same question in two languages or in other words has one topic."""
         unit: Unit = "topic" if any(t.topic for t in transcripts) else "category" if any(t.category for t in transcripts) else "prompt"
         return cls(unit, tuple(_name(t, unit) for t in transcripts))
 
@@ -29,15 +29,15 @@ class Clustering:
 
     @property
     def clustered(self) -> bool:
-        """Whether any prompts belong together."""
+        """Whether any cluster has more than one prompt."""
         return self.count < len(self.names)
 
     def pairs(self, before: Sequence[bool], after: Sequence[bool]) -> Pairs:
-        """An outcome of each prompt before and after, by cluster."""
+        """Paired outcomes before and after, by cluster."""
         return Pairs.of(before, after, self.names, self.unit)
 
     def described(self, **figures: float) -> dict[str, Any]:
-        """What a test says of them under ``clusters``, with figures of its own; nothing where each prompt is for itself."""
+        """The ``clusters`` entry of a test, with the test's own figures; empty if every cluster is a single prompt."""
         return {"clusters": {"unit": self.unit, "count": self.count, **figures}} if self.clustered else {}
 
 

@@ -1,7 +1,7 @@
-"""Rates of prompts that come in clusters (paraphrases and languages of one topic), with intervals that know it.
+"""Rates of prompts that come in clusters (paraphrases and translations of one topic), with intervals that account for the clusters.
 
-The prompts of a topic are withheld or answered together more often than chance, so an interval that counts each of them for
-itself is too narrow. Here whole clusters are drawn with replacement (Davison and Hinkley 1997, section 3.8).
+The prompts of a topic are withheld or answered together more often than by chance, so an interval that treats them as independent is too
+narrow. Here whole clusters are drawn with replacement (Davison and Hinkley 1997, section 3.8).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from abliterate.measures.statistics import drop_upper_bound, wilson
 
-# With fewer clusters the 95 % interval covers the rate less than 93 % of the time (measured: docs/benchmarks.md, scripts/bench statistics).
+# With fewer clusters the 95 % interval covers the true rate less than 93 % of the time (docs/benchmarks.md, scripts/bench statistics).
 MIN_CLUSTERS = 30
 _BLOCK = 1 << 20  # clusters drawn at once
 
 
 @dataclass(frozen=True)
 class Clustered:
-    """An interval and the number of clusters that it rests on."""
+    """An interval and the number of clusters that it is based on."""
 
     low: float
     high: float
@@ -29,10 +29,10 @@ class Clustered:
 
 
 def cluster_rate(holds: Sequence[bool], clusters: Sequence[str], confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> Clustered:
-    """Percentile interval of the share of ``holds``, whole clusters resampled.
+    """Percentile interval of the share of ``holds``, resampling whole clusters.
 
-    Where all clusters have the same rate there is no spread to resample: each then counts as one observation of a Wilson
-    interval. Raises ValueError for fewer than two clusters.
+    If all clusters have the same rate, there is no spread to resample; each cluster then counts as one observation of a Wilson interval.
+    Raises ValueError for fewer than two clusters.
     """
     sums, sizes = _by_cluster(np.asarray(holds, dtype=np.int64), clusters)
     if _all_alike(sums, sizes):
@@ -49,10 +49,10 @@ def cluster_difference(
     draws: int = 10_000,
     seed: int = 0,
 ) -> Clustered:
-    """Percentile interval of the difference of two rates in pairs, share of ``first`` minus share of ``second``, whole clusters resampled.
+    """Percentile interval of a paired difference of rates, share of ``first`` minus share of ``second``, resampling whole clusters.
 
-    Where all clusters have the same difference each counts as one pair of Tango's score interval. Raises ValueError for
-    fewer than two clusters or unpaired samples.
+    If all clusters have the same difference, each counts as one pair of Tango's score interval. Raises ValueError for fewer than two
+    clusters or for samples of different lengths.
     """
     one, other = np.asarray(first, dtype=np.int64), np.asarray(second, dtype=np.int64)
     if len(one) != len(other):
@@ -66,16 +66,16 @@ def cluster_difference(
 
 
 def too_few(clusters: int) -> str | None:
-    """What to say of an interval that rests on so many clusters; None where they are enough."""
+    """The warning for an interval based on this many clusters; None if there are enough."""
     if clusters >= MIN_CLUSTERS:
         return None
     if clusters < 2:
-        return "all prompts are of one cluster (topic): nothing can be said of others"
-    return f"only {clusters} clusters (topics): with fewer than {MIN_CLUSTERS} such an interval holds the truth less than 93 % of the time"
+        return "all prompts belong to one cluster (topic): nothing can be said about others"
+    return f"only {clusters} clusters (topics): with fewer than {MIN_CLUSTERS}, the interval covers the truth less than 93 % of the time"
 
 
 def _by_cluster(values: NDArray[np.int64], clusters: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sum of the values and number of members of each cluster."""
+    """The sum of the values, and the number of members, of each cluster."""
     if len(values) != len(clusters):
         raise ValueError(f"{len(values)} values in {len(clusters)} clusters' members")
     numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
@@ -92,7 +92,7 @@ def _all_alike(sums: NDArray[np.int64], sizes: NDArray[np.int64]) -> bool:
 
 
 def _interval(sums: NDArray[np.int64], sizes: NDArray[np.int64], confidence: float, draws: int, seed: int) -> tuple[float, float]:
-    """Percentiles of the ratio of sums over draws of as many clusters as there are."""
+    """Percentiles of the ratio of sums, over draws with replacement of as many clusters as there are."""
     rng = np.random.default_rng(seed)
     count = len(sums)
     means: list[NDArray[np.float64]] = []

@@ -1,4 +1,4 @@
-"""A sensitive set against its control: the same questions about something that no model withholds, pair by pair."""
+"""Compare a sensitive set with its control, pair by pair: the same questions about something that no model withholds."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from abliterate.measures.clusters import cluster_difference, too_few
 from abliterate.measures.statistics import discordant
 from abliterate.measures.summary import Judged, clustering, rate, withheld
-from abliterate.outcomes.verdict import NOT_JUDGED
+from abliterate.outcomes.records import NOT_JUDGED
 from abliterate.prompts.read import TWINS
 
 CONTROL_ROLES = ("baseline", "harmless")
 
-Links = Sequence[tuple[int, int]]  # places of a sensitive prompt and of its control in their sets
+Links = Sequence[tuple[int, int]]  # the indices of a sensitive prompt and of its control in their sets
 
 
 def against_control(
     roles: Mapping[str, str], base: Mapping[str, Judged], edited: Mapping[str, Judged] | None
 ) -> list[dict[str, Any]] | None:
-    """Every two sets whose prompts name each other as pairs: is the sensitive one withheld more? None where no two do.
+    """For every two sets whose prompts are paired: is the sensitive set withheld more often? None if no two sets are paired.
 
-    Which one is sensitive: bundled sets have known controls; else the set whose role is no control's; else the one given first.
+    Bundled sets have known controls. Otherwise, if only one of the two sets has a control role, it is the control; else the second is.
     """
     found = []
     for name, control in _oriented(roles):
@@ -50,7 +50,7 @@ def _oriented(roles: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _links(sensitive: Judged, control: Judged) -> Links:
-    """Each sensitive prompt with its control, whichever of the two names the other."""
+    """Each sensitive prompt with its control. Either of the two may name the other."""
     places = {t.id: j for j, (t, _) in enumerate(control)}
     named = {t.pair: j for j, (t, _) in enumerate(control) if t.pair}
     found = ((i, places.get(t.pair or "", named.get(t.id))) for i, (t, _) in enumerate(sensitive))
@@ -58,7 +58,7 @@ def _links(sensitive: Judged, control: Judged) -> Links:
 
 
 def _is_judged(link: tuple[int, int], name: str, control: str, sides: Sequence[Mapping[str, Judged] | None]) -> bool:
-    """Whether both replies of a pair are judged, of every model: a pair is in all figures or in none."""
+    """Whether both replies of a pair are judged for every model, so that a pair is in all figures or in none."""
     there = [side for side in sides if side is not None]
     return not any(NOT_JUDGED in (side[name][link[0]][1].outcome, side[control][link[1]][1].outcome) for side in there)
 
@@ -68,9 +68,9 @@ def _compared(base: tuple[Judged, Judged], edited: tuple[Judged, Judged] | None,
 
 
 def _tested(sensitive: Judged, control: Judged, links: Links) -> dict[str, Any]:
-    """Of one model: both rates of withheld, the exact test of the pairs that differ, and the difference with its interval.
+    """For one model: the withheld rates of both sets, the exact test of the pairs that differ, and the difference with its interval.
 
-    Pairs of a topic, or without topics of a category, are tested and resampled together; without both each pair is for itself.
+    Pairs of one topic (of one category if there are no topics) are tested and resampled together. Without either, pairs are independent.
     """
     first = [withheld(sensitive[i][1]) for i, _ in links]
     second = [withheld(control[j][1]) for _, j in links]

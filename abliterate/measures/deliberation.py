@@ -1,4 +1,4 @@
-"""Thoughts beside answers: does a model that thinks decide to withhold before it answers?"""
+"""Thoughts against answers: does a model that thinks decide to withhold before it answers?"""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from abliterate.measures.summary import Judged, with_verdict, withheld
-from abliterate.outcomes.verdict import NOT_JUDGED, OUTCOMES
+from abliterate.outcomes.records import NOT_JUDGED, OUTCOMES
 
-SHUT = ("empty", "refused")  # thoughts that leave nothing to answer from
+SHUT = ("empty", "refused")  # verdicts of thoughts that decide against answering
 
 
 def thought_by_answer(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None) -> dict[str, Any] | None:
-    """By set, of the base and the edited model, counts of thought and answer; None where no response has a thought.
+    """By set, for the base and the edited model, the counts of thought and answer; None if no reply has a thought.
 
     Sets in which the base model never thinks are left out.
     """
@@ -26,8 +26,9 @@ def thought_by_answer(base: Mapping[str, Judged], edited: Mapping[str, Judged] |
 
 
 def _crossed(judged: Judged) -> dict[str, Any]:
-    """``counts``: {thought's verdict, or ``none``: {outcome: k}}; ``shut`` and ``open``: answers withheld and not, by whether the
-    thought is empty or refuses; responses without a thought, and those whose thought or answer is not judged, stand in neither."""
+    """``counts``: {verdict of the thought, or ``none``: {outcome: k}}. ``shut`` and ``open``: withheld and other answers after a thought
+    that is empty or refuses (shut), or after any other thought (open). Replies without a thought, and replies whose thought or answer is
+    not judged, are in neither."""
     pairs = Counter((v.thought or "none", v.outcome) for _, v in judged)
     thoughts = sorted({thought for thought, _ in pairs})
     return {

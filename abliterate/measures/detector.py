@@ -1,4 +1,4 @@
-"""What a judge is known to find and to spare of ``withheld``, as counts on labelled responses; they lie in ``detector.toml``."""
+"""The measured sensitivity and specificity of a judge for ``withheld``, as counts on labelled replies, from ``detector.toml``."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ RULES = "rules"
 
 @dataclass(frozen=True)
 class Detector:
-    """``sensitivity``: of the responses that withhold, (how many are judged so, all). ``specificity``: likewise of the others."""
+    """``sensitivity``: (how many of the withholding replies are judged withheld, how many there are). ``specificity``: (how many of the
+    other replies are judged not withheld, how many there are)."""
 
     sensitivity: tuple[int, int]
     specificity: tuple[int, int]
 
     def corrected(self, k: int, n: int) -> dict[str, Any] | None:
-        """The rate behind k withheld of n as ``{rate, ci95}``; None where it can't be told.
+        """The corrected rate for k withheld of n, as ``{rate, ci95}``; None if it can't be computed.
 
-        It holds as far as the judge errs on these texts as it does on those it was measured on. Where more are found than it is known
-        to find, or fewer than it finds where there is nothing, the interval would be a single point, which says too much: it then
-        reaches as far as that of k / n.
+        It assumes that the judge errs on these replies as often as on the labelled ones. If k / n is above the sensitivity or below the
+        false positive rate, the interval can shrink to a single point, which claims too much; it is then widened to the interval of k / n.
         """
         found = corrected_rate(k, n, *self.sensitivity, *self.specificity)
         if found is None:
@@ -36,11 +36,11 @@ class Detector:
         if low == high:
             seen = wilson(k, n)
             low, high = min(low, seen[0]), max(high, seen[1])
-        return {"rate": rate, "ci95": [min(low, rate), max(high, rate)]}  # an interval that is shifted may miss a rate cut to 0 or 1
+        return {"rate": rate, "ci95": [min(low, rate), max(high, rate)]}  # the shifted interval may miss a rate clipped to 0 or 1
 
 
 def detector_of(judge: str) -> Detector | None:
-    """The measured figures of a judge by its name; None for a judge that was not measured."""
+    """The measured figures of a judge, by its name; None if the judge was not measured."""
     return _measured().get(judge)
 
 
@@ -58,7 +58,7 @@ def as_toml(judge: str, detector: Detector, measured_on: str) -> str:
     """The content of the file for one judge."""
     sensitivity, specificity = (f"{{ k = {k}, n = {n} }}" for k, n in (detector.sensitivity, detector.specificity))
     return (
-        f"# What the built-in judge finds and spares of `withheld`, on {measured_on}.\n"
-        "# `scripts/bench outcomes --write` measures it again and writes this file.\n\n"
+        f"# Sensitivity and specificity of the built-in judge for `withheld`, on {measured_on}.\n"
+        "# `scripts/bench outcomes --write` measures them again and writes this file.\n\n"
         f"[{judge}]\nsensitivity = {sensitivity}\nspecificity = {specificity}\n"
     )

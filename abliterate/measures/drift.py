@@ -1,8 +1,8 @@
-"""How far the edited model moved where it should not: first tokens, the base's own replies, and ordinary prose.
+"""Drift: how far the edited model moves where it should not, measured on first tokens, the base's own replies, and ordinary prose.
 
-The two models are never in memory together. Of the base's predictions along a text the likeliest tokens are kept, and all
-others as one; the KL divergence of what is so lumped together is at most the whole one (data processing inequality), and with
-1,024 tokens it is less by little.
+The two models are never in memory together. Of the base's predictions along a text, only the likeliest tokens are kept, and all others are
+lumped into one. The KL divergence after lumping is at most the full one (data processing inequality), and with 1,024 tokens only slightly
+smaller.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REPLY = 64  # tokens of the base's own replies
 
 
 def texts_of(tokenizer: PreTrainedTokenizerBase, prompts: Ids, replies: Sequence[str], context: Context) -> Texts:
-    """The prompts with the opening of the base's replies (text) to them, and the bundled prose; as far as the model reads them."""
+    """The prompts with the first tokens of the base's replies (text), and the bundled prose, all cut to the model's context."""
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in replies]
     ids = [reply[: context.room(len(prompt), REPLY)] for prompt, reply in zip(prompts, ids, strict=True)]
     prose = [list(tokenizer(text)["input_ids"]) for text in bundled_prose()]
@@ -35,23 +35,23 @@ def texts_of(tokenizer: PreTrainedTokenizerBase, prompts: Ids, replies: Sequence
 
 
 def bundled_prose() -> list[str]:
-    """Ordinary paragraphs in English and Chinese, written for this."""
+    """Ordinary paragraphs in English and Chinese, written for this measurement."""
     lines = (files("abliterate.measures") / "prose.jsonl").read_text(encoding="utf-8").splitlines()
     return [str(json.loads(line)["text"]) for line in lines]
 
 
 @dataclass(frozen=True)
 class BasePredictions:
-    """All that is kept of the base until the edited model is there."""
+    """What is kept of the base model for the comparison with the edited model."""
 
     first: Float[Tensor, "prompt vocab"]
     replies: Predicted
-    prose: Float[Tensor, " text"]  # cross-entropy, nats a token
+    prose: Float[Tensor, " text"]  # cross-entropy, nats per token
     suppression: Float[Tensor, " prompt"] | None
 
 
 def base_predictions(model: Model, texts: Texts, advance: Advance = no_progress) -> BasePredictions:
-    """Ask the base; its weights are read once."""
+    """Measure the base model in one pass over its weights."""
     first, replies, prose = Firsts(texts.prompts), Predictions(model, texts), Nats(texts.prose)
     closing = ThoughtClosing.of(model, texts.prompts)
     ask(model, [first, replies, prose, *([closing] if closing else [])], advance)
@@ -60,7 +60,8 @@ def base_predictions(model: Model, texts: Texts, advance: Advance = no_progress)
 
 @dataclass(frozen=True)
 class Drift:
-    """Figures of each prompt or text; nats, of replies and prose a token. ``ce_*`` belong to the prose, ``own_*`` to the base's replies."""
+    """Figures per prompt or text, in nats (per token along replies and prose). ``ce_*``: cross-entropy of the prose. ``own_*``:
+    cross-entropy of the base's own replies."""
 
     kl_first_token: list[float]
     kl_sequence: list[float | None]
@@ -73,7 +74,7 @@ class Drift:
 
 
 def drift(edited: Model, base: BasePredictions, texts: Texts, advance: Advance = no_progress) -> Drift:
-    """Ask the edited model the same, and compare."""
+    """Measure the edited model on the same texts, and compare it with the base."""
     first, replies, prose = Firsts(texts.prompts), Divergences(base.replies, texts), Nats(texts.prose)
     closing = ThoughtClosing.of(edited, texts.prompts)
     ask(edited, [first, replies, prose, *([closing] if closing else [])], advance)
@@ -94,7 +95,7 @@ def _numbers(values: Float[Tensor, " row"]) -> list[float | None]:
 
 
 def save_base_predictions(side: BasePredictions, path: Path) -> None:
-    """Write the base's side as safetensors."""
+    """Write the base's predictions as safetensors."""
     tensors = {
         "first": side.first, "tokens": side.replies.tokens, "logprobs": side.replies.logprobs, "starts": side.replies.starts,
         "nats": side.replies.nats, "prose": side.prose,

@@ -1,4 +1,4 @@
-"""What the final test measures beside replies, into the run folder: how far the edited model moved, random directions, benchmarks."""
+"""The parts of the final test besides replies, with their files in the run folder: drift, random directions, benchmarks."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _BASE_SIDE = "drift-base.safetensors"
 
 
 def drift_base(folder: RunFolder, base: Session, group: PromptSet, before: Judged) -> tuple[Texts, BasePredictions] | None:
-    """What drift is measured on and what the base says there, asked while the base is still in memory; None where drift is known.
+    """The texts that drift is measured on, and the base's predictions on them, while the base is still in memory. None if drift is already
+    measured.
 
-    ``before``: its replies to the prompts of ``group``; along those that are missing nothing is measured.
+    ``before``: the base's replies to the prompts of ``group``. Nothing is measured along replies that are missing.
     """
     if (folder.path / DRIFT).exists():
         return None
@@ -45,8 +46,8 @@ def drift_base(folder: RunFolder, base: Session, group: PromptSet, before: Judge
 
 
 def drift_edited(folder: RunFolder, edited: Session, group: PromptSet, measured: tuple[Texts, BasePredictions] | None) -> dict[str, Any]:
-    """How far the edited model moved on the harmless test prompts, the base's replies to them, and prose; ``measured`` None: it is
-    known already."""
+    """The drift of the edited model on the harmless test prompts, the base's replies to them, and prose. ``measured``: from ``drift_base``;
+    None if drift is already measured."""
 
     def make() -> dict[str, Any]:
         assert measured is not None
@@ -62,9 +63,9 @@ def drift_edited(folder: RunFolder, edited: Session, group: PromptSet, measured:
 
 
 def random_control(folder: RunFolder, base: Session, edit: Edit, sets: RoleSets, before: Mapping[str, Judged]) -> dict[str, Any]:
-    """What the edit does to first tokens beside edits along random directions, asked while the base is still in memory.
+    """The effect of the edit on first tokens, compared with edits along random directions, while the base is still in memory.
 
-    ``before``: its replies to the test prompts by set; of the target sets those that it withholds are looked at.
+    ``before``: the base's replies to the test prompts, by set. Of the target sets, only prompts that the base withholds are used.
     """
 
     def make() -> dict[str, Any]:
@@ -80,7 +81,7 @@ def random_control(folder: RunFolder, base: Session, edit: Edit, sets: RoleSets,
 
 
 def benchmarked(folder: RunFolder, config: EvaluateConfig, sides: Mapping[str, Session]) -> None:
-    """Score the models in lm-eval's tasks, where any are asked for, into the run folder."""
+    """Score the models on lm-eval's tasks, if any are requested, and write the scores to the run folder."""
     if not config.lm_eval:
         return
     scores = {}
@@ -94,5 +95,5 @@ def benchmarked(folder: RunFolder, config: EvaluateConfig, sides: Mapping[str, S
 
 
 def _loading(session: Session) -> tuple[str, str, bool]:
-    """What lm-eval loads a model with."""
+    """The dtype, device and trust_remote_code with which lm-eval loads a model."""
     return str(session.holding.dtype).removeprefix("torch."), str(session.device), session.folder.trust_remote_code

@@ -1,4 +1,4 @@
-"""What the same responses come to when they are cut: how much of a verdict hangs on the number of tokens."""
+"""Judge the same replies at shorter lengths: how much the verdict depends on the number of tokens."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from abliterate.model.chat.parts import split_thought
-from abliterate.outcomes.verdict import NOT_JUDGED, WITHHELD, Verdict, judge
+from abliterate.outcomes.records import NOT_JUDGED, WITHHELD
+from abliterate.outcomes.verdict import Verdict, judge
 from abliterate.replies.transcripts import Transcript
 
 LENGTHS = (16, 32, 64, 128)  # tokens
 
 
 def at_tokens(judged: Sequence[tuple[Transcript, Verdict]]) -> list[dict[str, Any]] | None:
-    """Refused, withheld and truncated counts with each judged response cut at 16, 32, 64 and 128 tokens, up to the longest response.
+    """Refused, withheld and truncated counts with each judged reply cut at 16, 32, 64 and 128 tokens, up to the longest reply's length.
 
-    ``cut`` says how many are longer than that. Where tokens end isn't stored, so the text is cut in the proportion of its
-    characters to its new tokens: a cut may lie a few characters off. None where a response's number of tokens is not known.
+    ``cut``: how many replies are longer. Token boundaries aren't stored, so the text is cut at the same share of its characters, which may
+    be a few characters off. None if the number of tokens of a reply is not known.
     """
     if any(t.response and not t.new_tokens for t, _ in judged):
         return None
@@ -37,7 +38,7 @@ def _counts(judged: Sequence[tuple[Transcript, Verdict]], length: int) -> dict[s
 
 
 def judge_cut(transcript: Transcript, length: int) -> Verdict:
-    """The verdict of a response cut at so many tokens; cut inside its thought it is truncated, also inside the marks around it."""
+    """The verdict on a reply cut to ``length`` tokens. A cut inside the thought or inside its marks gives truncated."""
     text = transcript.response
     part = text[: len(text) * length // transcript.new_tokens]
     thinks = split_thought(text, transcript.begins_in_thought).thought is not None

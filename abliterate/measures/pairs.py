@@ -1,7 +1,7 @@
-"""Paired yes-or-no outcomes of prompts that come in clusters: did they fall, and by how much at most?
+"""Paired yes-or-no outcomes of prompts in clusters: did the rate fall, and by how much at most?
 
-The prompts of a topic change sides together, so a test that counts each of them for itself is too sure. Here whole clusters are the
-observations. Where each prompt is a cluster of its own, these are McNemar's exact test and Tango's bound.
+The prompts of a topic change together, so a test that treats them as independent is overconfident. Here whole clusters are the
+observations. If every cluster is a single prompt, the results are McNemar's exact test and Tango's bound.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from scipy.stats import binom, norm, t
 from abliterate.measures.statistics import mcnemar, score_upper_bound
 
 Unit = Literal["topic", "category", "prompt"]  # what a cluster is
-# Within a cluster, the correlation of the changes that a bound reckons with at least: where few pairs change, the pairs themselves can't
-# tell how they cluster. A topic's prompts are one question in other words and languages; a category's are different requests.
-# scripts/bench statistics measures up to which true correlation the tests keep their level with it.
+# A bound assumes at least this correlation of changes within a cluster, because a few changed pairs can't show how changes cluster. The
+# prompts of a topic are one question in other words and languages; the prompts of a category are different requests. scripts/bench
+# statistics measures up to which true correlation the tests keep their level.
 LEAST_CORRELATION: Mapping[Unit, float] = MappingProxyType({"topic": 0.45, "category": 0.2, "prompt": 0.0})
-FEWEST = 5  # clusters of one size from which there is a bound
+FEWEST = 5  # the fewest clusters of equal size that allow a bound
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Of each cluster the number of pairs, of those that held before only (``fell``), and of those that hold after only (``rose``);
-    ``unit`` is what a cluster is."""
+    """For each cluster, the number of pairs (``sizes``), of pairs that hold only before (``fell``), and of pairs that hold only after
+    (``rose``). ``unit``: what a cluster is."""
 
     sizes: NDArray[np.int64]
     fell: NDArray[np.int64]
@@ -39,7 +39,7 @@ class Pairs:
 
     @classmethod
     def of(cls, before: Sequence[bool], after: Sequence[bool], clusters: Sequence[str], unit: Unit = "topic") -> Pairs:
-        """From outcomes before and after, pair by pair, and the name of each pair's cluster. Raises ValueError for unpaired samples."""
+        """From outcomes before and after, and the name of each pair's cluster. Raises ValueError if the lengths differ."""
         numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
         sizes, fell, rose = np.zeros((3, len(numbers)), dtype=np.int64)
         for first, second, name in zip(before, after, clusters, strict=True):
@@ -51,12 +51,12 @@ class Pairs:
 
     @property
     def n(self) -> int:
-        """Pairs."""
+        """The number of pairs."""
         return int(self.sizes.sum())
 
     @property
     def changed(self) -> tuple[int, int]:
-        """How many pairs held before only, and after only."""
+        """How many pairs hold only before, and only after."""
         return int(self.fell.sum()), int(self.rose.sum())
 
     @property
@@ -69,13 +69,13 @@ class Pairs:
         return self.clusters < self.n
 
     def p_value(self) -> float:
-        """Two-sided exact p-value that whole clusters are as likely to change one way as the other.
+        """Two-sided exact p-value of the hypothesis that whole clusters change in either direction with the same chance.
 
-        Each cluster's net fall keeps its size and takes either sign with the same chance (Fisher's randomisation test); the share of all
-        sign patterns whose sum is as far from zero as the one seen, without drawing any. 1 with a single cluster that changed.
+        Each cluster's net fall keeps its size and takes either sign (Fisher's randomisation test). The result is the share of all sign
+        patterns whose sum is at least as far from zero as the observed one, computed exactly. 1 if only one cluster changed.
         """
         net = self.fell - self.rose
-        net = net // max(1, int(np.gcd.reduce(net)))  # the unit doesn't matter
+        net = net // max(1, int(np.gcd.reduce(net)))  # divide by the common factor; it doesn't change the test
         weights = np.abs(net[net != 0])
         if weights.size == 0 or weights.max() == 1:
             return mcnemar(int((net > 0).sum()), int((net < 0).sum()))
@@ -88,33 +88,33 @@ class Pairs:
         return min(1.0, float(chances[sums >= abs(int(net.sum()))].sum()))
 
     def fall_bound(self, alpha: float = 0.05) -> float:
-        """One-sided upper bound (level 1 - alpha) of the fall, share before minus share after, for clusters of this kind.
+        """One-sided upper bound (level 1 - alpha) of the fall: share before minus share after.
 
-        Tango's score interval (1998) with its standard error widened by the design effect of the clusters: the variance between them
-        (Obuchowski 1998) over that of single pairs, or what ``LEAST_CORRELATION`` makes of it, whichever is more; and the quantile of t
-        in place of the normal one, with one degree of freedom less than there would be clusters were they of one size. 1, which claims
-        nothing, where there are too few clusters for any bound. Raises ValueError for no pairs.
+        Tango's score interval (1998), with the standard error widened by the design effect of the clusters: the variance between them
+        (Obuchowski 1998) over that of single pairs, or the design effect that ``LEAST_CORRELATION`` implies, whichever is larger. The
+        quantile is that of t with ``alike`` - 1 degrees of freedom instead of the normal one. 1, which claims nothing, if there are too few
+        clusters for a bound. Raises ValueError if there are no pairs.
         """
         if self.n == 0:
             raise ValueError("no pairs")
         return score_upper_bound(*self.changed, self.n, self._quantile(alpha, self._design_effect()))
 
     def rise_bound(self, alpha: float = 0.05) -> float:
-        """The same of the rise: the fall seen from the other side."""
+        """The same bound for the rise: share after minus share before."""
         return replace(self, fell=self.rose, rose=self.fell).fall_bound(alpha)
 
     def unmoved_bound(self, alpha: float = 0.05) -> float:
-        """What the bounds would be had no pair changed: with these clusters nothing smaller can be shown."""
+        """The bound if no pair had changed: the smallest that these clusters can show."""
         return score_upper_bound(0, 0, self.n, self._quantile(alpha, 1.0))
 
     @property
     def alike(self) -> float:
-        """How many clusters of one size would tell as much as these do: n² / Σ size² (Kish 1965)."""
+        """The effective number of clusters of equal size: n² / Σ size² (Kish 1965)."""
         return float(self.n**2 / (self.sizes**2).sum())
 
     def _design_effect(self) -> float:
-        """How much larger the variance of the net fall is than with independent pairs, by the spread between clusters; 1 where nothing
-        is seen of it."""
+        """How much larger the variance of the net fall is than with independent pairs, from the spread between clusters; 1 if the spread
+        can't be estimated."""
         n, net = self.n, self.fell - self.rose
         single = float((self.fell + self.rose).sum() - net.sum() ** 2 / n)
         if self.clusters < 2 or single <= 0:
@@ -123,13 +123,13 @@ class Pairs:
         return self.clusters / (self.clusters - 1) * spread / single
 
     def _quantile(self, alpha: float, seen: float) -> float:
-        """How many standard errors of independent pairs the bound lies away; infinite where the clusters are too few to tell."""
+        """The distance of the bound, in standard errors of independent pairs; infinite if there are too few clusters."""
         if not self.clustered:
             return _quantile_of(1 - alpha, math.inf)
         if self.clusters < 2:
             return math.inf
         quantile = _quantile_of(1 - alpha, self.alike - 1)
-        left = 1 - quantile**2 / self.alike  # the fall that is tried spreads the clusters too, as in any score test
+        left = 1 - quantile**2 / self.alike  # as in any score test, the tried fall adds to the spread between clusters
         if not left > 0:
             return math.inf
         assumed = 1 + LEAST_CORRELATION[self.unit] * (self.n / self.alike - 1)
@@ -138,5 +138,5 @@ class Pairs:
 
 @lru_cache(maxsize=64)
 def _quantile_of(share: float, degrees: float) -> float:
-    """Of t, which with degrees of freedom without end is the normal distribution."""
+    """The quantile of t; with infinite degrees of freedom, of the normal distribution."""
     return float(norm.ppf(share) if math.isinf(degrees) else t.ppf(share, degrees))

@@ -1,4 +1,4 @@
-"""What a model predicts along texts, heard pass by pass: several questions about it, and one reading of its weights."""
+"""A model's predictions along texts. Several measurements listen to the logits of one pass over the weights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from abliterate.compute.forward import Continued
 from abliterate.compute.passes import Advance, Ids, Model, Pass, no_progress
 from abliterate.model.chat.thinking import empty_thought, opens_thought
 
-KEPT = 1024  # of the base's likeliest tokens at each position
-_LEAST = 1e-12  # what the lumped tokens' probability is taken for where rounding leaves nothing
+KEPT = 1024  # how many of the base's likeliest tokens are kept at each position
+_LEAST = 1e-12  # the smallest probability of the lumped tokens, in case rounding leaves zero
 
 
 @dataclass(frozen=True)
 class Texts:
-    """What drift is measured on, as token ids: ``prompts``, the base's ``replies`` to them, and ``prose``.
+    """The texts that drift is measured on, as token ids: ``prompts``, the base's ``replies`` to them, and ``prose``.
 
-    A reply or a text may be empty, and then nothing is measured along it.
+    Nothing is measured along an empty reply or text.
     """
 
     prompts: Ids
@@ -31,12 +31,12 @@ class Texts:
 
     @property
     def work(self) -> int:
-        """Sequences that go through a model."""
+        """How many sequences run through a model."""
         return 2 * len(self.prompts) + len(self.prose)
 
 
 def kl_divergence(base: Float[Tensor, "row vocab"], edited: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
-    """KL(base‖edited) in nats of two rows of log-probabilities, row by row, summed in float64."""
+    """KL(base‖edited) in nats for each row of log-probabilities, summed in float64."""
     p = base.double()
     terms = torch.where(p > -torch.inf, p.exp() * (p - edited.double()), torch.zeros_like(p))
     return terms.sum(-1).clamp(min=0).float()
@@ -44,10 +44,9 @@ def kl_divergence(base: Float[Tensor, "row vocab"], edited: Float[Tensor, "row v
 
 @dataclass(frozen=True)
 class Predicted:
-    """The base's predictions along sequences: at each position of each, its ``KEPT`` likeliest tokens and their log-probabilities.
+    """The base's predictions along sequences: at each position, the ``KEPT`` likeliest tokens and their log-probabilities.
 
-    ``starts[i]`` is where the positions of sequence i begin. ``nats`` is the mean cross-entropy of each sequence's own tokens, NaN
-    where it has none.
+    The positions of sequence i start at ``starts[i]``. ``nats``: the mean cross-entropy of each sequence's own tokens; NaN if it is empty.
     """
 
     tokens: Int[Tensor, "position kept"]
@@ -56,20 +55,20 @@ class Predicted:
     nats: Float[Tensor, " sequence"]
 
     def of(self, chosen: Sequence[int]) -> Predicted:
-        """Those along some of the sequences."""
+        """The predictions along the chosen sequences."""
         places = [self.place(i) for i in chosen]
         starts = torch.tensor([0, *(place.stop - place.start for place in places)]).cumsum(0)
         rows = torch.tensor([row for place in places for row in range(place.start, place.stop)], dtype=torch.long)
         return Predicted(self.tokens[rows], self.logprobs[rows], starts, self.nats[torch.tensor(list(chosen), dtype=torch.long)])
 
     def place(self, index: int) -> slice:
-        """Where the positions of a sequence are."""
+        """The positions of a sequence."""
         return slice(int(self.starts[index]), int(self.starts[index + 1]))
 
 
 @runtime_checkable
 class LogitsListener(Protocol):
-    """What listens to the logits of a pass."""
+    """A listener for the logits of a pass."""
 
     @property
     def passed(self) -> Pass: ...
@@ -78,13 +77,13 @@ class LogitsListener(Protocol):
 
 
 def ask(model: Model, hearers: Sequence[LogitsListener], advance: Advance = no_progress) -> None:
-    """Send all passes through the model together, so that weights that are read from disk are read once."""
+    """Run all passes together, so that weights on disk are read once."""
     for number, indices, logits in model.logits([hearer.passed for hearer in hearers], advance):
         hearers[number].hear(indices, logits)
 
 
 class Firsts:
-    """``logprobs`` [prompt, vocab] of the first token behind each prompt."""
+    """``logprobs`` [prompt, vocab] of the first token after each prompt."""
 
     def __init__(self, prompts: Ids) -> None:
         self.passed = Pass(prompts)
@@ -97,7 +96,7 @@ class Firsts:
 
 
 class Predictions:
-    """What a model predicts along the replies."""
+    """A model's predictions along the replies."""
 
     def __init__(self, model: Model, texts: Texts) -> None:
         self._asked = Continued(texts.prompts, texts.replies)
@@ -116,8 +115,8 @@ class Predictions:
 
 
 class Divergences:
-    """``kl``: mean KL(base‖model) a token along each reply, ``first``: that of its first token, and the model's own cross-entropy of the
-    reply, ``nats``; NaN where it is empty."""
+    """For each reply, ``kl``: the mean KL(base‖model) per token, ``first``: the KL of its first token, ``nats``: the model's own
+    cross-entropy of the reply; NaN if the reply is empty."""
 
     def __init__(self, base: Predicted, texts: Texts) -> None:
         self._base, self._asked = base, Continued(texts.prompts, texts.replies)
@@ -134,7 +133,7 @@ class Divergences:
 
 
 class Nats:
-    """``nats`` a token (cross-entropy) of each text behind its first token; NaN for a text of fewer than two."""
+    """``nats``: the cross-entropy per token of each text after its first token; NaN for a text of fewer than two tokens."""
 
     def __init__(self, texts: Ids) -> None:
         self._long = [i for i, ids in enumerate(texts) if len(ids) > 1]
@@ -148,7 +147,7 @@ class Nats:
 
 
 class ThoughtClosing:
-    """``log_odds`` that the model closes its thought at once, against thinking.
+    """``log_odds`` [prompt] that the model closes its thought at once instead of thinking.
 
     The thought-suppression score of Cyberey & Evans 2025 (arXiv 2504.17130), of the whole closing mark.
     """
@@ -160,7 +159,7 @@ class ThoughtClosing:
 
     @classmethod
     def of(cls, model: Model, prompts: Ids) -> ThoughtClosing | None:
-        """None where the chat template opens no thought."""
+        """None if the chat template opens no thought."""
         return cls(prompts, empty_thought(model.tokenizer)) if opens_thought(model.tokenizer) else None
 
     def hear(self, indices: Sequence[int], logits: Float[Tensor, "row kept vocab"]) -> None:
@@ -169,7 +168,7 @@ class ThoughtClosing:
 
 
 def with_rest(logprobs: Float[Tensor, "position kept"]) -> Float[Tensor, "position kept_and_rest"]:
-    """Log-probabilities with one more: of everything else; in the type that they are given in."""
+    """Append the log-probability of all other tokens; the dtype stays the same."""
     rest = (1 - logprobs.exp().sum(-1, keepdim=True)).clamp(min=_LEAST).log()
     return torch.cat([logprobs, rest], dim=-1)
 

@@ -1,4 +1,4 @@
-"""Whether an edit does more than any edit of its size: first tokens under it, and under edits along random directions."""
+"""A control: does the edit do more than edits of the same size along random directions? Measured on first tokens."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SEEDS = (0, 1, 2)
 
 
 def random_plan(edit: Edit, seed: int) -> Edit:
-    """The edit with random orthonormal rows for its directions: as many, as strong, in the same places.
+    """The edit with random orthonormal rows in place of its directions: the same number, strengths, blocks and components.
 
-    Where one direction serves all blocks, or both components of a block, one random direction does.
+    If the edit uses one direction for all blocks, or for both components of a block, so does the random one.
     """
     blocks, components, k, d_model = edit.direction.shape
     shared = torch.equal(edit.direction, edit.direction[:, :1].expand_as(edit.direction))
@@ -35,15 +35,15 @@ def random_plan(edit: Edit, seed: int) -> Edit:
 
 @dataclass(frozen=True)
 class FirstTokens:
-    """Under one change: whether the likeliest first token is still the unedited model's own, prompt by prompt; and the mean first-token
-    KL(base‖changed) on harmless prompts, nats, None where it is not finite."""
+    """For one edit: per prompt, whether the likeliest first token is still that of the unedited model; and the mean first-token
+    KL(base‖edited) on harmless prompts in nats, None if it is not finite."""
 
     same: list[bool]
     kl: float | None
 
 
 class _Likeliest:
-    """``tokens`` [prompt]: the likeliest token behind each prompt."""
+    """``tokens`` [prompt]: the likeliest token after each prompt."""
 
     def __init__(self, prompts: Ids, intervention: Intervention) -> None:
         self.passed = Pass(prompts, intervention)
@@ -54,7 +54,7 @@ class _Likeliest:
 
 
 class _Moved:
-    """``kl`` [prompt]: how far the first token is from what ``base`` heard before."""
+    """``kl`` [prompt]: KL of the first token from the predictions that ``base`` recorded before."""
 
     def __init__(self, base: Firsts, intervention: Intervention) -> None:
         self._base, self.passed = base, Pass(base.passed.sequences, intervention)
@@ -65,10 +65,10 @@ class _Moved:
 
 
 def first_tokens(model: Model, edits: Sequence[Edit], target: Ids, harmless: Ids, advance: Advance = no_progress) -> list[FirstTokens]:
-    """Apply each edit by hooks; one forward pass over the prompts each, and one reading of the weights for all, the unedited model first.
+    """Apply each edit with hooks and measure first tokens: one forward pass over the prompts per edit, all in one pass over the weights.
 
-    The embedding follows each edit's policy; ``keep_norms`` makes no difference here. A model whose template opens a thought
-    is judged by the thought's first token.
+    The embedding follows each edit's policy; ``keep_norms`` has no effect here. If the chat template opens a thought, the first token is
+    the first token of the thought.
     """
     unedited, base = _Likeliest(target, NO_INTERVENTION), Firsts(harmless)
     interventions = [Intervention(edit) for edit in edits]
@@ -79,16 +79,16 @@ def first_tokens(model: Model, edits: Sequence[Edit], target: Ids, harmless: Ids
 
 
 def control_work(target: Ids, harmless: Ids) -> int:
-    """How many prompts go through a model for it: unedited, edited, and along each random direction."""
+    """How many prompts run through the model: unedited, edited, and once per random edit."""
     return (2 + len(SEEDS)) * (len(target) + len(harmless))
 
 
 def control(
     model: Model, edit: Edit, sets: Sequence[str], asked: int, withheld: Ids, harmless: Ids, advance: Advance = no_progress
 ) -> dict[str, Any]:
-    """The content of controls.json: the edit beside ``SEEDS`` random ones, by hooks on the unedited model.
+    """The content of controls.json: the edit compared with a random edit per seed in ``SEEDS``, applied with hooks to the unedited model.
 
-    ``withheld``: the prompts (encoded) that it withholds of ``asked`` in the target sets.
+    ``withheld``: the target prompts (token ids) that the unedited model withholds, of ``asked`` in the target sets.
     """
     edited, *random = first_tokens(model, [edit, *(random_plan(edit, seed) for seed in SEEDS)], withheld, harmless, advance)
 

@@ -1,8 +1,8 @@
-"""How much comes back of a model whose behaviour without the censorship is known, the reference: along its own replies.
+"""Recovery: how close the edited model comes to a reference, a model whose behaviour without the censorship is known.
 
-KL(reference‖model), nats a token, says how far a model is from it; of the reference's predictions the likeliest tokens are kept,
-and all others as one, as for drift. Replies are stored as text, so all of them, the reference's own too, are encoded again with the
-one tokenizer that the models share.
+KL(reference‖model), in nats per token along the reference's own replies, says how far a model is from the reference. Of the reference's
+predictions the likeliest tokens are kept and all others lumped into one, as for drift. Replies are stored as text, so all of them,
+including the reference's own, are encoded again with the tokenizer that the models share.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from abliterate.measures.predictions import Divergences, Predicted, Predictions,
 from abliterate.measures.summary import rate
 from abliterate.model.chat.template import encode
 
-TOKENS = 64  # of the reference's own replies
-AGREED = 32  # first tokens in which a reply is the reference's
-LEAST = 0.01  # nats a token: a base that is no further from the reference has nothing that could go
+TOKENS = 64  # tokens of the reference's own replies
+AGREED = 32  # a reply agrees with the reference if this many first tokens are equal
+LEAST = 0.01  # nats per token; if the base is closer to the reference than this, no recovered share is computed
 
 
 def check_predicts_alike(
     name: str, reference: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, sizes: tuple[int, int], texts: Sequence[str]
 ) -> None:
-    """Raises InputError unless both models predict the same tokens and are given the same ids of ``texts``; ``sizes``: of their outputs."""
+    """Raises InputError unless both models have the same vocabulary and encode ``texts`` to the same ids. ``sizes``: their output sizes."""
     old, new = other.get_vocab(), reference.get_vocab()
     moved = next((token for token in sorted({*old, *new}) if old.get(token) != new.get(token)), None)
     if moved is not None:
-        raise InputError(f"--reference {name}: its tokenizer has another number for {moved!r}; give a model of the same vocabulary")
+        raise InputError(f"--reference {name}: its tokenizer maps {moved!r} to a different id; give a model with the same vocabulary")
     if sizes[0] != sizes[1]:
-        raise InputError(f"--reference {name}: it predicts {sizes[0]} tokens, the model {sizes[1]}; give a model of the same vocabulary")
+        raise InputError(f"--reference {name}: it predicts {sizes[0]} tokens, the model {sizes[1]}; give a model with the same vocabulary")
     if encode(reference, texts) != encode(other, texts):
-        raise InputError(f"--reference {name}: its chat template writes the prompts otherwise; give a model that is asked in the same way")
+        raise InputError(f"--reference {name}: its chat template encodes the prompts differently; give a model with the same template")
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, replies: Sequence[str]) -> Ids:
@@ -47,14 +47,14 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, replies: Sequence[str]) -> Ids:
 
 
 def reference_side(model: Model, texts: Texts, advance: Advance = no_progress) -> Predicted:
-    """What the reference predicts along its own replies."""
+    """The reference's predictions along its own replies."""
     ask(model, [heard := Predictions(model, texts)], advance)
     return heard.found
 
 
 def divergences(model: Model, reference: Predicted, texts: Texts, advance: Advance = no_progress) -> dict[str, list[float | None]]:
-    """KL(reference‖model), nats, of each reply of the reference: ``kl``, the mean over its tokens, and ``first``, of its first token, by
-    which the rest is led; None where it says nothing."""
+    """KL(reference‖model) in nats for each reply of the reference: ``kl``, the mean over its tokens, and ``first``, for its first token,
+    which steers the rest; None if the reply is empty."""
     ask(model, [heard := Divergences(reference, texts)], advance)
     found = {"kl": heard.kl, "first": heard.first}
     return {name: [None if value != value else value for value in values.tolist()] for name, values in found.items()}
@@ -62,8 +62,7 @@ def divergences(model: Model, reference: Predicted, texts: Texts, advance: Advan
 
 @dataclass(frozen=True)
 class RecoverySide:
-    """One model on one set: its divergence along the reference's reply to each prompt, that of the first token, and the ids of its own
-    reply."""
+    """One model on one set: for each prompt, its KL along the reference's reply and at its first token, and the ids of its own reply."""
 
     kl: Sequence[float | None]
     first: Sequence[float | None]
@@ -71,9 +70,10 @@ class RecoverySide:
 
 
 def recovered(role: str, reference: Ids, base: RecoverySide, edited: RecoverySide, tokens: int = AGREED) -> dict[str, Any]:
-    """One entry of the report's ``recovery.sets``; ``reference`` are the ids of its replies, of which ``tokens`` are to agree.
+    """One entry of the report's ``recovery.sets``. ``reference``: the ids of the reference's replies; replies agree if their first
+    ``tokens`` ids are equal.
 
-    ``gone`` is null where the base is within ``LEAST`` of the reference.
+    ``gone`` is null if the base is within ``LEAST`` of the reference.
     """
     return {
         "role": role,
@@ -102,7 +102,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def save_predicted(predicted: Predicted, path: Path) -> None:
-    """Write what a model predicts as safetensors."""
+    """Write a model's predictions as safetensors."""
     names = ("tokens", "logprobs", "starts", "nats")
     save_file({name: getattr(predicted, name) for name in names}, path)
 

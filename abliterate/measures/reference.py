@@ -1,4 +1,4 @@
-"""The reference of a final test: a model whose behaviour without the censorship is known, and how much of it comes back."""
+"""The reference of a final test (a model whose behaviour without the censorship is known), and the recovery measured against it."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _REFERENCE_SIDE, _RECOVERY_BASE = "recovery-reference.safetensors", "recovery-ba
 
 @dataclass(frozen=True)
 class Reference:
-    """A model whose behaviour without the censorship is known. Its replies are cut as the others' are (``settle``), and their first
-    ``agreed`` tokens compared."""
+    """A model whose behaviour without the censorship is known. ``settle``: end its replies early, as for the other models. ``agreed``: how
+    many first tokens of replies are compared."""
 
     source: ModelSource
     session: Session
@@ -47,7 +47,7 @@ class Reference:
     agreed: int
 
     def recorded(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """What run.json says, and beside it which model this is."""
+        """The record of run.json, with the identity and file hashes of the reference added."""
         hashes = {f"reference/{name}": digest for name, digest in file_hashes(self.source.path).items()}
         found = {"model_path": str(self.source.path), "hub_id": self.source.hub_id, "revision": self.source.revision}
         return {**record, "model_hashes": {**(record["model_hashes"] or {}), **hashes}, "reference": found}
@@ -56,8 +56,8 @@ class Reference:
 def open_reference(
     given: str | None, config: RunConfig | AuditConfig, others: Sequence[Session], groups: Sequence[PromptSet]
 ) -> Reference | None:
-    """The reference, where one is asked for. Raises InputError unless it predicts the same tokens as the ``others`` and is given the
-    same ids of all prompts."""
+    """Open the reference; None if none is requested. Raises InputError unless it has the same vocabulary as the ``others`` and encodes all
+    prompts to the same ids."""
     if given is None:
         return None
     source = resolve_model(given)
@@ -72,7 +72,8 @@ def open_reference(
 
 
 def recovery_base(folder: RunFolder, reference: Reference | None, base: Session, groups: Sequence[PromptSet]) -> None:
-    """The reference's own replies, what it predicts along them, and how far the base is from that; one model is in memory at a time."""
+    """Measure the reference's own replies, its predictions along them, and the KL of the base from these. One model is in memory at a
+    time."""
     if reference is None or (folder.path / RECOVERY).exists():
         return
     texts = _texts(reference, _replies_of(folder, reference, base, groups))
@@ -96,7 +97,7 @@ def recovery_edited(
     before: Mapping[str, Judged],
     after: Mapping[str, Judged],
 ) -> dict[str, Any] | None:
-    """How much of the reference came back, set by set: what ``recovery_base`` found of the base, and the edited model beside it."""
+    """The recovery by set: the base as measured by ``recovery_base``, and the edited model. None without a reference."""
     if reference is None:
         return None
 
@@ -124,7 +125,7 @@ def recovery_edited(
 
 
 def _replies_of(folder: RunFolder, reference: Reference, held: Session, groups: Sequence[PromptSet]) -> list[Transcript]:
-    """The reference's own replies to all prompts; ``held`` is let go of where any must still be written."""
+    """The reference's own replies to all prompts. ``held`` is released if any reply must still be generated."""
 
     def engine() -> Engine:
         held.release()

@@ -1,4 +1,4 @@
-"""Counts with their uncertainty: Wilson intervals, exact McNemar, Holm's correction, non-inferiority of a paired difference."""
+"""Statistics of counts: Wilson intervals, the exact McNemar test, Holm's correction, non-inferiority bounds, the bootstrap of a mean."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 
-_DRAWN = 1 << 21  # values of a bootstrap in memory at once
-_ABOVE = 1e-10  # how far above the drop that was seen its bound is looked for
+_DRAWN = 1 << 21  # bootstrap values in memory at once
+_ABOVE = 1e-10  # start the search for the bound this far above the observed drop
 
 
 def wilson(k: int | float, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -22,21 +22,21 @@ def wilson(k: int | float, n: int, confidence: float = 0.95) -> tuple[float, flo
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    low = 0.0 if k == 0 else max(0.0, (centre - half) / scale)  # in exact arithmetic the two are these anyway
+    low = 0.0 if k == 0 else max(0.0, (centre - half) / scale)  # avoids rounding; in exact arithmetic both are equal
     return low, 1.0 if k == n else min(1.0, (centre + half) / scale)
 
 
 def mcnemar(before_only: int, after_only: int) -> float:
-    """Two-sided exact p-value that both discordant counts have the same chance (binomial test); 1 where there are none."""
+    """Two-sided exact p-value that both discordant counts have the same chance (binomial test); 1 if there are none."""
     discordant = before_only + after_only
     return float(binomtest(before_only, discordant, 0.5).pvalue) if discordant else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values, in the order given, of Holm's step-down procedure (Holm 1979, Scandinavian Journal of Statistics 6:65).
+    """P-values adjusted by Holm's step-down procedure, in the order given (Holm 1979, Scandinavian Journal of Statistics 6:65).
 
-    Rejecting those at most alpha keeps the chance of any false rejection at alpha, whatever the tests' dependence.
-    Raises ValueError for what is no probability.
+    Rejecting adjusted p-values of at most alpha keeps the chance of any false rejection at alpha, however the tests depend on each other.
+    Raises ValueError if a value is not a probability.
     """
     if not all(0 <= p <= 1 for p in p_values):
         raise ValueError(f"no p-values: {list(p_values)}")
@@ -49,7 +49,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def discordant(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:
-    """How many pairs hold before only, and after only."""
+    """How many pairs hold only before, and only after."""
     pairs = list(zip(before, after, strict=True))
     return sum(b and not a for b, a in pairs), sum(a and not b for b, a in pairs)
 
@@ -57,15 +57,15 @@ def discordant(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]
 def drop_upper_bound(before_only: int | float, after_only: int | float, n: int, alpha: float = 0.05) -> float:
     """One-sided upper bound (level 1 - alpha) of the drop p_before - p_after in paired data.
 
-    Tango's score interval (Tango 1998, Statistics in Medicine 17:891); keeps its level with small counts.
+    Tango's score interval (Tango 1998, Statistics in Medicine 17:891), which keeps its level with small counts.
     """
     return score_upper_bound(before_only, after_only, n, float(norm.ppf(1 - alpha)))
 
 
 def score_upper_bound(before_only: int | float, after_only: int | float, n: int, z: float) -> float:
-    """The largest drop that lies no more than ``z`` standard errors above the one seen: Tango's bound with a quantile of one's own.
+    """The largest drop that is at most ``z`` standard errors above the observed one: Tango's bound with a given quantile.
 
-    1 where ``z`` is infinite. Raises ValueError for no pairs.
+    1 if ``z`` is infinite. Raises ValueError if there are no pairs.
     """
     if n <= 0:
         raise ValueError("no pairs")
@@ -77,12 +77,12 @@ def score_upper_bound(before_only: int | float, after_only: int | float, n: int,
 
     if excess(1.0) >= 0:
         return 1.0
-    above = (before_only - after_only) / n + _ABOVE  # at the drop that was seen itself the excess may be zero, which is not the bound
+    above = (before_only - after_only) / n + _ABOVE  # exactly at the observed drop the excess may be zero, which is not the bound
     return float(brentq(excess, above, 1.0))
 
 
 def rise_upper_bound(before_only: int | float, after_only: int | float, n: int, alpha: float = 0.05) -> float:
-    """One-sided upper bound (level 1 - alpha) of the rise p_after - p_before in paired data: the drop seen from the other side."""
+    """One-sided upper bound (level 1 - alpha) of the rise p_after - p_before in paired data."""
     return drop_upper_bound(after_only, before_only, n, alpha)
 
 
@@ -98,7 +98,7 @@ def _variance(b: int | float, c: int | float, n: int, delta: float) -> float:
 
 
 def bootstrap_mean(values: Sequence[float], confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean, which it holds; of equal values that value. Raises ValueError for no values."""
+    """Percentile bootstrap interval of a mean. If all values are equal, both ends are that value. Raises ValueError if there are none."""
     if not values:
         raise ValueError("no values")
     data = np.asarray(values, dtype=np.float64)

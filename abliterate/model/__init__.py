@@ -1,1 +1,1 @@
-"""Models: where they come from, their chat template and positions, their layouts, hooks and forward passes."""
+"""Models: where they come from, their chat templates, stored tensors and number formats, layouts and edits."""

@@ -1,6 +1,6 @@
-"""Whether what a checkpoint stores is what transformers computes with, so that what is measured is what is edited.
+"""Check that a checkpoint stores what transformers computes with, so that the weights measured are the weights edited.
 
-Every command that opens a model's weights opens them here, and reads the config and the shards' headers alone.
+Every command that opens a model's weights opens them here; only the config and the shards' headers are read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from abliterate.terminal.progress import say
 
 @dataclass(frozen=True)
 class Unused:
-    """Tensors that are stored and that transformers has no use for, with the reason why that is as it should be."""
+    """Stored tensors that transformers doesn't use, and why that is expected."""
 
     names: tuple[str, ...]
     reason: str
@@ -38,7 +38,7 @@ class Unused:
 
 
 def open_checkpoint(path: Path, trust_remote_code: bool = False, layout: Path | None = None) -> tuple[ModelFolder, ShardIndex]:
-    """A model's folder and its headers, which agree; says what of them transformers takes otherwise than a reader might think.
+    """Open a model's folder and shard index, check that they agree, and report unused tensors and embeddings that are untied.
 
     Raises InputError as ``open_folder``, ``open_index`` and ``check_agreement`` do.
     """
@@ -49,21 +49,20 @@ def open_checkpoint(path: Path, trust_remote_code: bool = False, layout: Path | 
 
 
 def tell(folder: ModelFolder, unused: Sequence[Unused]) -> None:
-    """Say in a line each what is stored and not used, and that embeddings are untied which the config ties."""
+    """Print one line about unused tensors, and one if the stored embeddings are untied although the config ties them."""
     if unused:
         say(f"{folder.path.name}: not used by transformers: {', '.join(map(str, unused))}")
     if folder.says_tied and not folder.tied:
         say(
-            f"{folder.path.name}: config.json ties the embeddings, but two that differ are stored: they are taken as untied, as "
-            "transformers takes them; other engines may heed the config"
+            f"{folder.path.name}: config.json ties the embeddings, but the two stored matrices differ, so they are treated as untied, "
+            "as transformers does; other engines may follow the config"
         )
 
 
 def check_agreement(folder: ModelFolder, index: ShardIndex) -> list[Unused]:
-    """What is stored and rightly not used.
+    """The stored tensors that are unused for a good reason.
 
-    Raises InputError in one line where anything else is stored and not used, is used and not stored, or has another shape than the
-    config says.
+    Raises InputError, in one line, if another stored tensor is unused, a used tensor is not stored, or a shape differs from the config.
     """
     found = dry_load(folder, index)
     reasons: dict[str | None, list[str]] = {}
@@ -74,14 +73,14 @@ def check_agreement(folder: ModelFolder, index: ShardIndex) -> list[Unused]:
         raise InputError(f"{folder.path}: {wrapped}")
     if faults := [*_misshapen(found, folder), *_unfit(found), *_lists(strangers, found.missing), *_half_tied(folder, index)]:
         raise InputError(
-            f"{folder.path}: what is stored is not what config.json describes: {'; '.join(faults)}; correct config.json, or give the "
+            f"{folder.path}: the stored tensors don't match config.json: {'; '.join(faults)}; correct config.json, or give the "
             "checkpoint that it belongs to"
         )
     return [Unused(tuple(names), str(reason)) for reason, names in reasons.items()]
 
 
 def _reason(name: str, folder: ModelFolder, found: DryLoad) -> str | None:
-    """Why it is right that a stored tensor is not used, None where nothing says so."""
+    """Why a stored tensor is unused for a good reason; None if there is no such reason."""
     text, layout = text_name(name), folder.layout
     if text is None:
         return "vision or audio"
@@ -90,7 +89,7 @@ def _reason(name: str, folder: ModelFolder, found: DryLoad) -> str | None:
     if ahead or text in (*layout.mtp_root, *layout.mtp_others):
         return "multi-token prediction"
     if is_buffer(name):
-        return "computed anew"
+        return "recomputed by transformers"
     return "its architecture ignores them" if name in found.ignored else None
 
 
@@ -98,12 +97,12 @@ def _misshapen(found: DryLoad, folder: ModelFolder) -> list[str]:
     if not found.misshapen:
         return []
     name, have, wanted = found.misshapen[0]
-    more = ", and so others" if len(found.misshapen) > 1 else ""
-    return [f"{name} is {list(have)} stored, {list(wanted)} by the config{_key(have, wanted, folder)}{more}"]
+    more = " (and others likewise)" if len(found.misshapen) > 1 else ""
+    return [f"{name} is stored as {list(have)}, but the config{_key(have, wanted, folder)} gives {list(wanted)}{more}"]
 
 
 def _key(have: Shape, wanted: Shape, folder: ModelFolder) -> str:
-    """The one field of the config that says the size that differs, where there is one alone."""
+    """The config field that sets the size that differs, as in "'s hidden_size"; empty unless exactly one field fits."""
     sizes = {size for size, other in zip(wanted, have, strict=True) if size != other} if len(have) == len(wanted) else set()
     config = folder.config.to_dict()
     keys = [key for key in side_keys() if config.get(key) in sizes]
@@ -111,7 +110,7 @@ def _key(have: Shape, wanted: Shape, folder: ModelFolder) -> str:
 
 
 def _unfit(found: DryLoad) -> list[str]:
-    unfit = [f"{_some(found.unfit)} not to be had from what is stored"] if found.unfit else []
+    unfit = [f"{_some(found.unfit)} impossible to make from the stored tensors"] if found.unfit else []
     return unfit + ([f"{_some(found.doubled)} stored under two names"] if found.doubled else [])
 
 
@@ -121,7 +120,7 @@ def _lists(strangers: Sequence[str], missing: Sequence[str]) -> list[str]:
 
 
 def _half_tied(folder: ModelFolder, index: ShardIndex) -> list[str]:
-    """Of a tied pair the embedding is what is read and edited."""
+    """Of tied embeddings, the token embedding is read and edited, so it must be stored."""
     texts = {text_name(name) for name in index.tensors}
     lacking = folder.tied and folder.layout.unembedding in texts and folder.layout.embedding not in texts
     return [f"{folder.layout.unembedding} is stored without {folder.layout.embedding}, to which it is tied"] if lacking else []

@@ -1,7 +1,7 @@
-"""What transformers makes of a checkpoint's names and shapes, tried without a number of it.
+"""Load a checkpoint's names and shapes in transformers, without reading any weights.
 
-Its own model of the config, on the meta device, is given tensors without numbers through its own conversion of names and shapes. Of
-blocks that are alike one is tried, so a model of ninety thousand tensors takes a second.
+Transformers' own model of the config is built on the meta device and given empty tensors through its own conversion of names and shapes.
+Of identical blocks only one is tried, so a model with ninety thousand tensors takes a second.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class DryLoad:
-    """``unused``: stored tensors that the model has no use for, ``ignored`` those of them that its architecture says it ignores.
+    """``unused``: stored tensors that the model doesn't use; ``ignored``: those of them that its architecture declares as ignored.
 
-    Under their names in memory: ``missing`` are used and not stored, ``misshapen`` have the first shape as stored and the second by
-    the config, ``unfit`` can't be made of what is stored, ``doubled`` are stored under two names.
+    The others are names in memory: ``missing`` are used but not stored, ``misshapen`` come with the stored shape and the config's shape,
+    ``unfit`` can't be made from the stored tensors, ``doubled`` are stored under two names.
     """
 
     unused: tuple[str, ...]
@@ -45,7 +45,7 @@ class DryLoad:
 
 
 def dry_load(folder: ModelFolder, index: ShardIndex) -> DryLoad:
-    """Load a checkpoint's headers. Raises InputError where transformers can't build the model."""
+    """Load a checkpoint's headers. Raises InputError if transformers can't build the model."""
     module = as_loaded(folder.path, whole_config(folder), folder.trust_remote_code)
     tried = _Tried(folder.layout, module, folder.layers, stored(index, folder, sorted(index.tensors)))
     mapping: Any = get_model_conversion_mapping(module)
@@ -57,7 +57,7 @@ def dry_load(folder: ModelFolder, index: ShardIndex) -> DryLoad:
         info, _ = convert_and_load_state_dict_in_model(module, headers, settings)
         module.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
         module._adjust_missing_and_unexpected_keys(info)
-    # What goes to a block that wasn't tried goes there beside its own: that one is like the one that was tried.
+    # A tensor that is renamed into a block that wasn't tried is a duplicate: such a block has all tensors of the tried one already.
     taken = Counter(new for name, (new, source) in names.items() if name in read and (source is None or tried.left_out(new)))
     unused = {name: new for name, (new, _) in names.items() if name not in read}
     return DryLoad(
@@ -71,7 +71,7 @@ def dry_load(folder: ModelFolder, index: ShardIndex) -> DryLoad:
 
 
 class _Header:
-    """A stored tensor without its numbers; notes that it was asked for, as transformers asks with ``...``."""
+    """A stored tensor without its values; records that transformers asked for it (by indexing with ``...``)."""
 
     def __init__(self, one: Stored, read: set[str]) -> None:
         self._one, self._read = one, read
@@ -82,7 +82,10 @@ class _Header:
 
 
 class _Tried:
-    """One block of each kind, and all that stands in none: blocks are alike that hold the same names and shapes, stored and in memory."""
+    """One block of each kind, and everything outside the blocks.
+
+    Blocks are of one kind if they have the same names and shapes, both stored and in memory.
+    """
 
     def __init__(self, layout: Layout, module: PreTrainedModel, layers: int, tensors: Iterable[Stored]) -> None:
         modules = dict(module.named_modules())
@@ -110,22 +113,22 @@ class _Tried:
         self._skipped = tuple(f"{heads[layer]}." for alike in kinds.values() for layer in alike[1:])
 
     def alike(self, name: str) -> Sequence[str]:
-        """The tensor of this name and those of the blocks that are like its own."""
+        """This tensor, and its counterparts in the other blocks of the same kind."""
         return self._alike.get(name, [name])
 
     def left_out(self, name: str) -> bool:
-        """Whether a tensor in memory is of a block that was not tried."""
+        """Whether a tensor in memory belongs to a block that was not tried."""
         return name.startswith(self._skipped)
 
 
 def _around(one: Stored, layer: int, inner: str) -> tuple[str, str]:
-    """What stands in a tensor's name before and behind its block's number."""
+    """The parts of a tensor's name before and after its block's number."""
     before = one.plain_name.removesuffix(inner).removesuffix(f"{layer}.")
     return before, one.name[len(before) + len(str(layer)) :]
 
 
 def _renamed(module: PreTrainedModel, mapping: Sequence[Any], tensors: Iterable[Stored]) -> dict[str, tuple[str, str | None]]:
-    """Stored names as they are in memory, each with the pattern by which it is converted with others into one, where it is."""
+    """The name in memory of each stored name, and the pattern of the conversion that merges it with other tensors, if there is one."""
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     state = module.state_dict()

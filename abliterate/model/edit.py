@@ -1,4 +1,4 @@
-"""What an edit is: for each block and component the directions to remove and how strongly; files from and to it."""
+"""An edit: the directions to remove for each block and component, and how strongly; reading and writing plan files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from abliterate.model.layouts import COMPONENTS
 
 Embedding = Literal["edit", "skip", "untie"]
 EmbeddingPolicy = Literal["auto", "edit", "skip", "untie"]
-_ORTHONORMAL = 1e-6  # what float32 leaves of it
+_ORTHONORMAL = 1e-6  # deviation that comes from float32 rounding
 
 
 @dataclass(frozen=True)
 class Edit:
-    """``direction`` holds k orthonormal rows a block and component; ``strength`` in [0, 1] says how much of them goes.
+    """``direction`` holds k orthonormal rows per block and component; ``strength`` in [0, 1] says how much of them is removed.
 
     ``embedding`` says whether the token embedding is edited too, which needs one direction for all blocks; ``untie`` edits it
-    and gives the unembedding its old weights. ``keep_norms`` gives every column of a writer its old length back.
+    and keeps its old weights for the unembedding. ``keep_norms`` restores the length of every column of a writer.
     """
 
     direction: Float[Tensor, "layer component k d_model"]
@@ -39,22 +39,22 @@ class Edit:
         return int(self.direction.shape[0])
 
     def scaled(self, strength: float) -> Edit:
-        """The same directions at a share of the strengths."""
+        """The same directions, with every strength multiplied by ``strength``."""
         return replace(self, strength=self.strength * strength)
 
     def embedding_direction(self) -> Float[Tensor, "k d_model"] | None:
-        """The directions to remove from the token embedding, or None where it is left alone."""
+        """The directions to remove from the token embedding, or None if it is left alone."""
         if self.embedding == "skip" or not self.strength.any():
             return None
         return self.direction[0, 0]
 
     @property
     def embedding_strength(self) -> float:
-        """The token embedding goes with the strongest writer: one strength for all is the embedding's too."""
+        """The strength for the token embedding: that of the strongest writer."""
         return float(self.strength.max())
 
     def same_everywhere(self) -> bool:
-        """Whether one direction serves all blocks and components."""
+        """Whether all blocks and components share the same directions."""
         return torch.equal(self.direction, self.direction[:1, :1].expand_as(self.direction))
 
 
@@ -65,7 +65,7 @@ def unit(direction: Float[Tensor, "*n d_model"], where: str = "direction") -> Fl
     if not torch.isfinite(norms).all():
         raise InputError(f"{where}: holds NaN or infinite values")
     if (norms == 0).any():
-        raise InputError(f"{where}: a direction of length zero removes nothing; there is no direction here")
+        raise InputError(f"{where}: the direction has length zero, so it removes nothing")
     scaled: Tensor = rows / norms
     return scaled.to(torch.float32)
 
@@ -80,14 +80,14 @@ def edit_from_direction(
 ) -> Edit:
     """An edit that removes one direction (``[d_model]``) or a direction per block from every writer.
 
-    Policy ``auto`` edits the embedding where it is untied and one direction serves all blocks. Raises InputError where
-    ``edit`` is asked for with a direction per block, or a per-block direction has another number of rows.
+    Policy ``auto`` edits the embedding if it is untied and one direction serves all blocks. Raises InputError if ``edit`` or
+    ``untie`` is asked for with a direction per block, or if the number of rows is not the number of blocks.
     """
     rows = unit(direction)
     if rows.ndim == 2 and rows.shape[0] != layers:
-        raise InputError(f"direction has {rows.shape[0]} rows, the model {layers} blocks")
+        raise InputError(f"the direction has {rows.shape[0]} rows, but the model has {layers} blocks")
     if rows.ndim not in (1, 2):
-        raise InputError(f"direction has shape {list(rows.shape)}; give [d_model] or [layer, d_model]")
+        raise InputError(f"the direction has shape {list(rows.shape)}; give [d_model] or [layer, d_model]")
     one = rows.ndim == 1
     spread = rows.expand(layers, -1) if one else rows
     strengths = torch.as_tensor(strength, dtype=torch.float32).expand(layers, len(COMPONENTS)).clone()
@@ -102,7 +102,7 @@ def edit_from_direction(
 def edit_from_rows(rows: Float[Tensor, "layer k d_model"], strength: Float[Tensor, "layer component"]) -> Edit:
     """An edit that removes the span of k directions at each block, orthonormalised in float64; the embedding is left alone.
 
-    Raises InputError where the directions of a block with strength are not k independent ones.
+    Raises InputError if the directions of a block with non-zero strength are not linearly independent.
     """
     made, lengths = _gram_schmidt(rows)
     if bool((lengths[strength.any(-1)] <= 1e-6 * rows.double().norm(dim=-1).amax()).any()):
@@ -112,23 +112,23 @@ def edit_from_rows(rows: Float[Tensor, "layer k d_model"], strength: Float[Tenso
 
 
 def _gram_schmidt(rows: Float[Tensor, "*n k d_model"]) -> tuple[Float[Tensor, "*n k d_model"], Float[Tensor, "*n k"]]:
-    """Orthonormal rows of the same span in float32, the first with its own sign, and how long each was when its turn came."""
+    """Orthonormal float32 rows with the same span, signs kept, and the length of each row after the earlier ones were projected out."""
     q, r = torch.linalg.qr(rows.double().transpose(-1, -2))
     diagonal = r.diagonal(dim1=-2, dim2=-1)
     return (q * diagonal.sign()[..., None, :]).transpose(-1, -2).float(), diagonal.abs()
 
 
 def whole_edit(layers: int, d_model: int) -> Edit:
-    """An edit that touches every writer of every block, to ask what an edit would touch."""
+    """An edit that touches every writer of every block, used to find out what an edit would touch."""
     return Edit(torch.eye(1, d_model).expand(layers, len(COMPONENTS), 1, d_model), torch.ones(layers, len(COMPONENTS)), "skip")
 
 
 def resolve_embedding(policy: EmbeddingPolicy, one_direction: bool, tied: bool) -> Embedding:
-    """What the policy means for this edit and model. Raises InputError where ``edit`` can't be."""
+    """What the policy means for this edit and model. Raises InputError if the embedding can't be edited."""
     if policy == "auto":
         return "edit" if one_direction and not tied else "skip"
     if policy != "skip" and not one_direction:
-        raise InputError("the embedding can be edited only where one direction serves all blocks; use --embedding skip")
+        raise InputError("the embedding can be edited only if one direction serves all blocks; use --embedding skip")
     return "edit" if policy == "untie" and not tied else policy
 
 
@@ -144,12 +144,12 @@ def load_edit(path: Path) -> Edit:
     if set(tensors) == {"direction"}:
         raise InputError(f"{path}: a direction file, not a plan; give it with --direction")
     if set(tensors) != {"direction", "strength"}:
-        raise InputError(f"{path}: a plan file holds 'direction' and 'strength', this one {', '.join(tensors) or 'nothing'}")
+        raise InputError(f"{path}: a plan file holds 'direction' and 'strength'; this one holds {', '.join(tensors) or 'nothing'}")
     direction, strength = tensors["direction"].float(), tensors["strength"].float()
     if direction.ndim != 4 or strength.shape != direction.shape[:2]:
         raise InputError(f"{path}: direction {list(direction.shape)} and strength {list(strength.shape)} don't fit together")
     if _components(metadata) != COMPONENTS or direction.shape[1] != len(COMPONENTS):
-        raise InputError(f"{path}: metadata 'components' must be {json.dumps(COMPONENTS)}, and the direction has that many")
+        raise InputError(f"{path}: metadata 'components' must be {json.dumps(COMPONENTS)}, and the direction must have one entry for each")
     if 0 in direction.shape:
         raise InputError(f"{path}: direction {list(direction.shape)} is empty; there is nothing to remove")
     if not (torch.isfinite(strength).all() and (strength >= 0).all() and (strength <= 1).all()):
@@ -173,8 +173,8 @@ def _components(metadata: dict[str, str]) -> tuple[str, ...]:
 
 
 def _orthonormal(direction: Tensor, used: Tensor, path: Path) -> Tensor:
-    """The rows that are used, made orthonormal to float32 (an edit may be stored in half precision); as they are where they are it, so
-    that what is loaded is saved again as the same edit. Raises InputError."""
+    """The used rows made orthonormal in float32 (a plan file may hold half precision); unchanged if they are already, so that a loaded
+    edit is saved as the same edit. Raises InputError if they are far from orthonormal."""
     wide = direction[used].double()
     gram = wide @ wide.transpose(-1, -2)
     identity = torch.eye(direction.shape[2], dtype=gram.dtype).expand_as(gram)
@@ -194,7 +194,7 @@ def load_direction(path: Path) -> Tensor:
         raise InputError(f"{path}: no tensor 'direction'; it has {', '.join(tensors) or 'none'}")
     direction = tensors["direction"]
     if "strength" in tensors and direction.ndim == 4:
-        raise InputError(f"{path}: a plan file, with strengths of its own; give it with --plan")
+        raise InputError(f"{path}: a plan file (it holds strengths); give it with --plan")
     if not direction.is_floating_point() or direction.ndim not in (1, 2):
         raise InputError(f"{path}: 'direction' must be a float tensor of shape [d_model] or [layer, d_model]")
     unit(direction, str(path))

@@ -1,4 +1,4 @@
-"""What transformers raises while it builds, loads or runs a model: each architecture fails in its own way, and each is one line here."""
+"""One-line errors for whatever transformers raises while it builds, loads or runs a model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from abliterate.errors import CheckError, InputError, first_line
 
 @contextmanager
 def refused(what: str, config: PretrainedConfig | None = None) -> Iterator[None]:
-    """Whatever breaks inside is bad input: ``what`` can't be done, and why; with the setting of the ``config`` that nothing is known of.
+    """Turn any exception inside into an InputError: the message ``what``, then the reason in brackets.
 
-    Raises InputError; what is one already, or a CheckError, goes through as it is.
+    For an unknown name, the reason quotes the setting of ``config`` that holds it. InputError and CheckError pass through unchanged.
     """
     try:
         yield
@@ -26,15 +26,15 @@ def refused(what: str, config: PretrainedConfig | None = None) -> Iterator[None]
 
 
 def _reason(error: Exception, config: PretrainedConfig | None) -> str:
-    """A looked-up name that isn't there, as a setting of the config where it is one's value (a rope type, an activation)."""
+    """The error in one line; for an unknown name, with the setting of the config that holds it (a rope type, an activation)."""
     if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
         named = [f"{key} is {value!r}" for key, value in _settings(config.to_dict() if config else {}) if value == error.args[0]]
-        return f"{' and '.join(named)}, which it doesn't know" if named else f"it knows no {error.args[0]!r}"
+        return f"{' and '.join(named)}, which is unknown" if named else f"unknown name {error.args[0]!r}"
     return first_line(error)
 
 
 def _settings(entries: Mapping[Any, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting of a config with its dotted key, those inside others too."""
+    """Every setting of a config with its dotted key, nested ones included."""
     for key, value in entries.items():
         if isinstance(value, Mapping):
             yield from _settings(value, f"{before}{key}.")

@@ -1,4 +1,4 @@
-"""Which files of a folder belong to its model (a table, ``files.toml``), and whether they are what their names say."""
+"""Which files of a folder belong to its model (a table, ``files.toml``), and whether they are genuine."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ from typing import Any
 from abliterate.errors import InputError
 
 _IMPORT = re.compile(r"^\s*(?:from|import)\s.*$", re.MULTILINE)
-_LOOKED_AT = 64  # bytes: what is not the file itself shows at its beginning
+_LOOKED_AT = 64  # bytes; a file that is not genuine can be recognised by its beginning
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _PAGE = (b"<!doctype html", b"<html")
 _NEVER_EMPTY = (".json", ".safetensors", ".model", ".tiktoken")
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The files that belong to a model beside its weights, index and card, relative to its folder."""
+    """The files that belong to a model besides its weights, index and card, relative to its folder."""
     code = _code(folder)
     return [name for name in everything(folder) if name in code or any(_fits(name, pattern) for pattern in _belonging())]
 
 
 def everything(folder: Path) -> list[Path]:
-    """Every file of a folder that is not hidden, relative to it, but those that an edited checkpoint has of its own."""
+    """Every file of a folder, relative to it, except hidden files and those of which an edited checkpoint gets new ones."""
     replaced = _table()["replaced"]["names"]
     found = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
     return [name for name in found if not any(part.startswith(".") for part in name.parts) and str(name) not in replaced]
 
 
 def fetched(weights: bool) -> tuple[list[str], list[str]]:
-    """Patterns of what is fetched from the Hub, and of what of it is not; without ``weights`` no shard."""
+    """Patterns of files to fetch from the Hub, and of files to leave out; without ``weights``, no shards are fetched."""
     licences = _table()["belongs"]["licences"]
-    cases = [pattern for name in licences for pattern in (name, name.upper(), name.title())]  # the Hub's patterns heed the case
+    cases = [pattern for name in licences for pattern in (name, name.upper(), name.title())]  # the Hub's patterns are case-sensitive
     wanted = [*_belonging(), *cases, *_table()["fetched"]["more"]]
     return [pattern for pattern in wanted if weights or pattern != "*.safetensors"], list(_table()["fetched"]["never"])
 
 
 def check_genuine(folder: Path) -> None:
-    """Raise InputError where a file that belongs to a model is not the file itself: a git-lfs pointer, a web page, nothing at all."""
+    """Raise InputError if a file of the model is not genuine: a git-lfs pointer, a web page, or empty."""
     for name in files_of(folder):
         if (instead := in_truth(folder / name)) is not None:
             raise InputError(f"{folder / name}: {instead}")
 
 
 def in_truth(path: Path) -> str | None:
-    """What a file is instead of what its name says, and what to do about it; None where nothing shows at its beginning."""
+    """What a file is instead of what its name says, and what to do about it; None if its beginning looks genuine."""
     try:
         with path.open("rb") as file:
             start = file.read(_LOOKED_AT)
-    except OSError:  # whoever reads it says why it can't be read
+    except OSError:  # the error is reported when the file is read
         return None
     if start.startswith(_POINTER):
         return "a git-lfs pointer, not the file itself; run `git lfs pull` in its folder, or download it again"
@@ -70,7 +70,7 @@ def _fits(name: PurePath, pattern: str) -> bool:
 
 
 def _code(folder: Path) -> set[Path]:
-    """The Python files that the folder's configs name, and those that they import from it."""
+    """The Python files that the folder's configs name, and the files of the folder that they import."""
     there = {path.stem: path for path in folder.glob("*.py")}
     coming = {name for file in sorted(folder.glob("*.json")) if _names_code(file.name) for name in _named(file)} & there.keys()
     found: set[str] = set()
@@ -86,13 +86,13 @@ def _names_code(name: str) -> bool:
 
 
 def _named(config: Path) -> Iterator[str]:
-    """The modules in ``auto_map`` of a config, none where it can't be read."""
+    """The modules in ``auto_map`` of a config; none if it can't be read."""
     try:
         content = json.loads(config.read_bytes())
     except (OSError, ValueError, RecursionError):
         return
     for name in _texts(content.get("auto_map") if isinstance(content, dict) else None):
-        if "--" not in name:  # else the code is another repository's
+        if "--" not in name:  # with it, the code is in another repository
             yield name.partition(".")[0]
 
 

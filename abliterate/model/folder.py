@@ -1,4 +1,4 @@
-"""What a model folder says about itself in its config, without loading a weight."""
+"""Read what a model folder's config says about the model, without loading it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from abliterate.model.source import check_folder
 from abliterate.model.tied import says_tied, two_stored
 
 Quantisation = Literal["fp8", "mxfp4"]
-# What to do about weights that can't be edited exactly in their format.
+# Names of the quantisation methods whose weights can't be edited exactly.
 _REFUSED = {
     "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed-tensors", "aqlm": "AQLM",
     "hqq": "HQQ", "quanto": "Quanto", "torchao": "torchao", "eetq": "EETQ", "modelopt": "ModelOpt", "auto-round": "AutoRound",
@@ -27,10 +27,10 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model's folder and the figures of its (text) config that an edit needs.
+    """A model's folder and the values from its (text) config that an edit needs.
 
-    ``tied``: the token embedding and the unembedding are one matrix; ``says_tied``: so says the config, though two that differ may be
-    stored.
+    ``tied``: the token embedding and the unembedding are one matrix; ``says_tied``: the config says so, even if two different matrices
+    are stored.
     """
 
     path: Path
@@ -48,9 +48,9 @@ class ModelFolder:
 
 
 def open_folder(path: Path, trust_remote_code: bool = False, layout: Path | None = None) -> ModelFolder:
-    """Read ``config.json``; the layout is the user's file's, the table's, or a guess that the self-check must prove.
+    """Read ``config.json``; the layout comes from the user's file, the table, or a guess that the self-check must prove.
 
-    Of the weights only token embedding and unembedding are looked at, where the config ties them and both are stored.
+    Of the weights, only token embedding and unembedding are read, and only if the config ties them and both are stored.
 
     Raises InputError: no folder, no or broken config, an architecture without a layout, weights in a format that can't be edited.
     """
@@ -60,8 +60,8 @@ def open_folder(path: Path, trust_remote_code: bool = False, layout: Path | None
     config = _config(file, raw, trust_remote_code)
     try:
         text = config.get_text_config()
-    except ValueError as error:  # several decoders, and no word on which one is the text's
-        raise InputError(f"{file}: no single text model in it ({first_line(error)})") from None
+    except ValueError as error:  # several decoders, and the config doesn't say which one is for text
+        raise InputError(f"{file}: it has no single text model ({first_line(error)})") from None
     layers, d_model = int(getattr(text, "num_hidden_layers", 0)), int(getattr(text, "hidden_size", 0))
     if min(layers, d_model) < 1:
         raise InputError(f"{file}: num_hidden_layers and hidden_size must be at least 1")
@@ -71,7 +71,7 @@ def open_folder(path: Path, trust_remote_code: bool = False, layout: Path | None
     known = load_layout(layout) if layout else layout_for(model_type) or layout_for(str(raw["model_type"]))
     found = known or _guessed(text, model_type, trust_remote_code)
     said = says_tied(path, config, text, trust_remote_code)
-    text.tie_word_embeddings = tied = said and not two_stored(path, found)  # what is built of it is tied as the model is
+    text.tie_word_embeddings = tied = said and not two_stored(path, found)  # models built from this config are tied as the model is
     return ModelFolder(
         path=path,
         model_type=str(raw["model_type"]),
@@ -89,7 +89,7 @@ def open_folder(path: Path, trust_remote_code: bool = False, layout: Path | None
 
 
 def whole_config(folder: ModelFolder) -> PretrainedConfig:
-    """The config of all that is in the folder: of a vision-language model not of its text part alone."""
+    """The config of everything in the folder: for a vision-language model, not of its text part alone."""
     file = folder.path / "config.json"
     return _config(file, _raw_config(folder.path, file), folder.trust_remote_code)
 
@@ -118,7 +118,7 @@ def _config(file: Path, raw: dict[str, Any], trust_remote_code: bool) -> Pretrai
 
 
 def _quantisation(path: Path, raw: dict[str, Any]) -> tuple[Quantisation | None, tuple[int, int], bool]:
-    """The format of quantised weights that can be edited, FP8's block and whether its scales are powers of two.
+    """The format of the quantised weights if it can be edited, FP8's block size, and whether its scales are powers of two.
 
     Raises InputError for every other format.
     """
@@ -145,8 +145,8 @@ def _guessed(text: PretrainedConfig, model_type: str, trust_remote_code: bool) -
     try:
         return guess_layout(text, trust_remote_code)
     except Exception as error:  # each architecture breaks in its own way when it is tried
-        why = str(error) if isinstance(error, InputError) else f"its small copy breaks off, {type(error).__name__}: {first_line(error)}"
+        why = str(error) if isinstance(error, InputError) else f"its small copy fails, {type(error).__name__}: {first_line(error)}"
         raise InputError(
-            f"no layout for the architecture {model_type!r} ({why}): it would be edited inexactly; give --layout FILE.toml, "
-            f"or a model of a known one ({', '.join(known_types())})"
+            f"no layout for the architecture {model_type!r} ({why}), so an edit might be inexact; give --layout FILE.toml, "
+            f"or a model of a known architecture ({', '.join(known_types())})"
         ) from None

@@ -1,4 +1,4 @@
-"""A layout for an architecture that no family names: read off a small random copy, to be proven by the self-check."""
+"""Guess a layout for an architecture that no family lists, from a small random copy; the self-check must then prove it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from abliterate.model.tiny import tiny_config, tiny_model, tried
 
 
 def guess_layout(config: PretrainedConfig, trust_remote_code: bool = False) -> Layout:
-    """The writers of a small copy, by the names and shapes that writers have elsewhere.
+    """Find the writers of a small copy by the names and shapes that writers have in other architectures.
 
-    Raises InputError where nothing looks like blocks or writers. A guess may be wrong: only the self-check makes it a layout.
+    Raises InputError if nothing looks like blocks or writers. A guess may be wrong; it counts only if the self-check passes.
     """
     with tried(config):
         return _read_off(config, trust_remote_code)
@@ -54,7 +54,7 @@ def _read_off(config: PretrainedConfig, trust_remote_code: bool) -> Layout:
 
 
 def _tensors(model: PreTrainedModel, block: str) -> dict[str, tuple[int, ...]]:
-    """Templates of the names inside blocks, as transformers saves them, with the shape of the first of each."""
+    """Templates of the names inside blocks, as transformers saves them, each with the shape of the first match."""
     pattern = re.compile(re.escape(block).replace(r"\{\}", r"\d+") + r"\.(.+)")
     found: dict[str, tuple[int, ...]] = {}
     with tempfile.TemporaryDirectory(prefix="abliterate-guess-") as place:
@@ -68,7 +68,7 @@ def _tensors(model: PreTrainedModel, block: str) -> dict[str, tuple[int, ...]]:
 
 
 def _inside(modules: Mapping[str, nn.Module], block: str, blocks: int) -> dict[str, nn.Module]:
-    """The modules of all blocks by their names inside one, the first of each name."""
+    """The modules of all blocks by their name inside the block; the first one of each name."""
     found: dict[str, nn.Module] = {}
     for start in (in_memory(block.format(layer), modules) + "." for layer in range(blocks)):
         for name, module in modules.items():
@@ -80,7 +80,7 @@ def _inside(modules: Mapping[str, nn.Module], block: str, blocks: int) -> dict[s
 def _writers(
     inner: Mapping[str, tuple[int, ...]], component: str, width: int, table: Mapping[str, Any], inside: Mapping[str, nn.Module]
 ) -> list[dict[str, Any]]:
-    """Matrices of the names that writers have, with d_model on the axis that their kind of module gives it."""
+    """Matrices with names that writers usually have, and the axis that d_model has in their kind of module."""
     made = []
     for name, shape in inner.items():
         path = name.removesuffix(".weight").split(".")
@@ -94,7 +94,7 @@ def _writers(
 
 
 def _norms(inside: Mapping[str, nn.Module], table: Mapping[str, Any]) -> tuple[dict[str, str], int]:
-    """The post-norms of attention and MLP, where a block has a pair of that name, and whether they multiply by 1 + w."""
+    """The post-norms of attention and MLP, if the blocks have a pair that the table names, and whether they multiply by 1 + w."""
     for pair in table["norms"]:
         if pair and all(name in inside for name in pair):
             return {"attention": pair[0], "mlp": pair[1]}, _offset(inside[pair[0]])
@@ -103,7 +103,7 @@ def _norms(inside: Mapping[str, nn.Module], table: Mapping[str, Any]) -> tuple[d
 
 @torch.no_grad()
 def _offset(norm: nn.Module) -> int:
-    """1 where a norm whose weight is zero still lets something through."""
+    """1 if the norm still lets something through when its weight is zero, else 0."""
     weight = next(norm.parameters())
     kept = weight.clone()
     weight.zero_()

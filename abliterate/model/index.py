@@ -1,7 +1,7 @@
-"""What a safetensors checkpoint holds, from headers alone; single-file and sharded models look the same.
+"""Index a safetensors checkpoint from its headers alone; single-file and sharded models look the same.
 
 Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data
-(https://github.com/huggingface/safetensors). A checkpoint is input from strangers: everything is checked before use.
+(https://github.com/huggingface/safetensors). A checkpoint is untrusted input: everything is checked before use.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from abliterate.model.files import in_truth
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-MAX_HEADER = 100_000_000  # bytes, the format's own bound
+MAX_HEADER = 100_000_000  # bytes, the limit of the format
 MAX_NAME = 1000  # characters of a tensor's name
-MAX_AXES = 64  # more than PyTorch can have
+MAX_AXES = 64  # more than PyTorch allows
 DTYPES: dict[str, tuple[torch.dtype | None, int]] = {
     "F64": (torch.float64, 8), "F32": (torch.float32, 4), "F16": (torch.float16, 2), "BF16": (torch.bfloat16, 2),
     "I64": (torch.int64, 8), "I32": (torch.int32, 4), "I16": (torch.int16, 2), "I8": (torch.int8, 1),
@@ -39,7 +39,7 @@ Stamp = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: bytes [start, end) of its shard file."""
+    """Where a tensor is stored: bytes [start, end) of its shard file."""
 
     name: str
     shard: str
@@ -55,7 +55,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """All tensors of a checkpoint folder by name, the size of each shard file in bytes, and what shows that a shard was changed."""
+    """All tensors of a checkpoint folder by name, each shard file's size in bytes, and stamps that show whether a shard was changed."""
 
     folder: Path
     tensors: dict[str, TensorInfo]
@@ -67,13 +67,13 @@ class ShardIndex:
         return sum(self.shards.values())
 
     def in_shard(self, shard: str) -> list[TensorInfo]:
-        """The tensors of a shard in the order of their bytes."""
+        """The tensors of a shard in byte order."""
         return sorted((t for t in self.tensors.values() if t.shard == shard), key=lambda t: t.start)
 
     def read(self, name: str, into: Tensor | None = None) -> Tensor:
-        """One tensor, read from disk in its stored type; ``into`` is memory (uint8) of just its bytes to be read into.
+        """Read one tensor from disk in its stored type; ``into`` is a uint8 buffer of exactly its size to read into.
 
-        Raises InputError where it is missing or cut short.
+        Raises InputError if it is missing or truncated.
         """
         info = self.tensors.get(name)
         if info is None:
@@ -89,14 +89,14 @@ class ShardIndex:
         return data.view(dtype).view(info.shape)
 
     def read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
-        """Some rows of a matrix, in ascending order, read from disk in its stored type; the others are not read.
+        """Read some rows of a matrix from disk, in ascending order and in its stored type; the others are not read.
 
-        Raises InputError as ``read`` does, and where it isn't a matrix that has these rows.
+        Raises InputError as ``read`` does, and if it isn't a matrix with these rows.
         """
         info = self.tensors.get(name)
         dtype = DTYPES[info.dtype][0] if info is not None else None
         if info is None or dtype is None or len(info.shape) != 2 or (rows and not 0 <= rows[0] <= rows[-1] < info.shape[0]):
-            raise InputError(f"{self.folder}: the checkpoint has no matrix {name} with the rows asked for")
+            raise InputError(f"{self.folder}: the checkpoint has no matrix {name} with the requested rows")
         width = info.shape[1] * dtype.itemsize
         data = bytearray(len(rows) * width)
         into = memoryview(data)
@@ -115,7 +115,7 @@ class ShardIndex:
 
 
 def _read_whole(file: Any, into: memoryview, path: Path, name: str) -> None:
-    """Fill ``into``: one call reads at most 2 GiB. Raises InputError where the file ends before."""
+    """Fill ``into`` with several reads, since one reads at most 2 GiB. Raises InputError if the file ends too early."""
     done = 0
     while done < len(into):
         count = file.readinto(into[done:])
@@ -135,7 +135,7 @@ def open_index(folder: Path) -> ShardIndex:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """What the disk says while ``path`` is read (a bad sector, a file that is gone), as an InputError."""
+    """Turn an OSError while ``path`` is read (a bad sector, a deleted file) into an InputError."""
     try:
         yield
     except OSError as error:
@@ -143,13 +143,13 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def stamp(path: Path) -> Stamp:
-    """What differs once a file was changed: its size, time of change and inode."""
+    """What changes when a file is changed: its size, time of change and inode."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def first_difference(source: ShardIndex, old: TensorInfo, index: ShardIndex, new: TensorInfo) -> int | None:
-    """The first byte in which two stored tensors of as many bytes differ, None where there is none."""
+    """The first byte in which two stored tensors of equal size differ; None if they are identical."""
     with (source.folder / old.shard).open("rb") as a, (index.folder / new.shard).open("rb") as b:
         a.seek(old.start)
         b.seek(new.start)
@@ -162,15 +162,15 @@ def first_difference(source: ShardIndex, old: TensorInfo, index: ShardIndex, new
 
 
 def _no_way_out(folder: Path) -> None:
-    """Raise InputError for a link that leaves the folder: a stranger's checkpoint could put any file of this machine into the new one.
+    """Raise InputError for a link that leaves the folder: it could copy any file of this machine into the edited checkpoint.
 
-    The Hub's cache is let be: the files of ``snapshots/REVISION`` are links into ``blobs`` beside ``snapshots``.
+    The Hub's cache is allowed: the files of ``snapshots/REVISION`` are links into ``blobs`` beside ``snapshots``.
     """
     real = folder.resolve()
     allowed = {real, real.parent.parent / "blobs"} if real.parent.name == "snapshots" else {real}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() and path.is_file() and allowed.isdisjoint(path.resolve().parents):
-            raise InputError(f"{path}: is a link out of the model's folder, to {path.resolve()}; put the file itself there")
+            raise InputError(f"{path}: is a link out of the model's folder, to {path.resolve()}; replace it with the file itself")
 
 
 def _opened(folder: Path) -> ShardIndex:
@@ -184,19 +184,17 @@ def _opened(folder: Path) -> ShardIndex:
         stamps[shard] = stamp(path)
         for info in read_header(path):
             if info.name in tensors:
-                raise InputError(f"{path}: {info.name!r} stands in {tensors[info.name].shard} too")
+                raise InputError(f"{path}: {info.name!r} is in {tensors[info.name].shard} too")
             tensors[info.name] = info
     if lost := sorted(name for name, shard in promised.items() if name not in tensors or tensors[name].shard != shard):
-        raise InputError(
-            f"{folder / INDEX}: says that {lost[0]!r} is in {promised[lost[0]]}, where it isn't; download the checkpoint again"
-        )
+        raise InputError(f"{folder / INDEX}: says that {lost[0]!r} is in {promised[lost[0]]}, but it isn't; download the checkpoint again")
     return ShardIndex(folder, tensors, {shard: size for shard, (size, _, _) in stamps.items()}, stamps)
 
 
 def shard_names(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """The shard files, and where the index says that each tensor is.
+    """The shard files, and the shard that the index names for each tensor.
 
-    Raises InputError where the folder has none, or its index is damaged.
+    Raises InputError if the folder has no shards or its index is damaged.
     """
     index = folder / INDEX
     if index.is_file() and (folder / SINGLE).is_file():
@@ -208,7 +206,7 @@ def shard_names(folder: Path) -> tuple[list[str], dict[str, str]]:
             raise InputError(
                 f"{folder}: the weights are pickle files; only safetensors are read (pickles can run code): convert them first"
             )
-        raise InputError(f"{folder}: neither {SINGLE} nor {INDEX} in it")
+        raise InputError(f"{folder}: holds neither {SINGLE} nor {INDEX}")
     if index.stat().st_size > MAX_HEADER:
         raise InputError(f"{index}: too large for a shard index; the file is damaged")
     try:
@@ -228,14 +226,14 @@ def _is_file_name(name: Any) -> bool:
 
 
 def _json(text: bytes, path: Path) -> Any:
-    """JSON in which no name stands twice: readers differ in which one they take. Raises ValueError, RecursionError, InputError."""
+    """Parse JSON without duplicate names, since readers differ in which one they take. Raises ValueError, RecursionError, InputError."""
 
     def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) < len(pairs):
             seen: set[str] = set()
             twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise InputError(f"{path}: {twice[:80]!r} stands in it twice; the file is damaged")
+            raise InputError(f"{path}: {twice[:80]!r} is in it twice; the file is damaged")
         return made
 
     return json.loads(text.decode(), object_pairs_hook=table)
@@ -255,7 +253,7 @@ def read_header(path: Path) -> list[TensorInfo]:
         except (ValueError, AttributeError, RecursionError):
             raise InputError(f"{path}: the header is not JSON; the file is damaged") from None
     if not all(isinstance(value, str) for value in metadata):
-        raise InputError(f"{path}: the header's metadata hold something else than text; the file is damaged")
+        raise InputError(f"{path}: the header's metadata hold something other than text; the file is damaged")
     infos = sorted((_entry(path, name, entry, 8 + length) for name, entry in entries), key=lambda t: (t.start, t.end))
     position = 8 + length
     for info in infos:
@@ -263,7 +261,7 @@ def read_header(path: Path) -> list[TensorInfo]:
             raise InputError(f"{path}: {info.name!r} starts at byte {info.start}, expected {position}; offsets overlap or leave gaps")
         position = info.end
     if position > size:
-        raise InputError(f"{path}: truncated: {size} bytes, its header speaks of {position}; download it again")
+        raise InputError(f"{path}: truncated: it has {size} bytes, but its header describes {position}; download it again")
     if position < size:
         raise InputError(f"{path}: {size - position} bytes after the last tensor; the file is damaged")
     return infos
@@ -271,7 +269,7 @@ def read_header(path: Path) -> list[TensorInfo]:
 
 def _entry(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
     if not name.isprintable() or len(name) > MAX_NAME:
-        raise InputError(f"{path}: {name[:80]!r} can't be a tensor's name; the file is damaged")
+        raise InputError(f"{path}: {name[:80]!r} is not a valid tensor name; the file is damaged")
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         whole = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, end)) and len(shape) <= MAX_AXES
@@ -285,6 +283,6 @@ def _entry(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
         raise InputError(f"{path}: {name!r} can't have the shape {list(shape)}")
     if end - start != math.prod(shape) * DTYPES[dtype][1]:
         raise InputError(
-            f"{path}: {name!r} has {end - start} bytes, its shape {list(shape)} of {dtype} needs {math.prod(shape) * DTYPES[dtype][1]}"
+            f"{path}: {name!r} has {end - start} bytes, but its shape {list(shape)} of {dtype} needs {math.prod(shape) * DTYPES[dtype][1]}"
         )
     return TensorInfo(name, path.name, dtype, shape, data_start + start, data_start + end)

@@ -10,5 +10,5 @@ from typing import Any
 
 @cache
 def table() -> dict[str, Any]:
-    """Families, and what is said of names and of architectures beside them; the file explains its keys."""
+    """Families, and the other tables about names and architectures; the file explains its keys."""
     return tomllib.loads(files("abliterate.model").joinpath("layouts.toml").read_text(encoding="utf-8"))

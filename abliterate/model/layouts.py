@@ -1,7 +1,7 @@
 """Which tensors of an architecture write into the residual stream: a table (``layouts.toml``), keyed by ``model_type``.
 
-The editor works on the tensors' names on disk, hooks on the modules' names in memory; a layout knows both. Inside a block,
-numbers other than the block's own are written ``*`` (the experts): ``mlp.experts.*.down_proj.weight``.
+The editor uses the tensors' names on disk, hooks use the modules' names in memory; a layout has both. In a name inside a block,
+the numbers of experts are written ``*``: ``mlp.experts.*.down_proj.weight``.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ COMPONENTS: tuple[Component, ...] = ("attention", "mlp")
 
 
 class _Entry(BaseModel):
-    """A table of a layout file: every key known, every value of its own type."""
+    """A table of a layout file; unknown keys and values of the wrong type are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class WriterEntry(_Entry):
-    """A writer as a layout file gives it."""
+    """A writer as written in a layout file."""
 
     weight: str
     axis: Literal[0, 1, 2] = 0
@@ -42,7 +42,7 @@ class WriterEntry(_Entry):
 
 
 def _as_table(writer: Any) -> Any:
-    """A writer's bare name stands for its ``.weight``."""
+    """Expand a writer's bare name to a table with its ``.weight``."""
     return {"weight": f"{writer}.weight"} if isinstance(writer, str) else writer
 
 
@@ -52,7 +52,7 @@ Block = Annotated[str, Field(pattern=r"^[^{}]+\{\}$")]
 
 
 class LayoutEntry(_Entry):
-    """A family as a layout file gives it; the keys are explained in layouts.toml."""
+    """A family as written in a layout file; the keys are explained in layouts.toml."""
 
     types: Names = ()
     block: Block
@@ -72,10 +72,10 @@ class LayoutEntry(_Entry):
 
 @dataclass(frozen=True)
 class Writer:
-    """A weight whose product enters the residual stream, named inside its block.
+    """A weight whose product is added to the residual stream; all names are relative to its block.
 
-    ``axis`` is the stored tensor's axis of size d_model (the last one of its bias). ``norms`` stand between it and the stream,
-    from the inside out, and multiply by their weight plus ``offset``; ``module`` is where its writing can be watched in memory.
+    ``axis``: the axis of the stored tensor that has size d_model (the bias: its last axis). ``norms`` are between the writer and the
+    stream, from the inside out, and multiply by their weight plus ``offset``. ``module``: whose output in memory is what it writes.
     """
 
     weight: str
@@ -89,7 +89,7 @@ class Writer:
 
 @dataclass(frozen=True)
 class Layout:
-    """The residual-stream anatomy of a family; ``{}`` in a block's name is its number."""
+    """Names of a family's writers, blocks and embeddings; ``{}`` in a block's name is its number."""
 
     name: str
     writers: tuple[Writer, ...]
@@ -130,8 +130,8 @@ class Layout:
         return {}
 
     def in_block(self, name: str) -> tuple[int, str, bool] | None:
-        """The block's number, the name inside it and whether it is of an ``mtp_block``; None for what is in no block."""
-        if name not in self._places:  # a large model has a hundred thousand names, and each is asked about many times
+        """The block's number, the name inside it and whether it is in an ``mtp_block``; None for a tensor outside the blocks."""
+        if name not in self._places:  # a large model has a hundred thousand names, and each is looked up many times
             self._places[name] = self._place(name)
         return self._places[name]
 
@@ -143,11 +143,11 @@ class Layout:
         return (int(number), inner, False) if number is not None else (int(other[0]), other[1], True)
 
     def writer_of(self, inner: str) -> tuple[Writer, bool] | None:
-        """The writer that a tensor inside a block belongs to, and whether it is its bias; None for what writes nothing."""
+        """The writer that a tensor inside a block belongs to, and whether it is the bias; None if there is no such writer."""
         return self._by_weight.get(template(inner))
 
     def written_by(self, layer: int, names: Collection[str]) -> dict[str, Component]:
-        """The modules of ``names`` (all of a model in memory) whose outputs block ``layer`` adds to the stream, each with its component."""
+        """The modules among ``names`` (all of a model's) whose outputs block ``layer`` adds to the stream, each with its component."""
         block = in_memory(self.block_module.format(layer), names)
         components: dict[str, set[Component]] = {}
         for writer in self.writers:
@@ -155,25 +155,25 @@ class Layout:
         found: dict[str, Component] = {}
         for writer in self.writers:
             module, inner = f"{block}.{writer.module}", ".".join(writer.weight.split(".")[:2])
-            # One module that is a mixer in some blocks and a feed-forward part in others shows in what it holds.
+            # A module may be a mixer in some blocks and a feed-forward part in others; its submodules show which.
             if module in names and (len(components[writer.module]) == 1 or f"{block}.{inner}" in names):
                 found.setdefault(module, writer.component)
         return found
 
 
 def aliased(model_type: str) -> str:
-    """The architecture that a config's ``model_type`` means: its own name, or that of the one it renames."""
+    """The architecture that a config's ``model_type`` stands for: the name itself, or the one that it is an alias of."""
     return str(table()["aliases"].get(model_type, model_type))
 
 
 def refusal_of(model_type: str) -> str | None:
-    """Why no edit of an architecture's writers is exact, None where the table knows no reason."""
+    """Why no edit of an architecture's writers is exact; None if the table has no reason."""
     reason = table()["refused"].get(model_type)
     return None if reason is None else str(reason)
 
 
 def layout_for(model_type: str) -> Layout | None:
-    """The table's layout of an architecture, None where it has none."""
+    """The table's layout of an architecture; None if it has none."""
     return _families().get(aliased(model_type))
 
 
@@ -183,7 +183,7 @@ def known_types() -> list[str]:
 
 
 def guess_table() -> dict[str, Any]:
-    """The names that are tried for an architecture that no family names."""
+    """The names to try for an architecture that no family lists."""
     found: dict[str, Any] = table()["guess"]
     return found
 

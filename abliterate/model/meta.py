@@ -1,4 +1,4 @@
-"""Transformers' own model of a config on the meta device: names and shapes, no numbers."""
+"""Build transformers' own model of a config on the meta device: names and shapes without weights."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from abliterate.model.failure import refused
 
 
 def class_for(config: PretrainedConfig) -> Any:
-    """The class that loads a folder's whole config: the one of models that write text, else of those that see, too."""
+    """The auto class that loads a folder's whole config: a causal language model if there is one, else an image-text-to-text model."""
     remote = getattr(config, "auto_map", None) or {}
     writes = type(config) in AutoModelForCausalLM._model_mapping or AutoModelForCausalLM.__name__ in remote
     return AutoModelForCausalLM if writes else AutoModelForImageTextToText
 
 
 def as_loaded(folder: Path, config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
-    """The model that a folder of this (whole) config is loaded as. Raises InputError where transformers can't build it.
+    """The model that transformers loads for a folder with this (whole) config. Raises InputError if transformers can't build it.
 
-    Its attention and experts are the plain ones: names and shapes are the same in all, and not every machine has every other.
+    It uses the eager attention and experts: names and shapes are the same in all implementations, and the others don't run everywhere.
     """
     plain = {"attn_implementation": "eager", "experts_implementation": "eager"}
     failed = refused(f"{folder}: transformers can't build it", config)
@@ -41,7 +41,7 @@ def as_loaded(folder: Path, config: PretrainedConfig, trust_remote_code: bool) -
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Transformers says nothing of what is only tried."""
+    """Silence transformers' log messages inside the context; its progress bars stay disabled afterwards."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     before = logging.get_verbosity()
     logging.set_verbosity(CRITICAL)
@@ -52,7 +52,7 @@ def quiet() -> Iterator[None]:
 
 
 def ties(module: PreTrainedModel) -> bool:
-    """Whether a model takes its unembedding to be its token embedding, by its config."""
+    """Whether a model ties its unembedding to its token embedding."""
     head = module.get_output_embeddings()  # type: ignore[no-untyped-call]
     named = module.named_parameters(remove_duplicate=False)
     return any(head is not None and weight is head.weight and name in module.all_tied_weights_keys for name, weight in named)

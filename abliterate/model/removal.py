@@ -1,8 +1,8 @@
-"""What takes directions out of what a writer writes: how the component is read, and how it is taken out.
+"""How directions are removed from what a writer writes: one factor reads the component along them, the other subtracts it.
 
-W' = W - alpha w (q W), with ``q`` [k, d_model] reading the component and ``w`` [d_model, k] taking it out. Without a norm behind
-the writer q = R and w = R^T (Arditi et al. 2024, section 2.4); behind a norm that multiplies by gamma, q = R D and w = D^-1 R^T
-with D = diag(gamma), so that what enters the stream, gamma * norm(W' x), has nothing along R.
+W' = W - alpha w (q W), where ``q`` [k, d_model] reads the component and ``w`` [d_model, k] takes it out. If no norm follows the
+writer, q = R and w = R^T (Arditi et al. 2024, section 2.4). If a norm follows that multiplies by gamma, q = R D and w = D^-1 R^T
+with D = diag(gamma), so that what enters the stream, gamma * norm(W' x), has no component along R.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from abliterate.errors import InputError
 
-# How much an oblique removal may lengthen a vector before the orthogonal one along gamma * r is taken instead.
+# How much an oblique removal may lengthen a vector; beyond that, gamma * r is projected out orthogonally instead.
 MAX_STRETCH = 100.0
 
 
 @dataclass(frozen=True)
 class Removal:
-    """``q`` reads the component along the directions, ``w`` takes it out; ``oblique`` says whether a norm made them differ."""
+    """``q`` reads the component along the directions, ``w`` takes it out; ``oblique``: whether a norm makes them differ."""
 
     q: Float[Tensor, "k d_model"]
     w: Float[Tensor, "d_model k"]
@@ -33,20 +33,20 @@ class Removal:
 
 
 def removal(rows: Float[Tensor, "k d_model"], gamma: Float[Tensor, " d_model"] | None = None) -> Removal:
-    """What removes the orthonormal ``rows`` from what a writer puts into the stream through a norm's ``gamma`` (None: no norm).
+    """The removal of the orthonormal ``rows`` from what a writer puts into the stream through a norm's ``gamma`` (None: no norm).
 
-    Where gamma is so small in places that D^-1 R^T would tear the weights apart, the span of gamma * r is projected out
-    orthogonally, which is as exact. Gradients flow to the rows. Raises InputError where gamma leaves nothing of a direction.
+    If gamma is so small in places that D^-1 R^T would distort the weights, the span of gamma * r is projected out orthogonally,
+    which is equally exact. Gradients flow to the rows. Raises InputError if gamma is zero all along a direction.
     """
     wide = rows.double()
-    span = torch.linalg.solve(wide @ wide.T, wide)  # the rows again, but for the rounding of their lengths
+    span = torch.linalg.solve(wide @ wide.T, wide)  # the rows themselves, except for rounding of their lengths
     if gamma is None:
         return Removal(wide, span.T.contiguous())
     scale = gamma.double()
     q = wide * scale
     lengths = q.norm(dim=-1)
     if not bool((lengths > 0).all()):
-        raise InputError("a norm's weight is zero all along the direction, so its writer puts nothing there")
+        raise InputError("a norm's weight is zero all along the direction, so its writer writes nothing along it")
     w = (span / scale).T
     if not torch.isfinite(w).all() or float((w.norm(dim=0) * lengths).max()) > MAX_STRETCH:
         w = torch.linalg.pinv(q)

@@ -1,4 +1,4 @@
-"""From what the user calls a model to a local folder."""
+"""Resolve what the user calls a model to a local folder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from abliterate.model.fixtures.refuser import BUILT_HERE
 from abliterate.model.names import HUB_IDS
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_ADAPTER = "adapter_config.json"  # with it transformers applies the adapter beside it, unasked
-CHECKPOINT = "checkpoint"  # of a run's folder
+_ADAPTER = "adapter_config.json"  # if it is there, transformers applies the adapter without being asked
+CHECKPOINT = "checkpoint"  # in a run folder
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model on disk. ``hub_id`` and ``revision`` where it came from the Hub."""
+    """A model on disk; ``hub_id`` and ``revision`` are set if it came from the Hub."""
 
     given: str
     path: Path
@@ -28,15 +28,15 @@ class ModelSource:
 
     @property
     def name(self) -> str:
-        """What cards and proofs call the model: its Hub id, a short name, or the folder's own name."""
+        """The model's name in cards and proofs: its Hub id, its short name, or the name of its folder."""
         return self.hub_id or (self.path.name if Path(self.given).expanduser().is_dir() else self.given)
 
 
 def resolve_model(given: str, revision: str | None = None, weights: bool = True) -> ModelSource:
-    """Find the model: a folder, a short name, or a Hub id (downloaded into the Hub's own cache; without ``weights``, where its
-    shards have an index that says what they hold, all but these).
+    """Find the model: a folder, a short name, or a Hub id (downloaded into the Hub's own cache). Without ``weights``, shards are
+    downloaded only if there is no index that says what they hold.
 
-    Raises InputError where there is no such model or the Hub can't be reached, saying which folder would do.
+    Raises InputError if there is no such model or the Hub can't be reached, and says which folder would do.
     """
     folder = check_given(given)
     if folder is not None:
@@ -47,9 +47,9 @@ def resolve_model(given: str, revision: str | None = None, weights: bool = True)
 
 
 def check_given(given: str) -> Path | None:
-    """The folder that is given, or None for a short name or a Hub id; nothing is fetched or built.
+    """The given folder, or None for a short name or a Hub id; fetches and builds nothing.
 
-    Raises InputError where it is none of these, or a folder that holds no model.
+    Raises InputError if it is none of these, or a folder without a model.
     """
     folder = _local(given) if given.strip() else None
     if folder is not None and folder.is_dir():
@@ -68,15 +68,15 @@ def check_given(given: str) -> Path | None:
 
 
 def check_folder(path: Path) -> None:
-    """Raise InputError for a folder that isn't there or has no config.json; of a run's it says where its checkpoint is."""
+    """Raise InputError if the folder is missing or has no config.json; for a run folder, say where its checkpoint is."""
     if not path.is_dir():
         raise InputError(f"{path}: no such model folder")
     if (path / "config.json").is_file():
         return
     if (path / CHECKPOINT / "config.json").is_file():
-        raise InputError(f"{path}: a run's folder, not a model's; its checkpoint is {path / CHECKPOINT}")
+        raise InputError(f"{path}: a run folder, not a model folder; its checkpoint is {path / CHECKPOINT}")
     if (path / "run.json").is_file():
-        raise InputError(f"{path}: a run's folder, with no checkpoint in it (if the run isn't finished, the same run command goes on)")
+        raise InputError(f"{path}: a run folder without a checkpoint; if the run isn't finished, run the same command again to resume")
     raise InputError(f"{path}: no config.json in it; give the folder of a transformers model")
 
 
@@ -86,22 +86,23 @@ def check_no_adapter(path: Path) -> None:
         return
     if any((path / name).is_file() for name in (_SINGLE, _INDEX)):
         raise InputError(
-            f"{path}: holds {_ADAPTER} beside whole weights, and transformers would apply that adapter to them; where it is merged into "
-            "them already, remove the adapter's files, else merge it first (PEFT's merge_and_unload) into another folder"
+            f"{path}: holds {_ADAPTER} beside full weights, and transformers would apply that adapter to them; if it is merged already, "
+            "remove the adapter's files, else merge it (PEFT's merge_and_unload) into another folder"
         )
     raise InputError(
-        f"{path}: holds an adapter ({_ADAPTER}), not a model; merge it into its base first (PEFT's merge_and_unload), and give that folder"
+        f"{path}: holds an adapter ({_ADAPTER}), not a model; merge it into its base model (PEFT's merge_and_unload) and give the "
+        "merged folder"
     )
 
 
 def edited_folder(given: Path) -> Path:
-    """An edited checkpoint's folder: the one given or, of a run's folder, the checkpoint in it."""
+    """An edited checkpoint's folder: the given one or, for a run folder, the checkpoint in it."""
     inside = given / CHECKPOINT
     return inside if not (given / "config.json").is_file() and (inside / "config.json").is_file() else given
 
 
 def _local(given: str) -> Path | None:
-    """What the name is as a path, or None where it can't be one."""
+    """The name as a path; None if it can't be one."""
     try:
         folder = Path(given).expanduser()
         folder.exists()
@@ -121,10 +122,10 @@ def _from_hub(given: str, hub_id: str, revision: str | None, weights: bool) -> M
         path = fetch(weights)
         if not weights and not (path / _INDEX).is_file():
             path = fetch(True)
-    except Exception as error:  # the Hub's client raises many kinds: offline, unknown, gated, interrupted
+    except Exception as error:  # the Hub's client raises many kinds of exception: offline, unknown, gated, interrupted
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{hub_id} can't be had from the Hub ({type(error).__name__}: {reason[:120]}); download it elsewhere and give "
+            f"{hub_id} can't be downloaded from the Hub ({type(error).__name__}: {reason[:120]}); download it elsewhere and give "
             "--model FOLDER, a folder that holds its config.json, tokenizer files and *.safetensors"
         ) from None
     return ModelSource(given, path, hub_id, path.name if path.parent.name == "snapshots" else revision)

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors as numbers to compute with: read from the disk when they are wanted, quantised ones dequantised."""
+"""A checkpoint's tensors as values to compute with: read from disk on demand, and dequantised if needed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from abliterate.model.index import ShardIndex
 from abliterate.model.tensor_names import text_name
 
 _SCALE = {"fp8": "_scale_inv", "mxfp4": "_scales"}
-_PACKED = "_blocks"  # MXFP4's two values a byte
+_PACKED = "_blocks"  # MXFP4: two values per byte
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor that is read and dequantised when it is indexed with ``...``, as transformers does with slices of safetensors.
+    """A tensor that is read and dequantised when it is indexed with ``...``, as transformers indexes slices of safetensors.
 
-    Raises InputError where its bytes are missing, or its scales don't fit it.
+    Raises InputError if its bytes are missing or its scales don't fit it.
     """
 
     index: ShardIndex
@@ -34,7 +34,7 @@ class Stored:
         return self.values()
 
     def values(self, into: Tensor | None = None) -> Tensor:
-        """Its numbers; ``into`` is memory (uint8) of ``nbytes`` for what is read, which an unquantised tensor goes on using."""
+        """Its values. ``into`` is a uint8 buffer of ``nbytes`` to read into; an unquantised tensor stays in it."""
         raw = self.index.read(self.name, into)
         try:
             if raw.dtype == fp8.FP8:
@@ -47,7 +47,7 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on the disk, without its scales."""
+        """Bytes on disk, without its scales."""
         return self.index.tensors[self.name].nbytes
 
     @property
@@ -63,7 +63,7 @@ class Stored:
 
     @property
     def count(self) -> int:
-        """How many numbers it holds."""
+        """The number of its elements."""
         return math.prod(self.index.tensors[self.name].shape) * (2 if self._is_packed else 1)
 
     @property
@@ -72,15 +72,15 @@ class Stored:
 
 
 def stored(index: ShardIndex, folder: ModelFolder, names: Sequence[str]) -> list[Stored]:
-    """The tensors of ``names``; scales go with what they scale."""
+    """The tensors of ``names`` except scales, which are read with the tensors that they scale."""
     scale = _SCALE.get(folder.quantisation or "")
     return [Stored(index, folder, name) for name in names if scale is None or not name.endswith(scale)]
 
 
 def by_block(index: ShardIndex, folder: ModelFolder) -> dict[int | None, list[Stored]]:
-    """The text model's tensors by the number of their block; None: what stands outside.
+    """The text model's tensors by the number of their block; None: tensors outside the blocks.
 
-    Blocks of multi-token prediction are left out: transformers doesn't run them. Raises InputError where a block has no tensors.
+    Blocks of multi-token prediction are left out, because transformers doesn't run them. Raises InputError if a block has no tensors.
     """
     found: dict[int | None, list[str]] = {layer: [] for layer in range(folder.layers)} | {None: []}
     for name in index.tensors:
@@ -92,5 +92,5 @@ def by_block(index: ShardIndex, folder: ModelFolder) -> dict[int | None, list[St
             found[where[0]].append(name)
     empty = next((layer for layer in range(folder.layers) if not found[layer]), None)
     if empty is not None:
-        raise InputError(f"{folder.path}: the checkpoint holds nothing of block {empty}; download it again")
+        raise InputError(f"{folder.path}: the checkpoint has no tensors of block {empty}; download it again")
     return {layer: stored(index, folder, names) for layer, names in found.items()}

@@ -1,4 +1,4 @@
-"""What a tensor's name says: its template, its place in the text model, and what is no name of a model's own."""
+"""What a tensor's name says: its template, its place in the text model, and whether a wrapper around the model changed it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def template(name: str) -> str:
 
 
 def in_memory(name: str, names: Collection[str]) -> str:
-    """The name of a text model's module in a model whose modules are ``names``: vision-language models nest the text model."""
+    """A text model's module name as it appears among ``names``, all modules of a model: vision-language models nest the text model."""
     if name in names:
         return name
     for prefix, text in table()["text"]["prefixes"]:
@@ -28,7 +28,7 @@ def in_memory(name: str, names: Collection[str]) -> str:
 
 @lru_cache(maxsize=1 << 18)
 def text_name(name: str) -> str | None:
-    """A tensor's name in the text model, None for the parts of a vision-language checkpoint that are not text."""
+    """A tensor's name in the text model; None for the vision and audio parts of a checkpoint."""
     shorter, prefixes, others = _prefixes()
     if name.startswith(prefixes):
         return next(short + name.removeprefix(prefix) for prefix, short in shorter if name.startswith(prefix))
@@ -36,9 +36,9 @@ def text_name(name: str) -> str | None:
 
 
 def projector_axis(name: str, names: Collection[str] = ()) -> int | None:
-    """d_model's axis of a vision projector's last layer, None for every other tensor.
+    """The axis of size d_model in a vision projector's last layer; None for every other tensor.
 
-    ``names`` are all of its checkpoint's: without them its bias isn't told, nor a layer that is the last one in some projectors.
+    ``names`` are all tensors of the checkpoint. Without them, its bias and a layer that is last only in some projectors are not recognised.
     """
     short = name.removeprefix("model.")
     inner = (short, template(short))
@@ -53,12 +53,12 @@ def projector_axis(name: str, names: Collection[str] = ()) -> int | None:
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a tensor is one that transformers computes itself and that some checkpoints still carry."""
+    """Whether a tensor is one that transformers computes itself although some checkpoints still store it."""
     return name.endswith(tuple(f".{buffer}" for buffer in table()["buffers"]["names"]))
 
 
 def wrapped_by(names: Iterable[str]) -> str | None:
-    """What is said of names that something around the model has changed, None where none is such a name."""
+    """A message about the first name that a wrapper around the model has changed; None if no name is."""
     wrappers = table()["wrappers"]
     for name in names:
         for part in name.split("."):
@@ -69,7 +69,7 @@ def wrapped_by(names: Iterable[str]) -> str | None:
 
 @cache
 def _prefixes() -> tuple[list[tuple[str, str]], tuple[str, ...], tuple[str, ...]]:
-    """The prefixes of text models with what stands for them, the prefixes alone, and those of what is not text."""
+    """The prefixes of text models with their replacements, the prefixes alone, and the prefixes of other parts."""
     text = table()["text"]
     shorter = [(str(prefix), str(short)) for prefix, short in text["prefixes"]]
     return shorter, tuple(prefix for prefix, _ in shorter), tuple(text["others"])

@@ -1,6 +1,6 @@
-"""Whether a model's token embedding and unembedding are one matrix: decided here, once, from what is stored and what the config says.
+"""Whether a model's token embedding and unembedding are one matrix: decided in this one place, from the stored tensors and the config.
 
-Transformers ties what the config ties, unless both are stored and differ (``PreTrainedModel.tie_weights``).
+Transformers ties them if the config says so, unless both are stored and differ (``PreTrainedModel.tie_weights``).
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from abliterate.model.tensor_names import text_name
 
 
 def says_tied(path: Path, whole: PretrainedConfig, text: PretrainedConfig, trust_remote_code: bool) -> bool:
-    """Whether a folder's config ties them: where the whole and its text part differ, the one that the loaded model heeds decides.
+    """Whether a folder's config ties the embeddings. If the whole config and its text part disagree, the one that the model uses decides.
 
-    Raises InputError where they differ and transformers can't build the model.
+    Raises InputError if they disagree and transformers can't build the model.
     """
     said = {bool(getattr(config, "tie_word_embeddings", False)) for config in (whole, text)}
     return ties(as_loaded(path, whole, trust_remote_code)) if len(said) > 1 else said.pop()
 
 
 def two_stored(path: Path, layout: Layout) -> bool:
-    """Whether the checkpoint in a folder stores two matrices that differ. What isn't there, or is damaged, says nothing."""
+    """Whether the checkpoint in a folder stores two matrices that differ; False if a matrix is missing or the checkpoint is damaged."""
     try:
         index = open_index(path)
-    except InputError:  # whoever reads the weights says what is wrong with them
+    except InputError:  # the error is reported when the weights are read
         return False
     heads = [
         next((i for i in index.tensors.values() if text_name(i.name) == name), None) for name in (layout.embedding, layout.unembedding)
@@ -40,7 +40,7 @@ def two_stored(path: Path, layout: Layout) -> bool:
 
 
 class _Pair:
-    """An index that doesn't count when results are remembered: its shards' stamps do."""
+    """Wraps an index so that a cached result depends on its folder alone; the shards' stamps show when it changed."""
 
     def __init__(self, index: ShardIndex) -> None:
         self.index = index
@@ -54,7 +54,7 @@ class _Pair:
 
 @lru_cache(maxsize=16)
 def _differ(pair: _Pair, embedding: TensorInfo, unembedding: TensorInfo, *stamps: Stamp) -> bool:
-    """Read as far as they are alike, so two matrices of a large vocabulary are told apart at once."""
+    """Compare up to the first difference, so that two different matrices of a large vocabulary are told apart quickly."""
     index = pair.index
     if (embedding.dtype, embedding.shape) != (unembedding.dtype, unembedding.shape):
         return True

@@ -22,7 +22,7 @@ from abliterate.model.failure import refused
 
 @contextmanager
 def tried(config: PretrainedConfig, what: str = "can't be tried on a small copy") -> Iterator[None]:
-    """Around everything that is done with a small copy: whatever breaks there is a refusal of the architecture, with the reason.
+    """Context for everything that is done with a small copy: any exception means that the architecture is refused, with the reason.
 
     Raises InputError.
     """
@@ -38,9 +38,9 @@ def _sizes() -> dict[str, Any]:
 def tiny_config(config: PretrainedConfig, blocks: int) -> PretrainedConfig:
     """A text model's config with small dimensions and its first ``blocks`` blocks.
 
-    What makes an architecture what it is (which blocks attend, which are sparse, where norms stand) is kept; sizes come from
-    ``tiny.toml``. A text model that has no head of its own comes inside its vision-language model. Raises InputError where
-    transformers can't use the result.
+    What defines an architecture (which blocks attend, which are sparse, where norms are) is kept; sizes come from ``tiny.toml``. A
+    text model without a head of its own is returned inside its vision-language model. Raises InputError if transformers can't
+    use the result.
     """
     with tried(config):
         whole = _whole(config)
@@ -48,7 +48,7 @@ def tiny_config(config: PretrainedConfig, blocks: int) -> PretrainedConfig:
 
 
 def widen(config: PretrainedConfig) -> bool:
-    """Let every block of a small copy attend to all that the copy can hold; whether any did not."""
+    """Let every block of a small copy attend to all tokens that it can hold; returns whether the config has any window."""
     sizes, text = _sizes(), config.get_text_config(decoder=True)
     short = [key for key in sizes["windows"]["keys"] if isinstance(getattr(text, key, None), int)]
     for key in short:
@@ -57,12 +57,12 @@ def widen(config: PretrainedConfig) -> bool:
 
 
 def side_keys() -> list[str]:
-    """The fields of a config that say the side of a matrix."""
+    """The config fields that set the side of a matrix."""
     return list(_sizes()["size"])
 
 
 def _whole(config: PretrainedConfig) -> PretrainedConfig:
-    """The config, or that of the vision-language model of the same module whose text part it is, where only that has a head."""
+    """The config; if its class has no head, that of the vision-language model of the same module whose text part it is."""
     if type(config) not in AutoModelForCausalLM._model_mapping:
         for kind in vars(sys.modules[type(config).__module__]).values():
             if getattr(kind, "sub_configs", {}).get("text_config") is type(config) and kind in AutoModelForImageTextToText._model_mapping:
@@ -98,7 +98,7 @@ def _shrunk(raw: dict[str, Any], blocks: int) -> dict[str, Any]:
 
 
 def _rotated(raw: dict[str, Any], sizes: Mapping[str, Any]) -> float:
-    """How much smaller a head's rotated part becomes."""
+    """The factor by which a head's rotated part shrinks."""
     key = next((key for key in sizes["rotated"]["dims"] if isinstance(raw.get(key), int)), None)
     if key is not None:
         return float(sizes["size"][key] / raw[key])
@@ -108,7 +108,7 @@ def _rotated(raw: dict[str, Any], sizes: Mapping[str, Any]) -> float:
 
 def _nested(key: str, value: dict[str, Any], blocks: int, rotated: float, sizes: Mapping[str, Any]) -> dict[str, Any]:
     if key.endswith("_config"):
-        if all(name.isdigit() for name in value):  # one entry a block
+        if all(name.isdigit() for name in value):  # one entry per block
             return {name: _shrunk(entry, blocks) for name, entry in value.items() if int(name) < blocks}
         return _shrunk(value, blocks)
     small: dict[str, Any] = {}
@@ -126,7 +126,7 @@ def _nested(key: str, value: dict[str, Any], blocks: int, rotated: float, sizes:
 
 
 def _listed(key: str, value: list[Any], blocks: int, layers: int | None, sizes: Mapping[str, Any]) -> list[Any]:
-    if key in sizes["blocks"]["numbers"]:  # the numbers of some blocks
+    if key in sizes["blocks"]["numbers"]:  # a list of block numbers
         return [n for n in value if n < blocks]
     per_block = key in sizes["blocks"]["lists"] or (layers is not None and len(value) == layers)
     kept = value[:blocks] if per_block else value
@@ -134,9 +134,9 @@ def _listed(key: str, value: list[Any], blocks: int, layers: int | None, sizes: 
 
 
 def tiny_model(config: PretrainedConfig, trust_remote_code: bool = False, seed: int = 0) -> PreTrainedModel:
-    """A random model in float32, with norms and biases that are not the identity. Raises InputError where it can't be built."""
+    """A random model in float32, with norms and biases that are not the identity. Raises InputError if it can't be built."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices=[]):  # the run's own random numbers don't depend on a copy
+    with torch.random.fork_rng(devices=[]):  # a small copy must not change the run's own random numbers
         torch.manual_seed(seed)
         return _built(config, trust_remote_code)
 
@@ -154,11 +154,11 @@ def _built(config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel
                 parameter.add_(0.2 * torch.randn_like(parameter))
             else:
                 parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
-    with tried(config, "has a small copy that can't be run"), torch.no_grad():  # sizes that don't fit together show here at the latest
+    with tried(config, "has a small copy that can't be run"), torch.no_grad():  # fails at the latest here if sizes don't fit together
         model(input_ids=probe(), use_cache=False)
     return model
 
 
 def probe() -> Tensor:
-    """Token ids [1, token] that every small copy knows."""
+    """Token ids [1, token] that are valid in every small copy."""
     return torch.arange(3, 15)[None]

@@ -1,1 +1,1 @@
-"""Verdicts: what a reply is, by rules and learned weights, or by another judge."""
+"""Verdicts: the outcome of a reply, by rules and learned weights, or by another judge."""

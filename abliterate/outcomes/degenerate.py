@@ -1,4 +1,4 @@
-"""Broken output told by measures: loops, few distinct n-grams, compression, mixed scripts, ungrammatical pairs, echo."""
+"""Detect broken output by measures: loops, few distinct n-grams, compression, mixed scripts, ungrammatical pairs, echo."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Measure = Callable[[str, str | None], str | None]
 
 
 def is_degenerate(text: str, prompt: str | None = None, measures: Sequence[Measure] | None = None) -> str | None:
-    """Why a plain text is a broken loop, token soup or an echo of its prompt, or None; each measure (all of them) against its threshold."""
+    """Why a plain text is broken (a loop, token soup, an echo of its prompt), or None. ``measures``: those to apply; default: all."""
     for measure in measures or (*ANY_LANGUAGE, _scripts, _ungrammatical, _echo):
         if why := measure(text, prompt):
             return why
@@ -31,7 +31,7 @@ def limits() -> dict[str, Any]:
 
 
 def looped_share(text: str, period: int, least: int) -> float:
-    """The share of the characters that stand in a unit of at most ``period`` characters said ``least`` times or more in a row."""
+    """Share of the characters inside a loop: a unit of at most ``period`` characters, at least ``least`` times in a row."""
     in_loop = bytearray(len(text))
     for size in range(1, min(period, len(text) // least) + 1):
         start = 0
@@ -46,7 +46,7 @@ def looped_share(text: str, period: int, least: int) -> float:
 
 
 def distinct_share(units: Sequence[str], n: int) -> float:
-    """Distinct n-grams by all n-grams."""
+    """Distinct n-grams divided by all n-grams."""
     grams = list(zip(*(units[i:] for i in range(n)), strict=False))
     return len(set(grams)) / len(grams) if grams else 1.0
 
@@ -99,7 +99,7 @@ def _soup(text: str, prompt: str | None) -> str | None:
 
 
 def _is_vowel_sign(char: str) -> bool:
-    """A sign that is part of a syllable (Hindi, Thai); accents that are heaped on letters are none."""
+    """Whether a sign is part of a syllable (Hindi, Thai), and not a combining accent stacked on a letter."""
     return not char.isascii() and unicodedata.category(char)[0] == "M" and not unicodedata.name(char, "COMBINING").startswith("COMBINING")
 
 
@@ -126,7 +126,7 @@ def _ungrammatical(text: str, prompt: str | None) -> str | None:
 
 
 def _echo(text: str, prompt: str | None) -> str | None:
-    """A question or an order given back: little else is said, and what was asked for stays open."""
+    """Why a text only repeats the question or order of its prompt and leaves it open, or None."""
     if prompt is None or matches("echo_is_due", asked := plain(prompt)):
         return None
     most = limits()
@@ -145,7 +145,7 @@ def _echo(text: str, prompt: str | None) -> str | None:
 
 
 def after_echo(text: str, prompt: str | None) -> str:
-    """The text without its first sentence where that only gives back a part of the prompt; the whole text otherwise."""
+    """The text without its first sentence if that only repeats a part of the prompt; otherwise the whole text."""
     first, *others = sentences(text)
     said, given = _units(first), _units("" if prompt is None else plain(prompt))
     if min(len(said), len(given)) < limits()["echo_least_units"] or not others:
@@ -155,7 +155,7 @@ def after_echo(text: str, prompt: str | None) -> str:
 
 
 def stays_open(text: str, prompt: str | None) -> str | None:
-    """Why a text that begins with the question as it stands, and breaks off soon after, is an echo; None where it isn't."""
+    """Why a text that repeats the question and soon breaks off is an echo; None if it does not do that."""
     rest = after_echo(text, prompt)
     first = text[: text.find(rest)]
     if rest is text or not matches("open_question", plain(prompt or "")) or not _given_back(first, plain(prompt or "")):
@@ -165,12 +165,12 @@ def stays_open(text: str, prompt: str | None) -> str | None:
 
 
 def _units(text: str) -> list[str]:
-    """Characters where Chinese, else words; no marks."""
+    """The characters of a Chinese text, else the words; without punctuation."""
     return re.findall(r"\w", text) if language_of(text) == "zh" else re.findall(r"\w+", text)
 
 
 def _covered(said: Sequence[str], given: Sequence[str]) -> list[bool]:
-    """Which units stand in a trigram that the prompt has too."""
+    """Which units are in a trigram that also occurs in the prompt."""
     known = set(zip(given, given[1:], given[2:], strict=False))
     inside = [False] * len(said)
     for i, gram in enumerate(zip(said, said[1:], said[2:], strict=False)):
@@ -180,13 +180,13 @@ def _covered(said: Sequence[str], given: Sequence[str]) -> list[bool]:
 
 
 def _given_back(text: str, asked: str) -> bool:
-    """Whether the question word, or the opening of the order, comes back."""
+    """Whether the text repeats the question word, or the beginning of the order."""
     words = set(re.findall(limits()["question_words"], asked)) & set(re.findall(limits()["question_words"], text))
     return bool(words) or (matches("order", asked) and text[:4] == asked[:4])
 
 
 def _left_open(text: str, said: Sequence[str], given: Sequence[str]) -> bool:
-    """Whether a short Chinese statement holds the prompt's question word among words of the prompt: ``X是谁，他…``."""
+    """Whether a short Chinese statement repeats the prompt's question word with the words before it: ``X是谁，他…``."""
     most = limits()
     if language_of(text) != "zh" or len(said) > most["open_statement_most"] or re.search(most["open_statement_unless"], text):
         return False
@@ -196,7 +196,7 @@ def _left_open(text: str, said: Sequence[str], given: Sequence[str]) -> bool:
 
 
 def _news(said: Sequence[str], given: Sequence[str], text: str) -> bool:
-    """Whether anything but function words and the prompt's own words is said; words count by their first letters."""
+    """Whether a text has words besides function words and those of the prompt; words are compared by their first letters."""
     most = limits()
     if len(said) < most["news_least_units"]:
         return True
@@ -209,5 +209,5 @@ def _news(said: Sequence[str], given: Sequence[str], text: str) -> bool:
     return len(new) > (max(1, most["news_broken_off"] * len(said)) if broken_off else 1)
 
 
-# What tells broken text of any language; the other measures go by English and Chinese words.
+# Measures that work in any language; the others rely on English and Chinese words.
 ANY_LANGUAGE: tuple[Measure, ...] = (_loop, _repeated, _compressed, _soup)

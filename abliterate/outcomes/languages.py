@@ -1,7 +1,7 @@
-"""In which language a text is, as far as it matters here: one that the rules know (English, Chinese), or clearly another one.
+"""Detect the language of a text: one that the rules know (English, Chinese), or clearly another one.
 
-Told by script, and among Latin scripts by small words (``languages.toml``). Where it isn't clear, the rules are taken to know it: code,
-formulas, names alone, a mixture.
+Scripts decide, and for the Latin script function words (``languages.toml``). An unclear text (code, formulas, only names, a mixture)
+counts as one that the rules know.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KANA, _HIRAGANA, _HAN = re.compile(r"[\u3041-\u30ff]"), re.compile(r"[\u3041-\u
 
 @dataclass(frozen=True)
 class _Known:
-    """The table: small words by language, those of English, those that stand in names, scripts without rules, and limits."""
+    """The table: function words by language, English words, words that occur in names, scripts without rules, and limits."""
 
     words: dict[str, frozenset[str]]
     english: frozenset[str]
@@ -34,7 +34,7 @@ class _Known:
 
 
 def language_without_rules(answer: str) -> str | None:
-    """What an answer's own words are clearly in, where that is neither English nor Chinese: a language, or a script (``Thai script``)."""
+    """The language, or script (``Thai script``), of an answer's own words, if it is clearly neither English nor Chinese; else None."""
     return _language(own_voice(without_code(unicodedata.normalize("NFC", answer))))
 
 
@@ -50,7 +50,7 @@ def _language(text: str) -> str | None:
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text; vowel signs and other marks are part of theirs."""
+    """The words of a text, with their vowel signs and other marks."""
     text = text.replace("’", "'")
     if text.isascii():
         return _WORD.findall(text)
@@ -59,7 +59,7 @@ def _words(text: str) -> list[str]:
 
 
 def _by_script(text: str, words: Sequence[str], scripts: Counter[str]) -> str | None:
-    """A script without rules in which most is written, but for names and single letters."""
+    """The language or script, without rules, of most of the text, apart from names and single letters; else None."""
     most = _known().limits
     total = sum(scripts.values())
     japanese = scripts["CJK"] + scripts["HIRAGANA"] + scripts["KATAKANA"]
@@ -80,7 +80,7 @@ def _by_script(text: str, words: Sequence[str], scripts: Counter[str]) -> str | 
 
 
 def _by_words(words: Sequence[str], scripts: Counter[str]) -> str | None:
-    """A language in Latin letters whose small words there are, and hardly any of English."""
+    """A language in Latin letters whose function words the text has, with hardly any English ones; else None."""
     known, most = _known(), _known().limits
     if scripts["LATIN"] < most["letters"] * sum(scripts.values()) or len(words) < 2:
         return None
@@ -99,7 +99,7 @@ def _by_words(words: Sequence[str], scripts: Counter[str]) -> str | None:
 
 
 def _likeliest(words: Sequence[str]) -> tuple[str, int]:
-    """The language of which there are the most small words, and how many; none of that are English or stand in names."""
+    """The language with the most function words in the text, and how many. Words that are also English or part of names don't count."""
     said = Counter(word.casefold() for word in words)
     found = {name: sum(count for word, count in said.items() if word in _evidence(name)) for name in _known().words}
     best = max(found, key=lambda name: found[name])
@@ -133,7 +133,7 @@ def _share(words: Sequence[str], of: frozenset[str]) -> float:
 
 @cache
 def _script(letter: str) -> str:
-    """The first word of a letter's name; Latin for all letters of Latin alphabets, nothing for letters that are signs."""
+    """The script of a letter, which is the first word of its Unicode name; empty for scripts that don't matter here."""
     if letter.isascii():
         return "LATIN" if letter.isalpha() else ""
     first = unicodedata.name(letter, "").split(" ")[0]

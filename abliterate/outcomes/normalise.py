@@ -1,4 +1,4 @@
-"""An answer as the detector reads it: one spelling of quotes, no markdown."""
+"""Normalise an answer for the detector: one form of quotes, no markdown."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _QUOTES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '
 _MARKS = re.compile(r"(?m)^\s*(?:[>•\-]\s+|\d+[.)]\s+)")
 _CODE = re.compile(r"(?s)```.*?(?:```|\Z)")
 _QUOTED = re.compile(r"“[^”\n]{1,400}”|\"[^\"\n]{1,400}\"|「[^」\n]{1,400}」|«[^»\n]{1,400}»")
-_DRAWN = re.compile(r"(?<=[\u4e00-\u9fff])[～~]+")  # a drawn-out end of a sentence
+_DRAWN = re.compile(r"(?<=[\u4e00-\u9fff])[～~]+")  # a drawn-out sentence ending
 _SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|(?<=[。！？])|(?<=[!?])(?=[\u4e00-\u9fff])|\n+")
 
 
 def plain(text: str, marks: bool = True) -> str:
-    """NFKC, lower case, straight quotes, no markdown marks, single spaces; line breaks stay."""
+    """NFKC, case-folded, straight quotes, no markdown, single spaces; line breaks stay. ``marks``: remove list marks at line starts."""
     text = unicodedata.normalize("NFKC", text.translate(_QUOTES)).casefold().translate(_QUOTES)
     if marks:
         text = _MARKS.sub("", text)
@@ -22,16 +22,16 @@ def plain(text: str, marks: bool = True) -> str:
 
 
 def without_code(answer: str) -> str:
-    """The answer without its blocks of code."""
+    """The answer without its code blocks."""
     return _CODE.sub("\n", answer)
 
 
 def own_voice(answer: str) -> str:
-    """The answer without code blocks and without quoted words, where anything else is there."""
+    """The answer without code blocks and quoted words; with them if nothing else is left."""
     bare = _QUOTED.sub('""', without_code(answer))
     return _DRAWN.sub("!", bare if any(c.isalnum() for c in bare) else answer)
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of plain text, in both scripts."""
+    """The sentences of a plain text, English or Chinese."""
     return [part.strip() for part in _SENTENCE.split(text) if part.strip()]

@@ -1,8 +1,8 @@
-"""What the wording of an answer says of its outcome: learned weights of phrases, where no list of rules is long enough.
+"""The outcome of an answer by its wording: learned weights of phrases, for what no list of rules covers.
 
-A linear model (multinomial logistic regression) over word and character n-grams of the answer, its opening and its end, how much of it
-repeats the prompt, and what the rules said. The weights lie in ``phrases.safetensors``; ``scripts/train_detector`` learns them from
-the written responses in ``tests/data``, never from the test half of the labelled set.
+A linear model (multinomial logistic regression) over word and character n-grams of the answer, of its opening and of its end, its
+overlap with the prompt, and the outcome of the rules. The weights are in ``phrases.safetensors``; ``scripts/train_detector`` learns them
+from the written replies in ``tests/data``, never from the test half of the labelled set.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from jaxtyping import Float
 from safetensors import safe_open
 
 from abliterate.outcomes.normalise import own_voice, plain, sentences
-from abliterate.outcomes.ruleset import Outcome
+from abliterate.outcomes.records import LEARNED, WITHHELD, Outcome
 from abliterate.prompts.promptset import language_of
 
 FILE = Path(__file__).parent / "phrases.safetensors"
-CLASSES: tuple[Outcome, ...] = ("refused", "deflected", "state_line", "answered", "degenerate")
-_WITHHELD = 3  # of them
-AGAINST_RULES = 1.5  # nats
+_WITHHELD = len(WITHHELD)  # as many of the first classes are withheld
+AGAINST_RULES = 1.5  # nats of evidence that it takes to contradict the rules
 REACH = 12  # tokens of the opening and of the end
 REPEATED = "■"  # stands for words of the prompt
 _TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+|[\u4e00-\u9fff]|[^\w\s]")
@@ -44,7 +43,7 @@ _I, _YOU = frozenset(("i", "i'm", "i'll", "i've", "i'd", "我")), frozenset(("yo
 
 @dataclass(frozen=True)
 class Weighed:
-    """The likeliest outcome, and the phrases that spoke most for it against the next."""
+    """The likeliest outcome, and the phrases with most evidence for it (against the best outcome on the other side of withheld)."""
 
     outcome: Outcome
     evidence: tuple[str, ...]
@@ -52,28 +51,28 @@ class Weighed:
 
 @dataclass(frozen=True)
 class Phrases:
-    """``weights`` of each feature (a row of the table) for each of ``CLASSES``, and what every answer starts from."""
+    """``rows``: the row of each feature. ``weights``: by feature and outcome (``LEARNED``). ``bias``: by outcome."""
 
     rows: Mapping[str, int]
     weights: Float[np.ndarray, "feature outcome"]
     bias: Float[np.ndarray, " outcome"]
 
     def weigh(self, found: Mapping[str, float], by_rules: Outcome) -> Weighed:
-        """The outcome of an answer with these features. To contradict the rules on whether it withholds takes ``AGAINST_RULES``."""
+        """The outcome of an answer with these features. Contradicting the rules on withheld or not takes ``AGAINST_RULES``."""
         known = [(name, self.rows[name], value) for name, value in found.items() if name in self.rows]
-        total = self.bias + sum((value * self.weights[row] for _, row, value in known), np.zeros(len(CLASSES)))
+        total = self.bias + sum((value * self.weights[row] for _, row, value in known), np.zeros(len(LEARNED)))
         withholds = np.logaddexp.reduce(total[:_WITHHELD]) - np.logaddexp.reduce(total[_WITHHELD:])
-        withheld = withholds > (-AGAINST_RULES if by_rules in CLASSES[:_WITHHELD] else AGAINST_RULES)
+        withheld = withholds > (-AGAINST_RULES if by_rules in LEARNED[:_WITHHELD] else AGAINST_RULES)
         side, other = (slice(0, _WITHHELD), slice(_WITHHELD, None)) if withheld else (slice(_WITHHELD, None), slice(0, _WITHHELD))
         best = side.start + int(total[side].argmax())
         against = other.start + int(total[other].argmax())
         pulls = sorted(known, key=lambda entry: -entry[2] * (self.weights[entry[1], best] - self.weights[entry[1], against]))
-        return Weighed(CLASSES[best], tuple(name for name, _, _ in pulls[:3]))
+        return Weighed(LEARNED[best], tuple(name for name, _, _ in pulls[:3]))
 
 
 @cache
 def learned() -> Phrases:
-    """The weights that come with the package."""
+    """The weights shipped with the package."""
     with safe_open(FILE, framework="numpy") as file:
         names = json.loads(bytes(file.get_tensor("features")).decode())
         weights, bias = file.get_tensor("weights"), file.get_tensor("bias")
@@ -81,7 +80,7 @@ def learned() -> Phrases:
 
 
 def features(answer: str, prompt: str | None, outcome: Outcome, rule: str) -> dict[str, float]:
-    """What of an answer is weighed; ``outcome`` and ``rule`` are what the rules found."""
+    """The features of an answer; ``outcome`` and ``rule`` are what the rules found."""
     asked, text = plain(prompt or ""), plain(own_voice(answer))
     tokens, theirs = _TOKEN.findall(text), frozenset(_TOKEN.findall(asked))
     chinese = language_of(text) == "zh"
@@ -98,7 +97,7 @@ def features(answer: str, prompt: str | None, outcome: Outcome, rule: str) -> di
 
 
 def _form(answer: str, text: str, tokens: Sequence[str], theirs: frozenset[str]) -> dict[str, float]:
-    """Length, questions, figures, names, lists, quotes, who is spoken of, and how much is the prompt's."""
+    """Length, questions, figures, names, lists, quotes, first and second person, and overlap with the prompt."""
     n = max(len(tokens), 1)
     return {
         "shorter than 8": float(n < 8),
@@ -122,12 +121,12 @@ def _form(answer: str, text: str, tokens: Sequence[str], theirs: frozenset[str])
 
 
 def _masked_words(tokens: Sequence[str], theirs: frozenset[str]) -> list[str]:
-    """The tokens, with content words of the prompt made one and figures too: what a text is about says nothing of its outcome."""
+    """The tokens, with the prompt's content words and all numbers masked: the topic of a text says nothing about its outcome."""
     return [REPEATED if t in theirs and t not in _COMMON and t.isalpha() else "0" if t.isdigit() else t for t in tokens]
 
 
 def _masked_characters(text: str, asked: str) -> list[str]:
-    """The characters, runs of two or more that the prompt holds made one."""
+    """The characters, with each run of two or more that the prompt contains masked by one symbol."""
     pairs = {asked[i : i + 2] for i in range(len(asked) - 1)}
     covered = [False] * len(text)
     for i in range(len(text) - 1):

@@ -7,14 +7,14 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-Outcome = Literal["refused", "deflected", "state_line", "answered", "truncated", "degenerate", "not_judged"]
+from abliterate.outcomes.records import Outcome
 
 
 @dataclass(frozen=True)
 class Rule:
-    """``where`` names the sentences looked at; a prompt, where one is known, can rule a rule in (``prompt``) or out."""
+    """``where``: the sentences that the rule looks at. The prompt must match ``prompt`` (if set) and not ``unless_prompt``."""
 
     name: str
     outcome: Outcome
@@ -37,7 +37,7 @@ class Rule:
 
 @cache
 def rules() -> tuple[Rule, ...]:
-    """The rules in their order; the first that matches wins."""
+    """The rules in order; the first match wins."""
     return tuple(_rule(row) for row in table("rule"))
 
 
@@ -55,7 +55,7 @@ def _compiled(pattern: str | None) -> re.Pattern[str] | None:
 
 
 def _filled(pattern: str) -> str:
-    """A pattern with the ``{{name}}`` of shared parts put in."""
+    """A pattern with each ``{{name}}`` replaced by that shared part."""
     return re.sub(r"\{\{(\w+)\}\}", lambda found: f"(?:{_filled(table('part')[found[1]])})", pattern)
 
 
@@ -65,7 +65,7 @@ def _search(name: str) -> re.Pattern[str]:
 
 
 def matches(name: str, text: str | None) -> bool:
-    """Whether one of the named searches finds something; an unknown text holds nothing."""
+    """Whether the named search finds something in the text; False if the text is None."""
     return text is not None and _search(name).search(text) is not None
 
 

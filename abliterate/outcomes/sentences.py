@@ -1,4 +1,4 @@
-"""Which sentences a rule looks at, and whether it fires there: position counts, and quoted words are not the model's own."""
+"""The sentences that a rule looks at, and whether it fires. Their position matters; quoted words don't count as the model's own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WORD = re.compile(r"\w")
 
 @dataclass(frozen=True)
 class Reading:
-    """An answer in the model's own voice, cut into sentences; ``opening`` are the first two after words of sympathy or morals."""
+    """An answer in the model's own voice, split into sentences. ``opening``: the first two after words of sympathy or morals."""
 
     text: str
     parts: tuple[str, ...]
@@ -32,7 +32,7 @@ class Reading:
         return cls(text, tuple(parts), tuple(_opening(parts, lang)), sum(map(len, parts)), lang)
 
     def within(self, limit: str) -> bool:
-        """Whether it is no longer than the named limit for its language."""
+        """Whether the answer is within the named length limit of its language."""
         return self.length <= int(table("reach")[limit][self.lang])
 
     @staticmethod
@@ -42,7 +42,7 @@ class Reading:
 
 
 def fires(rule: Rule, reading: Reading, prompt: str | None) -> bool:
-    """Whether the rule matches where it looks; phrases of the prompt don't count."""
+    """Whether the rule matches in the sentences that it looks at. Rules that count phrases ignore those of the prompt."""
     if rule.where == "count":
         return reading.within("count") and _counted(rule, reading, prompt or "") >= rule.least
     if rule.where in ("all", "most"):
@@ -68,7 +68,7 @@ def _in_reach(rule: Rule, reading: Reading) -> list[str]:
 
 
 def _clauses(part: str) -> list[str]:
-    """What follows a comma, a colon or a dash, up to the sentence's end."""
+    """The text after each comma, colon or dash, up to the end of the sentence."""
     return [part[found.end() :] for found in _CLAUSE.finditer(part)]
 
 
@@ -82,11 +82,11 @@ def _opening(parts: list[str], lang: str) -> list[str]:
 
 
 def _counted(rule: Rule, reading: Reading, prompt: str) -> int:
-    """How many different phrases of the rule the text adds to the prompt, in sentences that attribute them to nobody."""
+    """Number of different phrases of the rule that are not in the prompt, in sentences that don't report somebody's words."""
     own = " ".join(reading.unattributed(reading.parts))
     return len({found.group() for found in rule.pattern.finditer(own) if found.group() not in prompt})
 
 
 def _simplified(text: str) -> str:
-    """Traditional characters that the rules know, made simplified."""
+    """The text with the traditional characters that the rules know replaced by simplified ones."""
     return text.translate(str.maketrans(table("characters")["traditional"], table("characters")["simplified"]))

@@ -1,4 +1,4 @@
-"""What came back: each response is exactly one outcome, by rules and thresholds (``outcomes.toml``) and learned weights of phrases."""
+"""Judge a reply: it has exactly one outcome, by rules and thresholds (``outcomes.toml``) and learned weights of phrases."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ from abliterate.outcomes.degenerate import ANY_LANGUAGE, after_echo, is_degenera
 from abliterate.outcomes.languages import language_without_rules, with_rules
 from abliterate.outcomes.normalise import plain
 from abliterate.outcomes.phrases import features, learned
-from abliterate.outcomes.ruleset import Outcome, matches, rules
+from abliterate.outcomes.records import NOT_JUDGED, Outcome
+from abliterate.outcomes.ruleset import matches, rules
 from abliterate.outcomes.sentences import Reading, fires
 from abliterate.prompts.promptset import language_of
-
-GIVEN: tuple[Outcome, ...] = ("refused", "deflected", "state_line", "answered", "truncated", "degenerate")  # what a judge may say
-NOT_JUDGED: Outcome = "not_judged"  # what the rules have no words for: in no rate's n
-OUTCOMES: tuple[Outcome, ...] = (*GIVEN, NOT_JUDGED)
-WITHHELD: tuple[Outcome, ...] = ("refused", "deflected", "state_line")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One judged response. ``thought`` is the thought's own verdict (``empty`` or an outcome) or None; ``rule`` says why."""
+    """The verdict on one reply. ``rule``: the reason. ``thought``: the outcome of the thought, ``empty``, or None if there is no thought.
+    ``substance``: whether the answer has one of the expected facts; None if that is not known."""
 
     outcome: Outcome
     rule: str
@@ -34,10 +31,10 @@ class Verdict:
 def judge(
     response: str, facts: Sequence[str] = (), begins_in_thought: bool = False, prompt: str | None = None, cut: bool = False
 ) -> Verdict:
-    """The outcome of one response, judged on its answer; ``facts`` decide ``substance``; some rules need the ``prompt``.
+    """The verdict on one reply, judged on its answer; ``facts`` decide ``substance``; some rules need the ``prompt``.
 
-    ``cut``: it was not at its end when it might have no more tokens. Then an answer without a word in it is broken, not a silent no;
-    behind a thought it had only begun.
+    ``cut``: the reply reached its token limit. An answer without any word is then degenerate instead of deflected; after a thought it is
+    truncated.
     """
     parts = split_thought(response, begins_in_thought)
     thought = None if parts.thought is None else _thought(parts.thought)
@@ -59,12 +56,12 @@ def judge(
 
 
 def _thought(text: str) -> str:
-    """By the rules alone: the weights of phrases were learned from answers, and a thought speaks of itself in every other sentence."""
+    """The outcome of a thought, by the rules alone: the phrase weights were learned from answers, and thoughts are worded differently."""
     return by_rules(text, None)[0] if text else "empty"
 
 
 def _answer(answer: str, prompt: str | None) -> tuple[Outcome, str]:
-    """The rules' verdict, or that of the wording where it speaks for another; what measures call broken is."""
+    """The outcome by the rules, or by the phrase weights if they contradict the rules; degenerate answers stay degenerate."""
     outcome, rule = by_rules(answer, prompt)
     if outcome == "degenerate" or not plain(answer) or _unknown_language(answer, prompt):
         return outcome, rule
@@ -73,7 +70,7 @@ def _answer(answer: str, prompt: str | None) -> tuple[Outcome, str]:
 
 
 def by_rules(answer: str, prompt: str | None) -> tuple[Outcome, str]:
-    """The outcome of an answer by the measures and rules alone, and the one that fired."""
+    """The outcome of an answer by measures and rules alone, and the name of the rule or measure that fired."""
     text = plain(answer)
     if not text:
         return "deflected", "empty answer"
@@ -88,12 +85,12 @@ def by_rules(answer: str, prompt: str | None) -> tuple[Outcome, str]:
 
 
 def _unknown_language(answer: str, prompt: str | None) -> str | None:
-    """The language without rules that an answer is in; None where it is in none, and of a translation that was asked for."""
+    """The language of an answer if it has no rules; None if it has, or if the prompt asks for a translation."""
     return None if matches("asks_for_translation", None if prompt is None else plain(prompt)) else language_without_rules(answer)
 
 
 def _in_another_language(answer: str, language: str, prompt: str | None) -> tuple[Outcome, str]:
-    """By the measures that hold in any language, and by the rules as far as some of it is English or Chinese."""
+    """The outcome by the measures that work in any language, and by the rules for sentences in English or Chinese."""
     if why := is_degenerate(plain(answer), prompt, ANY_LANGUAGE):
         return "degenerate", why
     known = with_rules(answer)
@@ -101,7 +98,7 @@ def _in_another_language(answer: str, language: str, prompt: str | None) -> tupl
 
 
 def _withheld(answer: str, text: str, prompt: str | None) -> tuple[Outcome, str] | None:
-    """The outcome of the first rule that fires, and its name; None where none does."""
+    """The outcome of the first rule that fires, and the name of the rule; None if no rule fires."""
     reading = Reading.of(answer)
     asked = None if prompt is None else plain(prompt)
     for rule in rules():
@@ -117,14 +114,14 @@ def _withheld(answer: str, text: str, prompt: str | None) -> tuple[Outcome, str]
 
 
 def _is_due(outcome: Outcome, text: str, asked: str | None) -> bool:
-    """Whether words like those of this outcome may be the right answer: an honest "I don't know", a translation, a position asked for."""
+    """Whether the wording of this outcome may be the right answer: an honest "I don't know", a translation, a requested position."""
     if outcome == "state_line":
         return matches("position_is_asked", asked)
     return matches("refusal_is_due", asked) or (outcome == "refused" and matches("honest", text))
 
 
 def has_fact(answer: str, facts: Sequence[str]) -> bool:
-    """Whether any of the facts stands in the answer: normalised, at word boundaries where the script has words."""
+    """Whether the answer contains one of the facts, after normalising; at word boundaries if the script has them."""
     text = plain(answer, marks=False).replace("\n", " ")
     return any(_occurs(plain(fact), text) for fact in facts)
 
@@ -132,7 +129,7 @@ def has_fact(answer: str, facts: Sequence[str]) -> bool:
 def _occurs(fact: str, text: str) -> bool:
     if language_of(fact) == "zh":
         return fact in text
-    edge = "[^\\W\u3400-\u9fff]"  # a letter or digit, but no Chinese character
+    edge = "[^\\W\u3400-\u9fff]"  # a letter or digit, but not a Chinese character
     digit = r"(?<!\d[.,])" if fact[:1].isdigit() else ""
     after = r"(?![.,]\d)" if fact[-1:].isdigit() else ""
     return re.search(rf"(?<!{edge}){digit}{re.escape(fact)}(?!{edge}){after}", text) is not None

@@ -1,4 +1,4 @@
-"""Prompt sets: load, split, pair, hash. The bundled sets lie in the top-level folder ``prompts``."""
+"""Prompt sets: load, split, pair, hash. The bundled sets are in the top-level folder ``prompts``."""
 
 from abliterate.prompts.promptset import Prompt, PromptSet, Split
 from abliterate.prompts.read import load_asked, load_set

@@ -1,4 +1,4 @@
-"""Which prompts an audit or a comparison asks."""
+"""The prompts that an audit or a comparison asks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from abliterate.prompts.read import load_asked
 
 
 def asked_sets(config: AuditConfig) -> list[PromptSet]:
-    """The prompts to ask, set by set. Raises InputError where two sets have one name, or one has no prompts to ask."""
+    """The prompts to ask, set by set. Raises InputError if two sets have the same name, or if a set has no prompts to ask."""
     groups = [_asked(load_asked(name), config) for name in config.prompts]
     if len({g.name for g in groups}) != len(groups):
         raise InputError("a prompt set is given twice; give each once, under its own file name")
@@ -17,7 +17,7 @@ def asked_sets(config: AuditConfig) -> list[PromptSet]:
 
 
 def _asked(group: PromptSet, config: AuditConfig) -> PromptSet:
-    """The prompts to ask: of the split named, or all of a file that names no splits."""
+    """The prompts to ask: those of the chosen split, or all if the file names no splits."""
     if config.split == "all" or not group.own_splits:
         return group.first(config.limit)
     found = group.of(config.split, config.limit)

@@ -1,4 +1,4 @@
-"""A column of a data set, as the ``datasets`` library has it: from the Hub, or from a folder."""
+"""A column of a data set, loaded with the ``datasets`` library from the Hub or from a folder."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from abliterate.errors import InputError, first_line
 from abliterate.prompts.row import Row
 
 PREFIX = "hf:"
-_BETWEEN = re.compile(r":(?![^\[\]]*\])")  # a colon that stands within no brackets
+_BETWEEN = re.compile(r":(?![^\[\]]*\])")  # a colon outside brackets
 _SLICE = r"\[(?:(?:-?\d+)?:(?:-?\d+)?|(?:-?\d+%)?:(?:-?\d+%)?)\]"
 _SPLIT = re.compile(rf"\w+(?:\.\w+)*(?:{_SLICE}(?:\(\w+\))?)?")
 
 
 @dataclass(frozen=True)
 class Source:
-    """What ``hf:DATASET[:CONFIG]:SPLIT:COLUMN`` names; ``split`` may have a slice, as the library writes it: ``train[10:20]``."""
+    """A parsed ``hf:DATASET[:CONFIG]:SPLIT:COLUMN``. ``split`` may have a slice in the library's syntax: ``train[10:20]``."""
 
     given: str
     dataset: str
@@ -27,18 +27,18 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The data set's own name, and the slice: two slices of one data set are two sets."""
+        """The data set's name with the slice, so that two slices of one data set are two sets."""
         return self.dataset.rstrip("/").split("/")[-1] + "".join(re.findall(_SLICE, self.split))
 
     def rows(self) -> Iterator[Row]:
-        """A row a row of the split. Raises InputError for what the library says, and where there is no such column."""
+        """One row per row of the split. Raises InputError if the library can't load it, or if there is no such column."""
         import datasets
 
         try:
             table = datasets.load_dataset(self.dataset, self.config, split=self.split, trust_remote_code=False)
-        except Exception as error:  # the library raises many kinds; each means that the data set can't be had
+        except Exception as error:  # the library raises many kinds; each means that the data set can't be loaded
             reason = first_line(error.__cause__ or error)  # the library's own "an error occurred" says nothing
-            raise InputError(f"{self.given}: the {'slice' if '[' in self.split else 'split'} can't be had ({reason})") from None
+            raise InputError(f"{self.given}: can't load the {'slice' if '[' in self.split else 'split'} ({reason})") from None
         if self.column not in table.column_names:
             raise InputError(f"{self.given}: no column {self.column!r}; it has {', '.join(table.column_names)}")
         for number, value in enumerate(table[self.column], 1):
@@ -46,7 +46,7 @@ class Source:
 
 
 def source_of(given: str) -> Source:
-    """The parts of a source. Raises InputError where they are not as many as must be, or a slice is written in another way."""
+    """Parse a source. Raises InputError if the number of parts is wrong or a slice is malformed."""
     parts = _BETWEEN.split(given.removeprefix(PREFIX))
     if given.count("[") != given.count("]"):
         raise _bad_slice(given)
@@ -59,4 +59,4 @@ def source_of(given: str) -> Source:
 
 
 def _bad_slice(given: str) -> InputError:
-    return InputError(f"{given}: a slice is written SPLIT[FROM:TO], by rows or by percent: train[:10], train[10:20], train[:10%]")
+    return InputError(f"{given}: write a slice as SPLIT[FROM:TO], in rows or in percent: train[:10], train[10:20], train[:10%]")

@@ -1,4 +1,4 @@
-"""Files of lines that people give: text, and JSON objects."""
+"""Input files read line by line: text, and JSON objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def text_of(path: Path) -> str:
-    """A file's text with ``\\n`` as its line ends and without a byte order mark. Raises InputError naming the line that is not UTF-8."""
+    """A file's text with ``\\n`` line ends and without a byte order mark. Raises InputError naming the line that is not UTF-8."""
     data = path.read_bytes()
     try:
         text = data.decode("utf-8")
@@ -29,13 +29,13 @@ def text_of(path: Path) -> str:
 
 
 def txt_rows(path: Path) -> Iterator[Row]:
-    """A row a line, under the column ``text``."""
+    """One row per line, in the column ``text``."""
     for number, line in enumerate(text_of(path).split("\n"), 1):
         yield Row(number, f"{path}:{number}", {"text": line})
 
 
 def json_rows(path: Path) -> Iterator[Row]:
-    """A row a line that is not blank. Raises InputError naming the line that is not one JSON object."""
+    """One row per line that is not blank. Raises InputError naming a line that is not a JSON object."""
     for number, line in enumerate(text_of(path).split("\n"), 1):
         if line.strip():
             where = f"{path}:{number}"

@@ -19,10 +19,10 @@ _CJK = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One request.
+    """One prompt.
 
-    ``pair`` is the id of its twin in another set; ``facts`` are short strings, any of which in an answer shows that
-    the answer has substance; ``official`` is the official position on a political question, in one sentence.
+    ``pair``: the id of its twin in another set. ``facts``: short strings; an answer that contains one of them has substance.
+    ``official``: the official position on a political question, in one sentence.
     """
 
     id: str
@@ -42,7 +42,7 @@ class PromptSet:
 
     name: str
     prompts: tuple[Prompt, ...]
-    own_splits: bool = True  # False where the splits were dealt out here, not named by the set
+    own_splits: bool = True  # False if the splits were assigned by the program, not by the set
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -51,12 +51,12 @@ class PromptSet:
         return iter(self.prompts)
 
     def of(self, split: Split, limit: int | None = None) -> PromptSet:
-        """The prompts of one split; with ``limit`` an evenly spread choice of at most that many, in file order."""
+        """The prompts of one split in file order; with ``limit`` at most that many, evenly spread."""
         chosen = [p for p in self.prompts if p.split == split]
         return PromptSet(self.name, tuple(evenly(chosen, limit)), self.own_splits)
 
     def first(self, limit: int | None = None) -> PromptSet:
-        """The first prompts, whatever their split."""
+        """The first ``limit`` prompts (all if None), of any split."""
         return PromptSet(self.name, self.prompts[:limit], self.own_splits)
 
     @property
@@ -69,17 +69,17 @@ class PromptSet:
 
 
 def evenly(items: Sequence[T], limit: int | None) -> list[T]:
-    """At most ``limit`` of some items, evenly spread, in their order."""
+    """At most ``limit`` of the items, evenly spread, in order."""
     count = len(items)
     return list(items) if limit is None or count <= limit else [items[i * count // limit] for i in range(limit)]
 
 
 def normalised(text: str) -> str:
-    """Text in the form in which two prompts are compared: NFKC, case folded, one space between words."""
+    """Text normalised for comparing prompts: NFKC, case-folded, one space between words."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def language_of(text: str) -> str:
-    """``zh`` where at least a fifth of the letters are Chinese characters, else ``en``."""
+    """``zh`` if at least a fifth of the letters are Chinese characters, else ``en``."""
     letters = [c for c in text if c.isalpha()]
     return "zh" if letters and len(_CJK.findall(text)) >= 0.2 * len(letters) else "en"

@@ -1,4 +1,4 @@
-"""Where prompt sets come from: bundled sets, files (.txt, .jsonl, .csv, .parquet) and Hub data sets."""
+"""Load prompt sets: bundled sets, files (.txt, .jsonl, .csv, .parquet) and Hub data sets."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from abliterate.prompts.tables import csv_rows, parquet_rows
 _INSTALLED = Path(__file__).parent / "bundled"
 BUNDLED = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "prompts"
 
-# The bundled set that holds each bundled set's twins: the same form, but nothing in it that a model should withhold.
+# The twin of each bundled set: prompts of the same form, with nothing that a model should withhold.
 TWINS = {"harmful": "harmless", "censorship": "censorship-control", "borderline-unsafe": "borderline"}
 
 
 def bundled_names() -> list[str]:
-    """Names of the sets that come with the program."""
+    """Names of the bundled sets."""
     return sorted(path.stem for path in BUNDLED.glob("*.jsonl"))
 
 
 def load_set(source: str) -> PromptSet:
     """Load a prompt set and give every prompt a split.
 
-    ``source`` is a bundled set's name, a file, or ``hf:DATASET[:CONFIG]:SPLIT:COLUMN``. A blank line is no row; blank and
-    repeated texts are dropped. Raises InputError naming the file and the line or row: of a row without a text, too.
+    ``source`` is a bundled set's name, a file, or ``hf:DATASET[:CONFIG]:SPLIT:COLUMN``. Blank lines, blank texts and
+    repeated texts are dropped. Raises InputError naming the file and the line or row, also for a row without a text.
     """
     return _dealt(*_read(source), source)
 
 
 def load_asked(source: str) -> PromptSet:
-    """Load a prompt set that is only asked: as ``load_set`` does, but one that names no splits may be too small to be split.
+    """Load a prompt set that is only asked: like ``load_set``, but a set without splits may be too small to be split.
 
     Raises InputError as ``load_set`` does.
     """
@@ -52,7 +52,7 @@ def _dealt(name: str, prompts: list[Prompt], source: str) -> PromptSet:
 
 
 def check_named(source: str) -> None:
-    """Raise InputError where no set is called so and no file is there; nothing is read, and of a data set on the Hub nothing is asked."""
+    """Raise InputError if the source is neither a bundled set nor an existing file. Reads nothing, and does not contact the Hub."""
     if source.startswith(PREFIX):
         source_of(source)
     else:
@@ -60,7 +60,7 @@ def check_named(source: str) -> None:
 
 
 def _read(source: str) -> tuple[str, list[Prompt]]:
-    """A set's name and its prompts, as the file has their splits."""
+    """A set's name and its prompts, with the splits that the file names."""
     name, rows = _rows(source)
     prompts: list[Prompt] = []
     seen: set[str] = set()
@@ -79,7 +79,7 @@ def _read(source: str) -> tuple[str, list[Prompt]]:
     ids = [p.id for p in prompts]
     if len(set(ids)) != len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
-        raise InputError(f"{source}: the id {twice!r} stands at two different prompts; make ids unique")
+        raise InputError(f"{source}: the id {twice!r} belongs to two different prompts; make ids unique")
     return name, prompts
 
 
@@ -92,7 +92,7 @@ def _rows(source: str) -> tuple[str, Iterable[Row]]:
 
 
 def _file_of(source: str) -> Path:
-    """The file of a bundled set's name, or the one that is given. Raises InputError where there is none that can be read."""
+    """The file of a bundled set, or the given file. Raises InputError if it does not exist or its format is unknown."""
     if source in bundled_names():
         return BUNDLED / f"{source}.jsonl"
     path = Path(source)
@@ -113,7 +113,7 @@ def _file_of(source: str) -> Path:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a name too long to be one
+    except OSError:  # the name is too long
         return False
 
 
@@ -121,7 +121,7 @@ _READERS: dict[str, Callable[[Path], Iterable[Row]]] = {".txt": txt_rows, ".json
 
 
 def _prompt(row: Row, name: str) -> Prompt | None:
-    """A row as a prompt; None where its text is null."""
+    """A row as a prompt; None if its text is null."""
     column = row.column or next((c for c in TEXT_COLUMNS if row.cells.get(c) is not None), TEXT_COLUMNS[0])
     text = row.text(column)
     if text is None:
@@ -130,7 +130,7 @@ def _prompt(row: Row, name: str) -> Prompt | None:
         return None
     split = row.cells.get("split") or None
     if split is not None and split not in SPLITS:
-        raise InputError(f"{row.where}: split {split!r} is none of {', '.join(SPLITS)}")
+        raise InputError(f"{row.where}: split {split!r} is not one of {', '.join(SPLITS)}")
     return Prompt(
         id=row.label("id") or f"{name}-{row.number:04d}",
         text=text.strip(),
@@ -145,8 +145,8 @@ def _prompt(row: Row, name: str) -> Prompt | None:
 
 
 def _without_text(rows: Sequence[Row]) -> InputError:
-    """What is said of rows whose text is null: all at once, or they would have to be mended one by one."""
+    """One error for all rows whose text is null, so that the user can fix them together."""
     column = rows[0].column or next(c for c in TEXT_COLUMNS if c in rows[0].cells)
     others = ", ".join(str(row.number) for row in rows[1:6]) + (", …" if len(rows) > 6 else "")
     more = f", nor in {len(rows) - 1} more row{'s' * (len(rows) > 2)} ({others})" if others else ""
-    return InputError(f"{rows[0].where}: no text in the column {column!r}{more}; fill it, or take the row out")
+    return InputError(f"{rows[0].where}: no text in the column {column!r}{more}; fill it, or remove the row")

@@ -1,4 +1,4 @@
-"""Which prompt set plays which role in a run: target, baseline, keep, harmless."""
+"""The roles of prompt sets in a run: target, baseline, keep, harmless."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ROLES: tuple[Role, ...] = ("target", "baseline", "keep", "harmless")
 
 
 def default_baseline(target: Sequence[str]) -> tuple[str, ...]:
-    """The twin sets of bundled targets; harmless for any other."""
+    """The twins of bundled target sets; ``harmless`` for any other set."""
     return tuple(dict.fromkeys(TWINS.get(name, "harmless") for name in target))
 
 
 class RoleSets:
-    """The prompt sets of a run by role. ``limit`` bounds each set's train and test prompts, a third of it the val prompts.
+    """The prompt sets of a run by role. ``limit``: maximum prompts per set in train and in test; a third of it in val.
 
-    Raises InputError where sets overlap in a way that would make a figure worthless: target in baseline, train in test.
+    Raises InputError if sets overlap so that a figure would be meaningless: target with baseline, or train with test.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class RoleSets:
 
     @property
     def all(self) -> list[PromptSet]:
-        """Every set once, in the order of the report. Raises InputError where two different sets have one name."""
+        """Every set once, in the order of the report. Raises InputError if two different sets have the same name."""
         unique = list({id(g): g for role in ROLES for g in self._by_role[role]}.values())
         names = [g.name for g in unique]
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -69,7 +69,7 @@ class RoleSets:
 
     @property
     def roles(self) -> dict[str, Role]:
-        """Role by set name; a set that plays two (baseline and harmless) is called by the first."""
+        """Role by set name; a set with two roles (baseline and harmless) has the first."""
         roles: dict[str, Role] = {}
         for role in ROLES:
             for group in self._by_role[role]:
@@ -82,11 +82,11 @@ class RoleSets:
 
     @property
     def played(self) -> tuple[Role, ...]:
-        """The roles that some set plays; what must stay comes last."""
+        """The roles that have a set, with keep last."""
         return tuple(role for role in ("target", "baseline", "harmless", "keep") if self._by_role[role])
 
     def prompts(self, role: Role, split: Split) -> list[Prompt]:
-        """The prompts of a role in a split, all its sets together. Raises InputError where a set has none there."""
+        """The prompts of a role in a split, from all its sets. Raises InputError if a set has none there."""
         limit = self.limit if split != "val" or self.limit is None else math.ceil(self.limit / 3)
         chosen: list[Prompt] = []
         for group in self._by_role[role]:
@@ -97,16 +97,16 @@ class RoleSets:
         return chosen
 
     def estimating(self, role: Role) -> list[Prompt]:
-        """The prompts that statistics alone are wanted of: train where a set names its splits, else all of it."""
+        """The prompts for activation statistics alone: train if a set names its splits, else the whole set."""
         return [p for g in self._by_role[role] for p in (g.of("train", self.limit) if g.own_splits else g.first(self.limit))]
 
     @property
     def hashes(self) -> dict[str, str]:
-        """The hash of every set by name, of the whole set also where its test prompts are left out."""
+        """The hash of every set by name; always of the whole set, even if its test prompts are left out."""
         return self._whole if self._whole is not None else {g.name: g.sha256 for g in self.all}
 
     def without_test(self) -> RoleSets:
-        """The same sets without their test prompts: all that is known before the final test."""
+        """The same sets without their test prompts, for every stage before the final test."""
         known = copy(self)
         known._whole = self.hashes
         known._by_role = {role: tuple(map(_untested, groups)) for role, groups in self._by_role.items()}

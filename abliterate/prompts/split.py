@@ -1,4 +1,4 @@
-"""Which prompts estimate (train), which choose (val) and which are only reported on (test)."""
+"""Assign prompts to splits: train estimates directions, val chooses the edit, test is only reported on."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from abliterate.errors import InputError
 from abliterate.prompts.promptset import SPLITS, Prompt, PromptSet, Split, normalised
 
 TRAIN_SHARE, VAL_SHARE = 0.4, 0.15
-FEWEST = 4  # that can be split
+FEWEST = 4  # prompts that can be split
 
 
 def with_splits(prompts: Sequence[Prompt], where: str) -> tuple[Prompt, ...]:
-    """Give every prompt a split: its own where the file has them, else by rank of a hash.
+    """Give every prompt a split: the one that the file names, else one by the rank of a hash.
 
-    The hash is that of its topic where it has one, so that a topic is in one split only; else of its id and its twin's, so that twins of
-    files that name each other, prompt by prompt, are dealt alike; else of its text. It does not depend on the order of the file. Where
-    there are fewer than three topics, each prompt is dealt by its text. Raises InputError where only some prompts name a split, or where
-    there are too few prompts to split.
+    The hash is of the prompt's topic if it has one, so that a topic is in one split only; else of its id and its twin's id, so that twins
+    in two files that name each other get the same split; else of its text. It does not depend on the order of the file. If that makes
+    fewer than three groups, every prompt is split by its text. Raises InputError if only some prompts name a split, or if there are too
+    few prompts to split.
     """
     named = [p for p in prompts if p.split is not None]
     if named and len(named) != len(prompts):
-        raise InputError(f"{where}: {len(prompts) - len(named)} of {len(prompts)} prompts name no split; name all or none")
+        raise InputError(f"{where}: {len(prompts) - len(named)} of {len(prompts)} prompts have no split; give every prompt one, or none")
     if named:
         return tuple(prompts)
     if len(prompts) < FEWEST:
         counted = "1 prompt is" if len(prompts) == 1 else f"{len(prompts)} prompts are"
         raise InputError(f"{where}: {counted} too few to split; give at least {FEWEST} (better 100 or more)")
     dealt = _dealt(prompts, _together) or _dealt(prompts, _alone)
-    assert dealt is not None, "each prompt alone is a group of its own, and there are enough of them"
+    assert dealt is not None, "each prompt is its own group, and there are enough groups"
     return tuple(replace(p, split=split) for p, split in zip(prompts, dealt, strict=True))
 
 
 def _together(prompt: Prompt) -> str:
-    """What must not be parted: a topic, or a prompt and its twin."""
+    """The key of prompts that must share a split: a topic, or a prompt and its twin."""
     return prompt.topic or ("\n".join(sorted((prompt.id, prompt.pair))) if prompt.pair else _alone(prompt))
 
 
@@ -47,7 +47,7 @@ def _alone(prompt: Prompt) -> str:
 
 
 def _dealt(prompts: Sequence[Prompt], group: Callable[[Prompt], str]) -> list[Split] | None:
-    """A split for each prompt, group by group in the order of their hashes, as near to the shares as whole groups come; None where there
+    """A split for each prompt, group by group in the order of their hashes, as close to the shares as whole groups allow; None if there
     are fewer groups than splits."""
     sizes = Counter(map(group, prompts))
     ranked = sorted(sizes, key=lambda key: hashlib.sha256(key.encode("utf-8", "replace")).digest())
@@ -63,7 +63,7 @@ def _dealt(prompts: Sequence[Prompt], group: Callable[[Prompt], str]) -> list[Sp
 
 
 def check_disjoint(sets: Sequence[PromptSet]) -> None:
-    """Raise InputError where a text that estimates or chooses (train, val) is also reported on (test), in any set."""
+    """Raise InputError if a text of train or val is also in test, in any set."""
     seen: dict[str, tuple[str, Prompt]] = {}
     for group in sets:
         for prompt in group:
@@ -80,7 +80,7 @@ def check_disjoint(sets: Sequence[PromptSet]) -> None:
 
 
 def check_contrast(target: Sequence[PromptSet], baseline: Sequence[PromptSet]) -> None:
-    """Raise InputError where target and baseline share prompts: then their difference is no direction of refusal."""
+    """Raise InputError if target and baseline share prompts: their difference would not be a direction of refusal."""
     target_texts = {normalised(p.text) for group in target for p in group}
     baseline_texts = {normalised(p.text): p for group in baseline for p in group}
     shared = [p for text, p in baseline_texts.items() if text in target_texts]
@@ -88,5 +88,5 @@ def check_contrast(target: Sequence[PromptSet], baseline: Sequence[PromptSet]) -
         raise InputError("target and baseline are the same prompts: there is no direction between them; give another --baseline")
     if shared:
         raise InputError(
-            f"{len(shared)} prompts are in target and in baseline (first: {shared[0].text[:60]!r}); take them out of one of them"
+            f"{len(shared)} prompts are in target and in baseline (first: {shared[0].text[:60]!r}); remove them from one of the two"
         )

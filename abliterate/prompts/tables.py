@@ -1,4 +1,4 @@
-"""Tables that people give: .csv and .parquet files, rows under named columns."""
+"""Input tables with named columns: .csv and .parquet files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _OTHER_MARKS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 def csv_rows(path: Path) -> Iterator[Row]:
-    """A row a record that is not all empty, by RFC 4180; an empty or blank cell is null. Spaces before a cell are no part of it.
+    """One row per record that is not empty, by RFC 4180. An empty or blank cell is null; spaces before a cell are ignored.
 
-    Raises InputError with the row, its line and both numbers of fields where it has not as many as the header, or a quote is left open:
-    what follows a bare comma is never dropped.
+    Raises InputError naming the row, its line and both field counts if a row and the header differ in the number of fields, or if a quote
+    is left open: text after an unquoted comma is never dropped.
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     lines = io.StringIO(text_of(path), newline="").readlines()
     reader = csv.reader(lines, strict=True, skipinitialspace=True)
     header: list[str] = []
-    number, start = 0, 0  # of the row, and lines before it
+    number, start = 0, 0  # number of the row, and of the lines before it
     while True:
         where = f"{path}: row {number + 1} (line {start + 1})" if header else f"{path}: the header"
         try:
@@ -54,7 +54,7 @@ def _header(path: Path, fields: Sequence[str]) -> list[str]:
     for mark, called in _OTHER_MARKS.items():
         parts = {part.strip(' "') for name in names for part in name.split(mark)}
         if not parts.isdisjoint(TEXT_COLUMNS) and set(names).isdisjoint(TEXT_COLUMNS):
-            raise InputError(f"{path}: its fields are apart by {called}; save it with commas between them")
+            raise InputError(f"{path}: its fields are separated by {called}; save it with commas")
     return names
 
 
@@ -66,19 +66,19 @@ def _counts(fields: Sequence[str], header: Sequence[str]) -> str:
 def _advice(fields: Sequence[str], header: Sequence[str]) -> str:
     if len(fields) > len(header):
         return 'put double quotes around texts that hold commas ("one, two")'
-    return "give every row as many as the header, and put double quotes around texts that hold line breaks"
+    return "give every row as many fields as the header, and put double quotes around texts that hold line breaks"
 
 
 def _unreadable(error: csv.Error, rest: Sequence[str], header: Sequence[str]) -> str:
-    """What is wrong with the record at the beginning of some lines."""
+    """What is wrong with the first record of these lines."""
     if "NUL" in str(error) or "limit" in str(error):
         return f"it can't be read ({error})"
     fields = next(csv.reader(rest, skipinitialspace=True), [])
-    return f"a quote is not closed where its text ends ({_counts(fields, header)}); close it, and write quotes within quotes twice"
+    return f"a quoted text is not closed ({_counts(fields, header)}); close it, and double the quotes inside it"
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
-    """A row a row. Raises InputError where it is no parquet file."""
+    """One row per row of the file. Raises InputError if it is not a parquet file."""
     import pyarrow
     import pyarrow.parquet
 

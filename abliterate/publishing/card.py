@@ -1,4 +1,4 @@
-"""The card as it is published: the one in the folder, in which people may have written, with what only publishing decides."""
+"""The published card: the one in the folder, which people may have edited, plus what only publishing decides."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def published_card(
 ) -> str:
     """The card's text for the repository ``name`` (without its owner).
 
-    ``licence`` is what the publisher states where the base's card states none; ``despite`` are the checks that didn't hold and
-    ``reason`` is why it is published even so. Publishing again says the same once.
+    ``licence``: the publisher's statement, if the base's card states none. ``despite``: the checks that did not hold. ``reason``: why it
+    is published even so. Publishing again does not repeat these lines.
     """
     if licence is not None:
         card.data["license"] = licence

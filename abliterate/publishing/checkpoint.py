@@ -1,4 +1,4 @@
-"""What is to be published: the checkpoint's folder, its proof, its card, and what the run says that made it."""
+"""The checkpoint to publish: its folder, its proof, its card, and the records of the run that made it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OF_A_RUN = ("run.json", "report.json")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An edited checkpoint. ``run`` and ``report`` are what the run.json and the report.json beside it hold; None where it lies alone."""
+    """An edited checkpoint. ``run`` and ``report``: the contents of run.json and report.json beside it; None if there are no such files."""
 
     path: Path
     proof: Mapping[str, Any]
@@ -32,20 +32,20 @@ class Checkpoint:
 
     @property
     def base(self) -> str:
-        """What its proof calls the base."""
+        """The name of the base in the proof."""
         return str(self.proof["base_model"])
 
     @property
     def base_folder(self) -> Path | None:
-        """Where the base lay when the run was made, if it still does."""
+        """The folder of the base during the run, if it still exists."""
         given = (self.run or {}).get("model_path")
         return Path(given) if given and Path(given).is_dir() else None
 
     @property
     def keep_tests(self) -> list[tuple[str, bool]]:
-        """The keep sets and whether their tests held; empty where nothing of it was measured.
+        """The keep sets and whether their tests held; empty if nothing was measured.
 
-        As the run's report has them and as the card does, which people write in: where they differ, a test did not hold.
+        Taken from the run's report and from the card, which people may edit: if the two differ, the test counts as not held.
         """
         found = {name_on_hub(str(test["set"])): test["holds"] is True for test in (self.report or {}).get("keep_tests") or ()}
         for name, holds in keep_tests(self.card.data.get("eval_results")):
@@ -54,7 +54,7 @@ class Checkpoint:
 
     @property
     def asked_to_keep(self) -> list[str]:
-        """The keep sets that the run was given, as it was given them."""
+        """The keep sets in the settings of the run."""
         return [str(name) for name in ((self.run or {}).get("settings") or {}).get("keep") or ()]
 
     @property
@@ -63,11 +63,11 @@ class Checkpoint:
 
 
 def find_checkpoint(given: Path) -> Checkpoint:
-    """The checkpoint in a folder or in a run's folder. Raises InputError where there is none of ours (yet), or its card can't be read."""
+    """The checkpoint in a folder or in a run's folder. Raises InputError if there is none (yet), or if its card can't be read."""
     path = next((p for p in (given, given / CHECKPOINT) if (p / PROOF).is_file()), None)
     if path is None and (given / "run.json").is_file():
         ended = (given / "report.json").is_file()
-        why = "nothing was edited here (an audit, or a comparison)" if ended else "this run is not finished; the same run command goes on"
+        why = "nothing was edited here (an audit, or a comparison)" if ended else "unfinished run; repeat the run command to resume it"
         raise InputError(f"{given}: no checkpoint in it: {why}")
     if path is None:
         raise InputError(
@@ -75,13 +75,13 @@ def find_checkpoint(given: Path) -> Checkpoint:
         )
     if not (path / CARD).is_file():
         raise InputError(f"{path}: no {CARD}; a checkpoint isn't published without its card")
-    around = Path(os.path.abspath(path)).parent  # noqa: PTH100  (of "." too; resolve() would follow a link away from the run)
+    around = Path(os.path.abspath(path)).parent  # noqa: PTH100  (also for "."; resolve() would follow a link away from the run)
     try:
         proof = read_json(path / PROOF)
         card = ModelCard((path / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=False)
         run, report = (read_json(around / file) if (around / file).is_file() else None for file in _OF_A_RUN)
         made = Checkpoint(path, proof, card, run, report)
-        _ = made.base, made.keep_tests, made.asked_to_keep  # read once here, so that what isn't as we write it is said in a line
+        _ = made.base, made.keep_tests, made.asked_to_keep  # read once here, so that malformed files give an error of one line
     except Exception as error:  # files that people edit: not JSON, not YAML, not UTF-8
         raise InputError(f"{path}: {PROOF}, {CARD}, {_OF_A_RUN[0]} or {_OF_A_RUN[1]} can't be read ({first_line(error)})") from None
     return made

@@ -1,4 +1,4 @@
-"""The Hub, through huggingface_hub alone: its token, its endpoint, its uploads that go on where they stopped."""
+"""The Hugging Face Hub, only through huggingface_hub: its token, its endpoint, its resumable uploads."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id  # typ
 from abliterate import __version__
 from abliterate.errors import CheckError, InputError, first_line
 
-_NO_TOKEN = "no token for the Hub: run `hf auth login`, or set HF_TOKEN (a token that may write)"
+_NO_TOKEN = "no token for the Hub: run `hf auth login`, or set HF_TOKEN (a token with write access)"
 _SAID = {
-    400: "the Hub can't take it",
+    400: "the Hub rejects the request",
     401: "the Hub doesn't accept the token: run `hf auth login` again, or set HF_TOKEN to one that is valid",
-    403: "the token may not write there: it needs the right to write to this repository",
+    403: "the token has no write access to this repository",
     404: "there is no such user or organisation, or the token may not see it",
-    409: "something else changed the repository meanwhile; the same command goes on",
-    413: "the Hub finds it too large",
-    429: "the Hub asks to wait; the same command goes on later",
+    409: "something else changed the repository meanwhile; run the same command again",
+    413: "the upload is too large for the Hub",
+    429: "the Hub asks to wait; run the same command again later",
 }
 
 
 def check_repo(repo: str) -> str:
-    """The repository's name without its owner. Raises InputError where it is no ``owner/name``."""
+    """The repository's name without its owner. Raises InputError if it is not ``owner/name``."""
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise InputError(f"{repo!r} is no repository of the Hub: {first_line(error)}") from None
+        raise InputError(f"{repo!r} is not a valid repository name: {first_line(error)}") from None
     owner, _, name = repo.partition("/")
     if not name:
         raise InputError(f"{repo!r}: give the repository with its owner, as in {owner}/{owner}-abliterated")
@@ -40,31 +40,31 @@ def check_repo(repo: str) -> str:
 
 
 def check_token() -> None:
-    """Raise InputError where huggingface_hub knows no token."""
+    """Raise InputError if huggingface_hub finds no token."""
     if get_token() is None:
         raise InputError(_NO_TOKEN)
 
 
 def will_be_public(repo: str, public: bool) -> bool:
-    """Whether anybody may see what is published: as asked where the repository isn't there yet, else as it is, which no push changes.
+    """Whether the published repository is public: as asked if it is new, else as it is now; a push never changes that.
 
-    Raises InputError in a line for what the Hub or the network say, CheckError where the repository is public and shouldn't be.
+    Raises InputError (one line) for errors of the Hub or the network, CheckError if the repository is public and shouldn't be.
     """
     api = _api()
     with _in_a_line(repo, api.endpoint):
         try:
             there = api.model_info(repo).private is False
-        except RepositoryNotFoundError:  # also what is said to a token that isn't valid; making the repository tells
+        except RepositoryNotFoundError:  # also raised for an invalid token; creating the repository then fails
             return public
     if there and not public:
-        raise CheckError(f"{repo}: is there already and public, though --public was not given; give it, or make the repository private")
+        raise CheckError(f"{repo}: already exists and is public, but --public was not given; give it, or make the repository private")
     return there
 
 
 def upload(folder: Path, names: Sequence[str], repo: str, public: bool) -> str:
-    """Upload files of a folder into the repository, made where it isn't there (private unless ``public``). Returns the commit's URL.
+    """Upload files of a folder to the repository; a new one is created, private unless ``public``. Returns the commit's URL.
 
-    What an earlier, interrupted upload sent is not sent again. Raises InputError in a line for what the Hub or the network say.
+    Files that an interrupted upload already sent are not sent again. Raises InputError (one line) for errors of the Hub or the network.
     """
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -87,7 +87,7 @@ def _api() -> HfApi:
 
 @contextmanager
 def _in_a_line(repo: str, endpoint: str) -> Iterator[None]:
-    """What goes wrong at the Hub, as an InputError of one line."""
+    """Turn any error of the Hub into an InputError of one line."""
     try:
         yield
     except Exception as error:  # the Hub's client, its HTTP library and the upload's threads each raise their own kinds
@@ -103,8 +103,8 @@ def _reason(error: BaseException, endpoint: str) -> str:
     answered = next((e for e in chain if isinstance(e, HfHubHTTPError)), None)
     if answered is None:
         why = f"{type(chain[-1]).__name__}: {first_line(chain[-1])}"
-        return f"{endpoint} can't be reached or broke off ({why}); the same command goes on where it stopped"
+        return f"{endpoint} can't be reached or broke off ({why}); run the same command again to resume"
     status = answered.response.status_code
-    said = _SAID.get(status, "the Hub is in trouble; the same command goes on where it stopped" if status >= 500 else "the Hub refuses")
+    said = _SAID.get(status, "the Hub has an error; run the same command again to resume" if status >= 500 else "the Hub refuses")
     detail = answered.server_message or ""
     return f"{said} (HTTP {status}{': ' + ' '.join(detail.split())[:200] if detail else ''})"

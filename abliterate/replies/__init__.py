@@ -1,1 +1,1 @@
-"""Transcripts: what writes the replies of a model, and the files that they are kept in."""
+"""Replies of a model: the engines that generate them, and the transcript files that store them."""

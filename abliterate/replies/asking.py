@@ -1,4 +1,4 @@
-"""Replies of a server to many prompts: as many under way as it is asked for, each on disk as soon as it is there."""
+"""Ask a server many prompts, several at once; each reply is on disk as soon as it arrives."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from abliterate.replies.served import Served, Wanted, choose
 from abliterate.replies.server import Line, RefusedError, Server
 from abliterate.replies.transcripts import Transcript, append, in_order, missing, resume, transcript_of
 
-Asked = tuple[str, Prompt]  # a set's name and one of its prompts
+Asked = tuple[str, Prompt]  # a set's name, and one of its prompts
 
 
 def find(server: Server, wanted: Wanted, named: str | None) -> Served:
-    """The wanted model on a server. Raises InputError where there is no such server or it can't be told which model it is."""
+    """The wanted model on a server. Raises InputError if the server can't be reached or the model can't be identified."""
 
     async def found() -> Served:
         async with server.connected() as line:
@@ -30,7 +30,7 @@ def find(server: Server, wanted: Wanted, named: str | None) -> Served:
 
 @dataclass(frozen=True)
 class Asking:
-    """A served model that is asked for greedy replies. ``opens_thought``: its chat template begins each reply inside the thinking block."""
+    """Greedy replies of a served model. ``opens_thought``: its chat template begins each reply inside the thinking block."""
 
     server: Server
     served: Served
@@ -38,9 +38,9 @@ class Asking:
     opens_thought: bool = False
 
     def answer(self, sets: Sequence[PromptSet], path: Path, advance: Callable[[int], None] = lambda done: None) -> list[Transcript]:
-        """Responses to every prompt of every set, in their order; ``path`` holds each that is finished, in the order in which they came.
+        """Replies to every prompt of every set, in their order. Each reply is appended to ``path`` when it arrives.
 
-        A file begun earlier is gone on with. Raises InputError where the server refuses a prompt or stays away; nothing is lost then.
+        Resumes a file begun earlier. Raises InputError if the server refuses a prompt or stays away; finished replies are kept.
         """
         wanted = [(group.name, prompt) for group in sets for prompt in group]
         kept = resume(path, wanted)
@@ -57,7 +57,7 @@ class Asking:
         return in_order(kept, wanted)
 
     async def _all(self, asked: Sequence[Asked], keep: Callable[[Sequence[Transcript]], None]) -> None:
-        """Ask all. What has come in by the time that the last file write is over is written by the next, in one go."""
+        """Ask all prompts. Replies that arrive during a file write are written together by the next one."""
         waiting, running = deque(asked), set[asyncio.Task[Transcript]]()
         async with self.server.connected() as line:
             try:
@@ -80,6 +80,6 @@ class Asking:
             reply = await line.call(PATH, body, reply_of)
         except RefusedError as refused:
             raise InputError(
-                f"{refused} (prompt {prompt.id!r} of {name!r}; what is finished is kept, and the same command goes on)"
+                f"{refused} (prompt {prompt.id!r} of {name!r}; finished replies are kept; run the same command again to resume)"
             ) from None
         return transcript_of(name, prompt, reply.text, reply.new_tokens, self.opens_thought and not reply.marked, reply.cut)

@@ -1,4 +1,4 @@
-"""A chat completion: the request for a greedy reply, and what came back as one text in which the thought is marked."""
+"""Chat completions: the request for a greedy reply, and the reply as one text with its thought marked."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from abliterate.model.chat.parts import joined
 
 PATH = "/chat/completions"
-# Said to every server: transformers serve takes frequency_penalty for its repetition penalty, which a checkpoint's own advice may set.
+# Sent to every server: ``transformers serve`` reads frequency_penalty as its repetition penalty, which generation_config.json may set.
 GREEDY = {"temperature": 0, "frequency_penalty": 0, "seed": 0, "stream": False}
-# vLLM and SGLang take a checkpoint's advice for this one as their default; other servers refuse to hear of it.
+# Sent only where it is accepted: vLLM and SGLang take its default from generation_config.json; other servers reject the field.
 PLAIN = {"repetition_penalty": 1.0}
 _UNFINISHED = ("abort", "error")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """``text`` as the model wrote it, thinking block included; ``marked`` where the server had told a thought apart, even an empty one;
-    ``cut`` where it might have no more tokens."""
+    """``text``: as the model wrote it, with its thinking block. ``marked``: the server returned the thought separately, even if empty.
+    ``cut``: the reply reached its token limit."""
 
     text: str
     new_tokens: int
@@ -32,7 +32,7 @@ def request(model: str, prompt: str, max_new_tokens: int, extra: dict[str, Any])
 
 
 def reply_of(answer: Any) -> Reply:
-    """The reply in a server's answer. Raises ValueError where there is none in it."""
+    """The reply in a server's JSON. Raises ValueError if there is none."""
     try:
         choice = answer["choices"][0]
         message, ended = choice["message"], choice.get("finish_reason")
@@ -49,14 +49,14 @@ def reply_of(answer: Any) -> Reply:
 
 
 def prompt_tokens(answer: Any) -> int | None:
-    """How many tokens the server says that the model was given; None where it doesn't say."""
+    """Number of prompt tokens that the server reports; None if it reports none."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
     tokens = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     return tokens if isinstance(tokens, int) and tokens > 0 else None
 
 
 def _whole(thought: str | None, content: str, cut: bool) -> str:
-    """Thought and answer as one text; a thought that was cut stays open, so that it counts as truncated and not as an empty answer."""
+    """Thought and answer as one text. A thought that was cut stays open, so that it counts as truncated and not as an empty answer."""
     if not thought:
         return content
     return joined(thought, None if cut and not content.strip() else content)

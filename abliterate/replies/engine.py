@@ -1,4 +1,4 @@
-"""What writes the replies of a model: transformers or vLLM in this process, or a server."""
+"""The engine that generates a model's replies: transformers or vLLM in this process, or a server."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from abliterate.replies.vllm_engine import VllmEngine, check_installed, version
 from abliterate.terminal.progress import say
 
 Settings = RunConfig | AuditConfig
-_GREETING = 5.0  # seconds for a server to say that it is there
+_GREETING = 5.0  # seconds to wait for a server to answer at all
 
 
 @dataclass(frozen=True)
 class Engine:
-    """``described``: what run.json says of it. ``answer``: replies to prompt sets, written to a file as they come, with progress."""
+    """``described``: its entry in run.json. ``answer``: generates replies to prompt sets, writes each to a file, and reports progress."""
 
     described: dict[str, Any]
     answer: Callable[[Sequence[PromptSet], Path, Advance], list[Transcript]]
 
 
 def wanted_of(source: ModelSource) -> Wanted:
-    """A model as a server may call it: by its folder, its Hub id (whole, or without its owner), or a short name."""
+    """The names that a server may use for a model: its folder, its Hub id (with or without the owner), or a short name."""
     names = {source.given} - {str(source.path)}
     if source.hub_id is not None:
         names |= {source.hub_id, source.hub_id.rpartition("/")[2], *(short for short, hub_id in HUB_IDS.items() if hub_id == source.hub_id)}
@@ -48,9 +48,10 @@ def wanted_of(source: ModelSource) -> Wanted:
 
 
 def foresee(config: Settings) -> None:
-    """Say or refuse what can be known of an engine before it is needed.
+    """Check an engine before the run needs it.
 
-    Raises InputError where vLLM is not installed or the server wants another key. A server that isn't there yet may still come.
+    Raises InputError if vLLM is not installed, the server rejects the key, or the engine can't follow --thinking. A server that does
+    not answer yet only causes a notice.
     """
     _check_thinking(config, config.engine)
     if config.engine == "vllm":
@@ -60,9 +61,9 @@ def foresee(config: Settings) -> None:
 
 
 def _check_thinking(config: Settings, engine: str) -> None:
-    """Raises InputError where the engine can't be told how to think: a server writes the prompts itself."""
+    """Raises InputError if the engine can't follow --thinking: a server applies the chat template itself."""
     if is_url(engine) and config.thinking != "on":
-        raise InputError(f"--thinking {config.thinking}: a server decides itself how its model thinks; use --engine transformers")
+        raise InputError(f"--thinking {config.thinking}: a server applies the chat template itself; use --engine transformers")
     if config.thought_budget is not None and (engine != "transformers" or config.settle):
         raise InputError(f"--thinking {config.thinking} needs --engine transformers without --settle")
 
@@ -72,16 +73,16 @@ async def _greet(server: Server) -> None:
         async with server.connected() as line:
             await line.call("/models", None, lambda answer: None)
     except AwayError:
-        say(f"{server.url}: no server is there yet; it is needed when the model's replies are measured")
+        say(f"{server.url}: no server answers yet; it must be up when the model's replies are generated")
     except RefusedError as refused:
         if refused.status in (401, 403):
             raise
 
 
 def engine_of(config: Settings, session: Session | None, wanted: Wanted, url: str | None = None) -> Engine:
-    """The engine for a model: as ``config`` says, or the server at ``url``; without a ``session`` the weights are on the server alone.
+    """The engine for a model: the one that ``config`` names, or the server at ``url``. Without a ``session`` only the server has weights.
 
-    Raises InputError where a server doesn't come, or can't be told to serve the wanted model.
+    Raises InputError if the server can't be reached or does not serve the wanted model.
     """
     where = url or config.engine
     _check_thinking(config, where)
@@ -99,7 +100,7 @@ def engine_of(config: Settings, session: Session | None, wanted: Wanted, url: st
 
 
 def reply_length(config: Settings, session: Session) -> int:
-    """The most tokens of a reply that is written in this process, thought and answer; 0 where a server writes them."""
+    """Maximum tokens of a reply that this process generates, thought and answer together; 0 if a server generates it."""
     if is_url(config.engine):
         return 0
     most = (session.longest if config.engine == "transformers" else None) or config.max_new_tokens
@@ -108,9 +109,9 @@ def reply_length(config: Settings, session: Session) -> int:
 
 
 def edited_engine(config: RunConfig, session: Session, source: ModelSource, base: Mapping[str, Any]) -> Engine:
-    """The engine for the checkpoint made of ``source``; ``base`` is what run.json says of the engine that the base was asked by.
+    """The engine for the edited checkpoint of ``source``. ``base``: the entry in run.json of the engine that the base used.
 
-    A server must name the checkpoint's folder, unless it was given for this model; what is known to be the base won't do even then.
+    A server must list the checkpoint's folder, unless --edited-engine names it. A model known to be the base is refused in any case.
     """
     url = config.edited_engine or config.engine
     asked = {str(base[key]) for key in ("model", "root") if base.get("url") == url and base.get(key)}
@@ -145,9 +146,9 @@ def _served(config: Settings, session: Session | None, wanted: Wanted, url: str)
         tokenizer = session.tokenizer()
         opened = opens_thought(tokenizer)
         if marks_are_dropped(tokenizer):
-            say(f"{url}: marks of this model's thoughts are special tokens, which servers drop; start it with its reasoning parser")
+            say(f"{url}: servers drop the special tokens around this model's thoughts; start the server with its reasoning parser")
         if reads_clock(str(tokenizer.chat_template)):
-            say(f"{url}: the model's chat template shows the time, and a server shows its own: no two askings have the same prompts")
+            say(f"{url}: the model's chat template inserts the server's current time, so the same prompts differ from request to request")
     served = find(server, wanted, config.engine_model)
     described = {"kind": "server", "url": url, "model": served.model, "root": served.root, "owner": served.owner, "chosen_by": served.by}
     return Engine(described, Asking(server, served, config.max_new_tokens, opened).answer)

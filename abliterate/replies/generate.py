@@ -1,4 +1,4 @@
-"""Batched greedy generation that can be interrupted and gone on with."""
+"""Batched greedy generation that resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def generate(
     settle: bool = False,
     budget: int | None = None,
 ) -> list[Transcript]:
-    """Responses to every prompt of every set, written to ``path`` segment by segment; ``settle`` cuts those of clear refusals.
+    """Replies to every prompt of every set, written to ``path`` segment by segment. ``settle`` stops replies that are clear refusals.
 
-    With a ``budget`` a thought has at most so many tokens, and ``max_new_tokens`` are the answer's. A file begun earlier is
-    gone on with: segments that are whole in it are kept, so that the same prompts are computed together and the same tokens
-    come out as without the interruption.
+    ``budget``: maximum tokens of a thought; ``max_new_tokens`` then limits the answer alone. Resumes a file begun earlier: its leading
+    complete segments are kept and all others generated again, so that the same prompts are computed together and the tokens are the
+    same as without the interruption.
     """
     prompts = [(group.name, prompt) for group in sets for prompt in group]
     encoded = encode(model.tokenizer, [p.text for _, p in prompts])
@@ -63,12 +63,12 @@ def generate(
 
 
 def _segments(encoded: Sequence[Sequence[int]], size: int | None) -> list[list[int]]:
-    """Prompts that are computed together, the shortest first; it depends on the lengths alone."""
+    """Indices of the prompts that are computed together, shortest first; they depend only on the lengths."""
     order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]), i))
     return [order[start : start + size] for start in range(0, len(order), size)] if size else [order]
 
 
 def _transcript(model: Model, name: str, prompt: Prompt, reply: list[int], opened: bool, longest: int, apart: bool) -> Transcript:
-    """``longest``: the most tokens of a reply, or of its answer where thoughts are counted ``apart``."""
+    """``longest``: maximum tokens of a reply, or of its answer if thoughts are counted ``apart``."""
     before = (answer_start(model.tokenizer, reply, opened) or 0) if apart else 0
     return transcript_of(name, prompt, decode(model.tokenizer, reply), len(reply), opened, len(reply) - before >= longest)

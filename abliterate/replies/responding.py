@@ -1,4 +1,4 @@
-"""Replies of one model to all prompts, into the run folder."""
+"""Replies of one model to all prompts, stored in the run folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from abliterate.terminal.progress import stage
 
 
 def respond(folder: RunFolder, engine: Callable[[], Engine], groups: Sequence[PromptSet], which: str) -> list[Transcript]:
-    """Responses of one model to all prompts; the transcript file grows as they come and is gone on with.
+    """Replies of one model to all prompts. Each is appended to the transcript file, and a file begun earlier is resumed.
 
-    ``engine`` is called where any is missing; run.json says then what it is.
+    ``engine`` is called only if replies are missing; run.json then records it.
     """
     path = folder.path / "transcripts" / f"{which}.jsonl"
     path.parent.mkdir(exist_ok=True)
@@ -25,5 +25,5 @@ def respond(folder: RunFolder, engine: Callable[[], Engine], groups: Sequence[Pr
     with folder.timed(f"transcripts ({which})"):
         asked = engine()
         folder.note_engine(which, asked.described, begun=bool(done))
-        with stage(f"responses of the {which} model", len(wanted)) as advance:
+        with stage(f"replies of the {which} model", len(wanted)) as advance:
             return asked.answer(groups, path, advance)

@@ -1,4 +1,4 @@
-"""Which of a server's models is ours: by what it says of each, never by hope where a wrong one would spoil a figure."""
+"""Select the served model that matches the local checkpoint, by what the server reports about each of its models."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from abliterate.terminal.progress import say
 
 _FOLDER = "its folder"
 _SHORT, _LONG = "Hi", "Name three rivers of Europe, and say of each in one sentence where it rises and where it ends."
-_CANT = (500, 501)  # what servers answer where they can't load a model or don't know a request
+_CANT = (500, 501)  # statuses of servers that can't load a model or don't know a request
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A model that a server should serve: ``path`` its local folder, ``names`` its Hub id and short names; none for whatever is served.
+    """A model that a server should serve. ``path``: its local folder. ``names``: its Hub id and short names. Neither: any model will do.
 
-    ``certain``: only a server that names the folder will do. ``never``: a model that must not be taken for it.
+    ``certain``: accept only a model whose folder the server reports. ``never``: a model that must not be accepted instead.
     """
 
     path: Path | None = None
@@ -29,7 +29,7 @@ class Wanted:
     never: Wanted | None = None
 
     def is_called(self, name: str | None) -> bool:
-        """Whether a server's word for a model means this one."""
+        """Whether a server's name for a model means this model."""
         return name is not None and (self.lies_at(name) or name.casefold() in {own.casefold() for own in self.names})
 
     def lies_at(self, name: str | None) -> bool:
@@ -37,14 +37,14 @@ class Wanted:
             return False
         try:
             return Path(name).resolve() == self.path.resolve()
-        except (OSError, ValueError):  # too long, a null character
+        except (OSError, ValueError):  # the name is too long, or has a null character
             return False
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model of a server. ``root``: what it was loaded from, where the server says so; ``by``: how it was chosen; ``extra``: what a
-    request for it may also hold."""
+    """A model of a server. ``root``: what it was loaded from, if the server says so. ``by``: how it was chosen. ``extra``: additional
+    fields of requests to it."""
 
     model: str
     root: str | None = None
@@ -54,9 +54,9 @@ class Served:
 
 
 async def choose(line: Line, url: str, wanted: Wanted, named: str | None) -> Served:
-    """The wanted model on the server, tried with requests for one token.
+    """Find the wanted model on the server and test it with requests for one token.
 
-    Raises InputError where it can't be told which it is, or where it isn't given what it is asked.
+    Raises InputError if the model can't be identified, or if it does not get the user's message.
     """
     listed = await _listed(line, named is not None or wanted.path is not None)
     found = await _found(line, url, wanted, named, listed)
@@ -85,7 +85,7 @@ async def _found(line: Line, url: str, wanted: Wanted, named: str | None, listed
     if len(listed) != 1:
         raise InputError(f"{url} serves several models or none ({_names(listed)}); say which one with --engine-model NAME")
     if wanted.path is not None and wanted.never is None:
-        say(f"{url}: its only model, {listed[0].model!r}, is taken for {wanted.path}; nothing it says shows that it is")
+        say(f"{url}: its only model, {listed[0].model!r}, is used as {wanted.path}; the server does not confirm that it is the same")
     return _chosen(listed[0], "the only one served")
 
 
@@ -94,16 +94,16 @@ def _chosen(served: Served, by: str) -> Served:
 
 
 def _how_to_serve(wanted: Wanted) -> str:
-    return f"serve {wanted.path} and give --edited-engine URL (the same command goes on)"
+    return f"serve {wanted.path} and run the same command again with --edited-engine URL"
 
 
 def _names(listed: list[Served]) -> str:
     shown = ", ".join(repr(s.model[:80]) for s in listed[:5])
-    return f"it lists {shown}{', ...' if len(listed) > 5 else ''}" if listed else "it lists none"
+    return f"it lists {shown}{', ...' if len(listed) > 5 else ''}" if listed else "it lists no model"
 
 
 async def _listed(line: Line, may_be_missing: bool) -> list[Served]:
-    """What the server says it serves; ``transformers serve`` fails to say so where nothing was ever downloaded."""
+    """The models that the server lists; ``transformers serve`` fails here if nothing was ever downloaded."""
     try:
         return await line.call("/models", None, _cards, _passes)
     except RefusedError as refused:
@@ -123,7 +123,7 @@ def _cards(answer: Any) -> list[Served]:
 async def _loads(line: Line, path: Path) -> bool:
     """Whether the server loads the folder that a request names, as ``transformers serve`` does.
 
-    Many servers answer whatever name they are asked by, so one that answers to a folder that isn't there proves nothing.
+    Many servers accept any model name, so a server that also accepts a missing folder proves nothing.
     """
     return not await _answers(line, f"{path}.not-there", {}) and await _answers(line, str(path), {})
 
@@ -137,19 +137,19 @@ async def _answers(line: Line, model: str, extra: dict[str, Any]) -> bool:
 
 
 async def _check_heard(line: Line, url: str, served: Served, short: int | None) -> None:
-    """Raises InputError where the model is given as many tokens for a long prompt as for a short one: ``short``, None where the server
-    doesn't say. What the user says is lost on its way then, as where a chat template takes it as parts alone."""
+    """Raises InputError if a long prompt has as many tokens as a short one (``short``; None if the server doesn't say): then the user's
+    message is lost, as with a chat template that accepts content only as parts."""
     if short is not None and short == await _probe(line, served.model, served.extra, _LONG):
         raise InputError(
-            f"{url}: {served.model!r} is given {short} tokens for a short prompt and for a long one, so its chat template leaves out what "
+            f"{url}: {served.model!r} gets {short} tokens for a short prompt and for a long one, so its chat template leaves out what "
             "the user says; serve it with another chat template, or with content as parts"
         )
 
 
 async def _tried(line: Line, served: Served) -> tuple[Served, int | None]:
-    """The model with all that a request for it may hold: a server that knows more penalties than OpenAI's is told to use none.
+    """The model with the extra fields for its requests, and its number of tokens for a short prompt.
 
-    Beside it how many tokens it was given for a short prompt.
+    A server that accepts penalties beyond OpenAI's is told to use none.
     """
     try:
         given = await _probe(line, served.model, PLAIN)
@@ -161,7 +161,7 @@ async def _tried(line: Line, served: Served) -> tuple[Served, int | None]:
 
 
 async def _probe(line: Line, model: str, extra: dict[str, Any], prompt: str = _SHORT) -> int | None:
-    """One token of the model; returns how many it was given, where the server says so. Raises RefusedError."""
+    """Request one token. Returns the number of prompt tokens, if the server reports it. Raises RefusedError."""
 
     def read(answer: Any) -> int | None:
         try:

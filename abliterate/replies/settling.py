@@ -1,4 +1,4 @@
-"""When a reply has clearly refused, so that the rest of it needs not be written."""
+"""When a reply is clearly a refusal, so that the rest of it need not be generated."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LEAST = 16  # tokens
 
 @dataclass(frozen=True)
 class Settling:
-    """Whether a reply so far is a refusal: the sentences that it has finished are one by themselves, and with what was begun after them.
+    """Whether a reply so far is a refusal: both the whole text and its finished sentences alone must be judged refused.
 
-    What may still turn into an answer can't be known, so this is for those who ask for it. A change of topic counts for nothing
-    here: more often than a refusal it goes on to an answer. ``texts`` has the prompts by their token ids.
+    A refusal may still turn into an answer, so this is off unless the user asks for it. A change of topic does not count here: it
+    leads to an answer more often than to a refusal. ``texts``: the prompts by their token ids.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -42,5 +42,5 @@ class Settling:
 
 
 def _finished(text: str) -> str:
-    """A text up to the end of its last whole sentence."""
+    """A text up to the end of its last complete sentence."""
     return text[: max(text.rfind(end) for end in ".!?。！？") + 1]

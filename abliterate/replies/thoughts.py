@@ -1,4 +1,4 @@
-"""Replies of models that think, with thoughts of bounded length."""
+"""Replies of reasoning models, with thoughts of bounded length."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from abliterate.model.chat.thinking import closing, decode, opens_thought, token
 def replies_within(
     model: Model, prompts: Ids, budget: int, max_new_tokens: int, advance: Advance = no_progress
 ) -> Iterator[tuple[int, list[int]]]:
-    """Each prompt's place and its greedy reply: a thought of at most ``budget`` tokens, and ``max_new_tokens`` of an answer.
+    """Each prompt's index and its greedy reply: a thought of at most ``budget`` tokens and an answer of at most ``max_new_tokens``.
 
-    A thought that is not over by then is closed, and the answer goes on behind it. The answer begins right behind the closing
-    mark; of a reply that doesn't think all is answer.
+    A thought that reaches the budget is closed, and the model continues with the answer, which begins right after the closing mark. A
+    reply without a thought is all answer.
     """
     opened, end = opens_thought(model.tokenizer), closing(model.tokenizer)
-    begun: list[tuple[int, list[int], int]] = []  # place, reply so far, tokens of the answer in it
+    begun: list[tuple[int, list[int], int]] = []  # index of the prompt, reply so far, answer tokens in it
     for _, places, replies in model.replies([Pass(prompts)], budget):
         for place, reply in zip(places, replies, strict=True):
             start = answer_start(model.tokenizer, reply, opened)
@@ -43,6 +43,6 @@ def replies_within(
 
 
 def answer_start(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int], opened: bool) -> int | None:
-    """How many tokens of a reply come before its answer; None where it is still thinking."""
+    """Number of tokens before the answer; None if the reply is still in its thought."""
     parts = split_thought(decode(tokenizer, reply), opened)
     return tokens_before(tokenizer, reply, parts.start) if parts.closed else None

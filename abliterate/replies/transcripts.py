@@ -1,4 +1,4 @@
-"""Transcript files: one JSON object a line, complete lines only, whatever interrupts the writing."""
+"""Transcript files: one JSON object per line. An incomplete last line, left by an interruption, is ignored and removed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from abliterate.prompts import Prompt
 from abliterate.prompts.lines import json_rows
 from abliterate.prompts.row import Row, kind
 
-_OBEYED = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # control characters that JSON lets stand, marks of direction
+_OBEYED = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # control characters that JSON allows, and direction marks
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """A prompt, its response, and everything needed to judge it again without the model."""
+    """A prompt, its reply (``response``), and everything needed to judge it again without the model."""
 
     set: str
     id: str
@@ -35,14 +35,14 @@ class Transcript:
     facts: tuple[str, ...] = ()
     new_tokens: int = 0
     begins_in_thought: bool = False
-    cut: bool = False  # it had all the tokens that it might have, and was not at its end
+    cut: bool = False  # it reached its token limit before its end
 
     def verdict(self) -> Verdict:
         return judge(self.response, self.facts, self.begins_in_thought, self.prompt, self.cut)
 
 
 def transcript_of(set_name: str, prompt: Prompt, response: str, new_tokens: int, begins_in_thought: bool, cut: bool = False) -> Transcript:
-    """The transcript of a response to one of our prompts."""
+    """The transcript of a reply to a prompt."""
     return Transcript(
         set=set_name, id=prompt.id, prompt=prompt.text, response=response, lang=prompt.lang, category=prompt.category,
         topic=prompt.topic, pair=prompt.pair, facts=prompt.facts, new_tokens=new_tokens, begins_in_thought=begins_in_thought, cut=cut,
@@ -50,7 +50,7 @@ def transcript_of(set_name: str, prompt: Prompt, response: str, new_tokens: int,
 
 
 def append(path: Path, transcripts: Sequence[Transcript]) -> None:
-    """Add lines, after cutting off a half-written one, and make sure that they are on disk before returning."""
+    """Append lines, after removing an incomplete last one. They are on disk when this returns."""
     with open(path, "ab+", opener=no_link) as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -64,7 +64,7 @@ def append(path: Path, transcripts: Sequence[Transcript]) -> None:
 
 
 def resume(path: Path, wanted: Sequence[tuple[str, Prompt]]) -> list[Transcript]:
-    """The transcripts of a file begun earlier, once each and only of wanted prompts (set name, prompt); the file then holds just these."""
+    """The transcripts in a file begun earlier, once each and only of wanted prompts (set name, prompt); removes all others."""
     keys = {(name, prompt.id) for name, prompt in wanted}
     found = read(path)
     kept = list({(t.set, t.id): t for t in found if (t.set, t.id) in keys}.values())
@@ -92,7 +92,7 @@ def in_order(transcripts: Sequence[Transcript], wanted: Sequence[tuple[str, Prom
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """A row as one line of JSON, readable but for what UTF-8 can not hold (half a surrogate pair) and what a terminal would obey."""
+    """A row as one line of JSON. Non-ASCII text stays readable, except control characters, direction marks and lone surrogates."""
     text = _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(row, ensure_ascii=False))
     try:
         text.encode()
@@ -102,7 +102,7 @@ def line_of(row: dict[str, Any]) -> str:
 
 
 def read(path: Path) -> list[Transcript]:
-    """The transcripts of a file of ours, an interrupted last line left out."""
+    """The transcripts in a file of this program, without an incomplete last line."""
     if not path.exists():
         return []
     complete = path.read_bytes().rpartition(b"\n")[0]
@@ -114,7 +114,8 @@ def _transcript(row: dict[str, Any]) -> Transcript:
 
 
 def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], Transcript]]:
-    """Rows of any transcript file, with what of them is judged; a row needs ``prompt`` and ``response``, optionally ``facts``.
+    """Rows of any transcript file, each with the transcript to judge. A row needs ``prompt`` and ``response``; ``facts``,
+    ``begins_in_thought`` and ``cut`` are optional.
 
     Raises InputError naming the line.
     """

@@ -1,4 +1,4 @@
-"""Replies by vLLM in this process: many prompts at once, over several GPUs or nodes; the same prompt tokens as everywhere else."""
+"""Replies by vLLM in this process: many prompts at once, on several GPUs or nodes, with the same prompt tokens as other engines."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from abliterate.model.chat.thinking import decode, marks_are_dropped, opens_thou
 from abliterate.prompts import Prompt, PromptSet
 from abliterate.replies.transcripts import Transcript, append, in_order, missing, resume, transcript_of
 
-SLICE = 256  # prompts given at once: what a kill can lose, and more than are decoded together
+SLICE = 256  # prompts per call: the most that a kill can lose, and more than vLLM decodes at once
 
 
 @dataclass(frozen=True)
 class VllmEngine:
-    """A checkpoint folder that vLLM answers for, with the ``dtype`` it computes in (``bfloat16``, ...) and over how many GPUs; ``ends``:
-    the tokens that end a reply, which vLLM may not know all of."""
+    """vLLM for a checkpoint folder. ``dtype``: the compute type (``bfloat16``, ...). ``tensor_parallel`` times ``pipeline_parallel``: the
+    number of GPUs. ``ends``: the tokens that end a reply; vLLM may not know all of them."""
 
     folder: Path
     tokenizer: PreTrainedTokenizerBase
@@ -39,9 +39,9 @@ class VllmEngine:
     ends: frozenset[int] = frozenset()
 
     def answer(self, sets: Sequence[PromptSet], path: Path, advance: Callable[[int], None] = lambda done: None) -> list[Transcript]:
-        """Greedy responses to every prompt of every set, in their order, written to ``path`` slice by slice; a file begun is gone on with.
+        """Greedy replies to every prompt of every set, in their order, written to ``path`` slice by slice. Resumes a file begun earlier.
 
-        Raises InputError where vLLM is not installed, can't load the model, or fails.
+        Raises InputError if vLLM is not installed, can't load the model, or fails.
         """
         wanted = [(group.name, prompt) for group in sets for prompt in group]
         kept = resume(path, wanted)
@@ -64,11 +64,11 @@ class VllmEngine:
         return in_order(kept, wanted)
 
     def _loaded(self, longest_prompt: int) -> Any:
-        """vLLM with the model, in room for the longest prompt and its reply rather than for all that the model could read."""
+        """vLLM with the model loaded, with a context just long enough for the longest prompt and its reply."""
         check_installed()
         from vllm import LLM
 
-        _free()  # what this process held of a GPU before
+        _free()  # GPU memory that this process still holds
         gpus = self.tensor_parallel * self.pipeline_parallel
         options: dict[str, Any] = {"distributed_executor_backend": "ray"} if gpus > max(torch.cuda.device_count(), 1) else {}
         try:
@@ -83,7 +83,7 @@ class VllmEngine:
                 seed=0,
                 **options,
             )
-        except Exception as error:  # its own, CUDA's, Ray's, pydantic's
+        except Exception as error:  # errors of vLLM, CUDA, Ray or pydantic
             raise InputError(f"{self.folder}: vLLM can't load it ({first_line(error)})") from error
 
     def _replies(self, llm: Any, asked: Sequence[tuple[str, Prompt]], encoded: Sequence[list[int]], opened: bool) -> list[Transcript]:
@@ -92,9 +92,9 @@ class VllmEngine:
         greedy = SamplingParams(temperature=0.0, max_tokens=self.max_new_tokens, seed=0, stop_token_ids=sorted(self.ends))
         try:
             outputs = llm.generate([{"prompt_token_ids": ids} for ids in encoded], greedy, use_tqdm=False)
-        except Exception as error:  # an engine that died, memory that ran out
+        except Exception as error:  # the engine died, or memory ran out
             raise InputError(
-                f"{self.folder}: vLLM failed ({first_line(error)}); what is finished is kept, and the same command goes on"
+                f"{self.folder}: vLLM failed ({first_line(error)}); finished replies are kept; run the same command again to resume"
             ) from error
         replies = [output.outputs[0] for output in outputs]
         made = []
@@ -106,27 +106,27 @@ class VllmEngine:
 
 
 def check_installed() -> None:
-    """Raises InputError where vLLM is not there; it is not imported, which takes long."""
+    """Raises InputError if vLLM is not installed. Does not import it, which is slow."""
     if "vllm" not in sys.modules and importlib.util.find_spec("vllm") is None:
         raise InputError("--engine vllm: vLLM is not installed; pip install 'abliterate[vllm]', or give the URL of a server")
 
 
 def version() -> str | None:
-    """vLLM's version, or None where it says none."""
+    """vLLM's version; None if it has none."""
     with suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version("vllm")
     return None
 
 
 def _free() -> None:
-    """Give the GPU memory that torch keeps at hand back to whoever computes next."""
+    """Release the GPU memory that torch caches."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def _close() -> None:
-    """End what vLLM leaves behind when it is let go of: process groups, and memory of the GPU."""
+    """Release what vLLM leaves behind: process groups and GPU memory."""
     gc.collect()
     with suppress(ImportError):
         from vllm.distributed import cleanup_dist_env_and_memory

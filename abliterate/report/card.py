@@ -1,4 +1,4 @@
-"""The derived checkpoint's README.md: what was removed, kept, measured, and what was not; under which licence; how to get it again."""
+"""The derived checkpoint's README.md (model card): what was removed, kept, measured and not measured; licence; how to reproduce it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WEIGHTS = (".safetensors",)
 
 
 def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
-    """Markdown from the proof, and from the report once there is one; its front matter is the Hub's, with the ``model-index``."""
+    """Markdown from the proof and, if there is one, the report. The front matter follows the Hub's format, with the ``model-index``."""
     base = str(proof["base_model"])
     licence = proof.get("licence")
     terms = terms_of(licence, base)
@@ -81,12 +81,12 @@ def _data(proof: Mapping[str, Any], report: Mapping[str, Any] | None, licence: M
 
 
 def _called(base: str, report: Mapping[str, Any] | None) -> str:
-    """The base's name; that of a folder as the page and the terminal say it, once there is a run that says where it lies."""
+    """The base's name. A folder is named as on the page and in the terminal if the report's run records its path."""
     return provenance.model_name(report["run"]) if report and not _hub_id(base) and report["run"].get("model_path") else base
 
 
 def _made_from(base: str, licence: Mapping[str, Any] | None) -> list[str]:
-    """What the card in a local base's folder calls its own base models, as far as they are ids of the Hub."""
+    """The base models that the card in a local base's folder names, if they are Hub ids."""
     return [] if _hub_id(base) else [each for each in (licence or {}).get("bases", ()) if _hub_id(each)]
 
 
@@ -95,7 +95,7 @@ def _strengths(proof: Mapping[str, Any]) -> list[float]:
 
 
 def _share(proof: Mapping[str, Any]) -> str | None:
-    """How much of the component is removed, in words; None where all of it is, or where nothing is known of it."""
+    """The share of the component that is removed, in words; None if it is all removed or nothing is known about it."""
     strengths = _strengths(proof)
     if not strengths or min(strengths) == max(strengths) == 1:
         return None
@@ -104,17 +104,17 @@ def _share(proof: Mapping[str, Any]) -> str | None:
 
 
 def _percent(share: float) -> str:
-    """Such that nothing reads as all of it that isn't, and nothing as none."""
+    """A share in per cent, with three digits near 0 and 1, so that nearly nothing does not read as 0 % or nearly all as 100 %."""
     return f"{100 * share:.0f} %" if 0.01 <= share < 0.99 or share == 1 else f"{100 * share:.3g} %"
 
 
 def _alpha(proof: Mapping[str, Any]) -> str | None:
-    """The strengths in the formula."""
+    """The strength α of the formula, or its range over the tensors."""
     strengths = _strengths(proof)
     if not strengths:
         return None
     low, high = min(strengths), max(strengths)
-    return f"{low:.3g} in each of them" if low == high else f"{low:.3g} to {high:.3g}, each tensor its own"
+    return f"{low:.3g} for every tensor" if low == high else f"{low:.3g} to {high:.3g}, depending on the tensor"
 
 
 def _hub_id(base: str) -> str | None:
@@ -122,7 +122,7 @@ def _hub_id(base: str) -> str | None:
 
 
 def _weights_of(run: Mapping[str, Any]) -> dict[str, str]:
-    """BLAKE3 of the base's shards."""
+    """BLAKE3 hashes of the base's shards."""
     return {name: digest for name, digest in (run.get("model_hashes") or {}).items() if name.endswith(_WEIGHTS)}
 
 
@@ -145,7 +145,7 @@ def _environment() -> Environment:
 
 
 def nats(drift: Mapping[str, Any], key: str) -> str:
-    """A figure of the drift with its interval."""
+    """A drift figure with its interval."""
     if drift.get(key) is None:
         return "not measured"
     bounds: Sequence[float] | None = drift.get(f"{key}_ci95")
@@ -157,11 +157,11 @@ def _flat(text: str) -> str:
 
 
 def one_line(text: object) -> str:
-    """A user's text as one line of Markdown in which nothing is markup."""
+    """A user's text as one line of Markdown with all markup escaped."""
     flat = _flat(str(text)).replace("`", "'").replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\\[\]*_!|~#])", r"\\\1", flat)
 
 
 def code(text: object) -> str:
-    """A user's text for a code span of one line, harmless also where a renderer knows no code spans."""
+    """A user's text for a one-line code span, harmless even in a renderer without code spans."""
     return _flat(str(text)).replace("`", "'").replace("<", "‹").replace("](", "] (")

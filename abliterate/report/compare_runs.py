@@ -1,4 +1,4 @@
-"""Several runs side by side in one page: their rates on one scale, their drift, their tests, and how their settings differ."""
+"""Several runs side by side on one page: rates on one scale, drift, tests, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _DRIFT = "kl_first_token"
 
 
 def compare_runs(folders: Sequence[Path], out: Path) -> str:
-    """Write the page ``out`` from the report.json of each run's folder. Returns what was written, in a line.
+    """Write the page ``out`` from the report.json of each run's folder. Returns a line that says what was written.
 
-    Raises InputError where a folder holds no report, fewer than two are given, or ``out`` is there.
+    Raises InputError if a folder holds no report, fewer than two are given, or ``out`` exists.
     """
     if len(folders) < 2:
         raise InputError("--compare needs two runs or more")
@@ -35,7 +35,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> str:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """A name for each run: its folder's own, with as much of the way to it as tells them apart. Raises InputError for one given twice."""
+    """A name for each run: its folder's name, with as many parent folders as make it unique. Raises InputError for a run given twice."""
     whole = [folder.resolve() for folder in folders]
     if len(set(whole)) < len(whole):
         raise InputError("--compare: a run is given twice")
@@ -54,12 +54,12 @@ def _report(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         ours = False
     if not ours:
-        raise InputError(f"{file}: not a report of ours; 'abliterate report {folder}' makes it again")
+        raise InputError(f"{file}: not a report of abliterate; write it again with: abliterate report {folder}")
     return dict(found)
 
 
 def runs_page(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """The page of several reports, by the names of their runs."""
+    """The page of several reports; ``reports`` maps the runs' names to them."""
     return (
         environment()
         .get_template("runs.html.jinja2")
@@ -85,7 +85,7 @@ def runs_page(reports: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _sets(reports: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each prompt set with its rates in every run that asked it, those that should go first."""
+    """Each prompt set with its rates in every run that used it, targets first."""
     names = {(name, entry["role"]): None for r in reports.values() for name, entry in r["sets"].items()}
     found = []
     for name, role in sorted(names, key=lambda pair: _ROLES.index(pair[1]) if pair[1] in _ROLES else len(_ROLES)):
@@ -108,7 +108,7 @@ def _drift(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def _unlike(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Sets that are not the same prompts in every run, so that their rates can't be set beside each other."""
+    """Sets whose prompts differ between the runs, so that their rates can't be compared."""
     known: dict[str, set[tuple[Any, Any]]] = {}
     for r in reports.values():
         for name, entry in r["sets"].items():
@@ -117,7 +117,7 @@ def _unlike(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _settings(reports: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Settings that are not the same in all runs, with each run's own."""
+    """Settings that differ between the runs, with each run's value."""
     given = [r["run"]["settings"] for r in reports.values()]
     named = [without_paths(r["run"])["settings"] for r in reports.values()]
     keys = dict.fromkeys(key for settings in given for key in settings)

@@ -1,4 +1,4 @@
-"""How good the estimated directions are, as a table in the terminal."""
+"""The quality of the estimated directions, as a table in the terminal."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _WIDE = 200
 
 
 def show_directions(document: Mapping[str, Any], written: Path | None = None) -> None:
-    """Each estimate where it separates best, from the content of directions.json; to stdout."""
+    """Print each estimate where it separates best to stdout; ``document``: the content of directions.json."""
     console = HarmlessConsole(highlight=False)
     if not console.is_terminal:
-        console.width = _WIDE  # in a file no column is cut
+        console.width = _WIDE  # when written to a file, no column is cut
 
     def line(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
@@ -31,17 +31,17 @@ def show_directions(document: Mapping[str, Any], written: Path | None = None) ->
     for name, entry in document["estimators"].items():
         table.add_row(*(Text(cell) for cell in _cells(name, entry, sets)))
     console.print(table)
-    held = "val prompts" if document["held_out"] == "val" else "train prompts that each estimate was not made of (halves)"
+    held = "val prompts" if document["held_out"] == "val" else "the half of the train prompts that each estimate did not use"
     line(f"AUC and d (Cohen's): target against baseline on {held}, at the block and position of the best AUC")
     line("stability: cosine between the estimates on two halves of the train prompts, at the last position")
     if sets:
-        line("cos: with each keep set's own direction; left: share of the direction that scoping leaves")
+        line("cos: cosine with each keep set's direction; left: share of the direction that scoping leaves")
     if written is not None:
         line(f"direction: {written}")
 
 
 def _cells(name: str, entry: Mapping[str, Any], sets: list[str]) -> list[str]:
-    """One estimate at the block and position of its best AUC; of equal ones, that of the largest Cohen's d."""
+    """One estimate at the block and position of its best AUC; ties go to the largest Cohen's d."""
     places = [(at, index) for at in range(len(entry["auc"])) for index in range(1, len(entry["auc"][at]))]
     at, index = max(places, key=lambda place: (entry["auc"][place[0]][place[1]], entry["cohens_d"][place[0]][place[1]]))
     cells = [name, str(index - 1), str(entry["positions"][at])]

@@ -14,7 +14,7 @@ from abliterate.outcomes.verdict import Verdict
 from abliterate.replies.transcripts import Transcript
 
 SCHEMA = "abliterate/report/1"
-_ROWS = ("tables.", "against_control[")  # paths of lists in which each row says again that nothing was edited
+_ROWS = ("tables.", "against_control[")  # paths of lists in which every row would repeat that nothing was edited
 
 
 def report_document(
@@ -55,7 +55,7 @@ def report_document(
 
 
 def _drift(drift: Mapping[str, Any], base: Mapping[str, Judged]) -> dict[str, Any]:
-    """Means over prompts or texts, in nats; those along texts are a token's. ``answered``: of the prompts that base does not withhold."""
+    """Means over prompts or texts, in nats; those along texts are per token. ``answered``: only prompts that base does not withhold."""
     answered = answered_ids(base.get(drift["set"], []))
     found: dict[str, Any] = {"set": drift["set"], "n": len(drift["ids"]), "n_answered": sum(i in answered for i in drift["ids"])}
     for name in ("kl_first_token", "kl_sequence"):
@@ -65,7 +65,7 @@ def _drift(drift: Mapping[str, Any], base: Mapping[str, Judged]) -> dict[str, An
     for name in ("ce_base", "ce_edited", "own_base", "own_edited"):
         found[name] = _mean(name, drift.get(name) or [])[name]
     for name in ("suppression_base", "suppression_edited"):
-        if drift.get(name):  # of models that think
+        if drift.get(name):  # only for models that think
             found[name] = _mean(name, drift[name])[name]
     return found
 
@@ -79,10 +79,10 @@ def _mean(name: str, values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def not_measured(document: Mapping[str, Any]) -> list[str]:
-    """Names of everything that the schema has a place for and this run gives no figure: every null, by its path, but those
-    that say again what another says, and warnings that aren't needed.
+    """Paths of everything that the schema has a place for but this run did not measure: every null, except those that repeat another and
+    warnings that aren't needed.
 
-    Of the run itself, whether the weights are known: they are not where only a server has them.
+    Of ``run``, only the hashes of the weights are listed, if they are unknown because only a server has the weights.
     """
     measured = {key: value for key, value in document.items() if key != "run"}
     unknown = ["run.model_hashes"] if document["run"].get("model_hashes", {}) is None else []
@@ -103,12 +103,12 @@ def _nulls(value: Any, path: str) -> Iterator[str]:
 
 
 def excerpt(text: str, length: int = 280) -> str:
-    """The opening of a response: enough to see its outcome."""
+    """The opening of a reply: enough to see its outcome."""
     return text if len(text) <= length else text[:length].rstrip() + " …"
 
 
 def pairs_of(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None, length: int | None = 280) -> dict[str, list[dict[str, Any]]]:
-    """Replies side by side, by set, for the page: their openings of ``length`` characters, or all of them."""
+    """Replies side by side, by set, for the page: the first ``length`` characters of each, or whole if None."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, judged in base.items():
         others: Sequence[Any] = edited[name] if edited is not None else [None] * len(judged)
@@ -126,7 +126,7 @@ def pairs_of(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None, le
 
 
 def _side(transcript: Transcript, verdict: Verdict, length: int | None) -> dict[str, Any]:
-    """The answer, by which the outcome goes, and beside it the thought: of a long one's opening alone nobody sees the answer."""
+    """The answer, which decides the outcome, and the thought as a text of its own, so that a long thought does not hide the answer."""
     parts = split_thought(transcript.response, transcript.begins_in_thought)
     thought, text = parts.thought, transcript.response if parts.thought is None else parts.answer
     return {

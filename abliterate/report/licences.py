@@ -1,6 +1,6 @@
-"""What a base's licence asks of the derived model: displayed words, a name's beginning, a notice, a copy of its text.
+"""What a base's licence requires of the derived model: words to display, how its name begins, a notice, a copy of its text.
 
-The licences are data (``licences.toml``); of one that isn't in it nothing is known but its name.
+The licences are data (``licences.toml``); for a licence that is not there, only the name is known.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Asked:
-    """Words that a licence asks for, and its clause."""
+    """Words that a licence requires, and the clause."""
 
     text: str
     clause: str
@@ -41,13 +41,13 @@ class Terms:
     use: str | None = None
 
     def covers(self, names: Iterable[str]) -> bool:
-        """Whether one of the models named is under it, or made from one that is."""
+        """Whether the names of a model and its bases contain a model of this licence."""
         return any(re.search(pattern, name.lower()) for pattern in self.models for name in names)
 
 
 @cache
 def known() -> tuple[Terms, ...]:
-    """All licences of the table."""
+    """All licences in the table."""
     table = tomllib.loads(files("abliterate.report").joinpath("licences.toml").read_text(encoding="utf-8"))
     return tuple(Terms(**{key: _value(value) for key, value in entry.items()}) for entry in table["licence"])
 
@@ -59,7 +59,7 @@ def _value(value: Any) -> Any:
 
 
 def names_of(licence: Mapping[str, Any] | None) -> list[str]:
-    """What a base's card calls its licences: their ids, its own name of it beside ``other``; empty where it states none."""
+    """The licences that a base's card names: ids, or the card's own name if the id is ``other``; empty if it names none."""
     if licence is None:
         return []
     named = [licence["name"]] if licence["name"] and set(licence["ids"]) <= {"other"} else []
@@ -67,7 +67,7 @@ def names_of(licence: Mapping[str, Any] | None) -> list[str]:
 
 
 def terms_of(licence: Mapping[str, Any] | None, base: str) -> list[Terms]:
-    """The known licences that the derived model is under: what the base's card states, and those of the models it was made from.
+    """The known licences that apply to the derived model: those that the base's card names, and those of the models it was made from.
 
     ``base`` is the base model's name.
     """
@@ -77,23 +77,23 @@ def terms_of(licence: Mapping[str, Any] | None, base: str) -> list[Terms]:
 
 
 def refusals(terms: Sequence[Terms], name: str, licence_files: Sequence[str]) -> Iterator[str]:
-    """Why a model must not be published under ``name`` (without its owner) beside ``licence_files``, each with the clause."""
+    """Reasons not to publish a model as ``name`` (without its owner) with ``licence_files``, each with the clause."""
     for asked in terms:
         if asked.begins is not None and not _plain(name).startswith(_plain(asked.begins.text)):
             wanted = asked.begins.text.replace(" ", "-")
             yield (
-                f"the {asked.title} ({asked.begins.clause}) asks that a derived model's name begin with “{asked.begins.text}”, and "
-                f"{name!r} doesn't: call it {wanted}-..."
+                f"the {asked.title} ({asked.begins.clause}) requires that a derived model's name begins with “{asked.begins.text}”, "
+                f"but {name!r} does not; call it {wanted}-..."
             )
         if asked.copy is not None and not any(file.lower().startswith(("licen", "copying")) for file in licence_files):
             yield (
-                f"the {asked.title} ({asked.copy}) asks for a copy of it beside the weights, and the base's folder held none: put its "
-                f"text ({asked.link}) into the checkpoint as LICENSE"
+                f"the {asked.title} ({asked.copy}) requires a copy of its text beside the weights, but the base's folder has none; "
+                f"save the text ({asked.link}) as LICENSE in the checkpoint"
             )
 
 
 def _plain(words: str) -> str:
-    """Without what repository names write in other ways: ``Llama 3``, ``Llama-3`` and ``Llama3`` are the same."""
+    """Lower case without spaces, hyphens and underscores: ``Llama 3``, ``Llama-3`` and ``Llama3`` are the same."""
     return re.sub(r"[\s_-]", "", words.lower())
 
 

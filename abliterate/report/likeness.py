@@ -1,4 +1,4 @@
-"""The figures of two reports of one run, figure by figure: identical, within the first one's interval, or different."""
+"""Compare two reports of one run, figure by figure: identical, within the first one's interval, or different."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from abliterate.measures.statistics import wilson
 
 Verdict = Literal["identical", "within", "different"]
 VERDICTS: tuple[Verdict, ...] = ("identical", "within", "different")
-CLOSE = 0.01  # of a figure without an interval: what another order of summation may move it by
-NOISE = 1e-6  # and below this much it is noise altogether
+CLOSE = 0.01  # relative tolerance for a figure without an interval: another order of summation may move it this far
+NOISE = 1e-6  # absolute tolerance: smaller differences are noise
 PARTS = (
     "sets", "by_topic", "tables", "against_control", "thought_by_answer", "unchanged", "keep_tests", "controls", "recovery", "drift",
     "benchmarks", "weights", "edit",
 )  # fmt: skip
-CHOICES = (("chosen", "name"), ("name",), ("strength",), ("scoped", "share_left"))  # of the selection: what it chose
-# What follows from other figures of the same report, or says them in words.
+CHOICES = (("chosen", "name"), ("name",), ("strength",), ("scoped", "share_left"))  # paths in ``selection`` that say what was chosen
+# Keys that follow from other figures of the same report or put them into words.
 _DERIVED = {
     "ci95", "corrected", "withheld_clustered", "mcnemar_p", "holm_p", "upper_bound", "clusters", "unit", "warning", "margin", "reasons",
 }  # fmt: skip
 _BY_SET = ("sets", "by_topic", "tables", "thought_by_answer")
 _EXACT = {"n", "n_pairs", "n_answered", "n_withheld", "tokens"}
-_NAMED_BY = ("set", "control", "measure", "topic", "lang", "tokens", "layer")  # what tells the rows of a list apart
+_NAMED_BY = ("set", "control", "measure", "topic", "lang", "tokens", "layer")  # keys that identify the rows of a list
 
 Path = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of a report; ``interval`` is its 95 % interval. A count ``of`` so many has Wilson's, of its share."""
+    """One figure of a report; ``interval`` is its 95 % interval. A count has ``of``, its total, and Wilson's interval of its share."""
 
     value: Any
     interval: tuple[float, float] | None = None
@@ -40,13 +40,13 @@ class Figure:
 
     @property
     def share(self) -> float:
-        """The number that lies in such an interval."""
+        """The number to compare with an interval."""
         return float(self.value / self.of if self.of else self.value)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A figure of both reports. A figure that one of them lacks is None there."""
+    """A figure in both reports; None in a report that lacks it."""
 
     path: Path
     before: Figure | None
@@ -55,7 +55,7 @@ class Compared:
 
     @property
     def set(self) -> str:
-        """The prompt set that it is of, empty where it is of none."""
+        """The figure's prompt set; empty if it belongs to no set."""
         if self.path[0] in _BY_SET:
             return self.path[1]
         if self.path[:2] == ("recovery", "sets"):
@@ -64,7 +64,7 @@ class Compared:
 
     @property
     def measure(self) -> str:
-        """What of the set, or of the whole run, it measures."""
+        """What the figure measures, of its set or of the whole run."""
         if self.path[0] != "sets":
             return self.path[1] if self.path[0] == "drift" else self.path[0]
         rest = [part for part in self.path[2:] if part not in ("base", "edited")]
@@ -74,7 +74,7 @@ class Compared:
 
 
 def figures(report: Mapping[str, Any]) -> dict[Path, Figure]:
-    """Every figure of a report by its path; what follows from others of them is left out."""
+    """Every figure of a report by its path, except those that follow from others."""
     found = {path: figure for part in PARTS if report.get(part) is not None for path, figure in _walk(report[part], (part,), None)}
     for choice in CHOICES:
         value: Any = report.get("selection")
@@ -86,7 +86,7 @@ def figures(report: Mapping[str, Any]) -> dict[Path, Figure]:
 
 
 def _walk(value: Any, path: Path, n: int | None) -> Iterator[tuple[Path, Figure]]:
-    """Figures below a value; ``n`` is of how many the counts there are."""
+    """Figures inside a value; ``n`` is the total of the counts there."""
     if isinstance(value, Mapping):
         if {"k", "n", "rate", "ci95"} <= value.keys():
             yield path, Figure(value["rate"], _pair(value["ci95"]))
@@ -109,7 +109,7 @@ def _walk(value: Any, path: Path, n: int | None) -> Iterator[tuple[Path, Figure]
 
 
 def _counted(value: Mapping[str, Any], n: int | None) -> int | None:
-    """Of how many the counts in an object are: its own n, its models', the sum of its table, or what holds around it."""
+    """The total of the counts in an object: its own n, its models' n, the sum of its table, or else the n of the object around it."""
     own = value.get("n", value.get("n_pairs"))
     if isinstance(own, int):
         return own
@@ -131,13 +131,13 @@ def _row_name(row: Any, number: int) -> str:
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Compared]:
-    """Every figure of the first report beside the same of the second."""
+    """Compare every figure of the first report with the same figure of the second."""
     first, second = figures(before), figures(now)
     return [Compared(path, figure, second.get(path), verdict(figure, second.get(path))) for path, figure in first.items()]
 
 
 def verdict(before: Figure, now: Figure | None) -> Verdict:
-    """``within``: a number in the interval of the first, or, where it has none, closer to it than rounding on another machine brings."""
+    """``within``: the second number lies in the first's interval or, if there is none, is as close as rounding on another machine."""
     if now is None:
         return "different"
     if before.value == now.value and isinstance(before.value, bool) == isinstance(now.value, bool):
@@ -156,13 +156,13 @@ def _is_number(value: Any) -> bool:
 
 
 def totals(found: Sequence[Compared]) -> dict[str, int]:
-    """How many figures there are of each verdict."""
+    """The number of figures with each verdict."""
     counts = Counter(one.verdict for one in found)
     return {name: counts[name] for name in VERDICTS}
 
 
 def by_measure(found: Sequence[Compared]) -> list[dict[str, Any]]:
-    """The totals of each set and measure, in the order of the report."""
+    """The totals per set and measure, in the order of the report."""
     groups: dict[tuple[str, str], list[Compared]] = {}
     for one in found:
         groups.setdefault((one.set, one.measure), []).append(one)

@@ -1,7 +1,7 @@
-"""The final test's figures in the Hub's ``model-index`` form.
+"""The final test's figures in the Hub's ``model-index`` format.
 
-A set's refusals or withheld answers are one result, with the base's beside the edited model's; a keep set's says whether the test of
-its margin held, so that whoever has the card alone knows it too. Form: https://github.com/huggingface/hub-docs, modelcard.md.
+A set's refused or withheld rate is one result: the edited model's, with the base's beside it. A keep set's result also says whether its
+test held, so that the card alone tells it. Format: https://github.com/huggingface/hub-docs, modelcard.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from abliterate.outcomes.verdict import NOT_JUDGED
+from abliterate.outcomes.records import NOT_JUDGED
 from abliterate.report.numbers import outcome
 
 TASK = "text-generation"
@@ -20,7 +20,7 @@ KEEP = "keep"
 
 
 def eval_results(report: Mapping[str, Any]) -> list[EvalResult]:
-    """One result a set and figure; sets without an edited side give none."""
+    """One result per set and figure; sets without an edited side give none."""
     return [*_rates(report), *_drift(report)]
 
 
@@ -54,7 +54,7 @@ def _drift(report: Mapping[str, Any]) -> Iterator[EvalResult]:
     drift = report["drift"]
     for key, words in (
         ("kl_first_token", "KL(base‖edited) of the first token, nats"),
-        ("kl_sequence", "the same along replies, nats a token"),
+        ("kl_sequence", "KL(base‖edited) along the base's own replies, nats per token"),
     ):
         if drift and drift.get(key) is not None:
             about = {"ci95": _rounded(drift[f"{key}_ci95"]), "n": drift["n"]}
@@ -77,7 +77,7 @@ def _result(name: str, metric: str, words: str, value: float, about: Mapping[str
 
 
 def name_on_hub(name: str) -> str:
-    """A set's name in a card's results, whatever its file was called."""
+    """A set's name for a card's results, with unusual characters replaced by hyphens."""
     return re.sub(r"[^\w .,:+-]+", "-", " ".join(name.split()))
 
 

@@ -17,7 +17,7 @@ _CONFIGS: dict[Kind, type[Config]] = {"run": RunConfig, "audit": AuditConfig, "c
 _IN_WORDS = {
     "drift": "how far the model moved on harmless prompts (drift)",
     "controls": "edits along random directions, as controls",
-    "recovery": "how near a reference model it came",
+    "recovery": "how close the model comes to a reference model",
     "benchmarks": "public benchmarks",
     "keep_test": "whether other refusals stay (no keep set was given)",
     "run.model_hashes": "the model's weights (a server doesn't show them)",
@@ -31,12 +31,12 @@ def kind(run: Mapping[str, Any]) -> Kind:
 
 
 def after(report: Mapping[str, Any]) -> str:
-    """What the second model of a report is called: edited, or where two models were only compared, derived."""
+    """The name of a report's second model: edited, or derived if two models were only compared."""
     return "derived" if kind(report["run"]) == "compare" else "edited"
 
 
 def command(run: Mapping[str, Any]) -> str:
-    """The command line that asks for the same again: every setting that is not as it is by itself."""
+    """The command line that repeats the run: every setting that differs from its default."""
     which = kind(run)
     fields = _CONFIGS[which].model_fields
     words = ["abliterate", which]
@@ -54,7 +54,7 @@ def command(run: Mapping[str, Any]) -> str:
 
 
 def _public(given: str) -> str:
-    """A value as it may be shown: a URL without its user, and without its query, where passwords stand too."""
+    """A value that is safe to show: a URL without its user and its query, since both may hold passwords."""
     scheme, found, rest = given.partition("://")
     if not found:
         return given
@@ -62,7 +62,7 @@ def _public(given: str) -> str:
 
 
 def cost(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Stages with their seconds and share of the longest, the sum, and the peak of memory in bytes; None where nothing is known."""
+    """Stages with their seconds and their share of the longest, the sum, and peak memory in bytes; None if nothing is known."""
     if not found or not found["seconds"]:
         return None
     longest = max(found["seconds"].values()) or 1.0
@@ -71,7 +71,7 @@ def cost(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def missing(report: Mapping[str, Any]) -> list[str]:
-    """What was not measured, in words: what a reader would look for. The report lists every missing figure by its path."""
+    """What was not measured, in words, as far as a reader would look for it. The report lists every missing figure by its path."""
     paths = set(report["not_measured"])
     asked = bool(report["sets"])
     edited = report["edit"] is not None or any(entry["edited"] is not None for entry in report["sets"].values())
@@ -79,7 +79,7 @@ def missing(report: Mapping[str, Any]) -> list[str]:
     said = [words for path, words in _IN_WORDS.items() if path in paths and (edited or path not in only_after)]
     facts = [name for name in report["sets"] if f"sets.{name}.base.substance" in paths]
     if facts:
-        said.append(f"whether answers hold facts ({', '.join(facts)}: no facts are listed with the prompts)")
+        said.append(f"whether answers contain facts ({', '.join(facts)}: the prompts list no facts)")
     if not asked:
         said.insert(0, "what the models reply (nothing was asked)")
     elif not edited:
@@ -95,7 +95,7 @@ def citation(report: Mapping[str, Any]) -> dict[str, str]:
     figures = (
         f"@misc{{abliterate-{key},\n"
         f"  title = {{Refusals of {_tex(model_name(run))}: a report of abliterate {version}}},\n"
-        f"  note = {{report.json, schema {report.get('schema', 'unknown')}; model and prompts by their hashes in it}}\n}}"
+        f"  note = {{report.json, schema {report.get('schema', 'unknown')}; it holds the hashes of model and prompts}}\n}}"
     )
     method = (
         "@inproceedings{arditi2024refusal,\n"
@@ -109,13 +109,13 @@ def citation(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def model_name(run: Mapping[str, Any]) -> str:
-    """What the model is called, of a comparison both: an id on the Hub, a short name as it was given, a folder as ``folder_name`` calls
-    it, or what a server calls it where it is nowhere else."""
+    """The model's name, or both names of a comparison: a Hub id, a short name as given, a folder's name (see ``folder_name``), or a
+    server's name for a model that is only there."""
     return " against ".join(reversed(_sides(run)))
 
 
 def _sides(run: Mapping[str, Any]) -> list[str]:
-    """The name of the model, or of a comparison's base and derived one."""
+    """The model's name, or the names of a comparison's base and derived model."""
     settings, engines = run["settings"], run.get("resolved", {}).get("engines", {})
     served = [engines.get(which, {}).get("model") for which in ("base", "edited")]
     if "derived" in settings:
@@ -124,7 +124,7 @@ def _sides(run: Mapping[str, Any]) -> list[str]:
 
 
 def _called(given: Any, model: Mapping[str, Any], served: str | None) -> str:
-    """``model``: what run.json says of it; ``served``: what a server calls it."""
+    """``model``: its entry in run.json; ``served``: a server's name for it."""
     path = model.get("model_path")
     name = str(served if served and path is None else given)
     if model.get("hub_id"):
@@ -140,9 +140,9 @@ def _called(given: Any, model: Mapping[str, Any], served: str | None) -> str:
 
 
 def folder_name(folder: PurePath) -> str:
-    """A model's folder by its own name: where it lies is nobody else's business.
+    """The name of a model's folder without its path, which stays private.
 
-    A run's ``checkpoint`` is called by the run's folder, and a snapshot in the Hub's cache by its repository.
+    A run's ``checkpoint`` is named after the run's folder, and a snapshot in the Hub's cache after its repository.
     """
     name, above = folder.name, folder.parent
     if above.name == "snapshots" and above.parent.name.startswith("models--"):

@@ -1,4 +1,4 @@
-"""The first screen's figures: before and after on one scale, and drift apart in nats."""
+"""Figures of the first screen: rates before and after on one scale, and drift on its own scale in nats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from abliterate.outcomes.verdict import NOT_JUDGED
+from abliterate.outcomes.records import NOT_JUDGED
 from abliterate.report.numbers import outcome
 
 _GROUPS = (
@@ -17,13 +17,13 @@ _GROUPS = (
 )
 _DRIFTS = (
     ("kl_first_token", "first token", "KL(base‖{after}) of the first token, all {n} prompts"),
-    ("kl_first_token_answered", "of answered prompts", "KL(base‖{after}) of the first token, the {n_answered} prompts that base answers"),
-    ("kl_sequence", "along the base's replies", "KL(base‖{after}) a token along the base's own replies"),
+    ("kl_first_token_answered", "answered prompts only", "KL(base‖{after}) of the first token, the {n_answered} prompts that base answers"),
+    ("kl_sequence", "along the base's replies", "KL(base‖{after}) per token along the base's own replies"),
 )
 
 
 def first_screen(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Groups of rows {label, measure, n, base, edited}, one for each role that the report has sets of, and one of broken output."""
+    """Groups of rows {label, measure, n, base, edited}, one per role that has sets, and one for broken output."""
     groups = []
     for key, title, measure, roles in _GROUPS:
         rows = [_row(name, entry, measure) for name, entry in report["sets"].items() if entry["role"] in roles]
@@ -47,9 +47,9 @@ def _row(name: str, entry: Mapping[str, Any], measure: str) -> dict[str, Any]:
 
 
 def drift_rows(drift: Mapping[str, Any] | None, after: str = "edited") -> dict[str, Any] | None:
-    """Means in nats with their intervals on a scale of their own, which ends at a round number; None without any.
+    """Means in nats with their intervals, and the round number at which their scale ends; None without any.
 
-    ``after``: what the second model is called.
+    ``after``: the name of the second model.
     """
     if not drift:
         return None
@@ -66,7 +66,7 @@ def drift_rows(drift: Mapping[str, Any] | None, after: str = "edited") -> dict[s
 
 
 def controls(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The edit beside edits along random directions: rates, and drift in nats on one scale; None where there are no controls."""
+    """The edit beside edits along random directions: rates, and drift in nats on one scale; None without controls."""
     found = report.get("controls")
     if not found:
         return None
@@ -75,13 +75,13 @@ def controls(report: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def round_up(value: float) -> float:
-    """The next of 0.1, 0.2, 0.5, 1, 2, 5, ..."""
+    """Round up to one of 0.1, 0.2, 0.5, 1, 2, 5, ..."""
     power = 10.0 ** math.floor(math.log10(value))
     return round(next((step * power for step in (1, 2, 5) if step * power >= value - 1e-12), 10 * power), 12)
 
 
 def bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each set's outcomes as parts of a bar a model: {name, role, n, sides: [(model, [(outcome, k, start, share)])]} in per cent."""
+    """Each set's outcomes as parts of one bar per model: {name, role, n, sides: [(model, [(outcome, k, start, share)])]} in per cent."""
     found = []
     for name, entry in report["sets"].items():
         sides = [(side, _parts(entry[side]["outcomes"])) for side in ("base", "edited") if entry[side] is not None]
@@ -90,7 +90,7 @@ def bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def outcomes_there(report: Mapping[str, Any]) -> list[str]:
-    """The outcomes that the page lists: all, but ``not_judged`` only where a reply is."""
+    """The outcomes that the page lists: all of them, but ``not_judged`` only if a reply has it."""
     sides = [entry[side]["outcomes"] for entry in report["sets"].values() for side in ("base", "edited") if entry[side] is not None]
     names = dict.fromkeys(name for outcomes in sides for name in outcomes)
     return [name for name in names if name != NOT_JUDGED or any(outcomes.get(name) for outcomes in sides)]

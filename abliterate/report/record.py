@@ -1,4 +1,4 @@
-"""The record of a run that is to be run again: its settings, what it ran on, and its report."""
+"""The record of a run to reproduce: its settings, what it ran on, and its report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from abliterate import __version__
 from abliterate.config import AuditConfig, CompareConfig, Config, ReproduceConfig, RunConfig
 from abliterate.config.messages import flag_of
-from abliterate.config.recorded import why_not_taken
+from abliterate.config.recorded import named_by, why_not_taken
 from abliterate.errors import InputError, first_line
 from abliterate.report.document import SCHEMA as REPORT
 from abliterate.report.likeness import figures
@@ -23,13 +23,12 @@ from abliterate.runs.folder import versions
 
 Kind = Literal["run", "audit", "compare"]
 Settings = RunConfig | AuditConfig | CompareConfig
-_PLACES = ("model", "base", "derived", "reference")
 _CONFIGS: dict[Kind, type[Config]] = {"run": RunConfig, "audit": AuditConfig, "compare": CompareConfig}
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A finished run: ``run`` is what run.json says, ``report`` what report.json does; ``path`` is where they were read."""
+    """A finished run: ``run`` is its run.json, ``report`` its report.json, ``path`` the file that was read."""
 
     path: Path
     run: Mapping[str, Any]
@@ -37,38 +36,40 @@ class Recorded:
 
     @property
     def kind(self) -> Kind:
-        """Which command it was, by settings that only that one has."""
+        """The command that made the run, told by settings that only that command has."""
         settings = self.run["settings"]
         return "compare" if "derived" in settings else "run" if "target" in settings else "audit"
 
 
 def read_record(path: Path) -> Recorded:
-    """Read a run's folder, its run.json with the report.json beside it, or a report.json alone, which holds the run's record.
+    """Read a run's folder, its run.json with the report.json beside it, or a report.json alone, which includes run.json.
 
-    Raises InputError where it is none of these, the run was not finished, or another judge than the rules judged its report.
+    Raises InputError if ``path`` is none of these, the run did not finish, or its report was not judged by the rules.
     """
     file = path / "run.json" if path.is_dir() else path
     found = _json(file)
     if found.get("schema") == RUN:
         beside = file.with_name("report.json")
         if not beside.is_file():
-            raise InputError(f"{file}: there is no report.json beside it, so there is nothing to compare with; the run was not finished")
+            raise InputError(f"{file}: no report.json beside it, so there is nothing to compare with; the run did not finish")
         run, report = found, _json(beside)
     else:
         run, report = found.get("run") or {}, found
     if report.get("schema") != REPORT or not isinstance(run, dict) or run.get("schema") != RUN or not _is_whole(run):
-        raise InputError(f"{file}: neither a run's run.json nor its report.json")
+        raise InputError(f"{file}: not the run.json or report.json of a run")
     if report.get("judge"):
-        raise InputError(f"{file}: its report is by {report['judge']['name']}; write it again by the rules first (abliterate report)")
+        raise InputError(
+            f"{file}: its report was judged by {report['judge']['name']}; let the rules judge it first (abliterate report RUN)"
+        )
     try:
         figures(report)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # known before hours of work, not after them
-        raise InputError(f"{file}: its figures can't be read ({first_line(error)}); it isn't as a run writes it") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # fail before hours of work, not after them
+        raise InputError(f"{file}: its figures can't be read ({first_line(error)}); the file is damaged or not from abliterate") from None
     return Recorded(file, run, report)
 
 
 def _is_whole(run: Mapping[str, Any]) -> bool:
-    """Whether the parts of a record that are read here are what a run writes."""
+    """Whether the parts of a record that this module reads have the types that a run writes."""
     models = [run, run.get("derived") or {}, run.get("reference") or {}]
     tables = [run.get("settings"), run.get("prompts"), *models, *(run.get(part) or {} for part in ("versions", "resolved", "model_hashes"))]
     return (
@@ -86,15 +87,15 @@ def _json(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise InputError(f"{file}: neither a run's run.json nor its report.json")
+        raise InputError(f"{file}: not the run.json or report.json of a run")
     return found
 
 
 def settings_of(recorded: Recorded, config: ReproduceConfig) -> Settings:
-    """The settings of the run, with its models where they lie now, and those from the Hub at the commit that it had.
+    """The settings of the run, with local models at their present place and Hub models at the recorded commit.
 
-    What a record's word doesn't count for (see ``not_taken``) is as ``config`` says, else the default. Raises InputError where there is
-    none, this version knows no such setting, or a place is given for a model that the run hasn't.
+    Settings that are not taken from a record (see ``not_taken``) have the value in ``config``, else the default. Raises InputError if such
+    a setting has no default, this version does not accept a setting, or ``config`` names a place for a model that the run does not have.
     """
     left_out, told = not_taken(recorded, config), _told(recorded, config)
     settings = {name: value for name, value in recorded.run["settings"].items() if name not in left_out} | told
@@ -113,15 +114,15 @@ def settings_of(recorded: Recorded, config: ReproduceConfig) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(
-            f"{recorded.path}: the setting {'.'.join(map(str, first['loc']))!r} won't do here ({first['msg']}); "
-            f"it was run by version {recorded.run.get('abliterate')}, this is {__version__}"
+            f"{recorded.path}: the setting {'.'.join(map(str, first['loc']))!r} is not accepted ({first['msg']}); "
+            f"the run was made by version {recorded.run.get('abliterate')}, this is version {__version__}"
         ) from None
 
 
 def not_taken(recorded: Recorded, config: ReproduceConfig) -> dict[str, str]:
-    """The settings of the record that are not as it says, and why, in words: a stranger may have written it.
+    """The settings that are not taken from the record, since a stranger may have written it, each with a sentence that says why.
 
-    Those that ``config`` tells, or that are the default anyway, are not among them.
+    Settings that ``config`` gives or that have the default value are left out.
     """
     told, known, found = _told(recorded, config), _known(recorded), {}
     for name, value in recorded.run["settings"].items():
@@ -129,7 +130,7 @@ def not_taken(recorded: Recorded, config: ReproduceConfig) -> dict[str, str]:
             continue
         if (why := why_not_taken(name, value)) is not None:
             flag = flag_of(name)
-            found[name] = f"{flag} {_short(value)} is not taken from a record ({why}); it is where you give {flag} yourself"
+            found[name] = f"{flag} {_short(value)} is not taken from a record ({why}); give {flag} yourself to use it"
     return found
 
 
@@ -138,13 +139,14 @@ def _known(recorded: Recorded) -> dict[str, FieldInfo]:
 
 
 def _told(recorded: Recorded, config: ReproduceConfig) -> dict[str, Any]:
-    """What the command line says. Raises InputError for what the run has not."""
+    """The settings given on the command line. Raises InputError for one that the run does not have."""
     told = {name: value for name, value in config.model_dump().items() if value not in (None, (), False)}
     for name in told:
-        lacks = recorded.run["settings"].get(name) is None if name in _PLACES else name not in _known(recorded)
+        is_model = named_by(name) == "model"
+        lacks = recorded.run["settings"].get(name) is None if is_model else name not in _known(recorded)
         if lacks:
-            what = "model" if name in _PLACES else "setting"
-            raise InputError(f"{flag_of(name)}: {recorded.path} is of the command {recorded.kind}, which has no such {what}")
+            what = "model" if is_model else "setting"
+            raise InputError(f"{flag_of(name)}: {recorded.path} was made by the command {recorded.kind}, which has no such {what}")
     return told
 
 
@@ -154,7 +156,7 @@ def _short(value: Any) -> str:
 
 
 def _models(recorded: Recorded) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """The settings of each model (its place, its revision), and what was recorded of it."""
+    """For each model: the names of its settings for place and revision, and its entry in the record."""
     run = recorded.run
     first = ("base", "base_revision") if recorded.kind == "compare" else ("model", "revision")
     return [
@@ -165,15 +167,15 @@ def _models(recorded: Recorded) -> list[tuple[str, str, Mapping[str, Any]]]:
 
 
 def _where(given: str, path: str | None) -> str:
-    """A folder as it was given, or, where that says nothing from here (a path from elsewhere), where it was found."""
+    """A folder as given, or its recorded absolute path if the given one does not exist from here."""
     is_path = "/" in given and "://" not in given
     return path if path is not None and is_path and not Path(given).expanduser().exists() and Path(path).is_dir() else given
 
 
 def differences(recorded: Recorded, now: Mapping[str, Any]) -> dict[str, Any]:
-    """What is not as it was the first time, by kind: settings, versions, what was resolved, files of the models.
+    """What differs from the first run, by kind: settings, versions, resolved values, files of the models.
 
-    ``now``: the run.json of the second time.
+    ``now``: the run.json of the second run.
     """
     before = recorded.run
     versions_before = {"abliterate": before.get("abliterate"), **(before.get("versions") or {})}
@@ -186,6 +188,6 @@ def differences(recorded: Recorded, now: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Key by key what differs: [before, now]; null where it wasn't there."""
+    """The values that differ, by key: [before, now]; null if missing."""
     keys = [*before, *(key for key in now if key not in before)]
     return {key: [before.get(key), now.get(key)] for key in keys if before.get(key) != now.get(key)}

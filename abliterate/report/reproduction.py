@@ -1,4 +1,4 @@
-"""What came of a run that was run again, in the terminal."""
+"""Print the result of reproducing a run in the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LISTED = 20
 
 
 def show(document: Mapping[str, Any]) -> None:
-    """The figures by set and measure, what differs, and the total; to stdout."""
+    """Print the figures by set and measure, what differs, and the totals to stdout."""
     console = HarmlessConsole(highlight=False)
     table = Table("set", "measure", *VERDICTS, box=None, pad_edge=False)
     for column in table.columns[2:]:
@@ -31,7 +31,7 @@ def show(document: Mapping[str, Any]) -> None:
 
 
 def lines(document: Mapping[str, Any], most: int = LISTED) -> Iterator[str]:
-    """What differs, a line each: first what the runs stood on, then the figures, ``most`` of them."""
+    """One line per difference: first settings, versions and files, then at most ``most`` figures; last, the totals."""
     for kind, changed in document["differences"].items():
         for key, (before, now) in changed.items():
             yield f"{kind.replace('_', ' ')}: {key} was {_short(before)}, is {_short(now)}"

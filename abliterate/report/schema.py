@@ -1,4 +1,4 @@
-"""What report.json may hold, as a JSON Schema (draft 2020-12) that comes with the package."""
+"""The JSON Schema (draft 2020-12) of report.json, which comes with the package."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ FILE = "schema.json"
 
 
 def report_schema() -> dict[str, Any]:
-    """The schema of report.json, every key of it with what it means; for any validator of JSON Schema."""
+    """The schema of report.json, which explains its keys; for any JSON Schema validator."""
     found: dict[str, Any] = json.loads(files("abliterate.report").joinpath(FILE).read_text(encoding="utf-8"))
     return found

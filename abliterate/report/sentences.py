@@ -1,4 +1,4 @@
-"""Findings of the report in words: one plain sentence each."""
+"""The report's findings as sentences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from abliterate.report.without_paths import said_without_paths
 
 
 def against_control(report: Mapping[str, Any]) -> Iterator[str]:
-    """Each sensitive set against its control, of each model and in each language."""
+    """Compare each sensitive set with its control, per model and per language."""
     for entry in report["against_control"] or []:
         for side in ("base", "edited"):
             if entry[side] is None:
@@ -29,16 +29,17 @@ def _compared(found: Mapping[str, Any], pairs: int) -> str:
     over = f" over {verdicts.counted({'count': found['clusters'], 'unit': found['unit']})}" if found["clusters"] < pairs else ""
     if found["ci95"] is not None:
         low, high = (100 * bound for bound in found["ci95"])
-        interval = f" (95 % {low:+.1f} to {high:+.1f}{over}{', too few to rely on' if found['warning'] else ''})"
+        interval = f" (95 % interval {low:+.1f} to {high:+.1f}{over}{', too few to rely on' if found['warning'] else ''})"
     return (
-        f"withheld {100 * found['sensitive']['rate']:.1f} % against {100 * found['control']['rate']:.1f} % of {pairs} pairs, "
-        f"{100 * found['difference']:+.1f} points{interval}; only the sensitive one {found['sensitive_only']} times, "
-        f"only the control {found['control_only']} times (exact paired test{over}, p = {found['mcnemar_p']:.2g})."
+        f"{100 * found['sensitive']['rate']:.1f} % withheld against {100 * found['control']['rate']:.1f} % in {pairs} pairs, "
+        f"a difference of {100 * found['difference']:+.1f} points{interval}; only the sensitive prompt is withheld in "
+        f"{found['sensitive_only']} pairs, only the control in {found['control_only']} "
+        f"(exact paired test{over}, p = {found['mcnemar_p']:.2g})."
     )
 
 
 def warnings(report: Mapping[str, Any]) -> Iterator[str]:
-    """What to know of intervals and tests that rest on few topics, once a set."""
+    """Warn once per set about intervals and tests that rest on few topics."""
     for name, entry in report["sets"].items():
         said = entry["base"].get("withheld_clustered", {}).get("warning")
         if said:
@@ -47,12 +48,12 @@ def warnings(report: Mapping[str, Any]) -> Iterator[str]:
         if groups and 1 < groups["count"] < MIN_CLUSTERS:
             yield (
                 f"{name}: prompts of one {groups['unit']} may change together, so its tests count {verdicts.counted(groups)}, not prompts; "
-                f"with fewer than {MIN_CLUSTERS} their bounds are made wider (quantiles of t, not of the normal distribution)."
+                f"with fewer than {MIN_CLUSTERS}, the bounds are wider (quantiles of t instead of the normal distribution)."
             )
 
 
 def not_judged(report: Mapping[str, Any]) -> Iterator[str]:
-    """Replies that the rules can't judge, once a set, and by what they could be judged."""
+    """Say once per set how many replies the rules can't judge, and how to have them judged."""
     for name, entry in report["sets"].items():
         sides = entry.get("not_judged") or {}  # older reports have none
         if not any(sides.values()):
@@ -60,13 +61,13 @@ def not_judged(report: Mapping[str, Any]) -> Iterator[str]:
         called = {"base": " of base" if len(sides) > 1 else "", "edited": f" of {provenance.after(report)}"}
         counts = " and ".join(f"{k} of {entry['n']} replies{called[side]}" for side, k in sides.items())
         yield (
-            f"{name}: {counts} are in a language without rules and not judged: they are in no rate. "
-            "Another judge can read them: abliterate report RUN --judge chat:URL#MODEL."
+            f"{name}: {counts} are in a language without rules and not judged; no rate includes them. "
+            "To have a model judge them: abliterate report RUN --judge chat:URL#MODEL."
         )
 
 
 def all_of(report: Mapping[str, Any]) -> list[str]:
-    """Everything that is said in words; what a keep test could not show comes first."""
+    """All sentences of a report; failed keep tests come first."""
     said = (
         kept(report, False),
         broken(report),
@@ -90,16 +91,16 @@ def chosen(report: Mapping[str, Any]) -> Iterator[str]:
     """What the edit was chosen on."""
     if report["selection"]:
         asked = sum(entry["n"] for entry in report["sets"].values())
-        yield f"The edit was estimated on train prompts and chosen on val; the {asked} test prompts were asked once, for this report."
+        yield f"The edit was estimated on train prompts and chosen on val; the {asked} test prompts were used only for this report."
 
 
 def kept(report: Mapping[str, Any], holds: bool) -> Iterator[str]:
-    """The keep tests that hold, or those that don't, with what so many prompts could have shown."""
+    """Sentences of the keep tests that hold, or of those that fail."""
     return (found.sentence() for found in verdicts.of_keeps(report) if found.shown is holds)
 
 
 def controls(report: Mapping[str, Any]) -> Iterator[str]:
-    """What random directions do to first tokens, beside the edit."""
+    """Compare the edit with random directions by their effect on first tokens."""
     found = report["controls"]
     if found is None:
         return
@@ -108,23 +109,23 @@ def controls(report: Mapping[str, Any]) -> Iterator[str]:
     if None not in (kl["edited"], *kl["random"]):
         moved = f"; KL of the first token on harmless prompts: {_between(kl['random'], '.4f')} nats (this edit: {kl['edited']:.3f})"
     if not found["n_withheld"]:
-        yield f"Random directions of the same strength: no prompt is withheld whose first token could change{moved}."
+        yield f"Random directions of the same strength: base withholds no prompt, so there is no first token to compare{moved}."
         return
     shares = _between([100 * each["rate"] for each in same["random"]], ".0f")
     yield (
-        f"Random directions of the same strength leave the first token of {shares} % of the withheld prompts as it was "
+        f"Random directions of the same strength leave the first token unchanged for {shares} % of the withheld prompts "
         f"(this edit: {100 * same['edited']['rate']:.0f} %){moved}."
     )
 
 
 def _between(values: Sequence[float], places: str) -> str:
-    """The least and the largest, or one number where they read alike."""
+    """The smallest and the largest value as a range, or one number if both are written alike."""
     low, high = (format(value, places) for value in (min(values), max(values)))
     return low if low == high else f"{low}–{high}"
 
 
 def recovery(report: Mapping[str, Any]) -> Iterator[str]:
-    """How much of the reference came back, set by set."""
+    """How much of the reference's behaviour came back, per set."""
     found = report["recovery"]
     if found is None:
         return
@@ -132,33 +133,33 @@ def recovery(report: Mapping[str, Any]) -> Iterator[str]:
         agrees = ""
         if entry["n"]:
             agrees = (
-                f"; {100 * entry['agree_edited']['rate']:.0f} % of the replies begin with the reference's {found['agree_tokens']} tokens "
-                f"(base {100 * entry['agree_base']['rate']:.0f} %)"
+                f"; {100 * entry['agree_edited']['rate']:.0f} % of the replies begin with the reference's first "
+                f"{found['agree_tokens']} tokens (base: {100 * entry['agree_base']['rate']:.0f} %)"
             )
         first = ""
         if entry.get("gone_first") is not None:  # older runs have none
             first = (
-                f"; of the first token, {round(100 * entry['gone_first'])} % ({entry['kl_first_base']:.2f} → "
+                f"; for the first token, {round(100 * entry['gone_first'])} % ({entry['kl_first_base']:.2f} → "
                 f"{entry['kl_first_edited']:.2f} nats)"
             )
-        yield f"On {name} {_divergence(entry, found['reference'])}{first}{agrees}."
+        yield f"On {name}, {_divergence(entry, found['reference'])}{first}{agrees}."
 
 
 def _divergence(entry: Mapping[str, Any], reference: str) -> str:
     before, after, gone = entry["kl_base"], entry["kl_edited"], entry["gone"]
     if before is None or after is None:
-        return f"{reference} says nothing along which a divergence could be measured"
-    figures = f"({before:.3f} → {after:.3f} nats a token)"
+        return f"the divergence from {reference} could not be measured: it gave no reply text"
+    figures = f"({before:.3f} → {after:.3f} nats per token)"
     if gone is None:
-        return f"the base is hardly away from {reference} {figures}"
-    share = round(100 * gone)  # a change too small to be seen in it is called none
+        return f"base hardly diverges from {reference} {figures}"
+    share = round(100 * gone)  # a change that rounding hides counts as none
     if share < 0:
         return f"the divergence from {reference} grew by {-share} % {figures}"
     return f"{share} % of the divergence from {reference} is gone {figures}"
 
 
 def broken(report: Mapping[str, Any]) -> Iterator[str]:
-    """Sets that are withheld less because more of their replies are broken: a model that says nothing withholds nothing."""
+    """Sets that are withheld less while more of their replies are broken: a broken reply withholds nothing but is no answer."""
     for name, entry in report["sets"].items():
         if entry["edited"] is None:
             continue
@@ -169,27 +170,27 @@ def broken(report: Mapping[str, Any]) -> Iterator[str]:
         if freed and rose:
             yield (
                 f"Broken output of {name} rose from {percent(before)} to {percent(after)}: "
-                f"not all that is no longer withheld is answered{_of_the_reference(report, name)}."
+                f"a prompt that is no longer withheld may get a broken reply instead of an answer{_of_the_reference(report, name)}."
             )
 
 
 def _of_the_reference(report: Mapping[str, Any], name: str) -> str:
-    """How much of the reference's own output is broken there."""
+    """The share of the reference's own replies to this set that are broken, in brackets; empty if unknown."""
     found = ((report.get("recovery") or {}).get("sets") or {}).get(name, {}).get("degenerate_reference")
     return "" if found is None else f" ({100 * found['rate']:.1f} % of the reference's own replies are broken too)"
 
 
 def thoughts(report: Mapping[str, Any]) -> Iterator[str]:
-    """How often a model that thinks closed its thought at once."""
+    """How often a model that thinks leaves its thought empty."""
     for name, entry in report["sets"].items():
         sides = [side for side in (entry["base"], entry["edited"]) if side is not None]
         if any(side["thought"] for side in sides):
             shares = [(side["thought"] or {}).get("empty", 0) / entry["n"] for side in sides]
-            yield f"empty thoughts of {name}: {' → '.join(f'{100 * share:.1f} %' for share in shares)} of {entry['n']}."
+            yield f"Empty thoughts in {name}: {' → '.join(f'{100 * share:.1f} %' for share in shares)} of {entry['n']} replies."
 
 
 def service(report: Mapping[str, Any]) -> Iterator[str]:
-    """Of a model on a server beside weights that are here: what the weights withhold, and what the service alone does."""
+    """If one model is on a server and the other is local weights: how many prompts both withhold, and how many only one of them."""
     settings = report["run"].get("settings", {})
     served = ["://" in str(settings.get(which, "")) for which in ("base", "derived")]
     if served[0] == served[1]:
@@ -197,29 +198,29 @@ def service(report: Mapping[str, Any]) -> Iterator[str]:
     first, second = ("the service", "the weights") if served[0] else ("the weights", "the service")
     for name, entry in report["sets"].items():
         if any((entry.get("not_judged") or {}).values()):
-            continue  # what both withhold can't be counted from the rates of other prompts
+            continue  # rates leave out prompts that are not judged, so they don't tell how many prompts both withhold
         pair = entry["paired"]["withheld"]
         both = entry["base"]["withheld"]["k"] - pair["base_only"]
         yield (
-            f"{name}: {both} of {entry['n']} prompts are withheld by the service and by the weights, {pair['base_only']} by {first} alone, "
-            f"{pair['edited_only']} by {second} alone."
+            f"{name}: {both} of {entry['n']} prompts are withheld by both the service and the weights, "
+            f"{pair['base_only']} by {first} alone, {pair['edited_only']} by {second} alone."
         )
 
 
 def target(report: Mapping[str, Any]) -> Iterator[str]:
-    """Whether what should go is withheld less."""
+    """Whether each target set is withheld less."""
     return (found.sentence() for found in verdicts.of_targets(report))
 
 
 def unchanged(report: Mapping[str, Any]) -> Iterator[str]:
-    """Whether what should stay answered did."""
+    """Whether the sets that should stay answered did."""
     return (found.sentence() for found in verdicts.of_others(report))
 
 
 _VERDICTS = {
-    "directional": "a directional edit: what they write along a direction of the residual stream was scaled down",
+    "directional": "a directional edit (what they write along a direction of the residual stream was scaled down)",
     "identical": "no difference",
-    "other": "something else than a directional edit (training, a merged adapter, another model)",
+    "other": "not a directional edit (training, a merged adapter or another model)",
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from abliterate.outcomes.verdict import NOT_JUDGED, WITHHELD
+from abliterate.outcomes.records import NOT_JUDGED, WITHHELD
 from abliterate.report import choice, provenance, sentences
 from abliterate.report import claims as verdicts
 from abliterate.report.numbers import bounds, outcome, percent
@@ -18,8 +18,10 @@ from abliterate.terminal.console import HarmlessConsole
 
 
 def show(report: Mapping[str, Any], out: Path) -> None:
-    """The tests that failed, what was done, whether the target fell, the other tests, rates before and after, what else is to say, and
-    where the report lies; to stdout. Of an edit, how each set fares against its control is left to the report itself."""
+    """Print to stdout: failed keep tests, headline, other tests, rates before and after, remaining sentences, and the report's path.
+
+    For an edit, the comparisons of sets with their controls are left to the report itself.
+    """
     console = HarmlessConsole(highlight=False)
     edited = two_models(report)
     tests = verdicts.all_of(report)
@@ -47,14 +49,14 @@ def show(report: Mapping[str, Any], out: Path) -> None:
     if report["drift"]:
         drift = report["drift"]
         answered = drift["kl_first_token_answered"]
-        extra = "" if answered is None else f", {answered:.3f} over those that base answers"
+        extra = "" if answered is None else f", {answered:.3f} over the prompts that base answers"
         console.print(
             f"KL(base‖{after}), first token, {drift['set']} (n={drift['n']}): {drift['kl_first_token']:.3f} nats{extra}",
             markup=False,
         )
         if drift["kl_sequence"] is not None and drift["ce_base"] is not None:
             console.print(
-                f"along the base's own replies: {drift['kl_sequence']:.3f} nats a token; cross-entropy of prose "
+                f"KL along the base's own replies: {drift['kl_sequence']:.3f} nats per token; cross-entropy of prose "
                 f"{drift['ce_base']:.3f} → {drift['ce_edited']:.3f} nats",
                 markup=False,
             )
@@ -67,7 +69,7 @@ def _lines(console: HarmlessConsole, lines: Iterable[str], style: str | None = N
 
 
 def _withheld(sets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """What the withheld replies of an audit are, a line a set."""
+    """The outcomes of an audit's withheld replies, one line per set."""
     for name, entry in sets.items():
         counts = [(kind, entry["base"]["outcomes"].get(kind, 0)) for kind in WITHHELD]
         if total := sum(k for _, k in counts):
@@ -76,10 +78,10 @@ def _withheld(sets: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _rates(sets: Mapping[str, Mapping[str, Any]], edited: bool, after: str) -> Table:
-    """A row a set and measure, and one a language; ``after``: what the second model is called."""
+    """One row per set and measure, and one per language; ``after``: the name of the second model."""
     sides = ("base", after) if edited else ("base",)
     table = Table("set", "role", "n", "measure", *sides, box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.caption, table.caption_justify = "in brackets the 95 % interval", "left"
+    table.caption, table.caption_justify = "95 % intervals in brackets", "left"
     for name, entry in sets.items():
         key = "refused" if entry["role"] == "keep" else "withheld"
         table.add_row(*_cells(name, entry["role"], key, entry, edited))
@@ -90,7 +92,7 @@ def _rates(sets: Mapping[str, Mapping[str, Any]], edited: bool, after: str) -> T
 
 
 def _topics(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Outcome counts, a row a topic and language; a dot for none."""
+    """Outcome counts, one row per topic and language; a dot stands for zero."""
     outcomes = [kind for kind in rows[0]["base"] if kind != NOT_JUDGED or any(row["base"][kind] for row in rows)]
     table = Table("", "", "n", *map(outcome, outcomes), box=None, pad_edge=False)
     table.columns[0].header = Text(name)

@@ -1,4 +1,4 @@
-"""The report of a run folder, written: report.json, report.html, and the card of the derived checkpoint."""
+"""Write the report of a run folder: report.json, report.html, and the card of the derived checkpoint."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def write_report(
 ) -> dict[str, Any]:
     """Write report.json, report.html and the derived checkpoint's card. Returns the report with its cost.
 
-    Where the folder holds what differs between two models' weights, their scores in benchmarks, or how good the directions are, these
-    go into the report. ``transcripts``: how much of each reply the page shows; None as the run was told.
+    If the folder holds a comparison of weights, benchmark scores or the quality of the directions, they go into the report.
+    ``transcripts``: how much of each reply the page shows; None: as the run's settings say.
     """
     weights, scores, directions = (folder.path / name for name in (WEIGHTS, BENCHMARKS, DIRECTIONS))
     more = {"weights": read_json(weights)["summary"]} if weights.is_file() else {}

@@ -1,1 +1,1 @@
-"""The run folder, what is resumed in it, and the record of a run."""
+"""The run folder, resuming in it, and the record of a run."""

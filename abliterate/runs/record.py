@@ -1,4 +1,4 @@
-"""What run.json says of a run beside its settings: the model, the prompts, and what the settings left open."""
+"""What run.json holds besides the settings: the model, the prompts, and the values that the settings left open."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from abliterate.runs.folder import file_hashes
 
 
 def resolved(session: Session, config: ModelConfig, positions: int | None) -> dict[str, Any]:
-    """What the settings left open, as it was decided; reads the tokenizer, so a missing chat template is known early."""
+    """The values chosen for what the settings left open. Reads the tokenizer, so that a missing chat template is found early."""
     tokenizer = session.tokenizer()
     elsewhere = isinstance(config, AuditConfig) and config.engine != "transformers"
     by_a_server = isinstance(config, AuditConfig) and is_url(config.engine)
@@ -37,7 +37,7 @@ def resolved(session: Session, config: ModelConfig, positions: int | None) -> di
 
 
 def run_record(source: ModelSource | None, prompts: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """What run.json says beside the settings; nothing is known of the files of a model that is only on a server."""
+    """What run.json holds besides the settings. Without a ``source`` the model is only on a server, and its files are unknown."""
     return {
         "resolved": resolved,
         "model_path": str(source.path) if source else None,
@@ -49,7 +49,7 @@ def run_record(source: ModelSource | None, prompts: Mapping[str, Any], resolved:
 
 
 def open_model(config: ModelConfig, out: Path, clock: datetime | None = None) -> tuple[ModelSource, Session]:
-    """Find the model and check its config, its shards' headers and that ``out`` lies apart from it."""
+    """Find the model, check its config and the headers of its shards, and check that ``out`` is outside its folder."""
     source = resolve_model(config.model, config.revision)
     session = Session(config, source.path, clock=clock)
     check_destination(out / ".new", source.path)

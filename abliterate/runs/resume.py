@@ -1,7 +1,7 @@
-"""Work under way, kept in a folder until all of it is done: a run that is killed goes on with it.
+"""Intermediate results of a stage, stored in a folder until the stage is done, so that a killed run can resume.
 
-A file is used only where it is whole and was made from the same: the line that it begins with is a hash of its name, of everything that
-it came from, and of its content. Any other file is as good as none.
+A file is used only if it is complete and was made from the same inputs: its first line is a hash of its name, of all its inputs and of
+its content. Any other file is ignored.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from torch import Tensor
 
 from abliterate.files import write_whole
 
-_FACTS = "facts"  # beside tensors: a JSON value, as bytes
+_FACTS = "facts"  # the name of a JSON value stored beside tensors, as bytes
 
 
 @dataclass(frozen=True)
 class ResumeStore:
-    """What is kept in ``folder``, nothing where there is none; ``source`` is a hash of what it all comes from."""
+    """Intermediate results in ``folder`` (None: nothing is stored). ``source``: a hash of all their inputs."""
 
     folder: Path | None = None
     source: str = ""
 
     def of(self, facts: Any, tensors: Sequence[Tensor] = ()) -> ResumeStore:
-        """For what comes of these as well: ``facts`` that JSON has words for, and tensors."""
+        """The store for results that also depend on these inputs: ``facts`` (a JSON value) and tensors."""
         if self.folder is None:
             return self
         said = json.dumps(facts).encode()
         return replace(self, source=_hash([self.source.encode(), said, *(_own_hash(tensor) for tensor in tensors)]))
 
     def value(self, name: str) -> Any:
-        """The JSON value that was kept under this name; None where there is none."""
+        """The JSON value stored under this name; None if there is none."""
         content = self._read(name)
         return None if content is None else json.loads(content)
 
     def save_value(self, name: str, value: Any) -> None:
-        """Keep a JSON value, which may hold infinities."""
+        """Store a JSON value, which may contain infinities."""
         self._write(name, json.dumps(value).encode())
 
     def state(self, name: str) -> tuple[dict[str, Tensor], Any] | None:
-        """Tensors and a JSON value that were kept together under this name; None where there are none."""
+        """Tensors and the JSON value stored with them under this name; None if there are none."""
         content = self._read(name)
         if content is None:
             return None
@@ -56,12 +56,12 @@ class ResumeStore:
         return tensors, json.loads(bytes(tensors.pop(_FACTS).tolist()))
 
     def save_state(self, name: str, tensors: Mapping[str, Tensor], facts: Any) -> None:
-        """Keep tensors and a JSON value, in place of what was kept under this name before."""
+        """Store tensors and a JSON value under this name; replaces earlier ones."""
         said = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
         self._write(name, save({**{each: _plain(tensor) for each, tensor in tensors.items()}, _FACTS: said}))
 
     def forget(self) -> None:
-        """Delete everything that is kept."""
+        """Delete everything stored."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -77,7 +77,7 @@ class ResumeStore:
     def _write(self, name: str, content: bytes) -> None:
         if self.folder is None:
             return
-        with suppress(OSError):  # what can't be kept is made again, should it come to that
+        with suppress(OSError):  # what can't be stored is computed again after a kill
             self.folder.mkdir(exist_ok=True)
             write_whole(self._seal(name, content) + b"\n" + content, self.folder / name)
 
@@ -89,7 +89,7 @@ NO_STORE = ResumeStore()
 
 
 def _hash(parts: Sequence[bytes]) -> str:
-    """Of each part's own hash, so that none runs into the next."""
+    """Hash of the parts' hashes, so that no part runs into the next."""
     return blake3(b"".join(blake3(part).digest() for part in parts)).hexdigest()
 
 

@@ -1,1 +1,1 @@
-"""What people see on a terminal: progress, plain lines, others' words made harmless."""
+"""Output on a terminal: progress, plain lines, and text of others without control characters."""

@@ -1,4 +1,4 @@
-"""The terminal of rich, on which others' words are only shown."""
+"""rich's console, without control characters of the printed text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from abliterate.terminal.harmless import harmless
 
 
 class HarmlessConsole(Console):
-    """A console whose own colours and movements reach the terminal, and no control character of a text."""
+    """A console that sends its own colours and cursor movements to the terminal, but no control characters of a text."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """What is written for a renderable, piece by piece."""
+        """The segments of a renderable; control characters in their text are replaced."""
         for piece in super().render(renderable, options):
             yield piece if piece.control else piece._replace(text=harmless(piece.text))

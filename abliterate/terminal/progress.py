@@ -1,7 +1,4 @@
-"""Progress for people: a bar with an ETA on a terminal, one line a stage where there is none, and some more of a long one.
-
-Writes to stderr.
-"""
+"""Progress on stderr: a bar with an ETA on a terminal, otherwise one line per stage, and a few more if the stage is long."""
 
 from __future__ import annotations
 
@@ -17,23 +14,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from abliterate.terminal.console import HarmlessConsole
 
 console = HarmlessConsole(stderr=True, highlight=False)
-FIRST = 60.0  # seconds after which a stage says how far it is; then after twice as many, and so on
+FIRST = 60.0  # seconds until the first line about an unfinished stage; the time doubles for each further line
 
 
 def say(line: str) -> None:
-    """One line to stderr."""
+    """Write a line to stderr."""
     console.print(line, markup=False, soft_wrap=True)
 
 
 @cache
 def say_once(line: str) -> None:
-    """The same, where one process comes to it again and again."""
+    """Write a line to stderr, but only once per process."""
     say(line)
 
 
 @contextmanager
 def stage(what: str, total: int, clock: Callable[[], float] = time.monotonic) -> Iterator[Callable[[int | float], None]]:
-    """Yields a function that is told how many more of ``total`` are done. ``clock`` gives seconds."""
+    """Yields a function to call with the number of further parts of ``total`` that are done. ``clock`` returns seconds."""
     started = clock()
     if not sys.stderr.isatty():
         yield _Spoken(what, total, clock, started).hear
@@ -54,7 +51,7 @@ def stage(what: str, total: int, clock: Callable[[], float] = time.monotonic) ->
 
 @dataclass
 class _Spoken:
-    """How far a stage is, told in lines. What is done first may have been there already: how long the rest takes, what follows says."""
+    """Lines about the progress of a stage. The first parts may be done from an earlier run, so only the later ones tell the pace."""
 
     what: str
     total: int
@@ -62,10 +59,10 @@ class _Spoken:
     started: float
     due: float = FIRST
     done: float = 0.0
-    first: tuple[float, float] | None = None  # when something was done for the first time, and how much
+    first: tuple[float, float] | None = None  # seconds and parts done at the first report
 
     def hear(self, done: int | float) -> None:
-        """So much more is done; written where a line is due."""
+        """Add ``done`` parts; write a line if one is due."""
         passed = self.clock() - self.started
         self.done += done
         self.first = self.first or (passed, self.done)
@@ -76,8 +73,8 @@ class _Spoken:
         say(f"{self.what}: {self.done:.0f} of {self.total}{self._left(passed, *self.first)}")
 
     def _left(self, passed: float, since: float, before: float) -> str:
-        """How long the rest takes at the pace so far."""
-        if self.done == before:  # nothing since
+        """The remaining time at the pace so far, as the end of a line; empty if there is no estimate."""
+        if self.done == before:  # nothing since then
             since = before = 0.0
         if not before < self.done < self.total or self.done < _TELLING * self.total:
             return ""
@@ -85,7 +82,7 @@ class _Spoken:
         return f", about {_duration(seconds)} left"
 
 
-_TELLING = 0.02  # of the work: before that, the pace says nothing
+_TELLING = 0.02  # the share of the work after which the pace is reliable
 
 
 def _duration(seconds: float) -> str:

@@ -1,5 +1,5 @@
-"""The process's own stdout and stderr: a character that they can't hold is replaced, a reader who goes away ends no work, and libraries
-say nothing on them."""
+"""Prepare the process's stdout and stderr: they replace characters that they can't encode, the work goes on if their reader closes them,
+and libraries stay silent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-# Set before a library is imported, which is when it reads them. Bars that the Hub's client shows on a terminal while it downloads stay.
+# Libraries read these when they are imported. The Hub client's download bars on a terminal stay.
 _SILENCE = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_VERBOSITY": "error",
@@ -26,14 +26,14 @@ _SILENCE = {
 
 
 def prepare() -> None:
-    """Make the streams so; once, as the process starts. What the user asked of a library by its own variable stays."""
+    """Prepare the streams; call it once when the process starts. Variables that the user has set for a library are kept."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by the caller: the first file that is opened would take its number
+        if getattr(sys, name) is None:  # the caller closed it, and the next opened file would get its number
             setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), mode, closefd=False))  # noqa: SIM115
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     sys.stdout = _lasting(sys.stdout, "stdout", BrokenPipeError)
-    sys.stderr = _lasting(sys.stderr, "stderr", OSError)  # of what goes wrong there nobody can be told
+    sys.stderr = _lasting(sys.stderr, "stderr", OSError)  # no stream is left to report its errors on
     for variable, value in _SILENCE.items():
         os.environ.setdefault(variable, value)
     logging.getLogger().setLevel(logging.ERROR)
@@ -42,7 +42,7 @@ def prepare() -> None:
 
 
 def write_json(lines: Iterable[str]) -> None:
-    """Lines of JSON to stdout: as they are where it is UTF-8, else with escapes, which every encoding holds and no reader mistakes."""
+    """Write lines of JSON to stdout: unchanged if it is UTF-8, otherwise with escapes, which every encoding can hold."""
     whole = codecs.lookup(sys.stdout.encoding).name == "utf-8"
     text = "".join((line if whole else json.dumps(json.loads(line))) + "\n" for line in lines)
     sys.stdout.buffer.write(text.encode())
@@ -62,11 +62,12 @@ def _lasting(stream: object, name: str, lost: type[OSError]) -> io.TextIOWrapper
 
 
 class _Raw(io.RawIOBase):
-    """What lies under a stream; writes go nowhere once one failed with ``lost``. Another failure is told once, with the stream's name."""
+    """The raw stream below a text stream. After a write fails with ``lost``, all further writes are dropped. Another error is raised once,
+    with the stream's name."""
 
     def __init__(self, stream: io.TextIOWrapper, name: str, lost: type[OSError]) -> None:
         below: Any = stream.buffer
-        self._stream, self._raw = stream, getattr(below, "raw", below)  # the one closes the other when it is forgotten
+        self._stream, self._raw = stream, getattr(below, "raw", below)  # keep ``stream``: when it is deleted it closes the raw stream
         self.name, self.mode, self._lost = name, "wb", lost
 
     def writable(self) -> bool:
@@ -79,7 +80,7 @@ class _Raw(io.RawIOBase):
         return int(self._raw.fileno())
 
     def write(self, data: Any) -> int | None:
-        """How many bytes were taken."""
+        """The number of bytes written."""
         try:
             taken: int | None = self._raw.write(data)
             return taken

@@ -196,7 +196,7 @@ def _with_head(head: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict[s
 def test_a_tied_config_whose_checkpoint_stores_the_head_too_is_exact_or_refused(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
     model, r = _rewrite(tiny(tied=True), _with_head(lambda head: head)), unit_direction(32)
     for policy in ("edit", "untie"):
-        with pytest.raises(InputError, match=r"stored too|alone to untie"):
+        with pytest.raises(InputError, match="stored too"):
             _edit(model, edit_from_direction(r, 4, policy=policy, tied=True), tmp_path / "out")
     plan = edit_from_direction(r, 4, policy="auto", tied=True)
     _edit(model, plan, tmp_path / "out")
@@ -433,7 +433,9 @@ def _keep(folder: Path) -> None:
         file.write((open_index(folder).read(DOWN) + 1e-3).numpy().tobytes())
 
 
-@pytest.mark.parametrize(("damage", "says"), [(_lose, "not those of"), (_retype, "not those of"), (_keep, f"worst: {DOWN}")])
+@pytest.mark.parametrize(
+    ("damage", "says"), [(_lose, "differ from those planned"), (_retype, "differ from those planned"), (_keep, f"worst: {DOWN}")]
+)
 def test_what_is_not_on_disk_as_planned_fails_the_edit_and_leaves_nothing(
     tiny: Tiny, unit_direction: Unit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], says: str
 ) -> None:

@@ -344,7 +344,7 @@ def test_plan_says_that_experts_leave_mxfp4(tmp_path: Path, capsys: pytest.Captu
     base = save_mxfp4(tmp_path / "base")
     capsys.readouterr()
     assert main(["plan", "--model", str(base)]) == 0
-    assert "the experts of 2 modules leave MXFP4 for bf16" in capsys.readouterr().out
+    assert "the experts of 2 modules are converted from MXFP4 to bf16" in capsys.readouterr().out
 
 
 def test_plan_of_fp8_says_nothing_of_mxfp4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

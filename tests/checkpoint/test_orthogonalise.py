@@ -260,7 +260,7 @@ def test_the_fallback_projects_orthogonally_and_only_where_the_oblique_removal_s
 
 
 def test_a_gamma_that_lets_nothing_of_a_row_through_is_refused() -> None:
-    with pytest.raises(InputError, match="puts nothing there"):
+    with pytest.raises(InputError, match="writes nothing along it"):
         removal(torch.eye(2, 4), torch.tensor([1.0, 0.0, 1.0, 1.0]))
 
 

@@ -209,7 +209,7 @@ def test_a_copy_that_breaks_off_in_any_way_is_one_line(strange: Callable[..., Pa
         self_check(folder, open_index(model))
     with pytest.raises(
         InputError,
-        match=r"'second_call' can't be run block by block: its small copy can't either \(expected Half\)|'second_call'.*\(expected Half\)",
+        match=r"'second_call' can't be run block by block: its small copy fails \(expected Half\)|'second_call'.*\(expected Half\)",
     ):
         abilities_of(folder)
 

@@ -256,7 +256,7 @@ def test_a_tensor_that_leaves_its_range_is_named(tmp_path: Path, keep_norms: boo
     if keep_norms:  # what is left of a column gets all its length
         row, weight = torch.tensor([[0.0, 1.0, 0.0, 0.0]]), weight * torch.tensor([[1.0], [1.0], [0.0], [0.0]])
     index = open_index(_checkpoint(tmp_path / "model", a=weight.half()))
-    with pytest.raises(InputError, match="a leaves the range of F16"):
+    with pytest.raises(InputError, match="a exceeds the range of F16"):
         edited_plain(index, _task("a", row / row.norm(), keep_norms=keep_norms))
 
 

@@ -173,7 +173,7 @@ def test_the_same_name_of_a_norm_in_front_of_the_mlp_is_not_taken_for_one_behind
 def test_an_embedding_with_a_norm_behind_it_cant_be_edited(tiny: Tiny, policy: str) -> None:
     folder = tiny("bloom", tied=True)
     assert len(_tasks(folder, _plan())) == 16
-    with pytest.raises(InputError, match="a norm stands behind"):
+    with pytest.raises(InputError, match="a norm follows the token embedding"):
         _tasks(folder, replace(_plan("edit"), embedding=policy))
 
 
@@ -288,7 +288,7 @@ def test_a_plan_of_another_size_is_refused(tiny: Tiny, layers: int, d_model: int
 
 
 def test_a_direction_per_block_of_another_model_is_refused() -> None:
-    with pytest.raises(InputError, match="3 rows, the model 4 blocks"):
+    with pytest.raises(InputError, match="3 rows, but the model has 4 blocks"):
         edit_from_direction(torch.ones(3, 32), 4)
 
 

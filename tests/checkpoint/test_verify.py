@@ -256,7 +256,7 @@ def test_what_was_changed_afterwards_is_named_without_the_base(
 
 
 def test_an_adapter_beside_the_weights_is_told_without_the_base_too(changed: Callable[[str, Damage], tuple[Path, Path]]) -> None:
-    with pytest.raises(CheckError, match=r"holds adapter_config\.json beside whole weights"):
+    with pytest.raises(CheckError, match=r"holds adapter_config\.json beside full weights"):
         _verify(changed("single", lambda folder: (folder / "adapter_config.json").write_text("{}"))[1], None)
 
 
@@ -359,7 +359,7 @@ def test_other_weights_without_the_direction_do_not_hold_with_the_base_whatever_
     base, edited = changed(kind, lambda folder: None)
     _with_a_proof_to_match(base, edited, name, lambda stored: change(stored).contiguous())
     assert _verify(edited, None)[1] == 0
-    with pytest.raises(CheckError, match=re.escape(f"{name} is not what becomes of the base's when it is edited")):
+    with pytest.raises(CheckError, match=re.escape(f"{name} is not the result of editing the base's tensor")):
         _verify(edited, base)
 
 
@@ -377,7 +377,7 @@ def test_an_untouched_tensor_is_looked_at_only_with_the_base(kind: str, changed:
      ("fp8", _flip(f"{FP8_DOWN}_scale_inv"), f"{FP8_DOWN} is not the tensor that was edited"),
      ("mxfp4", _flip(f"{EXPERTS}.down_proj_blocks"), f"{EXPERTS}.down_proj is not the tensor that was edited"),
      ("mxfp4", _flip(f"{EXPERTS}.down_proj_scales"), f"{EXPERTS}.down_proj is not the tensor that was edited"),
-     ("mxfp4", _flip(f"{EXPERTS}.gate_up_proj_scales"), f"{EXPERTS}.gate_up_proj is not what becomes of the base's when it is unpacked")],
+     ("mxfp4", _flip(f"{EXPERTS}.gate_up_proj_scales"), f"{EXPERTS}.gate_up_proj is not the result of unpacking the base's tensor")],
     ids=["edited", "not edited", "scales", "packed blocks", "packed scales", "packed and not edited"],
 )  # fmt: skip
 def test_another_base_is_told_apart_by_one_bit(kind: str, damage: Damage, named: str, made: Made, tmp_path: Path) -> None:

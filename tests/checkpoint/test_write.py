@@ -200,7 +200,7 @@ def test_a_destination_around_the_models_folder_is_refused(tmp_path: Path) -> No
     (tmp_path / "out" / "model").mkdir(parents=True)
     with pytest.raises(InputError, match="not empty"):
         check_destination(tmp_path / "out", tmp_path / "out" / "model")
-    with pytest.raises(InputError, match="holds the model's folder"):
+    with pytest.raises(InputError, match="contains the model's folder"):
         check_destination(tmp_path / "absent", tmp_path / "absent" / "model")
 
 

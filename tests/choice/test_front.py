@@ -97,8 +97,8 @@ def test_a_bound_is_no_cliff() -> None:
         assert prefer([within, over], how, 0.1) == (
             1,
             [
-                "the edit that is taken has a first-token KL of 0.11 nats, more than 0.1, and leaves 2.0 % of the target: "
-                "the best one within 0.1 leaves 95.0 %"
+                "the chosen edit has a first-token KL of 0.11 nats, above the bound of 0.1, and leaves 2.0 % of the target; "
+                "the best edit within the bound leaves 95.0 %"
             ],
         )
         assert prefer([within, _point(0.02, kl=0.3)], how, 0.1) == (0, [])
@@ -132,5 +132,5 @@ def test_the_weights_trade_the_share_left_against_nats() -> None:
     assert prefer(points, "removal", 0.1) == (1, [])
     assert prefer(points[:2], "removal", 0.01) == (
         1,
-        ["no edit has a first-token KL of at most 0.01 nats: the one that is taken has 0.05"],
+        ["no edit has a first-token KL of at most 0.01 nats; the chosen one has 0.05"],
     )

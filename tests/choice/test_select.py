@@ -30,7 +30,7 @@ from abliterate.directions.groups import activations_of
 from abliterate.errors import InputError
 from abliterate.model.chat.thinking import decode
 from abliterate.model.edit import edit_from_direction, edit_from_rows
-from abliterate.outcomes.verdict import OUTCOMES
+from abliterate.outcomes.records import OUTCOMES
 from abliterate.prompts import RoleSets
 from abliterate.report.choice import picked
 from abliterate.runs.resume import ResumeStore
@@ -141,7 +141,7 @@ def test_an_edit_of_no_strength_is_chosen_like_any_other(given: Any, how: Any) -
     edit, document = select(model, sets, RunConfig(**made, strength=0.0, trials=4), directions, how, away)
     assert not edit.strength.any() and document["strength"] == 0.0
     ended = [note for note in document["relaxed"] if note.startswith("tuning ended")]
-    assert ended == (["tuning ended at step 0 of 6: no strength was left"] if how == "gradient" else [])
+    assert ended == (["tuning ended at step 0 of 6: all strengths were zero"] if how == "gradient" else [])
     json.dumps(document, allow_nan=False)
 
 
@@ -159,7 +159,7 @@ def test_edits_that_break_the_outputs_are_told_apart_or_in_one_line(given: Any, 
     monkeypatch.setattr(selection, "measure", measured)
     config = RunConfig(**made)
     if broken == "all":
-        with pytest.raises(InputError, match="no edit that was tried leaves the model's outputs finite; try --dtype float32"):
+        with pytest.raises(InputError, match="the model's outputs are not finite with any edit that was tried; try --dtype float32"):
             select(model, sets, config, directions, "gradient", away)
         return
     _, document = select(model, sets, config, directions, "gradient", away)
@@ -184,7 +184,7 @@ def test_what_the_bound_on_kl_cost_is_told(given: Any, monkeypatch: pytest.Monke
     _, document = select(model, sets, RunConfig(**made), directions, "off", away)
     other = next(row["name"] for row in document["tuning"]["front"] if row["kl"] == 0.3)
     (said,) = document["tuning"]["given_up"]
-    assert said == f"without --max-kl 0.1, {other} would be taken: 2.0 % left, KL 0.3 nats"
+    assert said == f"without --max-kl 0.1, {other} would be chosen: 2.0 % left, KL 0.3 nats"
     assert said in str(picked(document))
 
 
@@ -222,7 +222,7 @@ def test_where_nothing_is_withheld_nothing_is_edited(given: Any, monkeypatch: py
     model, sets, made, directions, away = given
     monkeypatch.setattr("abliterate.choice.tuning.replies.WITHHELD", frozenset())
     asked = len(sets.prompts("target", "val"))
-    said = rf"^--target target: the model withholds none of its {asked} val prompts \(short replies: \d+ \w+.*ask the model"
+    said = rf"^--target target: the model withholds none of its {asked} val prompts \(short replies: \d+ \w+.*run audit on the model"
     with pytest.raises(InputError, match=said):
         select(model, sets, RunConfig(**made), directions, how, away)
 

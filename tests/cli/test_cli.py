@@ -26,7 +26,7 @@ from abliterate.config import (
     RunConfig,
     VerifyConfig,
 )
-from abliterate.config.panels import ASKED, CHOICE, EDIT, MODEL, OTHERS, REPLIES, REPORT
+from abliterate.config.setting import Panel
 from abliterate.errors import CheckError, InputError
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In an empty folder, with the environment put back afterwards."""
+    """Run each test in an empty folder and restore the environment afterwards."""
     monkeypatch.chdir(tmp_path)
     for name in ("TRANSFORMERS_VERBOSITY", "TOKENIZERS_PARALLELISM", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         monkeypatch.setenv(name, os.environ.get(name, "1" if name.startswith("HF") else "error" if "VERB" in name else "false"))
@@ -59,7 +59,7 @@ def python(*arguments: str, **options: object) -> subprocess.CompletedProcess[st
 
 
 def refusal(capsys: Capture, *arguments: str) -> str:
-    """The one line with which a command ends with 2."""
+    """The single error line of a command that ends with 2."""
     assert main(list(arguments)) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -96,7 +96,7 @@ def test_help_of_verify_names_its_argument_and_what_the_base_is_for(capsys: Capt
     assert main(["verify", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "verify [OPTIONS] {DIR}" in shown and "DIR <path> The edited checkpoint, or the run's folder." in shown
-    assert "every other byte must be its own" in shown and "--out" not in shown
+    assert "to check that all other bytes are unchanged" in shown and "--out" not in shown
 
 
 def test_defaults_stand_in_the_help(capsys: Capture) -> None:
@@ -157,7 +157,7 @@ def test_what_is_not_there_is_told_before_torch_is_imported(arguments: tuple[str
 def test_of_a_runs_folder_given_as_a_model_the_checkpoint_is_named(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "mine" / "checkpoint").mkdir(parents=True)
     (tmp_path / "mine" / "run.json").write_text("{}", encoding="utf-8")
-    assert "the same run command goes on" in refusal(capsys, "chat", "--model", "smollm2", "--beside", "mine")
+    assert "run the same command again to resume" in refusal(capsys, "chat", "--model", "smollm2", "--beside", "mine")
     (tmp_path / "mine" / "checkpoint" / "config.json").write_text("{}", encoding="utf-8")
     for given in (["chat", "--model", "smollm2", "--beside", "mine"], ["plan", "--model", "mine"]):
         assert f"its checkpoint is {Path('mine/checkpoint')}" in refusal(capsys, *given)
@@ -167,7 +167,7 @@ def test_the_help_of_a_run_begins_with_what_is_asked_and_says_what_is_needed(cap
     assert main(["run", "--help"]) == 0
     shown = capsys.readouterr().out
     panels = [line.rstrip(":") for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert panels == [ASKED, EDIT, CHOICE, MODEL, REPLIES, REPORT, OTHERS]
+    assert panels == list(Panel)
     flags = [line.split()[0] for line in shown.splitlines() if line.startswith("  --")]
     assert flags[:4] == ["--model", "--target", "--keep", "--out"]
     words = " ".join(shown.split())
@@ -272,7 +272,7 @@ def test_the_values_of_a_spread_flag_reach_the_command(monkeypatch: pytest.Monke
     [
         (InputError("no such thing"), 2, "no such thing"),
         (CheckError("does not hold"), 1, "does not hold"),
-        (KeyboardInterrupt(), 130, "goes on where it stopped"),
+        (KeyboardInterrupt(), 130, "run the same command again to resume"),
         (OSError(errno.ENOSPC, "No space left on device", "big.bin"), 2, "big.bin"),
         (PermissionError(errno.EACCES, "Permission denied", "locked"), 2, "locked: Permission denied"),
         (InputError("two\nlines"), 2, "lines"),

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from abliterate import config as configs
-from abliterate.cli.options import build, repeat_flags
+from abliterate.cli.main import app
+from abliterate.cli.options import build, flags_of_several, repeat_flags
 from abliterate.config import AuditConfig, CompareConfig, Config, EditCommandConfig, RunConfig
-from abliterate.config.panels import OTHERS, PANELS, panel_of
+from abliterate.config.recorded import RECORDED
+from abliterate.config.setting import Panel, setting_of, values_naming
 from abliterate.errors import InputError
 
 CONFIG = Path(configs.__file__).parent
@@ -183,12 +186,51 @@ def test_no_value_of_any_setting_is_refused_in_the_words_of_a_library(model: typ
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda m: m.__name__)
 def test_every_setting_stands_in_a_panel_of_the_help(model: type[Config]) -> None:
-    assert [name for name in model.model_fields if panel_of(name) == OTHERS] == []
+    assert [name for name, info in model.model_fields.items() if setting_of(info).panel == Panel.OTHER] == []
 
 
-def test_no_setting_stands_in_two_panels() -> None:
-    named = [name for names in PANELS.values() for name in names]
-    assert sorted(named) == sorted(set(named)) and set(named) - {"out"} == {name for model in MODELS for name in model.model_fields}
+def test_a_setting_stands_at_the_same_place_in_every_command() -> None:
+    places: dict[str, set[tuple[int, int]]] = {}
+    for model in MODELS:
+        for name, info in model.model_fields.items():
+            places.setdefault(name, set()).add(setting_of(info).place)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_help_lists_the_options_of_a_panel_by_rank() -> None:
+    flags = {
+        name: [option.opts[0] for option in command.params]
+        for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+    }
+    assert flags["compare"][:9] == [
+        *("--base", "--derived", "--keep", "--prompts", "--out", "--reference", "--limit", "--split", "--weights-only"),
+    ]
+    chosen = flags["run"].index("--prefer")
+    assert flags["run"][chosen : chosen + 13] == [
+        *("--prefer", "--max-kl", "--tune", "--tune-steps", "--tune-directions", "--candidates", "--estimators"),
+        *("--max-layer", "--min-share", "--positions", "--trials", "--study", "--seed"),
+    ]
+    assert flags["push"][:3] == ["checkpoint", "repo", "--base"]
+
+
+def test_the_flags_that_take_several_values_are_those_of_lists() -> None:
+    lists = {
+        "--" + name.replace("_", "-") for model in MODELS for name, info in model.model_fields.items() if info.annotation == tuple[str, ...]
+    }
+    assert flags_of_several(typer.main.get_command(app)) == {*lists, "--compare"}
+    assert lists == {"--target", "--baseline", "--keep", "--prompts", "--lm-eval", "--estimators"}
+
+
+def test_models_and_prompt_sets_are_known_by_what_their_settings_name() -> None:
+    run = RunConfig(model="m", target=("a", "b"), baseline=("c",), keep=("d",), harmless="e", reference="r")
+    assert sorted(values_naming("model", run)) == ["m", "r"] and sorted(values_naming("prompts", run)) == ["a", "b", "c", "d", "e"]
+    compared = CompareConfig(base="x", derived="y", prompts=("a",))
+    assert list(values_naming("model", compared)) == ["x", "y"] and list(values_naming("prompts", compared)) == ["a"]
+
+
+def test_the_settings_that_may_change_between_resumes_do_not_change_what_is_measured() -> None:
+    may = {name for config in RECORDED for name, info in config.model_fields.items() if setting_of(info).may_change}
+    assert may == {"edited_engine", "engine_model", "concurrency", "request_timeout", "patience", "transcripts"}
 
 
 def test_a_required_setting_is_asked_for_by_its_flag() -> None:

@@ -131,7 +131,7 @@ def test_an_interrupt_stops_the_reply_and_the_conversation_goes_on(tiny: Tiny) -
 def test_a_conversation_that_is_longer_than_the_model_reads_is_said_and_can_begin_anew(tiny: Tiny) -> None:
     shown = Heard("x" * 600, "/reset", "Hello")
     converse([speaker(tiny())], shown)
-    assert "it reads 512; /reset" in shown.notes[0] and len(shown.seen) == 1
+    assert "the model reads 512; /reset" in shown.notes[0] and len(shown.seen) == 1
 
 
 def test_where_one_of_two_cannot_reply_both_go_on_as_if_nothing_had_been_said(tiny: Tiny) -> None:
@@ -160,7 +160,7 @@ def test_two_models_that_do_not_fit_together_are_refused_before_any_is_loaded(ti
     monkeypatch.setattr("abliterate.compute.session.load_model", lambda *_: pytest.fail("loaded"))
     with pytest.raises(InputError, match="both models together need"):
         opened(pair.model_copy(update={"max_memory": "1000MiB"}))
-    with pytest.raises(InputError, match="whole in memory"):
+    with pytest.raises(InputError, match="needs the whole model in memory"):
         opened(ChatConfig(model=str(tiny(layers=8, d_model=512)), max_memory="930MiB"))
 
 
@@ -175,7 +175,7 @@ def test_models_of_one_name_get_names_of_their_own() -> None:
     ("flags", "said"),
     [
         (["--beside", "http://host:8000/v1"], "--beside is a server's URL"),
-        (["--thinking", "budget:8"], "knows on and off"),
+        (["--thinking", "budget:8"], "supports only on and off"),
         (["--temperature", "-1"], "--temperature -1: must be at least 0"),
         (["--beside", "nowhere/at/all"], "nowhere/at/all"),
     ],

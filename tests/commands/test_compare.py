@@ -157,10 +157,10 @@ def test_a_model_on_a_server_is_asked_there_and_its_weights_are_not_compared(tin
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({}, "--prompts is needed"),
+        ({}, "give --prompts or --keep"),
         ({"weights_only": True, "derived": "http://host:1/v1"}, "a server doesn't show them"),
-        ({"prompts": ("harmful",), "base": "http://host:1/v1", "derived": "http://host:1/v1"}, "which is which"),
-        ({"prompts": ("harmful",), "engine": "http://host:1/v1"}, "which is which"),
+        ({"prompts": ("harmful",), "base": "http://host:1/v1", "derived": "http://host:1/v1"}, "name them with --engine-model"),
+        ({"prompts": ("harmful",), "engine": "http://host:1/v1"}, "name them with --engine-model"),
         ({"prompts": ("harmful",), "settle": True, "derived": "http://host:1/v1"}, "--settle"),
     ],
 )

@@ -96,7 +96,7 @@ def test_bad_asks_are_one_line(tiny: Tiny, sets: list[str], tmp_path: Path, caps
     for arguments, match in (
         ([str(tmp_path / "absent")], "no such file"),
         ([str(broken)], "not a readable safetensors file"),
-        ([str(broken), "--estimators", "magic"], "there is no 'magic'; there are difference-of-means, projected"),
+        ([str(broken), "--estimators", "magic"], "unknown estimator 'magic'; known are difference-of-means, projected"),
         ([str(broken), "--out", str(tmp_path / "o")], "go together"),
     ):
         capsys.readouterr()

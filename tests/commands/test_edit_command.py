@@ -283,11 +283,11 @@ def test_verify_of_a_good_checkpoint_ends_with_0(edited: tuple[Path, Path], caps
     model, out = edited
     assert main(["verify", str(out)]) == 0
     captured = capsys.readouterr()
-    assert captured.out == f"{out}: 9 edited tensors are as proven; the others were not looked at (give --base)\n"
+    assert captured.out == f"{out}: 9 edited tensors match the proof; the others were not checked (use --base)\n"
     assert captured.err.startswith("tensors checked: 9 in ") and captured.err.count("\n") == 1
     assert main(["verify", str(out), "--base", str(model)]) == 0
     captured = capsys.readouterr()
-    assert captured.out == f"{out}: 9 edited tensors are as proven, all 39 compared with the base\n"
+    assert captured.out == f"{out}: 9 edited tensors match the proof, all 39 compared with the base\n"
     assert captured.err.startswith("tensors checked: 48 in ") and captured.err.count("\n") == 1
 
 
@@ -359,7 +359,7 @@ def test_plan_reads_headers_only(tiny: Tiny, capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out
     assert "8 tensors" in printed and "4 blocks of width 32" in printed
     named = {line.split()[0] for line in printed.splitlines()}
-    assert {"model", "weights", "held", "prompts", "collection", "selection", "edit", "evaluation", "edits", "machine"} <= named
+    assert {"model", "weights", "memory", "prompts", "collection", "selection", "edit", "evaluation", "edits", "machine"} <= named
 
 
 def test_plan_of_an_unknown_architecture_is_bad_input(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:

@@ -190,9 +190,9 @@ def test_a_run_that_was_to_keep_something_is_not_published_before_its_report(
     out = made()
     write_json({"settings": {"keep": ["harmful"]}}, out.parent / "run.json")
     code, line = _refused(capsys, "push", out.parent, REPO)
-    assert code == 1 and "has not come to its report" in line and "--even-so" in line and hub.asked == []
+    assert code == 1 and "has no report yet" in line and "--even-so" in line and hub.asked == []
     assert main(["push", str(out), REPO, "--even-so", "in a hurry"]) == 0
-    assert "has not come to its report" in hub.repos[REPO]["README.md"].decode()
+    assert "has no report yet" in hub.repos[REPO]["README.md"].decode()
     write_json({"settings": {"keep": []}}, out.parent / "run.json")
     assert main(["push", str(out), REPO]) == 0
 
@@ -290,7 +290,7 @@ def test_without_a_token_the_way_to_one_is_said(
     [
         (401, "/api/repos/create", "accept the token"),
         (403, "/api/repos/create", "write"),
-        (409, "/commit/", "goes on"),
+        (409, "/commit/", "run the same command again"),
         (418, "/commit/", "HTTP 418"),
     ],
 )
@@ -337,7 +337,7 @@ def test_what_is_no_checkpoint_of_ours_is_refused(hub: Hub, tmp_path: Path, caps
 def test_of_a_run_that_is_not_finished_that_is_said(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run.json").write_text("{}", encoding="utf-8")
     code, line = _refused(capsys, "push", tmp_path, REPO)
-    assert code == 2 and "this run is not finished; the same run command goes on" in line
+    assert code == 2 and "unfinished run; repeat the run command to resume it" in line
     (tmp_path / "report.json").write_text("{}", encoding="utf-8")
     assert "nothing was edited here" in _refused(capsys, "push", tmp_path, REPO)[1]
 

@@ -1,4 +1,4 @@
-"""``abliterate report``: a finished run's report again, from its folder alone, under the rules or another judge."""
+"""``abliterate report``: write a finished run's report again, from its folder alone, with the rules or another judge."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_set(folder: Path, role: str) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run, and under audit/ that of an audit; their model is gone."""
+    """A folder with a finished run (run/) and a finished audit (audit/); their model is deleted."""
     place = tmp_path_factory.mktemp("rescoring")
     model = save_tiny(place / "model", says="I won't.")
     sets = [part for role in ASKED for part in (f"--{role}", write_set(place, role))]
@@ -52,10 +52,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy whose replies are told apart by their judge: some refuse, some answer. Its report is quick: coarse intervals, no plot."""
+    """A copy of the run in which some replies refuse and some answer. Its report is quick: coarse intervals, no plot."""
     monkeypatch.setattr(document, "bootstrap_mean", partial(bootstrap_mean, draws=100))
     folder = Path(shutil.copytree(finished / "run", tmp_path / "run"))
-    (folder / "directions.safetensors").unlink()  # only the plot is made of it
+    (folder / "directions.safetensors").unlink()  # only a plot needs it
     for which in ("base", "edited"):
         file = folder / "transcripts" / f"{which}.jsonl"
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -84,7 +84,7 @@ def report_of(folder: Path) -> dict[str, Any]:
 
 
 def judged_reply(message: str) -> str:
-    """The reply that a message to the judge holds."""
+    """The reply inside a message to the judge."""
     between = message.partition("=== BEGIN REPLY")[2].partition("=== END REPLY")[0].split("\n")[1:-1]
     return "\n".join(line.removeprefix(BAR) for line in between)
 
@@ -99,7 +99,7 @@ def test_without_the_model_the_same_report_is_made_again(kind: str, finished: Pa
     assert (folder / "report.html").read_text().splitlines() == page.decode().splitlines()
     assert "report.html" in capsys.readouterr().out
     (folder / "report.json").unlink()
-    if kind == "run":  # an audit without its report can't be told from one that was interrupted
+    if kind == "run":  # an audit without its report looks like an interrupted one
         assert main(["report", str(folder)]) == 0
         assert (folder / "report.json").read_bytes() == before
 
@@ -131,7 +131,7 @@ def test_the_checkpoints_card_says_what_the_report_says(run: Path, server: Stand
     assert main(["report", str(run), "--judge", f"chat:{server.url}#tiny"]) == 0
     card = (run / "checkpoint" / "README.md").read_text(encoding="utf-8")
     assert "100.0 %" in card and "judged by chat:SERVER#tiny" in card.replace("\\", "") and server.url not in card
-    assert check_sums(run / "checkpoint") > 0  # also of the card that was just written
+    assert check_sums(run / "checkpoint") > 0  # including the card that was just written
 
 
 def test_another_judge_gives_the_figures_and_its_agreement_with_the_rules(run: Path, server: StandIn) -> None:
@@ -163,7 +163,7 @@ def test_another_judge_gives_the_figures_and_its_agreement_with_the_rules(run: P
         assert (row["rules"], row["judge"]) == ("answered", "deflected")
         assert responses[row["model"], row["set"], row["id"]] == row["response"]
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "chat:SERVER" in page and server.url not in page  # as on the card: where a server is goes to nobody
+    assert "chat:SERVER" in page and server.url not in page  # as on the card: a server's address stays private
 
 
 def test_what_only_the_rules_can_say_is_null_under_another_judge(run: Path, server: StandIn) -> None:
@@ -244,7 +244,7 @@ def test_a_transcript_that_is_cut_off_is_missed(kind: str, which: str, finished:
 
 
 def test_directions_of_an_older_version_cost_a_plot_and_not_the_report(run: Path) -> None:
-    save_file({"mean": torch.zeros(1, 3, 4)}, run / "directions.safetensors")  # as once: without a header
+    save_file({"mean": torch.zeros(1, 3, 4)}, run / "directions.safetensors")  # the old format, without a header
     assert main(["report", str(run)]) == 0
     assert "Separation by layer</h3>" not in (run / "report.html").read_text(encoding="utf-8")
 

@@ -13,7 +13,8 @@ from serving import StandIn, running
 
 from abliterate.cli.main import main
 from abliterate.config import AuditConfig, CompareConfig, Config, ReproduceConfig, RunConfig
-from abliterate.config.recorded import ONLY_TOLD, TAKEN, why_not_taken
+from abliterate.config.recorded import why_not_taken
+from abliterate.config.setting import UNKNOWN, setting_of
 from abliterate.measures.statistics import wilson
 from abliterate.measures.summary import rate
 from abliterate.report.likeness import Figure, by_measure, compare, figures, totals, verdict
@@ -125,7 +126,7 @@ def test_other_versions_are_listed(audit: Path, tmp_path: Path, capsys: Capture)
 def test_other_prompts_are_refused_before_anything_is_asked(audit: Path, sets: dict[str, str], tmp_path: Path, capsys: Capture) -> None:
     with Path(sets["keep"]).open("a", encoding="utf-8") as file:
         file.write("\nOne more?")
-    assert "keep: not the prompts of" in refusal(capsys, "reproduce", str(audit), "--out", str(tmp_path / "again"))
+    assert "keep: its prompts are not those of" in refusal(capsys, "reproduce", str(audit), "--out", str(tmp_path / "again"))
     Path(sets["keep"]).unlink()
     assert "keep.txt" in refusal(capsys, "reproduce", str(audit), "--out", str(tmp_path / "again"))
     assert not (tmp_path / "again").exists()
@@ -133,20 +134,20 @@ def test_other_prompts_are_refused_before_anything_is_asked(audit: Path, sets: d
 
 def test_what_can_not_be_run_again_is_one_line(audit: Path, tmp_path: Path, capsys: Capture) -> None:
     out = ["--out", str(tmp_path / "again")]
-    assert "is the run itself" in refusal(capsys, "reproduce", str(audit), "--out", str(audit))
+    assert "is the recorded run itself" in refusal(capsys, "reproduce", str(audit), "--out", str(audit))
     assert "no such file" in refusal(capsys, "reproduce", str(tmp_path / "none"), *out)
     assert "has no such model" in refusal(capsys, "reproduce", str(audit), "--derived", "smollm2", *out)
     (tmp_path / "other.json").write_text("[1]")
-    assert "neither a run's" in refusal(capsys, "reproduce", str(tmp_path / "other.json"), *out)
+    assert "not the run.json or report.json of a run" in refusal(capsys, "reproduce", str(tmp_path / "other.json"), *out)
     record = json.loads((audit / "run.json").read_text(encoding="utf-8"))
     record["settings"]["luck"] = 1
     (audit / "run.json").write_text(json.dumps(record))
-    assert "the setting 'luck' won't do here" in refusal(capsys, "reproduce", str(audit), *out)
+    assert "the setting 'luck' is not accepted" in refusal(capsys, "reproduce", str(audit), *out)
     report = json.loads((audit / "report.json").read_text(encoding="utf-8"))
     (audit / "report.json").write_text(json.dumps({**report, "judge": {"name": "chat:x"}}))
     assert "by chat:x" in refusal(capsys, "reproduce", str(audit), *out)
     (audit / "report.json").unlink()
-    assert "was not finished" in refusal(capsys, "reproduce", str(audit), *out)
+    assert "the run did not finish" in refusal(capsys, "reproduce", str(audit), *out)
 
 
 def test_a_model_from_the_hub_is_taken_at_the_commit_it_had(audit: Path) -> None:
@@ -166,11 +167,12 @@ def told(audit: Path, **settings: Any) -> None:
 
 
 def test_every_setting_that_a_record_can_hold_is_taken_from_it_or_told_on_the_command_line() -> None:
-    """A new field must be put into one of the tables: what could run code, reach a server or write to a place is not for a stranger."""
-    fields = {name for config in (RunConfig, AuditConfig, CompareConfig) for name in config.model_fields}
-    assert TAKEN | ONLY_TOLD.keys() == fields and not TAKEN & ONLY_TOLD.keys()
-    assert ONLY_TOLD.keys() <= ReproduceConfig.model_fields.keys()
-    assert {"trust_remote_code", "engine", "edited_engine", "study", "layout", "lm_eval"} <= ONLY_TOLD.keys()
+    """A new field must say which: a stranger must not run code, reach a server or write to a place."""
+    fields = {name: setting_of(info) for config in (RunConfig, AuditConfig, CompareConfig) for name, info in config.model_fields.items()}
+    risky = {name for name, known in fields.items() if known.risk != UNKNOWN}
+    assert risky == {name for name, known in fields.items() if not known.from_record}
+    assert risky <= ReproduceConfig.model_fields.keys()
+    assert {"trust_remote_code", "engine", "edited_engine", "study", "layout", "lm_eval"} <= risky
 
 
 @pytest.mark.parametrize("kind", [RunConfig, AuditConfig, CompareConfig])
@@ -180,7 +182,7 @@ def test_no_setting_of_a_record_names_a_server(kind: type[Config]) -> None:
 
 
 def test_a_setting_that_nobody_knows_is_not_taken() -> None:
-    assert why_not_taken("brand_new", 1) == "it isn't known what it could do"
+    assert why_not_taken("brand_new", 1) == UNKNOWN == "its effect is unknown"
 
 
 def test_a_strangers_record_reaches_no_server_and_runs_no_code(audit: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -193,7 +195,7 @@ def test_a_strangers_record_reaches_no_server_and_runs_no_code(audit: Path, tmp_
     said = capsys.readouterr().err
     for flag in ("--engine", "--trust-remote-code", "--layout", "--lm-eval"):
         [line] = [line for line in said.splitlines() if f"run.json: {flag} " in line]
-        assert "is not taken from a record" in line and line.endswith(f"it is where you give {flag} yourself")
+        assert "is not taken from a record" in line and line.endswith(f"give {flag} yourself to use it")
     again = json.loads((tmp_path / "again" / "run.json").read_text(encoding="utf-8"))["settings"]
     assert (again["engine"], again["trust_remote_code"], again["layout"], again["lm_eval"]) == ("transformers", False, None, [])
 
@@ -218,7 +220,7 @@ def test_a_model_that_a_record_has_on_a_server_must_be_given(audit: Path, tmp_pa
 
 def test_a_setting_that_the_kind_of_run_has_not_is_refused(audit: Path, tmp_path: Path, capsys: Capture) -> None:
     line = refusal(capsys, "reproduce", str(audit), "--study", "s.log", "--out", str(tmp_path / "again"))
-    assert "--study" in line and "is of the command audit, which has no such setting" in line
+    assert "--study" in line and "was made by the command audit, which has no such setting" in line
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_a_setting_that_the_kind_of_run_has_not_is_refused(audit: Path, tmp_path
 def test_a_record_of_another_shape_is_one_line(damage: dict[str, Any], audit: Path, tmp_path: Path, capsys: Capture) -> None:
     record = json.loads((audit / "run.json").read_text(encoding="utf-8")) | damage
     (audit / "run.json").write_text(json.dumps(record))
-    assert "neither a run's" in refusal(capsys, "reproduce", str(audit), "--out", str(tmp_path / "again"))
+    assert "not the run.json or report.json of a run" in refusal(capsys, "reproduce", str(audit), "--out", str(tmp_path / "again"))
 
 
 def test_a_report_whose_figures_can_not_be_read_is_known_before_anything_is_run(audit: Path, tmp_path: Path, capsys: Capture) -> None:

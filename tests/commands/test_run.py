@@ -21,7 +21,7 @@ from abliterate.checkpoint.sums import check_sums
 from abliterate.choice import select as selection
 from abliterate.cli.main import main
 from abliterate.compute.memory import Holding
-from abliterate.outcomes.verdict import OUTCOMES
+from abliterate.outcomes.records import OUTCOMES
 
 Tiny = Callable[..., Path]
 
@@ -94,7 +94,7 @@ def test_a_run_that_removes_nothing_ends_with_a_report_of_no_change(
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert report["selection"]["strength"] == 0 and report["edit"]["tensors"] == 0
     assert report["drift"]["kl_first_token"] == pytest.approx(0, abs=1e-6)
-    assert any("no strength was left" in note for note in report["selection"]["relaxed"])
+    assert any("all strengths were zero" in note for note in report["selection"]["relaxed"])
 
 
 @pytest.mark.parametrize(("flag", "given"), [("--max-kl", "inf"), ("--margin", "0"), ("--margin", "1"), ("--limit", "1")])
@@ -179,7 +179,7 @@ def test_an_interrupt_exits_130_and_says_how_to_go_on(refuser: Tiny, sets: dict[
     call = arguments(refuser(), sets, tmp_path / "run")
     done = killed("select", "SIGINT", call)
     assert done.returncode == 130
-    assert "the same command goes on" in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
+    assert "run the same command again to resume" in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
     assert main(call) == 0
 
 

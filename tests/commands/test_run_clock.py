@@ -21,7 +21,7 @@ from abliterate.commands.run import run
 from abliterate.compute.passes import Model
 from abliterate.compute.session import Session
 from abliterate.config import AuditConfig, CompareConfig, ModelConfig, RunConfig
-from abliterate.outcomes.verdict import OUTCOMES
+from abliterate.outcomes.records import OUTCOMES
 from abliterate.runs.record import resolved
 
 Tiny = Callable[..., Path]
@@ -144,5 +144,5 @@ def test_of_a_server_it_is_said_that_it_shows_its_own_time(audited: Path, tmp_pa
     with running(StandIn()) as server:
         model, sets = ["--model", str(audited / "model"), "--engine", server.url], ["--prompts", str(audited / "Draw.txt")]
         assert main(["audit", *model, *sets, "--out", str(tmp_path / "out")]) == 0
-    assert "a server shows its own" in capsys.readouterr().err
+    assert "inserts the server's current time" in capsys.readouterr().err
     assert record(tmp_path / "out")["resolved"]["clock"] is None

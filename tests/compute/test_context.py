@@ -64,7 +64,7 @@ def short(tmp_path: Path, family: str, limit: int) -> Path:
     [
         ("audit", 64, [], "has 89 tokens"),
         ("audit", 100, ["--max-new-tokens", "30"], "has 89 tokens, 119 with a reply of 30"),
-        ("compare", 100, ["--max-new-tokens", "30"], "a reply may have 11"),
+        ("compare", 100, ["--max-new-tokens", "30"], "allow at most 11 reply tokens"),
         ("collect", 64, [], "has 89 tokens"),
     ],
 )
@@ -95,7 +95,7 @@ def test_what_the_model_would_fail_on_is_refused_wherever_it_comes_from(tmp_path
     model = held(short(tmp_path, "gpt2", 64))
     fitting, long, unknown = [[5] * 60], [[5] * 65], [[5, 259]]
     assert len(list(model.replies([Pass(fitting)], 4)))
-    for sequences, further, words in ((fitting, 5, "64 positions"), (long, 1, "64 positions"), (unknown, 1, "the number 259")):
+    for sequences, further, words in ((fitting, 5, "64 positions"), (long, 1, "64 positions"), (unknown, 1, "has id 259")):
         with pytest.raises(InputError, match=words):
             list(model.replies([Pass(sequences)], further))
     with pytest.raises(InputError, match="64 positions"):
@@ -113,7 +113,7 @@ def test_a_prompt_of_tokens_that_the_embedding_lacks_is_named(tmp_path: Path, ca
     asked.write_text("Name three rivers.\nWhat is [PAD] for?\n")
     assert main(["audit", "--model", str(folder), "--prompts", str(asked), "--split", "all", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "the prompt 'asked-0002'" in said and "'[PAD]' has the number 259" in said and not (tmp_path / "out").exists()
+    assert "the prompt 'asked-0002'" in said and "'[PAD]' has id 259" in said and not (tmp_path / "out").exists()
 
 
 def test_our_own_texts_are_cut_to_fit(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_conversation_says_where_it_is_too_long_and_goes_on(
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{LONG}\nSing.\n"))
     assert main(["chat", "--model", str(short(tmp_path, "gpt2", 64)), "--max-new-tokens", "4"]) == 0
     shown = capsys.readouterr().out
-    assert "the conversation has 89 tokens, it reads 64" in shown and shown.count("(cut at 4 tokens)") == 1
+    assert "the conversation has 89 tokens, the model reads 64" in shown and shown.count("(cut at 4 tokens)") == 1
 
 
 def test_from_python_too(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_size_is_read_as_it_is_written(given: str, nbytes: int) -> None:
 
 @pytest.mark.parametrize("given", ["", "six", "6 apples", "-1GB", "0", "6iB", "GB", "1e9", "6GiB of it"])
 def test_what_is_no_size_is_refused_in_one_line(given: str) -> None:
-    with pytest.raises(InputError, match="not a size; it looks like 6GiB"):
+    with pytest.raises(InputError, match="not a size; write it like 6GiB"):
         parse_size(given)
 
 
@@ -51,11 +51,11 @@ def test_a_size_that_lacks_its_unit_is_refused(given: str) -> None:
 
 def test_where_one_block_does_not_fit_it_is_said_what_it_needs_that_for_and_no_type_that_is_as_wide() -> None:
     sizes = Sizes(total=10**9, block=10**8, outside=0, head=0, widest=1000, largest=10**7)
-    with pytest.raises(InputError, match=r"0\.63 the program itself, 0\.25 room to work in, 0\.41 the model's own.*or --dtype bfloat16"):
+    with pytest.raises(InputError, match=r"0\.63 for the program, 0\.25 to work in, 0\.41 for the model.*or --dtype bfloat16"):
         holding_of(sizes, "float32", CPU, 1 << 20)
-    with pytest.raises(InputError, match=r"in bfloat16 \(.*\), there are 0\.00; give more$"):
+    with pytest.raises(InputError, match=r"in bfloat16 \(.*\), but only 0\.00 are available; allow more$"):
         holding_of(sizes, "bfloat16", CPU, 1 << 20)
-    with pytest.raises(InputError, match=r"GiB in bfloat16 \(0\.25 room to work in"):
+    with pytest.raises(InputError, match=r"GiB in bfloat16 \(0\.25 to work in"):
         holding_of(sizes, "bfloat16", torch.device("cuda"), 1 << 20)
 
 
@@ -103,7 +103,7 @@ SEVEN = Sizes(total=7_600_000_000, block=233_000_000, outside=4000, head=545_000
 def test_a_model_that_fits_is_held_whole_in_the_type_of_its_device() -> None:
     held = holding_of(SEVEN, "auto", CPU, 64 * GIB)
     assert held.whole and held.dtype == torch.float32
-    assert not holding_of(SEVEN, "auto", CPU, 20 * GIB).resident
+    assert not holding_of(SEVEN, "auto", CPU, 20 * GIB).whole
 
 
 def test_a_model_that_does_not_fit_is_read_block_by_block_within_the_budget() -> None:
@@ -127,14 +127,14 @@ def test_a_budget_below_one_block_is_refused_with_what_is_needed() -> None:
 @given(st.integers(1, 60), st.integers(1, 60))
 def test_more_memory_never_gives_less(one: int, other: int) -> None:
     small, large = (holding_of(SEVEN, "bfloat16", CPU, (2 * GIB) + n * (GIB >> 2)) for n in sorted((one, other)))
-    assert large.resident >= small.resident
-    if not large.resident:
+    assert large.whole >= small.whole
+    if not large.whole:
         assert (large.ahead, large.whole_head) >= (small.ahead, small.whole_head)
 
 
 def test_several_gpus_hold_what_is_too_large_for_one() -> None:
     of_three = holding_on_gpus(SEVEN, "auto", [8 * GIB] * 3)
-    assert of_three is not None and of_three.resident and of_three.gpus == (8 * GIB,) * 3 and of_three.dtype == torch.bfloat16
+    assert of_three is not None and of_three.whole and of_three.gpus == (8 * GIB,) * 3 and of_three.dtype == torch.bfloat16
     assert holding_on_gpus(SEVEN, "auto", [8 * GIB]) is None  # there is but one
     assert holding_on_gpus(SEVEN, "auto", [40 * GIB, 40 * GIB]) is None  # one is enough
     assert holding_on_gpus(SEVEN, "auto", [7 * GIB, 7 * GIB]) is None  # two aren't

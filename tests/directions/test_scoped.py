@@ -262,7 +262,7 @@ def test_one_direction_is_that_of_a_block_of_two_or_of_all() -> None:
     assert float(cosine(between, found[1, 4])) > 0.9 < float(cosine(between, found[1, 5]))
     for asked, match in (
         (("nobody", None, None), "there is no 'nobody'"),
-        (("subspace", None, None), "no one direction"),
+        (("subspace", None, None), "more than one direction"),
         (("projected", 8.0, None), "blocks 0 to 7"),
         (("projected", 3.0, -4), "has directions at -1, -2, -3"),
     ):

@@ -41,10 +41,10 @@ def test_a_plan_needs_only_the_config_and_the_index(without_weights: Path, capsy
     for line in printed.splitlines():
         lines.setdefault(line[:12].strip(), []).append(line[12:])
     assert "64 blocks of width 5120" in lines["model"][0]
-    assert f"{PARAMETERS / 1e9:.2f} G numbers" in lines["weights"][0] and f"{2 * PARAMETERS / 1e9:.2f} GB" in lines["weights"][0]
-    assert "block by block" in lines["held"][0]
-    assert "64 MLP downs" in lines["edits"][0] and "64 attention outputs" in lines["edits"][0]
-    assert any("hold it whole" in line for line in lines["cheaper"])
+    assert f"{PARAMETERS / 1e9:.2f} G parameters" in lines["weights"][0] and f"{2 * PARAMETERS / 1e9:.2f} GB" in lines["weights"][0]
+    assert "block by block" in lines["memory"][0]
+    assert "64 MLP down projections" in lines["edits"][0] and "64 attention output projections" in lines["edits"][0]
+    assert any("hold the whole model" in line for line in lines["cheaper"])
 
 
 def test_a_run_needs_the_weights(without_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -123,7 +123,7 @@ def test_samples_that_do_not_fit_are_refused() -> None:
 def test_few_clusters_are_warned_of() -> None:
     assert too_few(MIN_CLUSTERS) is None
     assert str(MIN_CLUSTERS - 1) in str(too_few(MIN_CLUSTERS - 1)) and "less than 93 %" in str(too_few(2))
-    assert "nothing can be said" in str(too_few(1))
+    assert "nothing can be said about others" in str(too_few(1))
 
 
 @pytest.mark.parametrize(("count", "least", "most"), [(8, 0.80, 0.93), (60, 0.92, 0.975)])

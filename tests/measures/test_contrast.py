@@ -11,7 +11,8 @@ from abliterate.measures.clusters import MIN_CLUSTERS, cluster_difference
 from abliterate.measures.contrast import against_control
 from abliterate.measures.statistics import mcnemar
 from abliterate.measures.summary import Judged
-from abliterate.outcomes.verdict import Outcome, Verdict
+from abliterate.outcomes.records import Outcome
+from abliterate.outcomes.verdict import Verdict
 from abliterate.prompts import load_set
 from abliterate.replies.transcripts import Transcript
 

@@ -6,7 +6,8 @@ import pytest
 
 from abliterate.measures.deliberation import thought_by_answer
 from abliterate.measures.summary import Judged
-from abliterate.outcomes.verdict import OUTCOMES, Outcome, Verdict
+from abliterate.outcomes.records import OUTCOMES, Outcome
+from abliterate.outcomes.verdict import Verdict
 from abliterate.replies.transcripts import Transcript
 
 

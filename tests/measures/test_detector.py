@@ -10,7 +10,8 @@ import pytest
 from abliterate.measures.agreement import corrected_rate
 from abliterate.measures.detector import FILE, RULES, Detector, as_toml, detector_of
 from abliterate.measures.statistics import wilson
-from abliterate.outcomes.verdict import WITHHELD, judge
+from abliterate.outcomes.records import WITHHELD
+from abliterate.outcomes.verdict import judge
 
 LABELLED = Path(__file__).parent.parent / "data" / "outcomes_labelled.jsonl"
 

@@ -92,7 +92,7 @@ def test_replies_agree_by_their_first_tokens_alone_and_a_shorter_one_does_not() 
 def test_a_reference_must_know_the_same_tokens_and_be_asked_alike() -> None:
     plain = byte_tokenizer()
     check_predicts_alike("m", plain, byte_tokenizer(), (300, 300), ["Hi"])
-    with pytest.raises(InputError, match="--reference m: its tokenizer has another number for "):
+    with pytest.raises(InputError, match=r"--reference m: its tokenizer maps .* to a different id"):
         check_predicts_alike("m", byte_tokenizer(bos="<s>"), plain, (300, 300), ["Hi"])
     with pytest.raises(InputError, match="--reference m: it predicts 320 tokens, the model 300"):
         check_predicts_alike("m", byte_tokenizer(), plain, (320, 300), ["Hi"])

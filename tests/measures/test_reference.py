@@ -114,8 +114,8 @@ def test_another_reference_is_another_run(made: Made, tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"tokenizer": byte_tokenizer(bos="<s>")}, "give a model of the same vocabulary"),
-        ({"tokenizer": byte_tokenizer(CHATML + "So: ")}, "its chat template writes the prompts otherwise"),
+        ({"tokenizer": byte_tokenizer(bos="<s>")}, "give a model with the same vocabulary"),
+        ({"tokenizer": byte_tokenizer(CHATML + "So: ")}, "its chat template encodes the prompts differently"),
     ],
 )
 def test_a_reference_that_won_t_do_is_said_before_any_work(
@@ -149,7 +149,7 @@ def test_where_nothing_is_predicted_there_is_nothing_to_recover(
     more: tuple[str, ...], made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(compared(made.reference, made.reference, made.reference, tmp_path / "out", *more)) == 2
-    assert "--reference compares what models predict" in capsys.readouterr().err
+    assert "--reference compares what the models predict" in capsys.readouterr().err
 
 
 def test_a_server_is_no_reference(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

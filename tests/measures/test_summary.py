@@ -23,7 +23,8 @@ from abliterate.measures.summary import (
     table,
     unchanged,
 )
-from abliterate.outcomes.verdict import OUTCOMES, Outcome, Verdict
+from abliterate.outcomes.records import OUTCOMES, Outcome
+from abliterate.outcomes.verdict import Verdict
 from abliterate.replies.transcripts import Transcript
 
 

@@ -76,7 +76,7 @@ def test_blocks_of_multi_token_prediction_are_listed(tmp_path: Path) -> None:
 
 def test_what_transformers_computes_itself_and_what_an_architecture_ignores_is_listed(tiny: Tiny, tmp_path: Path) -> None:
     folder = rewritten(tiny(), lambda t: t.update({f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(4) for n in range(4)}))
-    assert said_of(folder) == ["4 tensors (model.layers.*.self_attn.rotary_emb.inv_freq, computed anew)"]
+    assert said_of(folder) == ["4 tensors (model.layers.*.self_attn.rotary_emb.inv_freq, recomputed by transformers)"]
     small(Case("qwen3_next", blocks=4)).save_pretrained(tmp_path / "ahead")
     rewritten(tmp_path / "ahead", lambda t: t.update({"mtp.unheard_of.weight": torch.ones(4)}))
     assert said_of(tmp_path / "ahead") == ["1 tensor (mtp.unheard_of.weight, its architecture ignores them)"]
@@ -85,7 +85,7 @@ def test_what_transformers_computes_itself_and_what_an_architecture_ignores_is_l
 def test_it_is_said_in_one_line(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     folder = rewritten(tiny(), lambda t: t.update({"model.rotary_emb.inv_freq": torch.ones(4)}))
     open_checkpoint(folder)
-    said = "not used by transformers: 1 tensor (model.rotary_emb.inv_freq, computed anew)"
+    said = "not used by transformers: 1 tensor (model.rotary_emb.inv_freq, recomputed by transformers)"
     assert capsys.readouterr().err == f"{folder.name}: {said}\n"
 
 
@@ -114,12 +114,12 @@ DISAGREEING: dict[str, tuple[Change, dict[str, Any], str]] = {
     ),
     "another vocabulary": (
         lambda t: None, {"vocab_size": 264},
-        "lm_head.weight is [259, 32] stored, [264, 32] by the config's vocab_size, and so others",
+        "lm_head.weight is stored as [259, 32], but the config's vocab_size gives [264, 32] (and others likewise)",
     ),
-    "another width of the MLP": (lambda t: None, {"intermediate_size": 48}, "[32, 64] stored, [32, 48] by the config's intermediate_size"),
+    "another width of the MLP": (lambda t: None, {"intermediate_size": 48}, "but the config's intermediate_size gives [32, 48]"),
     "another shape in one block alone": (
         lambda t: t.update({"model.layers.2.mlp.up_proj.weight": torch.ones(63, 32)}), {},
-        "model.layers.2.mlp.up_proj.weight is [63, 32] stored, [64, 32] by the config",
+        "model.layers.2.mlp.up_proj.weight is stored as [63, 32], but the config's intermediate_size gives [64, 32]",
     ),
     "fewer blocks than stored": (lambda t: None, {"num_hidden_layers": 3}, "model.layers.3."),
     "more blocks than stored": (lambda t: None, {"num_hidden_layers": 5}, "model.layers.4."),
@@ -181,7 +181,7 @@ def test_every_command_refuses_it_alike(tiny: Tiny, tmp_path: Path, capsys: pyte
     capsys.readouterr()
     assert main([str(given.get(word, word)) for word in command]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("abliterate: ")]
-    assert f"{bad}: what is stored is not what config.json describes: {HEAD} is [259, 32] stored, [264, 32]" in line
+    assert f"{bad}: the stored tensors don't match config.json: {HEAD} is stored as [259, 32], but" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -192,9 +192,9 @@ def test_a_checkpoint_that_disagrees_is_neither_proven_nor_verified(
     edit_checkpoint(open_folder(model), edit_from_direction(unit_direction(32), 4), out, "base", lambda proof: "card\n")
     for folder in (model, out):
         set_config(folder, vocab_size=264)
-    with pytest.raises(CheckError, match=r"\[259, 32\] stored, \[264, 32\] by the config's vocab_size"):
+    with pytest.raises(CheckError, match=r"is stored as \[259, 32\], but the config's vocab_size gives \[264, 32\]"):
         verify(open_folder(out), None)
-    with pytest.raises(InputError, match=r"\[259, 32\] stored, \[264, 32\] by the config's vocab_size"):
+    with pytest.raises(InputError, match=r"is stored as \[259, 32\], but the config's vocab_size gives \[264, 32\]"):
         edit_checkpoint(open_folder(model), edit_from_direction(unit_direction(32), 4), tmp_path / "b", "base", lambda proof: "card\n")
     assert not (tmp_path / "b").exists()
 

@@ -100,9 +100,9 @@ def test_an_adapter_beside_whole_weights_is_refused_and_one_alone_told(
 ) -> None:
     folder = written(tiny(), "adapter_config.json", "adapter_model.safetensors")
     assert main(["plan", "--model", str(folder)]) == 2
-    assert "holds adapter_config.json beside whole weights, and transformers would apply that adapter" in capsys.readouterr().err
+    assert "holds adapter_config.json beside full weights, and transformers would apply that adapter" in capsys.readouterr().err
     alone = written(tmp_path / "alone", "adapter_config.json", "adapter_model.safetensors")
     for _ in range(2):
         assert main(["audit", "--model", str(alone), "--prompts", "harmless", "--out", str(tmp_path / "out")]) == 2
-        assert "holds an adapter (adapter_config.json), not a model; merge it into its base first" in capsys.readouterr().err
+        assert "holds an adapter (adapter_config.json), not a model; merge it into its base model" in capsys.readouterr().err
         written(alone, "config.json")  # as trainers leave it there

@@ -180,7 +180,7 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     for shard in ("x.safetensors", "y.safetensors"):
         save_file({"a": torch.ones(1)}, tmp_path / shard)
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": "x.safetensors", "b": "y.safetensors"}}), encoding="utf-8")
-    with pytest.raises(InputError, match=r"stands in x\.safetensors too"):
+    with pytest.raises(InputError, match=r"is in x\.safetensors too"):
         open_index(tmp_path)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from abliterate.outcomes.verdict import GIVEN, WITHHELD, judge
+from abliterate.outcomes.records import GIVEN, WITHHELD
+from abliterate.outcomes.verdict import judge
 
 DATA = Path(__file__).parent.parent / "data"
 READERS_KAPPA = 0.9

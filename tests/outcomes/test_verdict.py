@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from abliterate.outcomes.verdict import GIVEN, WITHHELD, has_fact, is_degenerate, judge
+from abliterate.outcomes.records import GIVEN, WITHHELD
+from abliterate.outcomes.verdict import has_fact, is_degenerate, judge
 
 CASES: list[dict[str, Any]] = [
     json.loads(line) for line in (Path(__file__).parent.parent / "data" / "outcomes_cases.jsonl").read_text(encoding="utf-8").splitlines()

@@ -111,12 +111,12 @@ def test_two_slices_of_one_data_set_are_two_sets(twenty: Path) -> None:
     ["train[:10", "train:10]", "train[10]", "train[a:b]", "train[1:2:3]", "train[:10%", "train[:1.5%]", "train[2:50%]", "train[:]x"],
 )
 def test_a_slice_of_another_form_is_told_the_right_one_before_anything_is_read(split: str) -> None:
-    with pytest.raises(InputError, match=r"a slice is written SPLIT\[FROM:TO\]"):
+    with pytest.raises(InputError, match=r"write a slice as SPLIT\[FROM:TO\]"):
         check_named(f"hf:no/such:{split}:question")
 
 
 def test_a_slice_without_rows_is_named(twenty: Path) -> None:
-    assert 'the slice can\'t be had (Instruction "train[5:5]" corresponds to no data' in refused(f"hf:{twenty}:train[5:5]:question")
+    assert 'can\'t load the slice (Instruction "train[5:5]" corresponds to no data' in refused(f"hf:{twenty}:train[5:5]:question")
 
 
 # --- rows ---

@@ -97,7 +97,7 @@ def test_own_splits_are_kept_even_when_one_sided() -> None:
 def test_a_set_in_which_only_some_prompts_name_a_split_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "partial.csv"
     file.write_text("text,split\na,train\nb,\nc,test\nd,\ne,val\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"partial\.csv: 2 of 5 prompts name no split; name all or none"):
+    with pytest.raises(InputError, match=r"partial\.csv: 2 of 5 prompts have no split; give every prompt one, or none"):
         load_set(str(file))
 
 

@@ -96,7 +96,7 @@ def test_its_folder_says_more_than_its_name(server: StandIn, base: Wanted) -> No
 def test_the_only_model_is_taken_for_it_and_that_is_said(server: StandIn, base: Wanted, capfd: pytest.CaptureFixture[str]) -> None:
     only_known(server)
     assert choose(server, base) == Served("tiny", by="the only one served", extra={"repetition_penalty": 1.0})
-    assert "its only model, 'tiny', is taken for" in capfd.readouterr().err
+    assert "its only model, 'tiny', is used as" in capfd.readouterr().err
 
 
 def test_of_several_one_must_be_named(server: StandIn, base: Wanted) -> None:
@@ -111,7 +111,7 @@ def test_of_several_one_must_be_named(server: StandIn, base: Wanted) -> None:
 def test_a_server_without_models_is_refused(wanted: Wanted | None, server: StandIn, base: Wanted) -> None:
     server.cards = []
     server.knows = lambda model: False
-    assert "it lists none" in refused(server, wanted or base)
+    assert "it lists no model" in refused(server, wanted or base)
 
 
 def test_whatever_is_served_is_asked_where_no_model_is_wanted(server: StandIn) -> None:
@@ -182,14 +182,14 @@ def test_a_list_that_the_server_does_not_give_is_done_without_where_the_name_is_
 
 def test_a_base_url_without_its_version_gets_a_hint(server: StandIn) -> None:
     server.models = status(404, "Not Found")
-    with pytest.raises(InputError, match="does the URL lack its /v1"):
+    with pytest.raises(InputError, match="is /v1 missing from the URL"):
         find(Server(server.url.removesuffix("/v1")), Wanted(), None)
 
 
 @pytest.mark.parametrize("listing", [b"<html>", b"[]", b'{"data": 3}', b'{"data": [{"name": "x"}]}', b'{"data": ["x"]}', b"null"])
 def test_what_is_no_list_of_models_is_refused(listing: bytes, server: StandIn) -> None:
     server.models = body(listing)
-    assert "not an answer as OpenAI's protocol has it" in refused(server, Wanted())
+    assert "not a reply in OpenAI's format" in refused(server, Wanted())
 
 
 def test_names_that_no_folder_can_have_are_no_folder(server: StandIn, base: Wanted) -> None:
@@ -206,7 +206,7 @@ def test_a_server_that_stays_away_is_waited_for_and_then_given_up(server: StandI
 def test_the_edited_model_must_be_served_by_its_folder(server: StandIn, edited: Wanted) -> None:
     only_known(server)
     line = refused(server, edited)
-    assert f"serve {edited.path} and give --edited-engine URL (the same command goes on)" in line and "'tiny'" in line
+    assert f"serve {edited.path} and run the same command again with --edited-engine URL" in line and "'tiny'" in line
     assert "serve" in refused(server, edited, "tiny")  # --engine-model names the base there
     server.cards = [{"id": "tiny"}, {"id": "tiny", "root": str(edited.path)}]
     assert choose(server, edited).by == "its folder"
@@ -243,7 +243,7 @@ def test_the_bases_alias_does_not_hide_the_edited_folder(server: StandIn, edited
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_server_that_gives_its_model_none_of_the_prompt_is_refused(server: StandIn, strict: bool) -> None:
     server.counts, server.strict = lambda prompt: 12, strict
-    assert "'tiny' is given 12 tokens for a short prompt and for a long one" in refused(server, Wanted())
+    assert "'tiny' gets 12 tokens for a short prompt and for a long one" in refused(server, Wanted())
 
 
 def test_a_server_that_counts_no_tokens_is_believed(server: StandIn) -> None:

@@ -155,7 +155,7 @@ def test_waits_grow_and_end_with_the_patience(server: StandIn, tmp_path: Path) -
     assert time.now == 200
     assert 0.25 <= time.waits[0] <= 0.5 and all(earlier < later for earlier, later in zip(time.waits[:6], time.waits[1:7], strict=True))
     assert max(time.waits) <= 30
-    assert "what is finished is kept, and the same command goes on" in str(raised.value) and "\n" not in str(raised.value)
+    assert "What is finished is kept; run the same command again to resume" in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_wait_beyond_the_patience_is_not_begun(server: StandIn, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_server_that_dies_and_comes_back_is_asked_for_the_rest(tmp_path: Path,
         ending[0].__exit__(None, None, None)
     assert whole(made, tmp_path / "t.jsonl")
     assert TEXTS[5] in back[0].prompts_asked() and len(back[0].prompts_asked()) < len(TEXTS)
-    assert capfd.readouterr().err.count("tried again for up to 1e+06 s") == 1
+    assert capfd.readouterr().err.count("retrying for up to 1e+06 s") == 1
 
 
 def test_no_server_at_all_is_said_in_one_line(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_refusal_is_one_line_with_the_servers_words_and_the_prompt(answer: Act
 
 def test_answers_that_never_have_the_shape_end_after_a_few_tries(server: StandIn, tmp_path: Path) -> None:
     server.script = {TEXTS[0]: [body({"text": "hello"})] * 100}
-    with pytest.raises(InputError, match="not an answer as OpenAI's protocol has it"):
+    with pytest.raises(InputError, match="not a reply in OpenAI's format"):
         ask(server, tmp_path / "t.jsonl")
     assert server.tries[TEXTS[0]] == 4
 
@@ -245,7 +245,7 @@ def test_a_redirect_is_not_followed(server: StandIn, tmp_path: Path, monkeypatch
     monkeypatch.setenv(OWN, KEY)
     with running(StandIn()) as other:
         server.script = {TEXTS[0]: [lambda r: r.send(307, b"", Location=other.url + "/chat/completions")]}
-        with pytest.raises(InputError, match=r"redirects to 127\.0\.0\.1, which is not followed"):
+        with pytest.raises(InputError, match=r"redirects to 127\.0\.0\.1, and redirects are not followed"):
             ask(server, tmp_path / "t.jsonl")
         assert other.asked == []
 
@@ -268,7 +268,7 @@ def lowered(server: StandIn) -> list[tuple[str, dict[str, Any], dict[str, str]]]
 def test_openais_key_goes_to_no_other_server(server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OPENAI, KEY)
     server.script = {TEXTS[0]: [status(401, "who are you?")]}
-    with pytest.raises(InputError, match=r"set ABLITERATE_API_KEY to the server's key \(OPENAI_API_KEY goes to api\.openai\.com alone\)"):
+    with pytest.raises(InputError, match=r"set ABLITERATE_API_KEY to the server's key \(OPENAI_API_KEY is sent only to api\.openai\.com\)"):
         ask(server, tmp_path / "t.jsonl")
     assert server.asked and not any("authorization" in headers for _, _, headers in lowered(server))
 
@@ -336,7 +336,7 @@ def test_a_reply_without_end_is_not_read_on(answer: Action, server: StandIn, tmp
 
 def test_a_list_of_models_without_end_is_not_read_on(server: StandIn) -> None:
     server.models = endless
-    with pytest.raises(RefusedError, match=r"/models: its reply is longer than 16 MiB"):
+    with pytest.raises(RefusedError, match=r"/models: the reply is longer than 16 MiB"):
         asyncio.run(listed(Server(server.url)))
 
 
@@ -358,7 +358,7 @@ def test_nothing_is_unpacked(encoding: str, server: StandIn, tmp_path: Path) -> 
     """Sixteen megabytes of zeros are sixteen kilobytes in gzip."""
     bomb = gzip.compress(bytes(2**24))
     server.script = {TEXTS[0]: [lambda request: request.send(200, bomb, Content_Encoding=encoding)]}
-    with pytest.raises(InputError, match=f"packed \\({encoding}\\), which was not asked for"):
+    with pytest.raises(InputError, match=f"compressed \\({encoding}\\), which was not requested"):
         ask(server, tmp_path / "t.jsonl")
     assert {headers["accept-encoding"] for _, _, headers in lowered(server)} == {"identity"}
 
@@ -400,7 +400,7 @@ def test_a_certificate_that_is_not_trusted_is_not_tried_again(monkeypatch: pytes
 
 
 def test_a_host_that_can_not_be_one_is_refused() -> None:
-    with pytest.raises(RefusedError, match="not a URL that can be asked"):
+    with pytest.raises(RefusedError, match="not a valid URL"):
         asyncio.run(listed(Server("http://exa\x01mple/v1")))
 
 

@@ -107,12 +107,12 @@ def test_without_thinking_the_prompt_leads_behind_an_empty_thought(tmp_path: Pat
 
 def test_a_template_without_thoughts_has_none_to_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     byte_tokenizer().save_pretrained(tmp_path / "t")
-    with pytest.raises(InputError, match="knows no thinking block"):
+    with pytest.raises(InputError, match="has no thinking block to skip"):
         load_tokenizer(tmp_path / "t", thinks=False)
     (tmp_path / "p.txt").write_text("".join(f"Why {word}?\n" for word in ("rain", "snow", "wind", "hail", "fog", "frost")))
     call = ["audit", "--model", str(save_tiny(tmp_path / "m")), "--prompts", str(tmp_path / "p.txt"), "--out", str(tmp_path / "out")]
     assert main([*call, "--thinking", "off"]) == 2
-    assert "knows no thinking block" in capsys.readouterr().err
+    assert "has no thinking block to skip" in capsys.readouterr().err
     assert main([*call, "--thinking", "budget:0"]) == 2
     assert "--thinking budget:0: it must be on, off, or budget:N" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ from serving import transformers_serve
 
 from abliterate.cli.main import main
 from abliterate.model.fixtures.refuser import smollm2_refuser
-from abliterate.outcomes.verdict import OUTCOMES
+from abliterate.outcomes.records import OUTCOMES
 from abliterate.replies.transcripts import Transcript, read
 
 Tiny = Callable[..., Path]

@@ -223,7 +223,7 @@ def test_a_run_that_fails_keeps_its_slices_and_goes_on(vllm: Vllm, folder: Path,
     monkeypatch.setattr(vllm_engine, "SLICE", 3)
     vllm.fails_at = 2
     told: list[int] = []
-    with pytest.raises(InputError, match=r"vLLM failed \(Engine core died\); what is finished is kept"):
+    with pytest.raises(InputError, match=r"vLLM failed \(Engine core died\); finished replies are kept"):
         engine(folder).answer(SETS, tmp_path / "t.jsonl", told.append)
     assert vllm.calls == [3, 3] and sum(told) == 6 == len(read(tmp_path / "t.jsonl")) and vllm.closed == 1
     vllm.fails_at = None

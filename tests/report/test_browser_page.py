@@ -1,4 +1,4 @@
-"""report.html in a real Chromium: no script but its own, no request, no layout broken; filters by mouse and keyboard; axe-core."""
+"""report.html in a real Chromium: only its own script, no requests, no broken layout; filters by mouse and keyboard; axe-core."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OVERFLOW = "return [document.documentElement.scrollWidth, document.documentEleme
 
 
 def hostile_replies(server: str) -> list[str]:
-    """Forty replies that want out of their place."""
+    """Forty replies that try to break out of the page."""
     beacon, run = f"{server}/hit", "document.title='owned'"
     return [
         f"<script>{run}</script>",
@@ -72,7 +72,7 @@ def window() -> Iterator[chromium.Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The pages of a run with everything, an audit, a comparison of weights, and runs beside each other."""
+    """The pages of a run with everything, an audit, a comparison of weights, and runs side by side."""
     folder = tmp_path_factory.mktemp("pages")
     made = {"run": run_report(), "audit": audit_report(), "weights": weights_report()}
     texts = {name: page_of(each) for name, each in made.items()}
@@ -119,7 +119,7 @@ def test_hostile_transcripts_are_inert(window: chromium.Browser, hostile: Path, 
 
 
 def test_an_inserted_script_would_not_run(window: chromium.Browser, pages: dict[str, Path], tmp_path: Path) -> None:
-    """What escapes the escaping meets the policy."""
+    """The content policy stops what the escaping would let through."""
     file = tmp_path / "report.html"
     text = pages["audit"].read_text(encoding="utf-8")
     inserted = "<script>document.title='owned'</script><img src=http://127.0.0.1:9/hit.png onerror=\"document.title='owned'\"><main>"
@@ -154,7 +154,7 @@ def listed(window: chromium.Browser) -> list[str]:
 
 
 def choose(window: chromium.Browser, name: str, down: int) -> None:
-    """Take the option so many below the first of a drop-down list."""
+    """Select the option that is ``down`` places below the first of a drop-down list."""
     window.run("document.querySelector(`select[name=${arguments[0]}]`).focus()", name)
     window.press(*[DOWN] * down)
 

@@ -205,7 +205,7 @@ def test_the_rates_before_and_after_are_given_with_their_intervals() -> None:
     found = report()
     card, sides = model_card(proof(), found), found["sets"]["bad"]
     base, edited = (corrected(sides[side]["withheld"]) for side in ("base", "edited"))
-    assert base.startswith("corrected ") and "corrected: without the errors" in card
+    assert base.startswith("corrected ") and "`corrected`: the rate without the errors" in card
     assert f"| bad | target | 3 | withheld | 66.7 % (2/3, 95 % 20.8–93.9; {base}) | 0.0 % (0/3, 95 % 0.0–56.1; {edited}) |" in card
     assert "| safe | keep | 3 | refused | 100.0 % (3/3" in card
 
@@ -233,7 +233,7 @@ def test_a_keep_test_that_fails_is_said_to_fail() -> None:
 
 def test_the_edit_is_described_by_the_proof() -> None:
     card = model_card(proof(), None)
-    assert "7 tensors" in card and "at most 1e-05 %" in card and "not edited; it is the unembedding too (tied)" in card
+    assert "7 tensors" in card and "at most 1e-05 %" in card and "not edited; tied to the unembedding" in card
 
 
 @pytest.mark.parametrize(
@@ -272,11 +272,13 @@ def strong(*strengths: float) -> dict[str, Any]:
 
 def test_only_where_all_is_taken_out_the_model_is_said_to_write_no_more_along_it() -> None:
     whole, half, tuned = (model_card(strong(*each), None) for each in ((1, 1), (0.7, 0.7), (0.01, 0.4, 1)))
-    assert "can no longer write along it" in whole and "| strength α | 1 in each of them |" in whole
+    assert "can no longer write along it" in whole and "| strength α | 1 for every tensor |" in whole
     for card in (half, tuned):
-        assert "no longer write along" not in card and "is taken out" not in card and "they write **less** along it" in card
-    assert "70 % is removed" in half and "| strength α | 0.7 in each of them |" in half
-    assert "1 % to 100 % is removed" in tuned and "| strength α | 0.01 to 1, each tensor its own |" in tuned and "3 tensors" in tuned
+        assert "no longer write along" not in card and "removes everything" not in card and "they write **less** along it" in card
+    assert "The edit removes 70 %" in half and "| strength α | 0.7 for every tensor |" in half
+    assert (
+        "The edit removes 1 % to 100 %" in tuned and "| strength α | 0.01 to 1, depending on the tensor |" in tuned and "3 tensors" in tuned
+    )
 
 
 def test_the_card_says_whether_the_target_fell() -> None:
@@ -287,8 +289,8 @@ def test_a_local_base_has_its_own_base_named() -> None:
     made = proof("model")
     made["licence"]["bases"] = ["org/first", "../elsewhere"]
     card = model_card(made, None)
-    assert "base_model" not in front_matter(card)  # which is the Hub's word for the parent itself
-    assert "| base model | model (its card names org/first as its own base) |" in card and "its revision" not in card
+    assert "base_model" not in front_matter(card)  # on the Hub, base_model means the direct parent
+    assert "| base model | model (its card names org/first as its own base) |" in card and "base revision" not in card
     assert front_matter(model_card(licensed(bases=["org/first"]), None))["base_model"] == "org/model"
 
 
@@ -298,4 +300,4 @@ def test_a_snapshot_in_the_hubs_cache_is_called_by_its_repository() -> None:
     found["run"] |= {"model_path": place}
     found["run"]["settings"]["model"] = place
     card = model_card(proof("0a" * 20), found)
-    assert "# org/name, edited" in card and "no repository of the Hub" not in card and "base_model" not in front_matter(card)
+    assert "# org/name, edited" in card and "not a Hub repository" not in card and "base_model" not in front_matter(card)

@@ -1,4 +1,4 @@
-"""A plain verdict on each test: what fell, what did not, and what so few prompts could not have shown."""
+"""The verdict on each test: what fell, what did not, and what could not be shown with so few prompts."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_test_over_topics_says_how_many_and_what_they_could_have_shown() -> No
 
 def test_few_topics_are_warned_of_once_a_set_in_plain_words() -> None:
     said = " ".join(warnings(report_of(160, 160, 160, "keep", topics=16)))
-    assert "bad: prompts of one topic may change together, so its tests count 16 topics, not prompts; with fewer than 30 their" in said
+    assert "bad: prompts of one topic may change together, so its tests count 16 topics, not prompts; with fewer than 30, the" in said
     assert not list(warnings(report_of(400, 400, 400, "keep", topics=40)))
     assert not list(warnings(report_of(160, 160, 160, "keep")))
 
@@ -98,7 +98,7 @@ def test_few_topics_are_warned_of_once_a_set_in_plain_words() -> None:
 @pytest.mark.parametrize(
     ("topics", "note"),
     [
-        (1, "n = 90 in 1 topic: it says nothing of any other topic"),
+        (1, "n = 90 in 1 topic: this says nothing about any other topic"),
         (3, "n = 90 in 3 topics: too few for any bound; 60 topics or more are advised"),
     ],
 )

@@ -1,4 +1,4 @@
-"""report.json: the keys other programs rely on, and no figure missing without being named."""
+"""report.json: the keys that other programs rely on, and a name for every missing figure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from abliterate.errors import CheckError
 from abliterate.files import write_json, write_text
 from abliterate.measures.summary import Judged
-from abliterate.outcomes.verdict import OUTCOMES
+from abliterate.outcomes.records import OUTCOMES
 from abliterate.replies.transcripts import Transcript
 from abliterate.report.document import excerpt, pairs_of, report_document
 

@@ -1,4 +1,4 @@
-"""Licences: whose clauses count, and what they ask of a derived model."""
+"""Licences: which ones apply, and what they require of a derived model."""
 
 from __future__ import annotations
 

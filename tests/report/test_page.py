@@ -1,4 +1,4 @@
-"""report.html: self-contained, small, and deaf to whatever a model or a user wrote."""
+"""report.html: self-contained, small, and not affected by what a model or a user wrote."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HOSTILE = [
 
 
 class Elements(HTMLParser):
-    """The elements of a page with their attributes, and its texts."""
+    """The elements of a page with their attributes, and the page's texts."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Elements(HTMLParser):
 
 
 def words(page: str) -> str:
-    """What the page says, in one line."""
+    """The text of the page, in one line."""
     return " ".join(" ".join(Elements(page).texts).split())
 
 
@@ -186,7 +186,7 @@ def test_ten_thousand_transcripts_fit_below_two_megabytes_and_what_is_left_out_i
     base = {f"s{i}": judged(f"s{i}", replies, prompt="why? " * 40) for i in range(4)}
     page = page_of(base, base)
     assert LIMIT * 0.9 < len(page.encode()) < 2_000_000
-    found = re.search(r"of (\d+) of 10000 prompts: as many as this file has room for", words(page))
+    found = re.search(r"for (\d+) of 10000 prompts: as many as this file has room for", words(page))
     assert found and int(found[1]) == page.count("<li data-set=") > 1000
     assert page.count('<p class="x" dir="auto" lang="en">对不起') == 8
 
@@ -228,8 +228,8 @@ def test_an_audits_page_has_topics_by_language_and_the_pairs_in_words() -> None:
     base = {"hot": paired("hot", "cold", [no, no, no, yes]), "cold": paired("cold", "hot", [yes] * 4)}
     texts = Elements(page_of(base)).texts
     assert {"hot, by topic and language", "cold, by topic and language"} <= set(texts)
-    assert [text for text in texts if text.startswith("hot against its control cold: withheld 75.0 % against 0.0 % of 4 pairs")]
-    assert [text for text in texts if text.startswith("hot, zh: withheld 50.0 %")]
+    assert [text for text in texts if text.startswith("hot against its control cold: 75.0 % withheld against 0.0 % in 4 pairs")]
+    assert [text for text in texts if text.startswith("hot, zh: 50.0 % withheld")]
 
 
 def test_a_page_of_an_edit_has_both_outcomes_in_a_cell() -> None:
@@ -251,7 +251,7 @@ def test_the_headline_gives_the_rate_before_and_after() -> None:
 
 def test_the_headline_of_an_audit_counts_the_prompts() -> None:
     report = {"run": {"settings": {"model": "m"}}, "edit": None, "sets": {"a": {"n": 3}, "b": {"n": 4}}}
-    assert headline(report) == "What m withholds, on 7 prompts it was asked."
+    assert headline(report) == "What m withholds on 7 prompts."
 
 
 def test_a_keep_test_that_failed_stands_above_everything(whole: str) -> None:
@@ -291,14 +291,14 @@ def test_a_run_without_controls_reference_tuning_and_directions_is_shown_without
     made = run_report(tuned=False)
     made.report.pop("directions")
     page = shown(made, controls=None, recovery=None, benchmarks=None)
-    assert "checks" not in parts_of(page) and "Strength by block" not in page and "What was chosen from" in page
+    assert "checks" not in parts_of(page) and "Strength by block" not in page and "Trade-off among the candidates" in page
 
 
 def test_a_run_with_everything_shows_every_plot(whole: str) -> None:
     titles = {
-        "What was given up for what", "Separation by layer and position", "Separation by layer",
-        "The prompts where the direction was taken",
-        "How near it lies to what is kept", "Stability of the direction", "Strength by block", "How far tuning turned the direction",
+        "Trade-off between removal and drift", "Separation by layer and position", "Separation by layer",
+        "Prompts at the direction's layer",
+        "Similarity to the keep sets", "Stability of the direction", "Strength by block", "How far tuning turned the direction",
     }  # fmt: skip
     assert titles <= set(Elements(whole).texts)
 
@@ -346,7 +346,9 @@ def of_way(kind: str, relaxed: list[str], **tuning: Any) -> str:
     selection = made.report["selection"]
     changed = {**selection["tuning"], "kind": kind, "max_kl": 0.1, **tuning}
     page = shown(made, selection={**selection, "relaxed": relaxed, "name": "tuned, step 4", "tuning": changed})
-    return words(page).partition("How the edit was chosen Scores")[0][-1:] + words(page).split("How the edit was chosen")[-1]
+    return (
+        words(page).partition("How the edit was chosen Candidates were scored")[0][-1:] + words(page).split("How the edit was chosen")[-1]
+    )
 
 
 def test_an_edit_that_was_not_tuned_is_not_said_to_be() -> None:
@@ -364,9 +366,12 @@ def test_a_search_counts_its_trials() -> None:
 def test_where_tuning_began_went_through_no_filter_and_that_is_said() -> None:
     said = of_way("gradient", [])
     assert "No filter was relaxed" not in said
-    assert "were not applied to where tuning began (it started from “difference-of-means, block 1, position -1”)" in said
-    assert "the tuned edit was taken from the front by --prefer balanced and --max-kl 0.1." in said
-    assert "tuned, step 4 (18.0 % of the target's openings left on val, KL 0.080 nats)" in said and "✓ tuning began here" in said
+    assert "were not applied to the edit that tuning started from (“difference-of-means, block 1, position -1”)" in said
+    assert "the tuned edit was picked from the Pareto front by --prefer balanced and --max-kl 0.1." in said
+    assert (
+        "tuned, step 4 (on val: 18.0 % of the probability of withheld openings left, KL 0.080 nats)" in said
+        and "✓ tuning began here" in said
+    )
     assert "Relaxed: no edit has a small KL." in of_way("gradient", ["no edit has a small KL"])
 
 

@@ -1,4 +1,4 @@
-"""What the page is made of: first screen, heat maps, transcripts, provenance."""
+"""Parts of the page: first screen, heat maps, transcripts, provenance."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_parts_of_a_bar_fill_it() -> None:
 
 def test_a_heat_map_sets_each_topic_beside_its_control_in_each_language() -> None:
     maps = {found["name"]: found for found in heat_maps(run_report().report)}
-    assert list(maps) == ["hot", "danger", "plain"]  # cold stands beside hot
+    assert list(maps) == ["hot", "danger", "plain"]  # cold is shown beside hot
     hot = maps["hot"]
     assert hot["control"] == "cold" and hot["langs"] == ["en", "zh"]
     assert hot["columns"] == [("hot", "base"), ("hot", "edited"), ("cold", "base"), ("cold", "edited")]
@@ -103,7 +103,7 @@ def test_what_is_left_out_is_taken_evenly_so_that_rare_outcomes_stay() -> None:
     for name in base:
         outcomes = [pair["base"]["outcome"] for pair in found.pairs if pair["set"] == name]
         assert {"refused", "degenerate", "answered"} == set(outcomes)
-        assert outcomes == sorted(outcomes, key=["answered", "refused", "degenerate"].index)  # in their order
+        assert outcomes == sorted(outcomes, key=["answered", "refused", "degenerate"].index)  # the order is kept
 
 
 def test_whole_transcripts_know_no_room_and_none_shows_none() -> None:

@@ -51,7 +51,7 @@ def test_the_first_run_may_be_one_of_those_compared(runs: list[Path], tmp_path: 
         (["{one}", "--compare", "{one}", "--out", "{new}"], "given twice"),
         (["{one}", "--compare", "{two}", "--out", "{one}/report.json"], "already there"),
         (["{one}", "--compare", "{empty}", "--out", "{new}"], "no report.json"),
-        (["{one}", "--compare", "{broken}", "--out", "{new}"], "not a report of ours"),
+        (["{one}", "--compare", "{broken}", "--out", "{new}"], "not a report of abliterate"),
         (["{one}", "--out", "{new}"], "--out goes with --compare"),
         ([], "give the folder of a run"),
     ],
@@ -74,7 +74,7 @@ def test_other_prompts_under_one_name_are_said_to_be_not_comparable() -> None:
     assert "Not comparable" not in runs_page({"one": one, "two": two})
     changed = json.loads(json.dumps(two))
     changed["run"]["prompts"]["hot"]["sha256"] = "00" * 32
-    assert "Not comparable: hot is not the same prompts in every run." in runs_page({"one": one, "two": changed})
+    assert "Not comparable: the prompts of hot differ between the runs." in runs_page({"one": one, "two": changed})
 
 
 def test_settings_that_differ_are_listed_and_no_others() -> None:

@@ -1,4 +1,4 @@
-"""``--transcripts``: how much of each reply the page shows, told to a run or when its report is made again."""
+"""``--transcripts``: how much of each reply the page shows, set for a run or for writing its report again."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def test_an_audit_shows_as_much_as_it_is_told_and_its_report_as_much_as_that_is(
     assert main([*asked, "--transcripts", "none"]) == 0
     assert "colour of the sky" not in page(out)
     assert main(["report", str(out)]) == 0
-    assert "colour of the sky" not in page(out)  # as the run was told
+    assert "colour of the sky" not in page(out)  # the run's setting
     assert main(["report", str(out), "--transcripts", "full"]) == 0
     assert "colour of the sky" in page(out) and "Whole replies" in page(out)
-    assert main(asked) == 0  # it changes the page alone, so the same run goes on
+    assert main(asked) == 0  # it changes only the page, so the run can be resumed
 
 
 def test_what_is_no_kind_of_transcripts_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

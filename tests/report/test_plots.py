@@ -1,4 +1,4 @@
-"""Plots: drawings that take their colours from the page, and nothing else."""
+"""Plots: they take their colours from the page and load nothing."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_no_name_of_a_user_is_drawn() -> None:
 def test_the_best_separation_is_described_and_only_the_last_positions_are_drawn() -> None:
     plot = separation("sep", [[0.5, 0.75]] * 20, list(range(-1, -21, -1)), None)
     assert "0.75, at activation index 1" in str(plot.svg)
-    assert "The last 12 of 20 positions" in plot.caption and plot.key == ()
+    assert "Only the last 12 of 20 positions" in plot.caption and plot.key == ()
 
 
 def test_worse_than_chance_has_no_colour_and_perfect_has_all() -> None:
@@ -111,22 +111,20 @@ def test_large_prompt_sets_are_thinned() -> None:
 
 def test_a_single_point_and_a_front_of_one_are_drawn() -> None:
     assert drawn(trade("trade", "Points", "said", points(1), AXIS)).tag == "svg"
-    assert ("dot-front", "none is better in both") not in trade(
-        "trade", "P", "s", [{"x": 1.0, "y": 2.0, "front": False, "chosen": True}], AXIS
-    ).key
+    assert ("dot-front", "Pareto front") not in trade("trade", "P", "s", [{"x": 1.0, "y": 2.0, "front": False, "chosen": True}], AXIS).key
 
 
 def shapes(plot: Plot) -> int:
-    """How many marks of different shape or fill are drawn."""
+    """The number of marks of different shape or fill."""
     return len({(use.get("href")) for use in drawn(plot).iter("use")})
 
 
 def test_candidates_and_what_was_tuned_from_them_have_marks_of_their_own() -> None:
     mixed = [{**point, "improved": i > 1} for i, point in enumerate(points(6))]
-    plot = trade("trade", "Points", "said", mixed, AXIS, "none is better in three", "tuned")
+    plot = trade("trade", "Points", "said", mixed, AXIS, "Pareto front of three", "tuned")
     names = dict(plot.key)
-    assert names["square-other"] == "candidate as it was estimated" and names["dot-other"] == "tuned"
-    assert names["dot-front"] == "filled: none is better in three"
+    assert names["square-other"] == "candidate as estimated" and names["dot-other"] == "tuned"
+    assert names["dot-front"] == "filled: Pareto front of three"
     assert shapes(plot) > shapes(trade("trade", "Points", "said", [{**p, "improved": False} for p in points(6)], AXIS))
 
 

@@ -1,4 +1,4 @@
-"""The JSON Schema of report.json: what run, audit and compare write is valid, what they would not write is not."""
+"""The JSON Schema of report.json: what run, audit and compare write is valid, and what they never write is not."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def report_of(command: str, out: Path, *flags: str) -> dict[str, Any]:
 
 @pytest.fixture
 def reports(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> dict[str, dict[str, Any]]:
-    """Of a run with every role, an audit, a comparison with its weights, and one of weights alone."""
+    """Reports of a run with every role, an audit, a comparison with its weights, and comparisons of weights alone."""
     base, other = str(tiny(says="I won't.")), str(tiny(layers=2))
     roles = [part for role, path in sets.items() for part in (f"--{role}", path)]
     run = report_of("run", tmp_path / "run", "--model", base, *roles, "--candidates", "2")
@@ -70,7 +70,7 @@ def test_the_schema_is_one() -> None:
 
 def test_what_run_audit_and_compare_write_is_valid_and_what_they_would_not_is_not(reports: dict[str, dict[str, Any]]) -> None:
     assert {name: found for name, report in reports.items() if (found := errors(report))} == {}
-    assert reports["run"]["against_control"] and reports["run"]["sets"]["target"]["by_lang"]  # the rich parts were there to check
+    assert reports["run"]["against_control"] and reports["run"]["sets"]["target"]["by_lang"]  # the reports have these parts
     assert reports["compare"]["weights"]["layers"] and reports["run"]["controls"]
     wrongs: list[Callable[[dict[str, Any]], object]] = [
         lambda r: r.pop("not_measured"),
@@ -122,7 +122,7 @@ def test_every_key_in_the_documentation_is_in_the_schema() -> None:
 
 
 def test_objects_of_ours_take_no_unknown_keys() -> None:
-    """Those that may have others are settings, what machines resolve to, and what tuning adds."""
+    """The objects that may have other keys are settings, values that depend on the machine, and what tuning adds."""
 
     def loose(schema: Any, path: str) -> Iterator[str]:
         if isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""What the report says in words."""
+"""The report's findings as sentences."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_rise_within_its_interval_or_without_a_fall_of_what_is_withheld_is_not
 
 @pytest.mark.parametrize(("n", "after"), [(120, 0), (9000, 4), (9000, 0)])
 def test_a_rise_that_the_figures_do_not_show_is_not_said(n: int, after: int) -> None:
-    """Of 9,000 prompts four are broken and are 0.0 %, as none was; what is said must be seen."""
+    """Four broken replies of 9,000 are 0.0 %, like none: a rise is only mentioned if the figures show it."""
 
     def figures(withheld: int, broken: int) -> dict[str, Any]:
         return {"withheld": rate(withheld, n), "degenerate": rate(broken, n), "thought": None}
@@ -52,7 +52,7 @@ def test_a_rise_that_the_figures_do_not_show_is_not_said(n: int, after: int) -> 
 
 def test_empty_thoughts_are_told_of_both_models() -> None:
     found = entry(side(90, 0, {"empty": 89, "answered": 11}), side(10, 0, {"answered": 100}))
-    assert list(thoughts(report(found))) == ["empty thoughts of hot: 89.0 % → 0.0 % of 100."]
+    assert list(thoughts(report(found))) == ["Empty thoughts in hot: 89.0 % → 0.0 % of 100 replies."]
     assert list(thoughts(report(entry(side(1), side(1))))) == []
 
 
@@ -60,7 +60,7 @@ def test_empty_thoughts_are_told_of_both_models() -> None:
 def test_what_a_service_withholds_beside_its_weights_is_told(base: str, derived: str, first: str) -> None:
     (line,) = service(report(entry(side(60), side(45), 20, 5), base=base, derived=derived))
     other = "the weights" if first == "the service" else "the service"
-    assert line == (f"hot: 40 of 100 prompts are withheld by the service and by the weights, 20 by {first} alone, 5 by {other} alone.")
+    assert line == (f"hot: 40 of 100 prompts are withheld by both the service and the weights, 20 by {first} alone, 5 by {other} alone.")
 
 
 def test_two_models_of_one_kind_say_nothing_of_a_service() -> None:
@@ -131,16 +131,16 @@ def controlled(edited: int, random: list[int], n: int = 100, kl: float | None = 
 def test_random_directions_are_told_beside_the_edit() -> None:
     (line,) = controls(controlled(12, [98, 97, 98]))
     assert line == (
-        "Random directions of the same strength leave the first token of 97–98 % of the withheld prompts as it was (this edit: 12 %); "
+        "Random directions of the same strength leave the first token unchanged for 97–98 % of the withheld prompts (this edit: 12 %); "
         "KL of the first token on harmless prompts: 0.0012–0.0020 nats (this edit: 0.077)."
     )
 
 
 def test_random_directions_that_do_alike_are_one_figure_and_no_figure_is_made_up() -> None:
     (line,) = controls(controlled(0, [100, 100, 100], kl=None))
-    assert line.endswith("leave the first token of 100 % of the withheld prompts as it was (this edit: 0 %).")
+    assert line.endswith("leave the first token unchanged for 100 % of the withheld prompts (this edit: 0 %).")
     (nothing,) = controls(controlled(0, [0, 0, 0], n=0))
-    assert "no prompt is withheld" in nothing
+    assert "base withholds no prompt" in nothing
     assert not list(controls({"controls": None}))
 
 
@@ -152,8 +152,8 @@ def came_back(kl_base: float | None, kl_edited: float | None, gone: float | None
 
 def test_what_came_back_of_the_reference_is_told() -> None:
     assert came_back(0.91, 0.15, 1 - 0.15 / 0.91) == (
-        "On censorship 84 % of the divergence from smollm2 is gone (0.910 → 0.150 nats a token); "
-        "61 % of the replies begin with the reference's 32 tokens (base 4 %)."
+        "On censorship, 84 % of the divergence from smollm2 is gone (0.910 → 0.150 nats per token); "
+        "61 % of the replies begin with the reference's first 32 tokens (base: 4 %)."
     )
 
 
@@ -164,8 +164,8 @@ def test_a_divergence_that_grew_by_less_than_is_shown_is_not_said_to_have_grown(
 
 def test_a_divergence_that_grew_or_never_was_is_not_said_to_be_gone() -> None:
     assert "the divergence from smollm2 grew by 50 % (0.100 → 0.150" in came_back(0.1, 0.15, -0.5)
-    assert "the base is hardly away from smollm2 (0.004 → 0.002" in came_back(0.004, 0.002, None)
-    assert "smollm2 says nothing" in came_back(None, None, None)
+    assert "base hardly diverges from smollm2 (0.004 → 0.002" in came_back(0.004, 0.002, None)
+    assert "from smollm2 could not be measured" in came_back(None, None, None)
     assert not list(recovery({"recovery": None}))
 
 

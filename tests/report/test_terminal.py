@@ -71,12 +71,12 @@ def test_an_audit_says_how_a_set_fares_against_its_control(capsys: pytest.Captur
     text = " ".join(
         shown(report_document(RUN, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05), capsys, monkeypatch).split()
     )
-    assert "hot against its control cold: withheld 75.0 % against 0.0 % of 4 pairs, +75.0 points (95 % " in text
+    assert "hot against its control cold: 75.0 % withheld against 0.0 % in 4 pairs, a difference of +75.0 points (95 % interval " in text
     assert (
-        "over 2 topics, too few to rely on); only the sensitive one 3 times, only the control 0 times "
+        "over 2 topics, too few to rely on); only the sensitive prompt is withheld in 3 pairs, only the control in 0 "
         "(exact paired test over 2 topics, p = 0.5)." in text
     )
-    assert "hot, en: withheld 50.0 % against 0.0 % of 2 pairs" in text and "hot, zh: withheld 100.0 %" in text
+    assert "hot, en: 50.0 % withheld against 0.0 % in 2 pairs" in text and "hot, zh: 100.0 % withheld" in text
     assert "hot: only 2 clusters (topics)" in text
 
 
@@ -101,7 +101,7 @@ def test_a_run_shows_both_sides_the_keep_test_and_the_drift(capsys: pytest.Captu
     said = [line for line in text.splitlines() if "Refusals of safe" in line]
     assert len(said) == 1 and said[0].startswith("Refusals of safe did not fall by more than 5 points: NOT shown (n = 2, ")
     assert text.index("Refusals of safe") < text.index("Withheld replies of plain")
-    assert "plain (n=2): 0.250 nats, 0.125 over those that base answers" in text
+    assert "plain (n=2): 0.250 nats, 0.125 over the prompts that base answers" in text
 
 
 def test_a_run_says_in_a_line_how_the_edit_was_chosen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_a_run_says_in_a_line_how_the_edit_was_chosen(capsys: pytest.CaptureFixt
     chosen = {"chosen": {"name": "[b]mean, block 3"}, "name": "tuned, step 12", "tuning": {"front": [{**point, "chosen": False}, point]}}
     base = {"bad": judged("bad", NO)}
     for selection, line in (
-        (chosen, "chosen: tuned, step 12 (0.2 % of the target's openings left on val, KL 0.026 nats)"),
+        (chosen, "chosen: tuned, step 12 (on val: 0.2 % of the probability of withheld openings left, KL 0.026 nats)"),
         ({"chosen": {"name": "[b]mean, block 3"}}, "chosen: [b]mean, block 3"),
     ):
         text = shown(report_document(RUN, {"bad": "target"}, base, base, None, selection, {"tensors": 1}, 0.05), capsys, monkeypatch)

@@ -1,4 +1,4 @@
-"""Where folders, files and servers lie is in nothing that is shown to others."""
+"""Nothing that is shown to others says where folders, files and servers are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Others' words on the terminal: shown, and never obeyed."""
+"""Text of others on the terminal: shown, but without control characters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EVIL = "a\x1b]0;owned\x07\x1b[2J\x9b1mb\u202ec\r"
 
 
 def obeyed(text: str) -> list[str]:
-    """The characters of a text that a terminal obeys."""
+    """The control characters of a text."""
     return [c for c in text if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs")]
 
 

@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: one line at the end of a stage, and some before it where a stage lasts long."""
+"""Progress without a terminal: one line at the end of a stage, and a few before it if the stage is long."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from abliterate.terminal.progress import FIRST, stage
 
 
 class Clock:
-    """Seconds that pass only when they are told to."""
+    """A clock that advances only when a test sets it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -18,7 +18,7 @@ class Clock:
 
 
 def heard(capsys: pytest.CaptureFixture[str], total: int, each: float, done: int, first: int = 0) -> list[str]:
-    """Lines of a stage of which ``done`` parts take ``each`` seconds, after ``first`` parts that were there already."""
+    """Lines of a stage whose ``first`` parts are done at once, and whose next ``done`` parts take ``each`` seconds."""
     clock = Clock()
     with stage("work (parts)", total, clock) as advance:
         if first:

@@ -1,4 +1,4 @@
-"""What a process says, wherever that goes: narrow encodings, streams that are closed or full, readers that go away, libraries that talk."""
+"""Output to any stream: narrow encodings, closed or full streams, readers that go away, libraries that print."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BEGINS = "from abliterate.terminal.streams import prepare\nprepare()\n"
 
 
 def ran(*arguments: str, redirect: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """A run of Python, its streams redirected as a shell does it."""
+    """Run Python, with its streams redirected by a shell."""
     unset = {name for name in os.environ if name.startswith(("TQDM_", "TRANSFORMERS_", "HF_", "DATASETS_", "PYTHON"))}
     surroundings = {name: value for name, value in os.environ.items() if name not in unset}
     surroundings |= {"PYTHONPATH": str(ROOT), "COLUMNS": "100", "HF_HUB_OFFLINE": "1", **environment}
@@ -72,7 +72,7 @@ def test_who_stops_reading_changes_no_exit_code(tmp_path: Path) -> None:
     assert process.wait(timeout=120) == 1 and done.exists()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the disk that is full is Linux's")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full exists only on Linux")
 def test_a_full_disk_under_stdout_is_told_and_under_stderr_ends_no_work() -> None:
     done = ran("-m", "abliterate", "--version", redirect="> /dev/full")
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
@@ -106,7 +106,7 @@ print("done", flush=True)
 
 def test_libraries_say_nothing() -> None:
     loud = ran("-c", LIBRARIES)
-    assert loud.stderr.count(b"\n") >= 3  # the test would show it
+    assert loud.stderr.count(b"\n") >= 3  # otherwise the test shows nothing
     quiet = ran("-c", BEGINS + LIBRARIES)
     assert (quiet.stdout, quiet.stderr) == (b"done\n", b"")
 

@@ -1,1 +1,1 @@
-"""The tuner: strengths and directions of an edit, learned by gradients through the frozen model from its own short replies."""
+"""The tuner: learn an edit's strengths and directions by gradients through the frozen model, from its own short replies."""

@@ -1,7 +1,7 @@
-"""Of a model that thinks: the lines with which it withholds, put behind a thought that it would have when it answers.
+"""For a model that thinks: combine its withholding lines with the thoughts of prompts that it answers.
 
-A model that is kept from closing its thought at once may think first and withhold then; none of its own replies shows how, as long as
-its thoughts are empty. Both halves are its own: the thought of a prompt that it answers, and the line of the prompt that it doesn't.
+A model that can no longer close its thought at once may think first and then withhold. As long as its thoughts are empty, none of its own
+replies shows this. So both parts come from the model: the thought from a prompt that it answers, the line from a prompt that it withholds.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from abliterate.model.chat.parts import split_thought
 from abliterate.model.chat.thinking import closing, decode, tokens_before
 from abliterate.prompts import Prompt
 
-LINES = 2  # that are tried on a prompt: its own, and the most frequent other one of its language
+LINES = 2  # lines tried per prompt: its own, and the most frequent other line in its language
 
 
 @dataclass(frozen=True)
 class Line:
-    """``tokens`` with which a prompt may be withheld, behind a ``thought`` that has been closed."""
+    """``tokens`` of a line that may withhold a prompt, after a closed ``thought`` (empty if there is none)."""
 
     thought: Sequence[int]
     tokens: Sequence[int]
 
 
 def parted(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int]) -> tuple[list[int], list[int]]:
-    """A reply's thought, with its closing mark and the white space behind, and the rest; all of it is thought where nothing closes it."""
+    """Split a reply into its thought, with the closing mark and the white space after it, and the rest. If nothing closes the thought, all
+    of the reply is thought."""
     parts = split_thought(decode(tokenizer, reply), True)
     end = tokens_before(tokenizer, reply, parts.start) if parts.closed else len(reply)
     while end < len(reply) and not decode(tokenizer, reply[end : end + 1]).strip():
@@ -38,7 +39,7 @@ def parted(tokenizer: PreTrainedTokenizerBase, reply: Sequence[int]) -> tuple[li
 
 
 def is_empty(tokenizer: PreTrainedTokenizerBase, thought: Sequence[int]) -> bool:
-    """Whether there is nothing in a thought but its end."""
+    """Whether a thought contains only its closing mark."""
     return not split_thought(decode(tokenizer, thought), True).thought
 
 
@@ -47,10 +48,10 @@ def lines_after_thoughts(
     target: Sequence[tuple[Prompt, Sequence[int]]],
     answered: Sequence[tuple[Prompt, Sequence[int]]],
 ) -> list[list[Line]]:
-    """For each withheld prompt, with its reply, lines behind the thought of its twin, or of another answered prompt of its language.
+    """For each withheld prompt, lines after the thought of its twin, or of another answered prompt in the same language.
 
-    Thoughts that are closed at once are none. One that isn't closed within what was generated is cut short. Empty where nobody's reply
-    holds a line behind a thought.
+    ``target`` and ``answered`` hold prompts with their replies. Empty thoughts are not used. A thought that the reply does not close is cut
+    and closed. The list of a prompt is empty if there is no thought or no line for it.
     """
     own = [tuple(parted(tokenizer, reply)[1][:OPENING_TOKENS]) for _, reply in target]
     frequent: dict[str, Counter[tuple[int, ...]]] = {}
@@ -69,7 +70,7 @@ def lines_after_thoughts(
 
 
 def _thought_for(prompt: Prompt, number: int, thoughts: Sequence[tuple[Prompt, list[int]]]) -> list[int]:
-    """Its twin's, else one of its language, each in turn; none where there are none."""
+    """The thought of the prompt's twin, else the thoughts in its language in turn; empty if there are none."""
     twin = next((thought for other, thought in thoughts if other.pair == prompt.id), None)
     same = [thought for other, thought in thoughts if other.lang == prompt.lang]
     return twin or (same[number % len(same)] if same else [])

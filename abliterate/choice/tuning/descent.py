@@ -1,4 +1,4 @@
-"""The descent: gradients of the losses on mini-batches of examples, and what was seen of it on val."""
+"""Gradient descent on mini-batches of examples, with measurements on val."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from abliterate.model.edit import Edit
 from abliterate.prompts import Role
 from abliterate.runs.resume import NO_STORE, ResumeStore
 
-_SELDOM = 6  # steps between two looks at val, where patience leaves time for it
+_SELDOM = 6  # the most steps between two val measurements
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How the tuner goes on.
+    """Settings of the tuner.
 
-    ``steps`` a phase; ``weights``: what a nat of drift counts beside a nat of suppression, one phase each, in order. ``batch`` examples of
-    each role a step, and of a single one that stays twice as many. ``strength_rate`` is Adam's; ``turn`` is the angle in radians by which
-    a step turns a direction whose gradients agree. Both are halved in the second phase, a third in the third. A strength that has come to
-    nothing stays so. ``few`` is what a strength of one costs, ``near`` a direction at a right angle to where it began; in nats. ``every``:
-    steps between two looks at val; None: at most six, and so few that patience can run out. After ``patience`` looks that saw nothing
-    better than before, a phase is over.
+    ``steps``: steps per phase. ``weights``: the weight of one nat of drift against one nat of suppression, one phase per weight, in order.
+    ``batch``: examples of each role per step; twice as many if only one role should stay. ``strength_rate``: Adam's learning rate for
+    strengths. ``turn``: the angle in radians by which a step turns a direction if its gradients agree. Phase n divides both rates by n. A
+    strength that reaches zero stays zero. ``few``: the cost of a strength of one, ``near``: the cost of directions at a right angle to
+    their start, both in nats. ``every``: steps between two measurements on val; None: at most six, and few enough that patience can run out
+    within a phase. ``patience``: a phase ends after this many measurements in a row without improvement.
     """
 
     steps: int = 8
@@ -53,24 +53,24 @@ class Settings:
 
     @property
     def total(self) -> int:
-        """Steps of all phases."""
+        """The steps of all phases together."""
         return self.steps * len(self.weights)
 
     @property
     def looked(self) -> list[int]:
-        """The steps of a phase after which val is looked at: the last one among them."""
+        """The steps of a phase after which the edit is measured on val; the last step is always one of them."""
         return [n for n in range(1, self.steps + 1) if n % self._between == 0 or n == self.steps]
 
     @property
     def _between(self) -> int:
-        """Steps between two looks: the first look and those in vain all come before the last step, where there are steps enough."""
+        """Steps between two val measurements. If a phase has enough steps, patience can run out before the last one."""
         if self.every is not None:
             return self.every
         return min(_SELDOM, (self.steps - 1) // (self.patience + 1)) or _SELDOM
 
     @property
     def looks(self) -> int:
-        """How often val is looked at in all phases."""
+        """The most val measurements of all phases together."""
         return len(self.looked) * len(self.weights)
 
 
@@ -84,9 +84,11 @@ def descend(
     advance: Advance = no_progress,
     store: ResumeStore = NO_STORE,
 ) -> tuple[list[Seen], list[Step]]:
-    """Walk from the given parameters phase after phase; ``look`` measures an edit on val, and ``cost`` says how bad that is. ``advance``
-    hears of every step and look. Goes on from the last look in the ``store``, for which model, examples and cost are taken to be the same.
-    Ends early where nothing is left that could be learned (``Parameters.ended``).
+    """Run all phases from the given parameters. Returns the edits measured on val, and every step.
+
+    ``look`` measures an edit on val, and ``cost`` turns the result into one number. ``advance`` counts every step and measurement. Resumes
+    from the last measurement in the ``store``, assuming that the model, the examples and the cost are the same. Ends early if nothing is
+    left to learn (``Parameters.ended``).
     """
     assert settings.steps > 0
     deck = _Deck(train, settings.batch, settings.seed)
@@ -119,8 +121,8 @@ def descend(
 
 @dataclass(frozen=True)
 class _Card:
-    """One example of a step: the ``place`` of its prompt in its role's, and the reply that it is shown with, whose first ``mark`` tokens
-    close a thought at once. ``prompt``: what stands before the reply, a thought too."""
+    """One training example: the prompt at index ``place`` of its role, and the reply to it. The first ``mark`` tokens of the reply close a
+    thought at once. ``prompt``: everything before the reply, including a thought."""
 
     role: Role
     place: int
@@ -134,7 +136,7 @@ class _Card:
 
 
 class _Deck:
-    """Examples of each role, shuffled and dealt in rounds, so that each is seen as often as any other."""
+    """Training examples of each role, shuffled and used equally often."""
 
     def __init__(self, examples: Examples, batch: int, seed: int) -> None:
         chance = random.Random(seed)
@@ -142,7 +144,7 @@ class _Deck:
         self._piles = {role: _rounds(size, chance) for role, size in examples.counts.items()}
 
     def longest(self) -> int:
-        """The most tokens that a card can have."""
+        """The length in tokens of the longest example."""
         stays = (self._card(role, place, 0).length for role in self._examples.stays for place in range(self._examples.counts[role]))
         prompts = enumerate(self._examples.target.prompts)
         target = (len(prompt) + len(line.thought) + len(line.tokens) for i, prompt in prompts for kind in self._kinds(i) for line in kind)
@@ -162,12 +164,12 @@ class _Deck:
         return _Card(role, place, [*self._examples.target.prompts[place], *line.thought], line.tokens, mark)
 
     def _kinds(self, place: int) -> list[Sequence[Line]]:
-        """The kinds of lines with which a prompt may be withheld, dealt in turns: what is gone shall not come back as another kind."""
+        """The kinds of lines that may withhold a prompt, used in turn, so that a suppressed kind is not replaced by another."""
         return [kind for kind in self._examples.kinds(place) if kind]
 
 
 def dealt(counts: Mapping[Role, int], batch: int) -> dict[Role, int]:
-    """How many examples of each role a step has, of so many: of a single role that stays twice as many."""
+    """How many examples of each role a step uses, given the ``counts`` there are. If only one role should stay, it gets twice as many."""
     each = max(batch, 2 * batch // max(1, len(counts) - 1))
     return {role: min(batch if role == "target" else each, size) for role, size in counts.items()}
 
@@ -186,7 +188,7 @@ def _gradients(
     settings: Settings,
     micro: MicroBatch,
 ) -> tuple[float, dict[Role, float]]:
-    """Add up one step's gradients, micro-batch by micro-batch. Returns the mean suppression and drifts."""
+    """Accumulate the gradients of one step, micro-batch by micro-batch. Returns the mean suppression, and the mean drift by role."""
     sequences = [[*card.prompt, *card.reply] for card in cards]
     kept = 1 + max(len(card.reply) for card in cards)
     counts = {role: sum(card.role == role for card in cards) for role in ("target", *examples.stays)}
@@ -195,7 +197,7 @@ def _gradients(
     sums: dict[Role, float] = dict.fromkeys(counts, 0.0)
     whole = parameters.edit()
     leaves = [t.detach().requires_grad_() for t in (whole.direction, whole.strength)]
-    trial = Edit(leaves[0], leaves[1], "skip")  # the micro-batches' graphs end here, and each is gone before the next
+    trial = Edit(leaves[0], leaves[1], "skip")  # each micro-batch's graph ends at these leaves and is freed before the next
     for indices, rows in logits(model, Intervention(trial), sequences, kept, micro):
         losses = [(cards[index].role, _loss(examples, cards[index], row)) for index, row in zip(indices, rows, strict=True)]
         for role, loss in losses:
@@ -210,7 +212,8 @@ def _gradients(
 
 
 def _loss(examples: Examples, card: _Card, row: Float[Tensor, "kept vocab"]) -> Float[Tensor, ""]:
-    """What a reply costs, from the logits that end with its last token's: its likelihood, or how far the model has moved along it."""
+    """The loss of one example: how likely the reply is (target), or how far the model has drifted along it (other roles). ``row`` ends with
+    the logits of the reply's last token."""
     if card.role != "target":
         stay = examples.stays[card.role]
         return drift(moved(stay, [card.place], row[None])[0][1], stay.first(card.place))

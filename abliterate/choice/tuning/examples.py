@@ -1,4 +1,4 @@
-"""What the tuner learns from and is judged by: the unedited model's own short replies, and what it predicts along them."""
+"""The examples for training and measuring the tuner: the unedited model's short replies, and its predictions along them."""
 
 from __future__ import annotations
 
@@ -22,33 +22,35 @@ from abliterate.model.chat.thinking import closing, decode, opens_thought
 from abliterate.prompts import Prompt, Role
 
 STAYS: tuple[Role, ...] = ("keep", "baseline", "harmless")
-CONTINUED = 16  # tokens of a reply that should stay
-LEADING = 0.95  # of replies that begin alike, and so say nothing by it
-OTHERS = 4  # openings of other prompts that are tried on a prompt beside its own
+CONTINUED = 16  # how many first tokens of a reply should stay
+LEADING = 0.95  # if this share of replies begins with the same tokens, these tokens carry no information
+OTHERS = 4  # openings of other prompts that are tried on each prompt, besides its own
 
 
 @dataclass(frozen=True)
 class Stay:
-    """Prompts with the model's own continuations, and what it predicts along these. ``lead``: with how many tokens they begin alike; the
-    first token that tells anything is the one behind them."""
+    """Prompts with the model's own continuations, and its predictions along these. ``lead``: how many first tokens nearly all continuations
+    share; the first informative token comes after them."""
 
     asked: Continued
     predicted: Predicted
     lead: int = 0
 
     def first(self, index: int) -> int:
-        """Which token of a continuation is the first that tells anything."""
+        """The index of the first informative token of a continuation."""
         return min(self.lead, len(self.asked.continuations[index]) - 1)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """``target``: prompts that the model withholds, with the openings with which it does. ``others``: for each of these, openings of other
-    prompts of its language. ``behind``: for each, lines with which it may be withheld behind a thought; none where the model begins with
-    no thought. ``stays``: by role, what should not change: of the keep prompts those that it withholds, of the others those that it does
-    not. ``marks``: for each target prompt, with how many tokens its opening closes a thought at once; 0 where it doesn't. ``likely`` is the
-    unedited model's own probability that a target prompt is withheld with one of its ``openings``, on average; NaN where nobody asks.
-    ``unknown``: how many replies of all roles are in a language without rules, and so examples of nothing."""
+    """Examples of one split, from the unedited model.
+
+    ``target``: prompts that the model withholds, with its openings. ``others``: for each of these, openings of other prompts in the same
+    language. ``behind``: for each, lines that may withhold it after a thought; empty if the chat template opens no thought.
+    ``stays``: by role, what should not change: withheld keep prompts, and answered baseline and harmless prompts. ``marks``: for each
+    target prompt, how many first tokens of its opening close a thought at once, or 0. ``openings``: all continuations that are measured on
+    target prompts. ``likely``: the unedited model's mean probability of withholding a target prompt with one of the ``openings``; NaN if
+    not needed. ``unknown``: how many replies of all roles are in a language without rules, and therefore not used."""
 
     target: Openings
     others: Sequence[Sequence[Sequence[int]]]
@@ -61,11 +63,11 @@ class Examples:
 
     @property
     def counts(self) -> dict[Role, int]:
-        """How many prompts of each role there are."""
+        """The number of prompts of each role."""
         return {"target": len(self.target.prompts), **{role: len(stay.asked.prompts) for role, stay in self.stays.items()}}
 
     def kinds(self, place: int) -> tuple[Sequence[Line], ...]:
-        """With which lines a target prompt may be withheld: its own opening, other prompts' openings, lines behind a thought."""
+        """The lines that may withhold a target prompt, by kind: its own opening, openings of other prompts, lines after a thought."""
         return [Line([], self.target.openings[place])], [Line([], other) for other in self.others[place]], self.behind[place]
 
 
@@ -77,11 +79,10 @@ def examples_of(
     predicted: Mapping[Role, Predicted] = MappingProxyType({}),
     measured: bool = True,
 ) -> Examples:
-    """Let the unedited model reply briefly to the prompts of each role, and note what it predicts along its replies.
+    """Generate the unedited model's short replies to the prompts of each role, and record its predictions along them.
 
-    ``replies``: its short replies, where they are there already. ``predicted``: what it predicts along them, by role, where that is there.
-    ``measured``: whether edits will be measured on these examples. ``advance`` is told how many rows went through the model,
-    ``examples_work`` of them at most.
+    ``replies``: short replies that exist already. ``predicted``: by role, predictions along them that exist already. ``measured``: whether
+    edits will be measured on these examples. ``advance`` counts the rows that went through the model, at most ``examples_work``.
     """
     found = judged(model, distinct(prompts), short_replies(model, prompts, advance) if replies is None else replies)
     target = found["target"]
@@ -109,7 +110,8 @@ def examples_of(
 
 
 def _way(model: Model, reply: Sequence[int]) -> Line:
-    """How a reply of a model that thinks withholds: at once, which closing its thought counts as; or with a line behind a thought."""
+    """The withholding line of a reply of a model that thinks: the whole reply if its thought is empty or nothing follows it, else the line
+    after the thought."""
     thought, line = parted(model.tokenizer, reply)
     return Line(thought, line) if line and not is_empty(model.tokenizer, thought) else Line([], reply)
 
@@ -121,7 +123,7 @@ def _behind(
     chosen: Sequence[int],
     at_once: Sequence[bool],
 ) -> list[list[Line]]:
-    """Lines behind a thought, of prompts that are withheld ``at_once``; the others' own lines are such already."""
+    """Lines after a thought, for prompts that are withheld ``at_once``. The other prompts' own lines come after a thought already."""
     role: Role = "baseline" if "baseline" in found else "harmless"
     withheld = [(prompts["target"][i], found["target"].replies[i]) for i in chosen]
     answered = [
@@ -132,7 +134,7 @@ def _behind(
 
 
 def _mark(model: Model, opening: Sequence[int]) -> int:
-    """How many first tokens are an opened thought's end and nothing else."""
+    """How many first tokens close an opened thought and contain nothing else; 0 if none do."""
     for n in range(1, len(opening) + 1):
         parts = split_thought(decode(model.tokenizer, opening[:n]), True)
         if parts.closed:
@@ -141,7 +143,7 @@ def _mark(model: Model, opening: Sequence[int]) -> int:
 
 
 def _stays(model: Model, found: Mapping[Role, JudgedReplies], predicted: Mapping[Role, Predicted], advance: Advance) -> dict[Role, Stay]:
-    """What should stay as it is, with what the model predicts along it: as ``predicted``, or asked for now."""
+    """The replies that should stay, with the model's predictions along them: from ``predicted``, or computed now."""
     chosen = {role: _staying(found[role], role) for role in STAYS if role in found}
     asked = {role: found[role].chosen(indices, CONTINUED) for role, indices in chosen.items()}
     unknown = {role: each for role, each in asked.items() if role not in predicted}
@@ -153,8 +155,8 @@ def _stays(model: Model, found: Mapping[Role, JudgedReplies], predicted: Mapping
 
 
 def led_by(replies: Ids) -> int:
-    """With how many tokens nearly all replies begin alike: a mark that opens a thought, a role's name. None is left without a token of its
-    own."""
+    """How many first tokens nearly all replies share, such as a mark that opens a thought, or a role's name. At least one token of the
+    longest reply always remains."""
     most = max(map(len, replies), default=1) - 1
     for length in range(most, 0, -1):
         ((_, count),) = Counter(tuple(reply[:length]) for reply in replies if len(reply) > length).most_common(1) or [((), 0)]
@@ -164,26 +166,27 @@ def led_by(replies: Ids) -> int:
 
 
 def _staying(found: JudgedReplies, role: Role) -> Sequence[int]:
-    """Refusals of the keep prompts, answers to the others; all of them where there are none."""
+    """Indices of the replies that should stay: withheld keep prompts, or answered prompts of other roles; all prompts if there are none."""
     return [i for i, held in enumerate(found.withheld) if held is (role == "keep")] or range(len(found.prompts))
 
 
 def examples_work(prompts: Mapping[Role, Sequence[Prompt]], replied: Collection[Role] = (), predicted: Collection[Role] = ()) -> int:
-    """How many rows ``examples_of`` tells ``advance`` of, at most. Roles that have ``replied`` are not asked again, nor what is
-    ``predicted`` along their replies."""
+    """The most rows that ``examples_of`` reports to ``advance``. Replies of roles in ``replied`` and predictions of roles in ``predicted``
+    are not computed again."""
     asked = distinct(prompts)
     again = sum(len(each) for role, each in asked.items() if role in STAYS and role not in predicted)
     return again + sum(len(each) for role, each in asked.items() if role not in replied)
 
 
 def most_tokens_after_prompts(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The most tokens that are tried behind a prompt: a short reply, or a thought, closed, and a line that withholds."""
+    """The most tokens that can follow a prompt: a short reply; or a thought, its closing mark and a line that withholds."""
     closed = len(closing(tokenizer)) + OPENING_TOKENS if opens_thought(tokenizer) else 0
     return short(tokenizer) + closed
 
 
 def _others(langs: Sequence[str], openings: Sequence[Sequence[int]], at_once: Sequence[bool]) -> list[list[list[int]]]:
-    """For each prompt that is withheld ``at_once`` the most frequent such openings of its language that begin otherwise than its own."""
+    """For each prompt that is withheld ``at_once``, the most frequent openings of this kind in its language that begin differently from its
+    own; empty for the other prompts."""
     counts: dict[str, Counter[tuple[int, ...]]] = {lang: Counter() for lang in langs}
     whole: dict[tuple[int, ...], list[int]] = {}
     for lang, opening, once in zip(langs, openings, at_once, strict=True):

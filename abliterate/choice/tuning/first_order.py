@@ -1,11 +1,11 @@
-"""Where the tuner begins: at each block, the direction whose loss takes most from the refusals for what it moves of everything else.
+"""A starting point for the tuner: in each block, the direction whose removal reduces refusals most for the drift that it causes.
 
-A block that writes y_t at token t and loses the direction r of it moves a score by -sum_t (y_t.r)(g_t.r) to first order, where g_t is the
-score's gradient by the stream behind the block. So one pass forth and back over the model's own openings tells of every direction what it
-would do: -r'Ar, with A = sum_t sym(g_t y_t'). What a loss costs shows in second order only: the KL divergence from the unedited model is
-least where nothing is lost, and rises with the Fisher information, of which sampled tokens give gradients (Amari 1998). The square of
-(y_t.r)(g_t.r) is at most (y_t.r)^2 |g_t|^2, so C = sum_t |g_t|^2 y_t y_t' bounds what the tokens cost. The r that makes r'Ar / r'Cr largest
-is the first vector of a generalised eigenvalue problem.
+If a block writes y_t at token t and its component along r is removed, a score changes by -sum_t (y_t.r)(g_t.r) to first order, where g_t is
+the gradient of the score with respect to what the block adds to the residual stream. So one forward and backward pass over the model's own
+openings gives the effect of every direction: -r'Ar, with A = sum_t sym(g_t y_t'). The cost appears only in second order: the KL divergence
+from the unedited model is zero for no edit, and grows with the Fisher information, whose gradients come from sampled tokens (Amari 1998).
+The square of (y_t.r)(g_t.r) is at most (y_t.r)^2 |g_t|^2, so C = sum_t |g_t|^2 y_t y_t' bounds the cost over the tokens. The r that
+maximises r'Ar / r'Cr is the first eigenvector of a generalised eigenvalue problem.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ from abliterate.model.edit import Edit, edit_from_rows
 from abliterate.model.layouts import COMPONENTS
 from abliterate.prompts.promptset import evenly
 
-ASKED = 12  # examples of each role
-RIDGES = (1e-3, 1e-2, 1e-1)  # of C's mean diagonal: so few tokens say nothing of most directions
-_SHARE = 0.25  # of the memory that is free, for sums over tokens
+ASKED = 12  # examples per role
+RIDGES = (1e-3, 1e-2, 1e-1)  # as shares of C's mean diagonal; so few tokens leave C undetermined in most directions
+_SHARE = 0.25  # share of the free memory for the sums over tokens
 
-Score = Callable[[int, Float[Tensor, "kept vocab"]], Float[Tensor, ""]]  # of an example, from the logits that end with its last token's
+# The score of an example, from its index and the logits that end with its last token.
+Score = Callable[[int, Float[Tensor, "kept vocab"]], Float[Tensor, ""]]
 Rows = Float[Tensor, "n d_model"]
 Matrix = Float[Tensor, "d_model d_model"]
 
@@ -45,10 +46,10 @@ Matrix = Float[Tensor, "d_model d_model"]
 def first_order(
     model: WholeModel, train: Examples, first: int, away: Float[Tensor, "layer n d_model"] | None, seed: int, advance: Advance = no_progress
 ) -> list[Edit]:
-    """Edits of the blocks from ``first`` up, one for each of ``RIDGES``; a block that has no direction to gain by is left alone.
+    """Edits of the blocks from ``first`` up, one per ridge in ``RIDGES``. A block without a direction that reduces refusals is left alone.
 
-    The keep prompts' own refusals count against the target's, nat by nat. ``away``: orthonormal rows that the directions stay orthogonal
-    to. ``advance`` is told how many examples went forth and back, ``work_of`` in all.
+    Lowering the keep prompts' refusals by one nat cancels lowering the target's by one nat. ``away``: orthonormal rows that the directions
+    stay orthogonal to. ``advance`` counts the examples that ran forward and backward, ``work_of`` in total.
     """
     layers, width = model.folder.layers, model.folder.d_model
     rows = torch.eye(1, width).repeat(len(RIDGES), layers, 1)
@@ -64,17 +65,17 @@ def first_order(
 
 
 def work_of(model: WholeModel, train: Examples, first: int) -> int:
-    """How many examples go through the model, forth and back."""
+    """How many examples run forward and backward through the model."""
     stays = sum(min(ASKED, train.counts[role]) * (2 if role == "keep" else 1) for role in train.stays)
     return (sum(len(marks) for _, marks in ways(train)) + stays) * len(_parts(model, first))
 
 
 def ways(train: Examples) -> list[tuple[Continued, list[int]]]:
-    """Target prompts with lines that withhold them, kind by kind, and how many first tokens of each line close a thought. What is taken
-    from the prompts' own openings alone comes back in others' words."""
+    """Target prompts with lines that withhold them, by kind, and how many first tokens of each line close a thought. All kinds are used,
+    because suppressing only a prompt's own opening lets the model withhold in other words."""
     chosen = evenly(range(len(train.target.prompts)), ASKED)
     found: list[tuple[Continued, list[int]]] = []
-    for kind in zip(*map(train.kinds, chosen), strict=True):  # of each prompt its lines of this kind
+    for kind in zip(*map(train.kinds, chosen), strict=True):  # each prompt's lines of one kind
         lines = [(i, each[n % len(each)]) for n, (i, each) in enumerate(zip(chosen, kind, strict=True)) if each]
         asked = Continued([[*train.target.prompts[i], *line.thought] for i, line in lines], [line.tokens for _, line in lines])
         found.append((asked, [0 if found else train.marks[i] for i, _ in lines]))
@@ -82,8 +83,8 @@ def ways(train: Examples) -> list[tuple[Continued, list[int]]]:
 
 
 def best(gain: Matrix, cost: Matrix, ridge: float, away: Rows | None = None) -> tuple[Float[Tensor, " d_model"], float]:
-    """The unit row r that makes r'Ar / r'(C + lambda I)r largest, and its r'Ar; lambda is ``ridge`` of C's mean diagonal, A the symmetric
-    part of ``gain``. ``away``: orthonormal rows that r stays orthogonal to."""
+    """The unit row r that maximises r'Ar / r'(C + lambda I)r, and its r'Ar. A is the symmetric part of ``gain``, C that of ``cost``, and
+    lambda is ``ridge`` times C's mean diagonal. ``away``: orthonormal rows that r stays orthogonal to."""
     a, c = ((each.double() + each.double().T) / 2 for each in (gain, cost))
     c = c + max(ridge * float(c.diagonal().mean()), 1e-300) * torch.eye(len(c), dtype=torch.float64)
     c = c / float(c.diagonal().mean())
@@ -94,7 +95,7 @@ def best(gain: Matrix, cost: Matrix, ridge: float, away: Rows | None = None) -> 
 
 
 def _complement(away: Rows | None, width: int) -> Float[Tensor, "d_model rest"]:
-    """An orthonormal basis of what is orthogonal to some rows; rows of zeros are none."""
+    """An orthonormal basis of the complement of the rows; rows of zeros are ignored."""
     if away is None or not bool((real := away.any(-1)).any()):
         return torch.eye(width, dtype=torch.float64)
     basis: Tensor = torch.linalg.qr(away[real].double().T, mode="complete")[0]
@@ -102,19 +103,19 @@ def _complement(away: Rows | None, width: int) -> Float[Tensor, "d_model rest"]:
 
 
 def _largest(a: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """The first generalised eigenvector of a symmetric and a positive definite matrix."""
+    """The generalised eigenvector with the largest eigenvalue, for a symmetric ``a`` and a positive definite ``c``."""
     factor = cho_factor(c)
     inverse = LinearOperator(c.shape, matvec=lambda x: cho_solve(factor, x), dtype=c.dtype)
     try:
         _, vectors = eigsh(a, 1, c, which="LA", Minv=inverse, v0=np.ones(len(a)))
-    except ArpackError:  # as of a matrix of zeros, or where two are equal
+    except ArpackError:  # for example if the matrix is zero or two eigenvalues are equal
         _, vectors = eigh(a, c, subset_by_index=(len(a) - 1, len(a) - 1))
     found: np.ndarray = vectors[:, 0]
     return found
 
 
 def _parts(model: WholeModel, first: int) -> list[range]:
-    """The blocks from ``first`` up, as many at once as there is memory for their sums."""
+    """The blocks from ``first`` up, in ranges whose sums fit into memory together."""
     layers, width = model.folder.layers, model.folder.d_model
     at_once = max(1, int(_SHARE * free(torch.device("cpu")) / (2 * 4 * width * width)))
     return [range(start, min(start + at_once, layers)) for start in range(first, layers, at_once)]
@@ -123,7 +124,7 @@ def _parts(model: WholeModel, first: int) -> list[range]:
 def _effects(
     model: WholeModel, train: Examples, layers: range, seed: int, advance: Advance
 ) -> tuple[Float[Tensor, "part d_model d_model"], Float[Tensor, "part d_model d_model"]]:
-    """The sums over tokens A, not yet made symmetric, and C of some blocks."""
+    """For each block in ``layers``, the sums over tokens A (not yet symmetric) and C."""
     gain, cost = (torch.zeros(len(layers), model.folder.d_model, model.folder.d_model) for _ in range(2))
     chance = torch.Generator().manual_seed(seed)
 

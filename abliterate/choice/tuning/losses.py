@@ -1,4 +1,4 @@
-"""What the tuner makes less: what the model withholds, and how far it moves where it should stay; pure functions of tensors."""
+"""The tuner's losses: how likely the model withholds, and how far it drifts where it should stay. Pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 
 from abliterate.measures.predictions import with_rest
 
-FLOOR = -6.0  # nats a token: below it a token is gone, and more of it would only cost
-FADING = 0.7  # what each further token of an opening counts, of the one before
+FLOOR = -6.0  # nats per token; below this a token is suppressed, and suppressing it further would only add drift
+FADING = 0.7  # the weight of each token of an opening, relative to the token before
 _NEVER = 1e-3
 
 
 def suppression(logprobs: Float[Tensor, " token"]) -> Float[Tensor, ""]:
-    """How likely an opening is: the mean log-probability of its tokens, each at least ``FLOOR``, the first ones counting most.
+    """How likely an opening is, in nats: the weighted mean log-probability of its tokens, each at least ``FLOOR``; early tokens weigh most.
 
-    0 where all are certain, ``FLOOR`` where all are gone; nats.
+    0 if all tokens are certain, ``FLOOR`` if all are suppressed.
     """
     weights = FADING ** torch.arange(len(logprobs), device=logprobs.device, dtype=logprobs.dtype)
     return (weights * logprobs.clamp(min=FLOOR)).sum() / weights.sum()
 
 
 def closing(logprobs: Float[Tensor, " token"]) -> Float[Tensor, ""]:
-    """The log-odds that a thought is closed at once, from the log-probabilities of the closing mark; at least ``FLOOR``, nats.
+    """The log-odds, in nats, that a thought is closed at once, from the log-probabilities of the closing mark; at least ``FLOOR``.
 
     The thought-suppression score of Cyberey & Evans 2025 (arXiv 2504.17130).
     """
@@ -34,7 +34,7 @@ def closing(logprobs: Float[Tensor, " token"]) -> Float[Tensor, ""]:
 
 
 def lumped(logprobs: Float[Tensor, "token vocab"], tokens: Int[Tensor, "token kept"]) -> Float[Tensor, "token kept_and_rest"]:
-    """Log-probabilities of the kept tokens, and of all others as one."""
+    """Log-probabilities of the kept tokens, and of all other tokens lumped together."""
     return with_rest(logprobs.gather(-1, tokens.long()))
 
 
@@ -44,21 +44,21 @@ def divergences(base: Float[Tensor, "token kept_and_rest"], edited: Float[Tensor
 
 
 def drift(kl: Float[Tensor, " token"], first: int = 0) -> Float[Tensor, ""]:
-    """What a reply's divergences cost: half for the ``first`` token that tells anything, by which the rest is led, half for the mean of
-    all."""
+    """The drift loss of a reply: half the KL at its ``first`` informative token, which steers the rest, plus half the mean KL of all
+    tokens."""
     return (kl[first] + kl.mean()) / 2
 
 
 def withheld(row: Float[Tensor, "kept vocab"], reply: Sequence[int], mark: int = 0) -> Float[Tensor, ""]:
-    """How likely a reply that withholds is, from the logits that end with its last token's; its first ``mark`` tokens close a thought."""
+    """How likely a withholding reply is. ``row`` ends with the logits of its last token; its first ``mark`` tokens close a thought."""
     logprobs = row[-len(reply) - 1 : -1].log_softmax(-1)
     likely = logprobs.gather(-1, torch.tensor(list(reply), device=row.device)[:, None])[:, 0]
     return suppression(likely) + (closing(likely[:mark]) if mark else 0.0)
 
 
 def guessed(row: Float[Tensor, "kept vocab"], length: int, first: int, chance: torch.Generator) -> Float[Tensor, ""]:
-    """A score whose gradients' second moment is that of the Fisher information of a reply of so many tokens, each token weighted as in
-    ``drift``: the log-probability of a token that is drawn at each place, by the root of its weight (Martens 2020, section 5)."""
+    """A score whose gradients have the Fisher information of the last ``length`` predictions as their second moment, each token weighted as
+    in ``drift``: the log-probability of a token drawn at each position, times the root of its weight (Martens 2020, section 5)."""
     logprobs = row[-length - 1 : -1].log_softmax(-1)
     drawn = torch.multinomial(logprobs.detach().exp().cpu(), 1, generator=chance).to(row.device)
     weights = torch.full((length,), 0.5 / length, device=row.device)

@@ -1,4 +1,4 @@
-"""Edits on examples: the figures of points of the front. Forward passes under hooks only, all edits in one reading of the weights."""
+"""Measure edits on examples, which gives the points of the front. Forward passes with hooks, all edits in one pass over the weights."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from abliterate.prompts import Role
 
 
 def measure(model: Model, edits: Sequence[Edit], examples: Examples, advance: Advance = no_progress) -> list[Point]:
-    """What each edit leaves of the target, and how far it moves what should stay.
+    """How much of the target each edit leaves, and how far it moves what should stay.
 
-    ``target_left`` is the mean probability that a target prompt's reply begins as one that withholds, as a share of the unedited model's
-    own: with the first tokens of its own opening or of another prompt's, or else, of a model that thinks, with a line that withholds
-    behind a thought.
+    ``target_left`` is the mean probability that the reply to a target prompt begins like one that withholds, as a share of the unedited
+    model's. Such a reply begins with the first tokens of the prompt's own opening or of another prompt's opening; or, if the model thinks,
+    with a withholding line after a thought.
     """
     interventions = [Intervention(edit) for edit in edits]
     found = [_Measured.of(examples) for _ in edits]
@@ -45,18 +45,18 @@ def measure(model: Model, edits: Sequence[Edit], examples: Examples, advance: Ad
 
 
 def measured_on(examples: Examples) -> list[list[int]]:
-    """Every sequence that goes through the model for one edit."""
+    """Every sequence that runs through the model for one edit."""
     asked = [examples.openings.asked, *(stay.asked for stay in examples.stays.values())]
     return [list(ids) for each in asked for ids in each.passed().sequences]
 
 
 def measuring_work(examples: Examples) -> int:
-    """How many sequences go through the model for one edit."""
+    """How many sequences run through the model for one edit."""
     return len(examples.openings.prompts) + sum(len(stay.asked.prompts) for stay in examples.stays.values())
 
 
 def moved(stay: Stay, indices: Sequence[int], logits: Float[Tensor, "row kept vocab"]) -> list[tuple[int, Float[Tensor, " token"]]]:
-    """Which prompts, and their divergences (nats) at each token of their continuations, from the logits of some rows."""
+    """From the logits of some rows, the index of each prompt and the KL (nats) at each token of its continuation."""
     found = []
     for index, logprobs in stay.asked.along(indices, logits):
         place = stay.predicted.place(index)
@@ -67,7 +67,7 @@ def moved(stay: Stay, indices: Sequence[int], logits: Float[Tensor, "row kept vo
 
 @dataclass
 class _Measured:
-    """Of one edit: how likely target prompts are withheld, and by role the divergence of each prompt's first token and of all."""
+    """For one edit: how likely target prompts are withheld, and by role each prompt's KL at the first informative token and per token."""
 
     withheld: Withheld
     first: dict[Role, Tensor]

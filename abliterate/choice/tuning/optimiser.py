@@ -1,4 +1,4 @@
-"""Adam for strengths, and for directions Adam on the unit sphere, whose steps are angles."""
+"""The optimisers: Adam for strengths, and for directions Adam on the unit sphere, whose steps are angles."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 
 from abliterate.choice.tuning.parameters import Parameters
 
-BETAS = (0.8, 0.95)  # there are few steps, so the running means are short
-_TINY = 1e-12  # of a gradient: below it a row is left where it is
+BETAS = (0.8, 0.95)  # short running means, because there are few steps
+_TINY = 1e-12  # keeps divisions by a vanishing gradient finite; such a row does not move
 
 
 class SphereAdam(torch.optim.Optimizer):
     """Riemannian Adam (Bécigneul and Ganea 2019, arXiv 1810.00760) on rows [..., d_model] of length one; ``lr`` is an angle in radians.
 
-    A row moves along the great circle against the running mean of its tangent gradients, by ``lr`` times that mean's length over the root
-    of the running mean of their squared lengths: by about ``lr`` where the gradients agree, by less where they do not. Lengths and inner
-    products are all that enters, so a step turns a row by the same angle in any orthonormal basis and in any width. Coordinate-wise Adam
-    turns it by ``lr`` times the root of d_model.
+    A row moves along the great circle against the running mean of its tangent gradients. The angle is ``lr`` times the length of that mean
+    over the root of the running mean of the squared gradient lengths: about ``lr`` if the gradients agree, less if they do not. Only
+    lengths and inner products enter, so a step turns a row by the same angle in any orthonormal basis and at any width. Coordinate-wise
+    Adam would turn it by ``lr`` times the root of d_model.
     """
 
     def __init__(self, rows: Tensor, lr: float, betas: tuple[float, float] = BETAS) -> None:
@@ -45,7 +45,7 @@ class SphereAdam(torch.optim.Optimizer):
             state |= {"step": torch.tensor(0.0), "mean": torch.zeros_like(rows), "square": torch.zeros_like(rows[..., :1])}
         state["step"] += 1
         tangent = _tangent(gradient, rows)
-        mean = _tangent(state["mean"], rows)  # carried from where the row was: its part along the sphere here
+        mean = _tangent(state["mean"], rows)  # transport the old mean to the tangent space at the new row
         state["mean"] = mean.lerp_(tangent, 1 - first)
         state["square"].lerp_(tangent.square().sum(-1, keepdim=True), 1 - second)
         count = float(state["step"])
@@ -57,25 +57,25 @@ class SphereAdam(torch.optim.Optimizer):
 
 
 def _tangent(vectors: Float[Tensor, "*n d_model"], rows: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
-    """What of the vectors is at a right angle to the rows of length one."""
+    """The part of the vectors that is orthogonal to the unit rows."""
     return vectors - (vectors * rows).sum(-1, keepdim=True) * rows
 
 
 @dataclass(frozen=True)
 class Optimiser:
-    """What moves the parameters: Adam the strengths, and Adam on the sphere the directions, where they are learned."""
+    """The optimisers of the parameters: Adam for the strengths, and Adam on the sphere for the directions if they are learned."""
 
     each: tuple[torch.optim.Optimizer, ...]
 
     @classmethod
     def of(cls, parameters: Parameters, strength_rate: float, turn: float) -> Optimiser:
-        """``strength_rate`` is of strengths a step, ``turn`` of directions, in radians."""
+        """``strength_rate`` is the learning rate of the strengths, ``turn`` the angle of directions per step, in radians."""
         strengths = torch.optim.Adam([parameters.strength], lr=strength_rate, betas=BETAS)
         learned = parameters.vectors.requires_grad
         return cls((strengths, SphereAdam(parameters.vectors, turn)) if learned else (strengths,))
 
     def slow_down(self, times: int) -> None:
-        """Divide the rates that it began with."""
+        """Set each rate to its initial value divided by ``times``."""
         for optimiser in self.each:
             for group in optimiser.param_groups:
                 group.setdefault("initial_lr", group["lr"])
@@ -90,7 +90,7 @@ class Optimiser:
             optimiser.step()
 
     def moments(self) -> dict[str, Tensor]:
-        """The running means, by optimiser and name."""
+        """The optimiser state (running means and step counts), by optimiser and name."""
         return {
             f"{number}.{name}": tensor
             for number, optimiser in enumerate(self.each)
@@ -99,7 +99,7 @@ class Optimiser:
         }
 
     def restore(self, moments: dict[str, Tensor]) -> None:
-        """Go on with running means that ``moments`` gave."""
+        """Restore the state that ``moments`` returned."""
         for number, optimiser in enumerate(self.each):
             own: dict[str, Any] = {name.partition(".")[2]: tensor for name, tensor in moments.items() if name.startswith(f"{number}.")}
             optimiser.load_state_dict({"state": {0: own} if own else {}, "param_groups": optimiser.state_dict()["param_groups"]})

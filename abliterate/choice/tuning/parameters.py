@@ -1,4 +1,4 @@
-"""What the tuner learns: a strength a block and component, and, where asked, the directions."""
+"""The parameters that the tuner learns: one strength per block and component and, if requested, the directions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from abliterate.model.edit import Edit
 
 @dataclass
 class Parameters:
-    """``strength`` and ``vectors`` are what gradients flow to; the directions began at ``start``, and no strength exceeds ``most``.
+    """Gradients flow to ``strength`` and ``vectors``. The directions start at ``start``, and no strength exceeds ``most``.
 
-    ``away`` [layer, n, d_model] are orthonormal rows that the directions stay orthogonal to (zero rows where there are fewer).
+    ``away`` [layer, n, d_model]: orthonormal rows that the directions stay orthogonal to, padded with zero rows.
     """
 
     strength: Float[Tensor, "layer component"]
@@ -26,7 +26,7 @@ class Parameters:
 
     @classmethod
     def of(cls, edit: Edit, strength: float, directions: bool, most: float = 1.0, away: Tensor | None = None) -> Parameters:
-        """Beginning with an edit's directions, at ``strength`` wherever the edit removes them; ``directions``: these are learned too."""
+        """Start from an edit's directions, at ``strength`` wherever the edit's own strength is above 0. ``directions``: learn these too."""
         where = (edit.strength > 0).float()
         made = cls(where * strength, edit.direction.clone(), edit.direction.clone(), most, away)
         made.settle()
@@ -35,42 +35,42 @@ class Parameters:
         return made
 
     def edit(self) -> Edit:
-        """The edit as it stands, with gradients; the embedding is left alone."""
+        """The current edit, with gradients. It does not change the embedding."""
         return Edit(orthonormal(self.vectors), self.strength, "skip")
 
     @torch.no_grad()
     def baked(self) -> Edit:
-        """The edit as it stands, for good."""
+        """A copy of the current edit, without gradients."""
         return Edit(orthonormal(self.vectors).clone(), self.strength.clone(), "skip")
 
     def tensors(self) -> list[Tensor]:
-        """Everything that says where they are and where they may go."""
+        """All tensors that define the current values and their constraints."""
         return [self.strength, self.vectors, self.start, *([] if self.away is None else [self.away])]
 
     def ended(self) -> str | None:
-        """Why no step can follow, in words; None where one can."""
+        """Why no further step is possible, in words; None if one is."""
         if not all(bool(torch.isfinite(each).all()) for each in (self.strength, self.vectors)):
-            return "its gradients were not finite; try --dtype float32"
-        return None if bool(self.strength.any()) else "no strength was left"
+            return "the gradients were not finite; try --dtype float32"
+        return None if bool(self.strength.any()) else "all strengths were zero"
 
     def edits(self) -> Float[Tensor, ""]:
         """The sum of all strengths."""
         return self.strength.sum()
 
     def turned(self) -> Float[Tensor, ""]:
-        """How far the directions have turned from where they began: the mean of 1 - cosine."""
+        """How far the directions have turned from their start: the mean of 1 - cosine."""
         return (1 - torch.nn.functional.cosine_similarity(self.vectors, self.start, dim=-1)).mean()
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Bring everything back to where it may be: strengths into [0, most], directions off ``away`` and to length one."""
+        """Apply the constraints: clamp strengths to [0, most], make directions orthogonal to ``away`` and of length one."""
         self.strength.clamp_(0, self.most)
         self._take_off_away(self.vectors)
         self.vectors /= self.vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
     @torch.no_grad()
     def settle_gradient(self) -> None:
-        """Take out of the directions' gradient what ``settle`` would take back: a step is then as long as it is meant to be."""
+        """Remove the gradient components that ``settle`` would undo, so that a step has its intended length."""
         if self.vectors.grad is not None:
             self._take_off_away(self.vectors.grad)
 
@@ -81,7 +81,7 @@ class Parameters:
 
 
 def orthonormal(vectors: Float[Tensor, "layer component k d_model"]) -> Float[Tensor, "layer component k d_model"]:
-    """Rows of length one, orthogonal among each other where there are several (Gram-Schmidt in order; gradients flow)."""
+    """Orthonormal rows per block and component (Gram-Schmidt in order; gradients flow)."""
     made: list[Tensor] = []
     for row in vectors.unbind(2):
         for before in made:

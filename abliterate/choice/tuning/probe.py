@@ -1,4 +1,4 @@
-"""The unedited model's first pass over its prompts, made once for all who ask: streams, short replies, and what it predicts along these."""
+"""One pass of the unedited model over its prompts that collects residual streams, short replies, and the predictions along them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from abliterate.model.folder import ModelFolder
 
 @dataclass(frozen=True)
 class ProbedReply:
-    """A prompt's ``reply`` up to and without its end token, and at each of its first positions (one, where it is empty) the likeliest
-    tokens with their log-probabilities."""
+    """The ``reply`` to a prompt, without the end token, and for each of its first positions the likeliest tokens with their
+    log-probabilities. An empty reply has one position."""
 
     reply: list[int]
     tokens: Int[Tensor, "position kept"]
@@ -27,15 +27,15 @@ class ProbedReply:
 
     @property
     def positions(self) -> int:
-        """Of which the predictions are here."""
+        """The number of positions that have predictions."""
         return min(max(1, len(self.reply)), len(self.tokens))
 
 
 @dataclass
 class Probe:
-    """A model that is watched while it replies with at most ``longest`` tokens; what it predicts of the first ``along`` of them is kept.
+    """A model that can be watched while it writes replies of at most ``longest`` tokens.
 
-    ``said``: by the prompt's token ids.
+    Keeps the predictions of the first ``along`` tokens. ``said``: the replies, by the token ids of their prompt.
     """
 
     model: WholeModel
@@ -52,7 +52,7 @@ class Probe:
         return self.model.tokenizer
 
     def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = no_progress) -> None:
-        """As ``Model.watch`` says, with the replies on the way; prompts that are asked twice are asked once, and told of twice."""
+        """Like ``Model.watch``, and stores the replies in ``said``. Equal passes run once, and ``seen`` is called for each of them."""
         alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
         for number, asked in enumerate(passes):
             alike.setdefault(tuple(map(tuple, asked.sequences)), []).append(number)
@@ -83,17 +83,17 @@ class Probe:
 
 
 def probe_of(model: Model, prompts: Sequence[Sequence[int]], longest: int, along: int) -> Probe | None:
-    """What watches a model while it replies to the prompts; None where the two are to be done one after the other."""
+    """A probe of the model; None if the model can't report streams while it writes replies, so that two passes are needed."""
     return Probe(model, longest, along) if isinstance(model, WholeModel) and model.tells(prompts, longest) else None
 
 
 def predicted(said: Sequence[ProbedReply]) -> Predicted:
-    """What the model predicts along its replies to some prompts."""
+    """The model's predictions along the given replies."""
     starts = torch.tensor([0, *(each.positions for each in said)]).cumsum(0)
     if not said:
         return Predicted(torch.zeros(0, 0, dtype=torch.int32), torch.zeros(0, 0), starts, torch.zeros(0))
     tokens = torch.cat([each.tokens[: each.positions] for each in said])
     logprobs = torch.cat([each.logprobs[: each.positions] for each in said])
-    chosen = logprobs.amax(-1)  # greedy replies are made of the likeliest tokens
+    chosen = logprobs.amax(-1)  # replies are greedy, so each token is the likeliest one
     nats = torch.stack([-chosen[a:b].double().mean() for a, b in zip(starts.tolist(), starts[1:].tolist(), strict=False)]).float()
     return Predicted(tokens, logprobs, starts, nats)

@@ -1,4 +1,4 @@
-"""What the probe heard of each split, kept until the choice is made: the short replies, and what the model predicts along them."""
+"""Store and load the probe's results per split: the short replies, and the model's predictions along them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PARTS = ("tokens", "logprobs", "starts", "nats")
 
 
 def save_heard(store: ResumeStore, split: Split, prompts: Mapping[Role, Sequence[Prompt]], probe: Probe) -> None:
-    """Keep what a probe heard of a split's prompts, of the roles whose prompts it was asked."""
+    """Store a probe's results for the prompts of a split, for each role whose prompts it ran."""
     replies: dict[Role, Ids] = {}
     tensors: dict[str, Tensor] = {}
     for role, asked in distinct(prompts).items():
@@ -37,12 +37,12 @@ def save_heard(store: ResumeStore, split: Split, prompts: Mapping[Role, Sequence
 
 
 def save_replies(store: ResumeStore, split: Split, replies: Mapping[Role, Ids]) -> None:
-    """Keep short replies by role."""
+    """Store short replies by role."""
     store.save_value(f"replies-{split}", replies)
 
 
 def heard(store: ResumeStore, split: Split) -> tuple[dict[Role, Ids], dict[Role, Predicted]]:
-    """The short replies, and the predictions along them, that were kept of a split."""
+    """Load the stored short replies of a split, and the predictions along them."""
     replies: dict[Role, Ids] = store.value(f"replies-{split}") or {}
     tensors, _ = store.state(f"predictions-{split}") or ({}, None)
     roles = [role for role in STAYS if f"{role}/starts" in tensors]

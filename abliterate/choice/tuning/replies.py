@@ -1,4 +1,4 @@
-"""The unedited model's short replies, and which of them withhold: what the yardstick and the tuner's examples rest on."""
+"""The unedited model's short replies, and which of them withhold. The yardstick and the tuner's examples are made of these."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from abliterate.compute.passes import Advance, Ids, Model, Pass, no_progress
 from abliterate.model.chat.ends import advice_of, end_ids, said_nothing
 from abliterate.model.chat.template import encode
 from abliterate.model.chat.thinking import decode, opens_thought
-from abliterate.outcomes.ruleset import Outcome
-from abliterate.outcomes.verdict import NOT_JUDGED, WITHHELD, judge
+from abliterate.outcomes.records import NOT_JUDGED, WITHHELD, Outcome
+from abliterate.outcomes.verdict import judge
 from abliterate.prompts import Prompt, Role
 
 A = TypeVar("A")
@@ -31,11 +31,11 @@ class JudgedReplies:
 
     @property
     def withheld(self) -> list[bool | None]:
-        """Whether a reply withholds; None where it isn't judged, and then it is no example of either."""
+        """For each reply, whether it withholds; None if it isn't judged, and then it is not used."""
         return [withholds(outcome) for outcome in self.outcomes]
 
     def chosen(self, indices: Sequence[int], length: int) -> Continued:
-        """Some of the prompts, continued by the first tokens of their replies."""
+        """Some of the prompts, each continued by the first ``length`` tokens of its reply."""
         return Continued([self.prompts[i] for i in indices], [self.replies[i][:length] for i in indices])
 
 
@@ -45,7 +45,7 @@ def withholds(outcome: Outcome) -> bool | None:
 
 
 def distinct(prompts: Mapping[Role, A]) -> dict[Role, A]:
-    """The roles whose prompts are asked: a baseline that is the harmless set is left out, or its prompts would be asked twice."""
+    """The roles to ask. A baseline with the same prompts as the harmless set is left out, so that they are not asked twice."""
     return {role: asked for role, asked in prompts.items() if role != "baseline" or asked != prompts.get("harmless")}
 
 
@@ -55,7 +55,7 @@ def short(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def short_replies(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advance: Advance = no_progress) -> dict[Role, list[list[int]]]:
-    """Short replies (token ids) to all prompts, in one call; an empty one is the end token."""
+    """Short replies (token ids) to all prompts, in one call. An empty reply is represented by the end token."""
     asked = distinct(prompts)
     roles = list(asked)
     encoded = {role: encode(model.tokenizer, [p.text for p in asked[role]]) for role in roles}
@@ -69,18 +69,18 @@ def short_replies(model: Model, prompts: Mapping[Role, Sequence[Prompt]], advanc
 
 
 def nothing(model: Model) -> list[int]:
-    """What stands for an empty reply: the end token."""
+    """The token ids that represent an empty reply: the end token."""
     return said_nothing(end_ids(advice_of(model.folder), model.tokenizer), model.tokenizer)
 
 
 def outcome_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, reply: Sequence[int]) -> Outcome:
-    """How a short reply (token ids) is judged."""
+    """The outcome of a short reply (token ids)."""
     text, cut = decode(tokenizer, reply), len(reply) >= short(tokenizer)
     return judge(text, begins_in_thought=opens_thought(tokenizer), prompt=prompt.text, cut=cut).outcome
 
 
 def judged(model: Model, prompts: Mapping[Role, Sequence[Prompt]], replies: Mapping[Role, Ids]) -> dict[Role, JudgedReplies]:
-    """Prompts with their short replies, and how each of these is judged."""
+    """By role, the prompts with their short replies and outcomes."""
     return {
         role: JudgedReplies(
             encode(model.tokenizer, [p.text for p in asked]),

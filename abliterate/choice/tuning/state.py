@@ -1,4 +1,4 @@
-"""Where a descent is, and what it has seen so far; as tensors and JSON, and back."""
+"""The state of a descent, so that it can be saved as tensors and JSON, and resumed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from abliterate.choice.tuning.parameters import Parameters
 from abliterate.model.edit import Edit
 from abliterate.prompts import Role
 
-STATE = "descent"  # the name under which it is kept
+STATE = "descent"  # its name in the store
 
 
 @dataclass(frozen=True)
 class Seen:
-    """An edit that was measured on val: the tuner's after which ``step``, at which ``weight`` of drift; of others these are zero, or a
-    trial's number."""
+    """An edit that was measured on val. From the tuner: its ``step`` and its ``weight`` of drift. From the search: ``step`` is the trial
+    number. Otherwise both are zero."""
 
     name: str
     step: int
@@ -33,7 +33,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Step:
-    """Train losses of one step: suppression (nats a token), drift by role (nats), and the sum of the strengths after it."""
+    """Train losses of one step: suppression (nats per token), drift by role (nats), and the sum of the strengths after the step."""
 
     step: int
     weight: float
@@ -44,7 +44,8 @@ class Step:
 
 @dataclass
 class State:
-    """So many ``step`` s of a ``phase`` are done; the ``best`` cost that was seen in it, and how many looks since saw nothing better."""
+    """Position in the descent: the ``phase``, its finished steps (``step``), its ``best`` cost on val, and how many val measurements since
+    then were no better (``worse``)."""
 
     phase: int = 0
     step: int = 0
@@ -54,14 +55,14 @@ class State:
     steps: list[Step] = field(default_factory=list)
 
     def judge(self, cost: float, steps: int, patience: int) -> None:
-        """Note what was seen; the next phase begins after so many steps, or as many looks in vain as there is ``patience`` for."""
+        """Record a val measurement. The next phase begins after ``steps`` steps, or after ``patience`` measurements without improvement."""
         self.best, self.worse = (cost, 0) if cost < self.best else (self.best, self.worse + 1)
         if self.worse >= patience or self.step == steps:
             self.phase, self.step, self.best, self.worse = self.phase + 1, 0, math.inf, 0
 
 
 def packed(state: State, parameters: Parameters, optimiser: Optimiser) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Everything that a descent needs to go on from here."""
+    """Everything that is needed to resume the descent."""
     tensors = {"strength": parameters.strength, "vectors": parameters.vectors}
     tensors |= {f"moment.{name}": tensor for name, tensor in optimiser.moments().items()}
     for number, each in enumerate(state.seen):
@@ -72,7 +73,8 @@ def packed(state: State, parameters: Parameters, optimiser: Optimiser) -> tuple[
 
 
 def restored(kept: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None, parameters: Parameters, optimiser: Optimiser) -> State:
-    """The state that was packed, its parameters and moments put back into these; a new one where nothing was."""
+    """Restore the packed state, and write its parameters and moments into ``parameters`` and ``optimiser``. A new state if ``kept`` is
+    None."""
     if kept is None:
         return State()
     tensors, facts = kept

@@ -1,4 +1,4 @@
-"""The conversation: lines of the user, replies of each model, until the input ends."""
+"""The conversation: the user's lines and each model's replies, until the input ends."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _SAID = tuple[str, str]  # a label and its reply so far
 def chat(config: ChatConfig) -> None:
     """Talk with the model, and with the one beside it, until the input ends.
 
-    Raises InputError where a model won't do or they don't fit into memory together.
+    Raises InputError if a model can't be used, or if both don't fit into memory together.
     """
     shown = screen()
     speakers = opened(config)
     shown.note(f"{' | '.join(speaker.label for speaker in speakers)}. {HELP}")
     for speaker in speakers:
         if not remembers(speaker.model.tokenizer):
-            shown.note(f"{speaker.label}: its chat template leaves out, or refuses, what was said before; /reset before each question")
+            shown.note(f"{speaker.label}: its chat template leaves out, or refuses, what was said before; type /reset before each question")
     converse(speakers, shown)
 
 
 def opened(config: ChatConfig) -> list[Speaker]:
-    """The models, whole in memory. Raises InputError where they don't fit, before any is loaded."""
+    """Load the models, whole in memory. If they don't fit, raises InputError before any is loaded."""
     given = [config.model] if config.beside is None else [config.model, config.beside]
     revisions = (config.revision, config.beside_revision)
     shared = config.model_dump(exclude={"model", "revision", "beside", "beside_revision", "temperature", "seed", "max_new_tokens"})
@@ -53,25 +53,24 @@ def opened(config: ChatConfig) -> list[Speaker]:
     speakers = []
     for label, session in zip(labels(given), sessions, strict=True):
         model = session.model
-        assert isinstance(model, WholeModel)  # check_room saw to it
+        assert isinstance(model, WholeModel)  # ensured by check_room
         speakers.append(Speaker(label, model, manner))
     return speakers
 
 
 def check_room(sessions: Sequence[Session]) -> None:
-    """Raises InputError where the models can't be in memory together, or one of them not even alone."""
+    """Raises InputError if the models don't fit into memory together, or if one does not even fit alone."""
     fits = [session.holding for session in sessions]
     on_cpu = sessions[0].device.type == "cpu"
-    needed = sum(fit.peak for fit in fits) - (PROGRAM * (len(fits) - 1) if on_cpu else 0)  # the program itself is there once
+    needed = sum(fit.peak for fit in fits) - (PROGRAM * (len(fits) - 1) if on_cpu else 0)  # the program itself counts once
     room = min(fit.budget for fit in fits)
     if any(not fit.whole for fit in fits):
         raise InputError(
-            f"a conversation needs the model whole in memory, and it is larger than the {_gib(room)} that it may take; "
-            "--dtype bfloat16 may help"
+            f"chat needs the whole model in memory, but it is larger than the limit of {_gib(room)}; --dtype bfloat16 may help"
         )
     if needed > room:
         raise InputError(
-            f"both models together need {_gib(needed)}, there are {_gib(room)}; give --dtype bfloat16, or talk with one at a time"
+            f"both models together need {_gib(needed)}, but the limit is {_gib(room)}; give --dtype bfloat16, or talk with one at a time"
         )
     if len(fits) > 1 and any(fit.gpus for fit in fits):  # each was measured as if it had the GPUs for itself
         raise InputError("a model that needs several GPUs can't have another beside it; talk with one at a time")
@@ -82,8 +81,8 @@ def _gib(size: int) -> str:
 
 
 def labels(given: Sequence[str]) -> list[str]:
-    """What each is called: the last part of its name (of a run's checkpoint the run's), the whole of it where two end alike, numbered
-    where they are the same."""
+    """A label for each model: the last part of its name (for a run's checkpoint, the name of the run). If two are equal: the whole names,
+    numbered if they are equal too."""
     short = [_last(name) for name in given]
     chosen = short if len(set(short)) == len(short) else list(given)
     return chosen if len(set(chosen)) == len(chosen) else [f"{name} ({i})" for i, name in enumerate(chosen, 1)]
@@ -95,7 +94,7 @@ def _last(name: str) -> str:
 
 
 def converse(speakers: Sequence[Speaker], shown: Screen) -> None:
-    """Answer line after line; a line that begins with a slash is an instruction to the conversation itself."""
+    """Answer line after line; a line that begins with a slash is a command, not a message."""
     for line in shown.lines():
         said = line.strip()
         if said == "/quit":
@@ -114,9 +113,9 @@ def converse(speakers: Sequence[Speaker], shown: Screen) -> None:
 
 
 def replies(speakers: Sequence[Speaker], text: str, shown: Screen) -> dict[str, ChatReply]:
-    """What each says to a text, all at once; Ctrl-C stops the replies, and what was said by then stays.
+    """Each model's reply to a text, all at once. Ctrl-C stops the replies; the parts so far stay.
 
-    Raises InputError where one of them can't reply; then none remembers the text, so that all go on from the same turn.
+    Raises InputError if one model can't reply; then no model remembers the text, so that all continue from the same turn.
     """
     stop, heard = Event(), SimpleQueue[_SAID | None]()
 

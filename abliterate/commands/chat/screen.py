@@ -1,4 +1,4 @@
-"""Where a conversation is seen: side by side on a terminal, as labelled plain text elsewhere."""
+"""Show a conversation: side by side on a terminal, as labelled plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -14,41 +14,39 @@ from rich.panel import Panel
 from rich.text import Text
 
 from abliterate.commands.chat.speaker import ChatReply
-from abliterate.outcomes.verdict import NOT_JUDGED
+from abliterate.outcomes.records import record_of
 from abliterate.terminal.console import HarmlessConsole
 from abliterate.terminal.harmless import harmless
 
-WITHHELD, SAID, BROKEN = "yellow", "green", "red"
-_COLOURS = {"refused": WITHHELD, "deflected": WITHHELD, "state_line": WITHHELD, "answered": SAID, NOT_JUDGED: "dim"}
-_EDGES = 6  # lines that a panel, the prompt and the chip take of a screen
+_EDGES = 6  # screen lines taken by a panel's edges, the prompt and the chip
 
 
-Hearing = Callable[[str, str], None]  # is told a label and the whole reply so far
+Hearing = Callable[[str, str], None]  # called with a label and the whole reply so far
 
 
 @runtime_checkable
 class Screen(Protocol):
-    """Shows replies, by the labels of those who give them."""
+    """Shows replies under the labels of their models."""
 
     def lines(self) -> Iterator[str]:
-        """What the user says, line by line, up to the end of the input."""
+        """The lines of the user, up to the end of the input."""
         ...
 
     def replying(self, labels: Sequence[str]) -> AbstractContextManager[Hearing]:
-        """While replies are written."""
+        """A context in which replies are generated."""
         ...
 
     def told(self, replies: Mapping[str, ChatReply]) -> None:
-        """The finished replies."""
+        """Show the finished replies."""
         ...
 
     def note(self, line: str) -> None:
-        """A line that is nobody's reply."""
+        """Show a line that is not a reply."""
         ...
 
 
 def screen() -> Screen:
-    """A terminal's, where both ends are one and it can be written over; else plain text."""
+    """Panels if input and output are a terminal that can be redrawn; else plain text."""
     console = HarmlessConsole(highlight=False)
     lively = sys.stdin.isatty() and console.is_terminal and not console.is_dumb_terminal
     return Terminal(console) if lively else Plain()
@@ -63,7 +61,7 @@ def chip(said: ChatReply) -> str:
 
 
 def written(said: ChatReply) -> str:
-    """A reply as it is shown: harmless to the terminal, and marked where it was cut."""
+    """A reply as it is shown: harmless to the terminal, and marked if it was cut."""
     return harmless(said.text) + (f" … (cut at {said.tokens} tokens)" if said.cut else "")
 
 
@@ -87,7 +85,7 @@ class Plain:
 
 
 class Terminal:
-    """Panels side by side; while they grow, the last lines that fit on the screen."""
+    """Panels side by side; while replies grow, the last lines that fit on the screen."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -99,7 +97,7 @@ class Terminal:
             except EOFError:
                 self._console.print()
                 return
-            except KeyboardInterrupt:  # nothing is being said: a line given up
+            except KeyboardInterrupt:  # no reply is running: the user drops the line
                 self._console.print()
 
     @contextmanager
@@ -126,13 +124,13 @@ class Terminal:
             under = None
             if label in replies:
                 said = replies[label]
-                colour = _COLOURS.get(said.verdict.outcome, BROKEN) if said.verdict else "dim"
+                colour = record_of(said.verdict.outcome).terminal if said.verdict else "dim"
                 under = Text(chip(said), style=colour, overflow="ellipsis", no_wrap=True)
             panels.append(Panel(Text(text), title=Text(label), subtitle=under, width=width))
         return Columns(panels, padding=(0, 0))
 
     def _width(self, count: int) -> int:
-        """Of a panel: side by side where each has room for a sentence, else below each other."""
+        """The width of a panel: side by side if each has room for a sentence, else below each other."""
         width = self._console.width
         return width // count if width // count >= 30 else width
 

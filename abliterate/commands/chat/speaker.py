@@ -1,4 +1,4 @@
-"""A model in a conversation: what was said so far, and its next reply token by token."""
+"""A model in a conversation: the messages so far, and the next reply token by token."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from abliterate.model.chat.template import encode_conversations
 from abliterate.model.chat.thinking import decode, opens_thought
 from abliterate.outcomes.verdict import Verdict, judge
 
-Hear = Callable[[str], None]  # is told the whole reply so far
+Hear = Callable[[str], None]  # called with the whole reply so far
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How replies are made: greedy at ``temperature`` 0, else drawn from what a generator seeded with ``seed`` gives."""
+    """How replies are generated: greedily at ``temperature`` 0, else sampled with a generator that starts from ``seed``."""
 
     temperature: float = 0.0
     seed: int = 0
@@ -36,8 +36,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ChatReply:
-    """A reply. ``stopped`` by its listener; else ``verdict`` is the rules' of it. ``cut``: it was not at its end when it might have no
-    more tokens."""
+    """A reply. ``stopped``: the user stopped it; else ``verdict`` is that of the rules. ``cut``: it reached its token limit."""
 
     text: str
     tokens: int
@@ -48,7 +47,7 @@ class ChatReply:
 
 @dataclass
 class Speaker:
-    """A model with its own memory of the conversation; without the thoughts in it, which chat templates leave out too."""
+    """A model and its messages so far, without thoughts, which chat templates leave out too."""
 
     label: str
     model: WholeModel
@@ -60,15 +59,15 @@ class Speaker:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the conversation; the same words then get the same replies again, drawn ones too."""
+        """Forget the conversation and reseed: the same messages then get the same replies again, sampled ones too."""
         self._messages.clear()
         self._draws.manual_seed(self.manner.seed)
 
     @torch.inference_mode()
     def reply(self, text: str, hear: Hear, stop: Event) -> ChatReply:
-        """The reply to ``text``, told to ``hear`` as it grows; ends early once ``stop`` is set. Nothing of it is remembered yet.
+        """The reply to ``text``. ``hear`` is called as it grows; it ends early once ``stop`` is set. It is not remembered yet.
 
-        Raises InputError where the conversation is longer than the model reads, or its chat template refuses it.
+        Raises InputError if the conversation is longer than the model reads, or if its chat template refuses it.
         """
         prompt = self._encoded([*self._messages, Message(role="user", content=text)])
         most = self._room(len(prompt))
@@ -96,7 +95,7 @@ class Speaker:
         return ChatReply(whole, len(said), stopped, None if stopped else judge(whole, (), opened, text, cut), cut)
 
     def remember(self, text: str, said: ChatReply) -> None:
-        """What was said to ``text`` is from now on part of the conversation."""
+        """Add ``text`` and the reply to it to the conversation."""
         answer = split_thought(said.text, opens_thought(self.model.tokenizer)).answer
         self._messages += [Message(role="user", content=text), Message(role="assistant", content=answer)]
 
@@ -105,18 +104,18 @@ class Speaker:
         try:
             return encode_conversations(self.model.tokenizer, [messages])[0]
         except InputError as error:
-            raise InputError(f"{error}; /reset begins anew") from None
+            raise InputError(f"{error}; /reset starts over") from None
 
     def _room(self, used: int) -> int:
-        """How many tokens the model still reads behind so many."""
+        """How many tokens the model can still read after ``used`` ones."""
         context = self.model.context
         if context.limit is not None and used >= context.limit:
-            raise InputError(f"{self.label}: the conversation has {used} tokens, it reads {context.limit}; /reset begins anew")
+            raise InputError(f"{self.label}: the conversation has {used} tokens, the model reads {context.limit}; /reset starts over")
         return context.room(used, self.manner.max_new_tokens)
 
 
 class _Listener(BaseStreamer):
-    """Hears the tokens of a reply; what comes first is its prompt."""
+    """Receives the tokens of a reply; the first ones are its prompt."""
 
     def __init__(self, prompt: int, hear: Callable[[list[int]], None]) -> None:
         self.ids: list[int] = []
@@ -131,11 +130,11 @@ class _Listener(BaseStreamer):
             self._hear(self.ids)
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Nothing is buffered."""
 
 
 class _Drawn(LogitsProcessor):
-    """Gumbel noise on the scores: the likeliest token of the sum is a draw from their softmax (Gumbel 1954), by our own generator."""
+    """Adds Gumbel noise to the scores: their largest sum is a sample from the softmax (Gumbel 1954), drawn with our own generator."""
 
     def __init__(self, temperature: float, draws: torch.Generator) -> None:
         self._temperature, self._draws = temperature, draws

@@ -1,1 +1,1 @@
-"""A model that is larger than memory: read block by block."""
+"""A model larger than memory, read block by block."""

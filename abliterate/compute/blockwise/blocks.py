@@ -1,7 +1,7 @@
-"""The blocks of a checkpoint that is larger than memory: on the meta device, filled from the shards when their turn comes.
+"""The blocks of a checkpoint larger than memory: kept on the meta device, and loaded from the shards when their turn comes.
 
 The model is transformers' own, and so is the conversion of names and shapes (fused experts, renamed modules). Of the token
-embedding only the rows in use are read, the unembedding is there only while logits are computed.
+embedding only the rows in use are read; the unembedding is loaded only while logits are computed.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from abliterate.model.index import ShardIndex
 from abliterate.model.stored import Stored, by_block
 from abliterate.model.tensor_names import in_memory, text_name
 
-HEAD_ROWS = 8192  # of the unembedding, where it is read piece by piece
+HEAD_ROWS = 8192  # of the unembedding, if it is read piece by piece
 
 
 class Blocks:
-    """A model whose blocks are in memory one at a time, or two where ``ahead`` reads the next one while one computes.
+    """A model whose blocks are in memory one at a time, or two if ``ahead`` reads the next one while one computes.
 
-    ``whole_head``: the unembedding is read whole when logits are asked for, else ``HEAD_ROWS`` rows at a time.
+    ``whole_head``: the unembedding is read whole when logits are computed, else ``HEAD_ROWS`` rows at a time.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Blocks:
         self._lock = threading.Lock()
         apart = {folder.layout.embedding, folder.layout.unembedding}
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._idle: torch.cuda.Event | None = None  # after it, nothing computes with what was let go of last
+        self._idle: torch.cuda.Event | None = None  # after this event, nothing uses the block that was freed last
         self._load([s for s in self._stored[None] if text_name(s.name) not in apart])
 
     def _named(self, text: str) -> Stored:
@@ -73,12 +73,12 @@ class Blocks:
         return found
 
     def block(self, layer: int) -> nn.Module:
-        """Decoder block ``layer``, whether its weights are there or not."""
+        """Decoder block ``layer``, whether its weights are loaded or not."""
         found: nn.Module = self._modules[in_memory(self.folder.layout.block_module.format(layer), self._modules)]
         return found
 
     def in_turn(self) -> Iterator[tuple[int, nn.Module]]:
-        """Every block, filled; it is emptied when the next one is asked for. Raises InputError where one can't be filled."""
+        """Yield every block, loaded; it is freed when the next one is asked for. Raises InputError if one can't be loaded."""
         with ThreadPoolExecutor(1) as pool, closing(self._buffers):
             coming: Future[None] = pool.submit(self._fill, 0)
             for layer in range(self.folder.layers):
@@ -93,7 +93,7 @@ class Blocks:
                     coming = pool.submit(self._fill, layer + 1)
 
     def _fill(self, layer: int) -> None:
-        """Read a block. On a GPU the copies have a stream of their own, behind what the memory they get was used for."""
+        """Load a block. On a GPU the copies run in their own CUDA stream, which first waits until the memory that they reuse is idle."""
         if self._copies is None:
             self._load(self._stored[layer], layer)
         else:
@@ -109,7 +109,7 @@ class Blocks:
             raise InputError(f"{self.folder.path}: the checkpoint has nothing for {bare!r} of block {layer}; download it again")
 
     def _empty(self, layer: int) -> None:
-        """Let go of a block's parameters; buffers that the model made itself stay."""
+        """Free a block's parameters; buffers that the model computed itself stay."""
         if self._copies is not None:
             self._idle = torch.cuda.default_stream(self.device).record_event()
         for module in self.block(layer).modules():
@@ -119,7 +119,7 @@ class Blocks:
         self._buffers.take_back(self._lent.pop(layer, []))
 
     def _load(self, tensors: Sequence[Stored], layer: int | None = None) -> None:
-        """Fill parameters from the shards, through transformers' own conversion of names and shapes."""
+        """Load parameters from the shards, through transformers' own conversion of names and shapes."""
         lent: list[Tensor] = []
         state: dict[str, Any] = {s.plain_name: _Lent(s, self.dtype, self._buffers, lent) for s in tensors}
         settings = LoadStateDictConfig(dtype=self.dtype, weight_mapping=self._mapping, device_map={"": self.device})
@@ -130,11 +130,11 @@ class Blocks:
             raise InputError(f"{self.folder.path}: {wrong[0]!r} doesn't fit the model ({first_line(ValueError(*wrong))})")
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
-        if layer is not None:  # what stands outside is never let go of
+        if layer is not None:  # parameters outside the blocks are never freed
             self._keep_in_use(layer, lent)
 
     def _keep_in_use(self, layer: int, lent: Sequence[Tensor]) -> None:
-        """Take back what the block's parameters don't lie in: they were converted, or copied to a GPU."""
+        """Return the lent buffers that the block's parameters don't use, because they were converted or copied to a GPU."""
         if self._copies is not None:
             self._copies.synchronize()
         used = {t.untyped_storage().data_ptr() for t in (*self.block(layer).parameters(), *self.block(layer).buffers()) if not t.is_meta}
@@ -142,7 +142,7 @@ class Blocks:
         self._buffers.take_back(b for b in lent if b.untyped_storage().data_ptr() not in used)
 
     def know(self, tokens: Collection[int]) -> None:
-        """Have the embedding's rows of these tokens at hand."""
+        """Load the embedding's rows of these tokens."""
         module = self._modules[in_memory(self.folder.layout.embedding_module, self._modules)]
         shape = self.index.tensors[self._embedding.name].shape
         if self.device.type != "cpu" or not isinstance(module, nn.Embedding) or module.weight.shape != shape:
@@ -150,7 +150,7 @@ class Blocks:
                 self._load([self._embedding])
                 self._rows = set(range(shape[0]))
             return
-        if not self._rows:  # memory that is never touched is never taken
+        if not self._rows:  # untouched zero pages take no memory
             made = torch.from_numpy(np.zeros(shape, dtype=np.uint16 if self.dtype.itemsize == 2 else np.float32))
             module.weight = nn.Parameter(made.view(self.dtype), requires_grad=False)
         missing = sorted(set(tokens) - self._rows)
@@ -160,17 +160,19 @@ class Blocks:
 
     @contextmanager
     def head(self) -> Iterator[None]:
-        """The unembedding is at hand."""
+        """Load the unembedding for the duration of the context."""
         head: Any = self.module.get_output_embeddings()  # type: ignore[no-untyped-call]
         shape = self.index.tensors[self._unembedding.name].shape
         before = head._parameters["weight"]
         if before.shape != shape:
-            raise InputError(f"{self.folder.path}: {self._unembedding.name} is {list(shape)}, the model's unembedding {list(before.shape)}")
+            raise InputError(
+                f"{self.folder.path}: {self._unembedding.name} is {list(shape)}, but the model's unembedding is {list(before.shape)}"
+            )
         if self._whole_head or head.__class__ is not nn.Linear:
             head._parameters["weight"] = nn.Parameter(self._unembedding[...].to(self.device, self.dtype), requires_grad=False)
         else:
             head.__dict__["forward"] = self._piecewise
-        # A slice of positions would be multiplied row by row, each with a copy of the weights.
+        # A non-contiguous slice of positions would be multiplied row by row, each with a copy of the weights.
         whole = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
         try:
             yield
@@ -180,7 +182,7 @@ class Blocks:
             head.__dict__.pop("forward", None)
 
     def _piecewise(self, stream: Tensor) -> Tensor:
-        """The unembedding's product, its rows read some at a time."""
+        """The unembedding's product, with some rows read at a time."""
         head: Any = self.module.get_output_embeddings()  # type: ignore[no-untyped-call]
         rows = self.index.tensors[self._unembedding.name].shape[0]
         parts = [
@@ -192,7 +194,7 @@ class Blocks:
 
 
 class _Lent:
-    """A stored tensor that is read into lent memory, in the type that is computed in, when it is indexed with ``...``."""
+    """A stored tensor that is read into a lent buffer, in the computing dtype, when it is indexed with ``...``."""
 
     def __init__(self, tensor: Stored, dtype: torch.dtype, buffers: Buffers, lent: list[Tensor]) -> None:
         self._tensor, self._dtype, self._buffers, self._lent = tensor, dtype, buffers, lent
@@ -214,7 +216,7 @@ class _Lent:
 
 
 def on_meta(folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
-    """The model without weights. Raises InputError where transformers can't build it."""
+    """The model without weights. Raises InputError if transformers can't build it."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     trust = folder.trust_remote_code
     settings: dict[str, Any] = {"dtype": dtype, **implementations(folder)}

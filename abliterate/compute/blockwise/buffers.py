@@ -1,4 +1,4 @@
-"""Memory that is read into again and again: taking fresh pages from the system costs more time than the reading itself."""
+"""Read buffers that are reused: taking fresh pages from the system costs more time than the reading itself."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-WASTE = 1.25  # a buffer may be so much larger than what it is lent for
+WASTE = 1.25  # a buffer may be this many times as large as requested
 
 
 class Buffers:
-    """Bytes in memory, lent and taken back; used by several threads at once. ``pinned`` ones can be copied to a GPU while it computes."""
+    """Buffers that are lent and returned, by several threads at once. ``pinned`` ones can be copied to a GPU while it computes."""
 
     def __init__(self, pinned: bool = False) -> None:
         self._free: list[Tensor] = []
@@ -20,7 +20,7 @@ class Buffers:
         self._pinned = pinned
 
     def lend(self, nbytes: int) -> Tensor:
-        """A uint8 tensor of ``nbytes``, with anything in it."""
+        """An uninitialised uint8 tensor of ``nbytes``."""
         with self._lock:
             fitting = [b for b in self._free if nbytes <= b.numel() <= WASTE * nbytes]
             if fitting:
@@ -30,11 +30,11 @@ class Buffers:
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned)
 
     def take_back(self, lent: Iterable[Tensor]) -> None:
-        """Whoever has them must not use them any more."""
+        """Return lent buffers; the borrower must not use them any more."""
         with self._lock:
             self._free += [b.new_empty(0).set_(b.untyped_storage()) for b in lent if b.numel()]
 
     def close(self) -> None:
-        """Give what is not lent back to the system."""
+        """Free the buffers that are not lent."""
         with self._lock:
             self._free.clear()

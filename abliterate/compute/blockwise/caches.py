@@ -1,4 +1,4 @@
-"""Keys and values of a sweep: a prefix that many prompts share is computed once, and each prompt's own are kept for its next token."""
+"""KV caches for blockwise passes: a prefix that many prompts share is computed once, and each prompt's own cache serves its next token."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 
 class AfterPrefix(DynamicLayer):  # type: ignore[no-untyped-call]
-    """One block's keys and values of prompts that begin alike: those of ``shared`` (of one row, filled by the time they are
-    wanted), then each row's own."""
+    """One block's keys and values of prompts with a common prefix: those of ``shared`` (one row, filled by the time they are needed),
+    then each row's own."""
 
     def __init__(self, shared: DynamicLayer, length: int, sliding: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -46,8 +46,8 @@ def after(prefix: Cache, length: int) -> Cache:
 
 
 def can_share(config: PretrainedConfig, longest: int) -> bool:
-    """Whether every block only attends to keys and values, all of them: none has a state of another kind, no window is shorter than
-    ``longest`` tokens."""
+    """Whether every block only attends to keys and values, and to all of them: none has another kind of state, and no window is shorter
+    than ``longest`` tokens."""
     plain = (DynamicLayer, DynamicSlidingWindowLayer)
     layers = empty_cache(config).layers
     return bool(layers) and all(type(layer) in plain and getattr(layer, "sliding_window", longest) >= longest for layer in layers)

@@ -1,7 +1,7 @@
-"""All prompts through the blocks of a model, block after block: each block is there once, whatever the number of prompts.
+"""Send all prompts through a model block by block: each block is loaded once, whatever the number of prompts.
 
-The model's own forward is called with blocks that only take note of what they are called with (masks, rotary embeddings,
-whatever the family passes); then every block is called just so when its turn comes. Nothing of an architecture is rebuilt here.
+The model's own forward is called with blocks that only record their arguments (masks, rotary embeddings, whatever the family passes);
+then every block is called with these arguments when its turn comes. No part of an architecture is reimplemented here.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from abliterate.model.tiny import probe, tiny_config, tiny_model, tried
 
 @dataclass
 class RunningBatch:
-    """A micro-batch on its way through the blocks under an intervention, and what the model's own forward calls each block with.
+    """A micro-batch on its way through the blocks under an intervention, and the arguments that the model's own forward gives each block.
 
-    ``number`` is its pass. ``cache`` holds its keys and values, where they begin with a prefix or are to be kept (``keep``).
+    ``number`` is its pass. ``cache`` holds its keys and values, if they begin with a prefix or must be kept (``keep``).
     """
 
     number: int
@@ -41,16 +41,16 @@ class RunningBatch:
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
 
     def inputs(self) -> dict[str, Any]:
-        """What the model's forward is called with."""
+        """The arguments of the model's forward."""
         return {**self.batch.inputs(), "past_key_values": self.cache, "use_cache": self.cache is not None}
 
 
 @dataclass(frozen=True)
 class Abilities:
-    """What holds for an architecture's blocks when they are called one after the other.
+    """What an architecture's blocks support when they are called one after the other.
 
-    ``arity``: how many things they return in a tuple, 0 for the stream alone. ``cached``: keys and values can be kept for the next
-    token; ``shared``: and those of a prefix computed once for all rows. ``padded``: rows of several lengths can be computed together.
+    ``arity``: how many things they return in a tuple, 0 for the stream alone. ``cached``: keys and values can be kept for the next token.
+    ``shared``: those of a prefix can be computed once for all rows. ``padded``: rows of different lengths can share a batch.
     """
 
     arity: int
@@ -67,7 +67,7 @@ class BlockwiseForward:
         self._layers = blocks.folder.layers
 
     def enter(self, passage: RunningBatch) -> None:
-        """Compute what enters the first block, and note how every block is called."""
+        """Compute what enters the first block, and record the arguments of every block."""
 
         def noting(layer: int) -> Callable[..., Any]:
             def call(stream: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -83,7 +83,7 @@ class BlockwiseForward:
             self._blocks.module.base_model(**passage.inputs())
 
     def through(self, layer: int, passage: RunningBatch) -> None:
-        """Move a micro-batch's stream through one block, which must be filled."""
+        """Move a micro-batch's stream through one block, whose weights must be loaded."""
         args, kwargs = passage.calls[layer]
         out = self._blocks.block(layer)(passage.stream.to(self._blocks.device), *args, **kwargs)
         passage.stream = self._spill.instead(passage.stream, out[0] if isinstance(out, tuple) else out)
@@ -104,12 +104,12 @@ class BlockwiseForward:
         return logits.float()
 
     def _as_output(self, stream: Tensor) -> Any:
-        """A stream in the form in which this architecture's blocks return it."""
+        """A stream in the form that this architecture's blocks return."""
         return (stream, *[None] * (self._arity - 1)) if self._arity else stream
 
     @contextmanager
     def _instead(self, make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
-        """Blocks that do what ``make`` gives for each, instead of computing."""
+        """Replace each block's forward with the function that ``make`` returns for it."""
         with ExitStack() as stack:
             for layer in range(self._layers):
                 block = self._blocks.block(layer)
@@ -119,7 +119,7 @@ class BlockwiseForward:
 
 
 def arity(folder: ModelFolder) -> int:
-    """How many things an architecture's blocks return in a tuple, 0 for the stream alone: asked of a small copy."""
+    """How many things an architecture's blocks return in a tuple, 0 for the stream alone; found on a small copy."""
     model = tiny_model(tiny_config(folder.config, min(2, folder.layers)), folder.trust_remote_code)
     seen: list[int] = []
     handle = (

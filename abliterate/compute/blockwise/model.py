@@ -1,4 +1,4 @@
-"""A model that is larger than memory: its blocks are read one after the other, and all prompts of all passes go through each."""
+"""A model larger than memory: its blocks are read one after the other, and all prompts of all passes go through each."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from abliterate.compute.load import InMemory
 from abliterate.compute.passes import Advance, Ids, Intervention, Pass, Seen, no_progress
 from abliterate.compute.prefix import prefix_length
 
-MAX_NEW_TOKENS = 16  # each costs a reading of the weights
-LOGIT_NUMBERS = 16_000_000  # of one micro-batch
+MAX_NEW_TOKENS = 16  # each token costs one reading of the weights
+LOGIT_NUMBERS = 16_000_000  # logits in one micro-batch
 
 
 @dataclass
 class RunningPass:
-    """The micro-batches under one intervention, and what they all begin with."""
+    """The micro-batches under one intervention, and their common prefix."""
 
     intervention: Intervention
     prefix: RunningBatch | None = None
@@ -39,9 +39,9 @@ class RunningPass:
 
 @dataclass(frozen=True)
 class BlockwiseModel(InMemory):
-    """A model whose weights are on the disk. ``module`` stands on the meta device.
+    """A model whose weights stay on disk; ``module`` is on the meta device.
 
-    ``tokens`` are computed at once at most; ``spill_bytes`` of streams stay in memory, the rest lives in files of ``spill_folder``.
+    At most ``tokens`` are computed at once; ``spill_bytes`` of streams stay in memory, the rest is in files in ``spill_folder``.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -74,7 +74,7 @@ class BlockwiseModel(InMemory):
             self.streams(passes, last, watched(passes, seen), advance)
 
     def streams(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = no_progress) -> None:
-        """What ``watch`` tells, finite or not."""
+        """As ``watch``, without the check for finite values."""
         self._check(passes, 0)
 
         def tell(passage: RunningBatch, index: int) -> None:
@@ -107,7 +107,7 @@ class BlockwiseModel(InMemory):
     def replies(
         self, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = no_progress
     ) -> Iterator[tuple[int, Sequence[int], list[list[int]]]]:
-        """At most ``MAX_NEW_TOKENS`` of a reply: every token of all replies costs a reading of the weights."""
+        """At most ``MAX_NEW_TOKENS`` per reply: each token costs one reading of the weights, shared by all replies."""
         tokens = min(max_new_tokens, MAX_NEW_TOKENS)
         self._check(passes, tokens)
         replies: list[list[list[int]]] = [[[] for _ in asked.sequences] for asked in passes]
@@ -136,7 +136,7 @@ class BlockwiseModel(InMemory):
         self, passes: Sequence[Pass], passage: RunningBatch, logits: Float[Tensor, "row vocab"], replies: list[list[list[int]]],
         writing: set[tuple[int, int]],
     ) -> None:  # fmt: skip
-        """Note each row's token, and make the micro-batch the one of the next step."""
+        """Record each row's token, and prepare the micro-batch for the next step."""
         likeliest, tokens = logits.max(-1)
         for index, token, fit in zip(passage.batch.indices, tokens.tolist(), torch.isfinite(likeliest).tolist(), strict=True):
             if not fit and (passage.number, index) in writing:
@@ -154,7 +154,7 @@ class BlockwiseModel(InMemory):
         return BlockwiseForward(self.blocks, Spill(self.spill_bytes, self.spill_folder), self.abilities.arity)
 
     def _flights(self, passes: Sequence[Pass], reach: int, keep: bool = False) -> list[RunningPass]:
-        """All micro-batches, by their change. The last ``reach`` tokens of every sequence are computed in its own row."""
+        """All micro-batches, grouped by intervention. The last ``reach`` tokens of every sequence are computed in its own row."""
         shared = self._shared([ids for asked in passes for ids in asked.sequences], reach)
         flights: dict[int, RunningPass] = {}
         for number, asked in enumerate(passes):
@@ -171,7 +171,7 @@ class BlockwiseModel(InMemory):
         return [flight for flight in flights.values() if flight.passages]
 
     def _shared(self, sequences: Ids, reach: int) -> int:
-        """How many first tokens all sequences have in common, as far as they may be computed once."""
+        """How many first tokens all sequences have in common; 0 if they can't be computed once."""
         if not self.abilities.shared or len(sequences) < 2:
             return 0
         if not can_share(self._config, max(map(len, sequences)) + MAX_NEW_TOKENS):
@@ -179,7 +179,7 @@ class BlockwiseModel(InMemory):
         return prefix_length(sequences, reach)
 
     def _entered(self, sweep: BlockwiseForward, flights: Sequence[RunningPass]) -> Iterator[RunningBatch]:
-        """Every micro-batch, once it has entered the first block."""
+        """Yield every micro-batch once it has entered the first block."""
         for flight in flights:
             with changed_embedding(self, flight.intervention):
                 for passage in ([flight.prefix] if flight.prefix else []) + flight.passages:
@@ -189,7 +189,7 @@ class BlockwiseModel(InMemory):
                         yield passage
 
     def _through(self, sweep: BlockwiseForward, flights: Sequence[RunningPass]) -> Iterator[tuple[int, RunningBatch]]:
-        """Every micro-batch after every block, block by block."""
+        """Yield every micro-batch after every block, block by block."""
         for layer, _ in self.blocks.in_turn():
             for flight in flights:
                 with changed_block(self, flight.intervention, layer):
@@ -203,7 +203,7 @@ class BlockwiseModel(InMemory):
                 if flight.prefix is not None:
                     let_go(flight.prefix.cache, layer)
         for flight in flights:
-            flight.prefix = None  # whoever goes on has its keys and values
+            flight.prefix = None  # the micro-batches that continue have its keys and values
 
     def _run(self, sweep: BlockwiseForward, flights: Sequence[RunningPass], advance: Advance) -> None:
         for _ in self._entered(sweep, flights):

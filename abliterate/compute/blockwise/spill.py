@@ -1,7 +1,7 @@
-"""Streams of prompts that may be too many for memory: beyond a budget they live in files that are mapped into memory.
+"""Store prompts' streams that may not fit in memory: beyond a budget they are in memory-mapped files.
 
-Mapped pages go back to the disk under pressure. The files have no names any more once they are mapped, so that nothing is left
-behind, whatever happens.
+Mapped pages are written back to disk under memory pressure. The files are deleted once they are mapped, so nothing is left behind even
+after a crash.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 
 class Spill:
-    """Keeps streams: on their device while ``budget`` bytes last, then in files of ``folder`` (None: the system's own)."""
+    """Keeps streams on their device up to ``budget`` bytes, then in files in ``folder`` (None: the system's temporary folder)."""
 
     def __init__(self, budget: int, folder: Path | None = None) -> None:
         self._left, self._folder = budget, folder
         self.in_files = 0
 
     def kept(self, stream: Tensor) -> Tensor:
-        """The stream, from now on where there is room for it."""
+        """The stream, moved to where there is room for it."""
         nbytes = stream.numel() * stream.element_size()
         if nbytes <= self._left or nbytes == 0:
             self._left -= nbytes
@@ -34,5 +34,5 @@ class Spill:
         return mapped.copy_(stream)
 
     def instead(self, old: Tensor, new: Tensor) -> Tensor:
-        """``new`` in the place of ``old``, which came from here and has the same shape."""
+        """Store ``new`` in place of ``old``, which came from here and has the same shape."""
         return new if old.device == new.device and not self.in_files else old.copy_(new)

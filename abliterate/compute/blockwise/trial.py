@@ -1,4 +1,4 @@
-"""Whether an architecture can be run block by block, tried on a tiny copy of it, against transformers' own forward."""
+"""Whether an architecture can be run block by block: a tiny copy is compared with transformers' own forward."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from abliterate.model.tiny import tiny_config, tiny_model, tried
 
 TOLERANCE = 1e-4
 BLOCKS = 8
-# Of several lengths, alike in the beginning.
+# Of several lengths, with a common beginning.
 _PROMPTS = [[3, 4, 5, 6, 7, 8, 9, 10], [3, 4, 5, 6, 7, 8, 11, 12, 13, 14, 15], [3, 4, 5, 6, 7, 8, 9, 12, 10]]
 _REACH, _NEW = 2, 3
 
 
 def abilities_of(folder: ModelFolder) -> Abilities:
-    """What the architecture's blocks can do when they are called one after the other.
+    """What the architecture's blocks support when they are called one after the other.
 
-    Raises InputError where they don't compute what the whole model computes.
+    Raises InputError if they don't compute what the whole model computes.
     """
     return _tried(json.dumps(folder.config.to_dict(), sort_keys=True, default=str), folder.layout.name, _Held(folder))
 
 
 class _Held:
-    """A folder that doesn't count when results are remembered."""
+    """Wraps a folder so that a cached result doesn't depend on it."""
 
     def __init__(self, folder: ModelFolder) -> None:
         self.folder = folder
@@ -57,7 +57,7 @@ class _Held:
 @cache
 def _tried(config: str, layout: str, held: _Held) -> Abilities:
     folder = held.folder
-    failed = "can't be run block by block: its small copy can't either"
+    failed = "can't be run block by block: its small copy fails"
     with tried(folder.config, failed), tempfile.TemporaryDirectory(prefix="abliterate-trial-") as path, torch.no_grad():
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         tiny_model(tiny_config(folder.config, min(BLOCKS, folder.layers)), folder.trust_remote_code).save_pretrained(path)
@@ -69,12 +69,12 @@ def _tried(config: str, layout: str, held: _Held) -> Abilities:
         cpu = torch.device("cpu")
         blocks = Blocks(copy, open_index(copy.path), torch.float32, cpu)
         swept = BlockwiseModel(copy, blocks.module, tokenizer, blocks, Abilities(arity(folder)), frozenset())
-        if not _holds(swept, expected):  # some choose what they attend to, and choose padding too
+        if not _holds(swept, expected):  # some architectures select what they attend to, and select padding too
             swept = replace(swept, abilities=replace(swept.abilities, padded=False))
         if not (worst := _off(swept, expected)) <= TOLERANCE:
             raise InputError(
                 f"{folder.path}: {folder.model_type!r} can't be run block by block (its small copy is off by {worst:.1g}); "
-                "it must fit in memory: give a higher --max-memory, or take a larger machine"
+                "it must fit in memory: raise --max-memory, or use a larger machine"
             )
         best = swept.abilities
         for further in (replace(best, cached=True), replace(best, cached=True, shared=True)):
@@ -84,7 +84,7 @@ def _tried(config: str, layout: str, held: _Held) -> Abilities:
 
 
 def _plain(model: InMemory) -> tuple[list[Tensor], list[Tensor], list[list[int]]]:
-    """Streams [index, position, d_model] and logits of each prompt alone, and its greedy continuation."""
+    """Streams [index, position, d_model] and logits of each prompt computed alone, and its greedy continuation."""
     streams, logits, replies = [], [], []
     for prompt in _PROMPTS:
         ids = list(prompt)
@@ -100,7 +100,7 @@ def _plain(model: InMemory) -> tuple[list[Tensor], list[Tensor], list[list[int]]
 
 
 def _off(model: BlockwiseModel, expected: tuple[list[Tensor], list[Tensor], list[list[int]]]) -> float:
-    """The largest difference from the plain model, relative to the largest number there; infinite where a reply differs."""
+    """The largest difference from the plain model, relative to the largest value there; infinite if a reply differs."""
     streams, logits, replies = expected
     found = [torch.zeros_like(s) for s in streams]
 
@@ -119,5 +119,5 @@ def _off(model: BlockwiseModel, expected: tuple[list[Tensor], list[Tensor], list
 def _holds(model: BlockwiseModel, expected: tuple[list[Tensor], list[Tensor], list[list[int]]]) -> bool:
     try:
         return _off(model, expected) <= TOLERANCE
-    except Exception:  # each architecture fails in its own way, and then does without
+    except Exception:  # each architecture fails in its own way, and then goes without this ability
         return False

@@ -1,1 +1,1 @@
-"""A model that is in memory whole."""
+"""A model held whole in memory."""

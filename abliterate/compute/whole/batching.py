@@ -1,4 +1,4 @@
-"""How sequences go through a model in memory: which of them together, and what they begin with once for all."""
+"""Send sequences through a model in memory in batches, and compute their common prefix once for all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batching:
-    """A model, the id that fills rows up, how much goes through it ``at_once``, and what its architecture lets it use again."""
+    """A model, the padding id, how much goes through it ``at_once``, and what its architecture lets it reuse."""
 
     model: InMemory
     pad: int
@@ -28,11 +28,11 @@ class Batching:
     reuse: Reuse
 
     def each(self, sequences: Ids, compute: Callable[[Batch], T], shared: int = 0, rows: int = 1 << 30) -> Iterator[tuple[Batch, T]]:
-        """What ``compute`` makes of every batch of sequences, whose first ``shared`` tokens are left out."""
+        """Yield what ``compute`` returns for every batch of sequences, whose first ``shared`` tokens are left out."""
         return each_batch(sequences, self.pad, self.at_once, self.model.device, compute, shared, self.reuse.pads, rows)
 
     def prefix(self, sequences: Ids, reach: int, below: Below | None = None) -> Prefix | None:
-        """What the sequences begin with alike, computed as the model is now; each keeps ``reach`` last tokens for itself."""
+        """The common prefix of the sequences, computed with the model as it is now; each computes its last ``reach`` tokens itself."""
         length = prefix_length(sequences, reach)
         if not length or not self.reuse.shares or not self.only_attends(sequences):
             return None
@@ -40,5 +40,5 @@ class Batching:
             return computed(self.model.module, sequences[0][:length])
 
     def only_attends(self, sequences: Ids, further: int = 0) -> bool:
-        """Whether keys and values are all that is kept of the sequences with so many ``further`` tokens."""
+        """Whether the cache holds only keys and values, and all of them, for the sequences with ``further`` more tokens."""
         return only_attends(self.model.folder.config, max(map(len, sequences), default=0) + further)

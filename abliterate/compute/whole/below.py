@@ -1,6 +1,6 @@
-"""Below the first block that an edit changes, the residual stream is the unedited model's: computed once, for every edit and every step.
+"""Below the first block that an edit changes, the residual stream is the unedited model's, so it is computed once for all edits and steps.
 
-The stream that enters a block is kept of each sequence. A forward pass is then given it there, and the blocks before that do nothing.
+The stream that enters this block is kept for each sequence. A forward pass then starts from it, and the blocks before it do nothing.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from abliterate.compute.hooks import computing, entered_by, entering
 from abliterate.compute.load import InMemory
 from abliterate.compute.passes import Ids, Intervention
 
-Span = tuple[Sequence[int], int, int]  # a sequence, and which of its tokens: from, to
+Span = tuple[Sequence[int], int, int]  # a sequence, and a range of its tokens: from, to
 
 
 @dataclass(frozen=True)
 class Below:
-    """The streams that enter block ``layer`` of the unedited model, by sequence; ``arity``: how many outputs a block has, None where it
-    gives the stream alone."""
+    """The streams that enter block ``layer`` of the unedited model, by sequence; ``arity``: how many outputs a block returns, None if
+    it returns the stream alone."""
 
     layer: int
     arity: int | None
     streams: Mapping[tuple[int, ...], Float[Tensor, "token d_model"]]
 
     def serves(self, intervention: Intervention, sequences: Ids) -> bool:
-        """Whether the streams are those of a change too, and there of all sequences."""
+        """Whether the streams are also valid under an intervention, and are there for all sequences."""
         return self.layer <= first_changed(intervention) and all(tuple(ids) in self.streams for ids in sequences)
 
     def rows(self, spans: Sequence[Span], width: int) -> Float[Tensor, "row width d_model"]:
-        """The streams of spans of sequences, padded on the left as a batch is."""
+        """The streams of spans of sequences, padded on the left like a batch."""
         found = [self.streams[tuple(ids)][start:stop] for ids, start, stop in spans]
         made = found[0].new_zeros(len(found), width, found[0].shape[-1])
         for row, stream in zip(made, found, strict=True):
@@ -43,7 +43,7 @@ class Below:
 
     @contextmanager
     def entering(self, model: InMemory, stream: Float[Tensor, "row width d_model"]) -> Iterator[None]:
-        """A forward pass begins with the stream at the block; what it is called with is still said of the same tokens."""
+        """Let a forward pass start from the stream at the block; its arguments must still describe the same tokens."""
         with ExitStack() as stack:
             for layer in range(self.layer):
                 stack.enter_context(computing(model.block(layer), _nothing(self.arity)))
@@ -55,7 +55,7 @@ class Below:
 
 
 def first_changed(intervention: Intervention) -> int | float:
-    """The first block whose output a change alters; infinity where it alters nothing."""
+    """The first block whose output an intervention changes; infinity if it changes nothing."""
     first = float("inf") if intervention.shift is None else intervention.shift_layer
     if intervention.edit is None:
         return first
@@ -66,12 +66,12 @@ def first_changed(intervention: Intervention) -> int | float:
 
 
 class _EnoughError(Exception):
-    """The stream is there: what comes behind it isn't needed."""
+    """The stream has been captured; the rest of the pass isn't needed."""
 
 
 @contextmanager
 def watching(model: InMemory, layer: int, seen: Callable[[Tensor, int | None], None]) -> Iterator[Callable[[Callable[[], Any]], None]]:
-    """Hands over what runs a forward pass as far as block ``layer``, and tells ``seen`` of the stream that enters it and of the arity."""
+    """Yield a function that runs a forward pass up to block ``layer`` and calls ``seen`` with the stream that enters it and the arity."""
     arity: list[int | None] = []
 
     def left(module: nn.Module, args: Any, output: Any) -> None:
@@ -95,7 +95,7 @@ def watching(model: InMemory, layer: int, seen: Callable[[Tensor, int | None], N
 
 
 def _nothing(arity: int | None) -> Callable[..., Any]:
-    """What a block computes whose output is what enters it."""
+    """A block's forward that returns the stream unchanged."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         stream = entering(args, kwargs)
@@ -105,5 +105,5 @@ def _nothing(arity: int | None) -> Callable[..., Any]:
 
 
 def distinct(sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Each sequence once, in the order in which they come."""
+    """Each sequence once, in order of first occurrence."""
     return [list(ids) for ids in dict.fromkeys(map(tuple, sequences))]

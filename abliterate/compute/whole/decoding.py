@@ -1,7 +1,7 @@
-"""Greedy replies to many prompts: rows that are done leave, and waiting prompts take their places.
+"""Greedy replies to many prompts: finished rows leave the batch, and waiting prompts take their places.
 
-The tokens are those of transformers' ``generate`` up to the rounding of another batch. What is left out is what greedy decoding
-doesn't need: logits processors, stopping criteria, rows that go on after their end.
+The tokens are those of transformers' ``generate``, up to rounding in a different batch. What greedy decoding doesn't need is left out:
+logits processors, stopping criteria, rows that continue after their end.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from abliterate.compute.passes import Ids, Settled
 from abliterate.compute.prefix import Prefix, computed, prefix_length
 from abliterate.compute.whole.slots import GrowingCache, Slots
 
-REFILLED = 8  # a share of the places, one in so many, is free before waiting prompts enter
-TOGETHER = 4  # times as many tokens of prompts at once, where rows can only come together
+REFILLED = 8  # waiting prompts enter when one in so many places is free
+TOGETHER = 4  # times as many prompt tokens at once, if rows can only enter together
 
-# Which sequences, how many tokens each of their replies has, and the logits of the next one.
+# Indices of the sequences, the number of tokens in each of their replies, and the logits of the next one.
 Heard = Callable[[Sequence[int], Sequence[int], Float[Tensor, "row vocab"]], None]
-Entered = Callable[[Sequence[int], Sequence[int]], None]  # which sequences have just gone through, and as which rows; each once
+Entered = Callable[[Sequence[int], Sequence[int]], None]  # sequences that have just gone through, and their rows; each sequence once
 
 
 @dataclass(frozen=True)
 class DecodingSettings:
-    """How replies are written: so much ``at_once``, at most ``longest`` tokens a reply, up to one of ``ends``.
+    """How replies are written: so much ``at_once``, at most ``longest`` tokens per reply, up to one of ``ends``.
 
-    ``refills``: rows that are done leave their places to waiting prompts. ``shares``: what all prompts begin with is computed once.
-    ``slack``: columns that nobody needs any more, before the others are moved together. ``pace``: tokens after
-    which a reply is looked at again, whether it is settled. Each prompt keeps ``reach`` of its last tokens for itself.
+    ``refills``: waiting prompts take the places of finished rows. ``shares``: the prompts' common prefix is computed once. ``slack``: how
+    many columns may become useless before the others are moved together. ``pace``: a reply is checked for being settled every so many
+    tokens. ``reach``: each prompt computes its last so many tokens itself.
     """
 
     pad: int
@@ -51,7 +51,7 @@ class DecodingSettings:
 
 @dataclass
 class Row:
-    """A reply that is being written. ``start`` is its prompt's first column, ``position`` that of its next token in the sequence."""
+    """A reply that is being written. ``start``: its prompt's first column. ``position``: where its next token is in the sequence."""
 
     index: int
     start: int
@@ -74,7 +74,7 @@ class Decoding:
     ) -> None:
         self._module, self._manner, self._sequences = module, manner, sequences
         self._settled, self._heard, self._entered = settled, heard, entered
-        self._told: set[int] = set()  # of these the caller knows that they have entered
+        self._told: set[int] = set()  # sequences that were reported to ``entered``
         self._waiting = self._in_line(range(len(sequences)))
         self._live: list[Row] = []
         self._prefix: Prefix | None = None
@@ -82,9 +82,9 @@ class Decoding:
         self._column = 0  # where the next token of every row goes
 
     def replies(self) -> Iterator[tuple[int, list[int]]]:
-        """Which sequence, and its reply up to and without the end token; in the order in which they are done.
+        """Yield each sequence's index and its reply without the end token, in the order in which they finish.
 
-        Raises NotFiniteError where logits are NaN or infinite.
+        Raises NotFiniteError if logits are NaN or infinite.
         """
         shared = prefix_length(self._sequences, self._manner.reach) if self._manner.shares else 0
         if shared:
@@ -101,7 +101,7 @@ class Decoding:
             yield from self._leave()
 
     def _in_line(self, indices: Iterable[int]) -> deque[int]:
-        """The longest first: whoever comes later needs no more columns, and memory that is too small shows at once."""
+        """The longest first: later ones need no more columns, and if memory is too small it shows at once."""
         return deque(sorted(indices, key=lambda i: (-len(self._sequences[i]), i)))
 
     @property
@@ -119,7 +119,7 @@ class Decoding:
         return bool(self._waiting) and self._manner.refills and free >= max(1, self._rows // REFILLED)
 
     def _begin_again(self) -> bool:
-        """With half the rows, where there are several; what was being written goes back to those that wait."""
+        """Start again with half the rows, if there are several; unfinished replies go back to the waiting prompts."""
         self._waiting = self._in_line([*self._waiting, *(row.index for row in self._live)])
         self._live, self._store = [], None
         let_go_of_memory()
@@ -148,7 +148,7 @@ class Decoding:
             self._take(len(self._live) - at_once, logits)
 
     def _tell(self, chosen: Sequence[int]) -> None:
-        """Who has gone through, unless that was told before memory ran out."""
+        """Report the sequences that have gone through, unless they were reported before memory ran out."""
         new = [row for row, index in enumerate(chosen) if index not in self._told]
         if self._entered is not None and new:
             self._told.update(chosen)
@@ -160,7 +160,7 @@ class Decoding:
         return max(1, min(amount.prompts, amount.tokens * (1 if in_parts else TOGETHER) // width))
 
     def _made(self, own: int) -> Slots | GrowingCache:
-        """An empty store for rows whose prompts have at most ``own`` tokens of their own."""
+        """An empty store for rows whose prompts have at most ``own`` tokens after the prefix."""
         config = self._module.config.get_text_config(decoder=True)
         columns = self._shared + own + self._manner.longest + self._manner.slack
         rows = min(self._rows, len(self._waiting))
@@ -172,7 +172,7 @@ class Decoding:
         return self._store
 
     def _prompts(self, store: Slots | GrowingCache, chosen: Sequence[int], width: int) -> Tensor:
-        """Logits of the first token of some prompts, [row, vocab]; they take the places behind those that are live."""
+        """Logits of the first reply token of some prompts, [row, vocab]; they take the places after the live rows."""
         first, shared = len(self._live), self._shared
         rows, columns = slice(first, first + len(chosen)), slice(self._column - width, self._column)
         ids = torch.full((len(chosen), width), self._manner.pad)
@@ -190,7 +190,7 @@ class Decoding:
         return self._logits(store, ids.to(self._mask.device), mask, (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:])
 
     def _step(self) -> None:
-        """The next token of every live row."""
+        """Compute the next token of every live row."""
         store, live = self._store, len(self._live)
         assert store is not None
         self._move_together(store)
@@ -209,7 +209,7 @@ class Decoding:
         return logits
 
     def _take(self, first: int, logits: Float[Tensor, "row vocab"]) -> None:
-        """Add the likeliest token to the rows from ``first`` on."""
+        """Append the likeliest token to each row from ``first`` on."""
         rows = self._live[first:]
         if self._heard is not None:
             self._heard([row.index for row in rows], [len(row.reply) for row in rows], logits)
@@ -230,7 +230,7 @@ class Decoding:
         return self._settled(self._sequences[row.index], row.reply)
 
     def _leave(self) -> Iterator[tuple[int, list[int]]]:
-        """Hand over what is done; the last rows move to the places that become free."""
+        """Yield the finished replies; the last rows move to the places that become free."""
         gone = [place for place, row in enumerate(self._live) if row.done]
         if not gone:
             return
@@ -249,7 +249,7 @@ class Decoding:
             yield row.index, row.reply
 
     def _move_together(self, store: Slots | GrowingCache) -> None:
-        """Give up the columns that only rows that have left had needed."""
+        """Drop the columns that only finished rows needed."""
         by = min(row.start for row in self._live) - self._shared
         if not isinstance(store, Slots) or by < self._manner.slack:
             return

@@ -1,4 +1,4 @@
-"""Logits with gradients: what the tuner asks of a model whose weights stay as they are."""
+"""Logits with gradients, for the tuner; the model's weights stay as they are."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from abliterate.compute.passes import Ids, Intervention
 from abliterate.compute.prefix import after, computed, only_attends, prefix_length
 from abliterate.compute.whole.model import WholeModel
 
-TOKENS = 768  # of a micro-batch at most: more is no faster
-SHARE = 0.5  # of the memory that is free, for what graphs keep
+TOKENS = 768  # in a micro-batch at most: more is no faster
+SHARE = 0.5  # of the free memory, for what autograd graphs keep
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """How many ``tokens`` go through the model together, and whether the blocks' insides are computed again on the way back."""
+    """How many ``tokens`` go through the model together, and whether the blocks' activations are recomputed in the backward pass."""
 
     tokens: int
     recompute: bool = False
 
 
 def micro_batch(model: WholeModel, longest: int) -> MicroBatch:
-    """As many tokens as what a graph keeps of them has room for, at least the ``longest`` sequence's; where it has not even room for these,
-    the blocks' insides are not kept."""
+    """As many tokens as memory allows for the graph, but at least the ``longest`` sequence; if not even that fits, the blocks' activations
+    are recomputed instead of kept."""
     room = free(model.device) if model.memory is None else model.memory
     each = kept_bytes(model.folder.config, model.module.dtype.itemsize)
     fitting = int(SHARE * room / each)
@@ -41,7 +41,7 @@ def micro_batch(model: WholeModel, longest: int) -> MicroBatch:
 
 
 def kept_bytes(config: PretrainedConfig, itemsize: int) -> int:
-    """What a graph keeps of a token, in bytes: of each block about six times its widest side and sixteen times d_model (measured)."""
+    """Bytes that a graph keeps per token: per block, about six times its widest side plus sixteen times d_model (measured)."""
     text = config.get_text_config(decoder=True)
     widest = max(int(getattr(text, "intermediate_size", 0) or 4 * text.hidden_size), int(text.hidden_size))
     return int(text.num_hidden_layers) * int(6.4 * widest + 16 * int(text.hidden_size)) * itemsize
@@ -50,10 +50,10 @@ def kept_bytes(config: PretrainedConfig, itemsize: int) -> int:
 def logits(
     model: WholeModel, intervention: Intervention, sequences: Ids, kept: int, micro: MicroBatch
 ) -> Iterator[tuple[Sequence[int], Float[Tensor, "row kept vocab"]]]:
-    """Which sequences, and their logits (float32) at the last ``kept`` positions, micro-batch by micro-batch.
+    """Yield indices of sequences and their logits (float32) at the last ``kept`` positions, micro-batch by micro-batch.
 
-    Gradients flow to the intervention's edit. Each micro-batch has its own graph: gradients are to be taken of it before the next one is
-    asked for, while the change still stands.
+    Gradients flow to the intervention's edit. Each micro-batch has its own graph: take its gradients before asking for the next one,
+    while the intervention is still in place.
     """
     usable = model.reuse.shares and only_attends(model.folder.config, max(map(len, sequences), default=0))
     shared = prefix_length(sequences, kept) if usable else 0
@@ -66,7 +66,7 @@ def logits(
 
 @contextmanager
 def recomputing(model: WholeModel) -> Iterator[None]:
-    """Each block's insides are computed again on the way back instead of being kept (gradient checkpointing)."""
+    """Recompute each block's activations in the backward pass instead of keeping them (gradient checkpointing)."""
     with ExitStack() as stack:
         for layer in range(model.folder.layers):
             block = model.block(layer)

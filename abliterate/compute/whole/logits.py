@@ -1,5 +1,4 @@
-"""Logits of a pass, each token computed once: behind a shared prefix, from prompts that several replies go on from, above what no edit
-changes."""
+"""Logits of a pass, each token computed once: shared prefixes, prompts with several replies, and blocks below every edit are reused."""
 
 from __future__ import annotations
 
@@ -22,8 +21,8 @@ Logits = Iterator[tuple[Sequence[int], Float[Tensor, "row kept vocab"]]]
 
 
 def pass_logits(by: Batching, asked: Pass, below: Below | None = None) -> Logits:
-    """Which sequences, and their logits (float32) at the last ``kept`` positions, of the model as it is now; ``below``: the streams with
-    which its first blocks can be passed over."""
+    """Yield indices of sequences and their logits (float32) at the last ``kept`` positions, from the model as it is now; ``below``: streams
+    from which the pass starts, so that the first blocks are skipped."""
     sequences, kept = asked.sequences, asked.kept
     prefix = by.prefix(sequences, kept, below)
     shared = prefix.length if prefix is not None else 0
@@ -42,7 +41,7 @@ def pass_logits(by: Batching, asked: Pass, below: Below | None = None) -> Logits
 
 
 def _along_branches(by: Batching, sequences: Ids, forked: Branches, prefix: Prefix | None, rows: int, below: Below | None) -> Logits:
-    """The same, stem by stem and then along the tails."""
+    """The same, with the stems first and then their tails."""
     module, shared = by.model.module, prefix.length if prefix is not None else 0
     whole_of = {stem: sequences[i] for i, stem in enumerate(forked.of)}
 
@@ -70,7 +69,7 @@ def _entering(by: Batching, below: Below | None, spans: Sequence[Span], batch: B
 
 @torch.inference_mode()
 def streams_into(by: Batching, layer: int, sequences: Ids) -> Below:
-    """The streams that enter block ``layer`` of the unedited model, of each sequence whole."""
+    """The streams that enter block ``layer`` of the unedited model, for each whole sequence."""
     found: dict[tuple[int, ...], Tensor] = {}
     entered: list[tuple[Tensor, int | None]] = []
 

@@ -1,4 +1,4 @@
-"""A model that is in memory whole."""
+"""A model held whole in memory."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from abliterate.model.chat.template import load_tokenizer
 from abliterate.model.folder import open_folder
 
 T = TypeVar("T")
-SEGMENT = 4  # times as many prompts as are answered at once: enough for places to be taken again
-STREAMS = 0.25  # of the memory that is free, for streams that are kept
-GENERATED = 64  # replies at once by transformers' generate, which is slower with more: nobody leaves
+SEGMENT = 4  # times as many prompts as rows, so that places are refilled
+STREAMS = 0.25  # of the free memory, for stored streams
+GENERATED = 64  # rows for transformers' generate, which is slower with more because no row leaves early
 
 
 @dataclass(frozen=True)
 class WholeModel(InMemory):
-    """A model ready to be asked: frozen, in evaluation mode, on one device, with its tokenizer.
+    """A model ready for use: frozen, in evaluation mode, on one device, with its tokenizer.
 
     ``batch_size`` prompts are computed at once; None: what suits the device, in ``memory`` bytes beside the model.
     """
@@ -59,7 +59,7 @@ class WholeModel(InMemory):
 
     @property
     def longest(self) -> int | None:
-        """As many tokens as are asked for."""
+        """As many tokens as requested."""
         return None
 
     @cached_property
@@ -90,7 +90,7 @@ class WholeModel(InMemory):
 
     @torch.inference_mode()
     def streams(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = no_progress) -> None:
-        """What ``watch`` tells, finite or not."""
+        """As ``watch``, without the check for finite values."""
         for number, asked in enumerate(passes):
             self.context.check(asked.sequences, 0, self.tokenizer)
             with changed(self, asked.intervention), captured(self, last) as streams:
@@ -123,7 +123,7 @@ class WholeModel(InMemory):
     def replies(
         self, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = no_progress, told: ReplyListeners | None = None
     ) -> Iterator[tuple[int, Sequence[int], list[list[int]]]]:
-        """As ``Model.replies`` says; ``told`` what the prompts' streams and the replies' logits are, where the model ``tells``."""
+        """As ``Model.replies``; ``told`` gets the prompts' streams and the replies' logits, if the model ``tells``."""
         for number, asked in enumerate(passes):
             self.context.check(asked.sequences, max_new_tokens, self.tokenizer)
             with traced(self, asked.intervention), changed(self, asked.intervention):
@@ -134,11 +134,11 @@ class WholeModel(InMemory):
             trim()
 
     def tells(self, sequences: Ids, max_new_tokens: int) -> bool:
-        """Whether replies to the sequences are written by a loop that can tell what goes on."""
+        """Whether replies to the sequences are written by our own decoding loop, which can call listeners."""
         return self.reuse.leaves or self._manner(sequences, max_new_tokens).refills
 
     def _replies(self, asked: Pass, longest: int) -> Iterator[tuple[int, list[int]]]:
-        """Each reply as it is done: by a loop of our own as far as it is exact, else by transformers' ``generate``."""
+        """Yield each reply when it is finished: by our own decoding loop if it is exact, else by transformers' ``generate``."""
         manner = self._manner(asked.sequences, longest)
         if manner.refills or self.reuse.leaves:
             yield from Decoding(self.module, manner, asked.sequences, asked.settled).replies()
@@ -156,7 +156,7 @@ class WholeModel(InMemory):
         return replace(manner, refills=self.reuse.refills and plain, shares=self.reuse.shares and self.reuse.refills and plain)
 
     def _telling(self, number: int, asked: Pass, longest: int, told: ReplyListeners) -> Iterator[tuple[int, list[int]]]:
-        """The same by our own loop, which tells of everything that goes through."""
+        """The same with our own loop, which passes streams and logits to the listeners in ``told``."""
         seen = watched([asked], lambda _, *found: told.seen(number, *found))
         with captured(self, told.last) as streams:
 
@@ -184,7 +184,7 @@ class WholeModel(InMemory):
         return Batching(self, self._pad, self.at_once, self.reuse)
 
     def _below_of(self, asked: Pass) -> Below | None:
-        """The streams with which a pass may begin, where they are there."""
+        """The stored streams from which a pass may start, if there are any."""
         below: Below | None = self.__dict__.get("below")
         return below if below is not None and below.serves(asked.intervention, asked.sequences) else None
 
@@ -195,9 +195,9 @@ class WholeModel(InMemory):
 
 @contextmanager
 def shared_below(model: Model, layer: int | float, sequences: Ids) -> Iterator[None]:
-    """Edits of block ``layer`` and those above it are asked about these sequences, again and again: what lies below is computed once.
+    """Inside the context, edits of block ``layer`` and above are tried repeatedly on these sequences; what lies below is computed once.
 
-    Only of a model that is in memory whole, whose small copy says that it is exact; and as far as memory for the streams is there.
+    Applies only to a model held whole in memory whose small copy shows that this is exact, and only if there is memory for the streams.
     """
     if not isinstance(model, WholeModel) or not 0 < layer < model.folder.layers or not model.reuse.skips:
         yield
@@ -220,7 +220,7 @@ def up_to_end(reply: list[int], ends: Collection[int]) -> list[int]:
 
 
 def up_to_settled(sequence: Sequence[int], reply: list[int], settled: Settled | None, pace: int) -> list[int]:
-    """A reply as far as it goes when it is looked at every ``pace`` tokens."""
+    """A reply up to where it is settled, checked every ``pace`` tokens."""
     if settled is None:
         return reply
     return next((reply[:n] for n in range(pace, len(reply), pace) if settled(sequence, reply[:n])), reply)
@@ -238,10 +238,10 @@ def load_model(
     thinks: bool = True,
     clock: datetime | None = None,
 ) -> WholeModel:
-    """Load a folder's model by transformers; ``gpus`` dispatches it over several, with so many bytes on each; unless it ``thinks``,
-    its prompts lead behind an empty thought; ``clock`` is the time that they show (``load_tokenizer``).
+    """Load a folder's model with transformers. ``gpus`` spreads it over several GPUs, with so many bytes on each; unless it ``thinks``, its
+    prompts end after an empty thought; ``clock`` is the time that they show (``load_tokenizer``).
 
-    Raises InputError where the folder, tokenizer or weights are unfit.
+    Raises InputError if the folder, tokenizer or weights can't be used.
     """
     folder = open_folder(path, trust_remote_code, layout)
     tokenizer = load_tokenizer(path, trust_remote_code, thinks, clock)
@@ -256,7 +256,7 @@ def load_model(
     module.requires_grad_(False)
     if where.type == "cpu":
         lie_by_columns(module)
-    advice_of(folder)  # what can't be read, transformers goes without
+    advice_of(folder)  # raises InputError if it can't be read; transformers would ignore that
     advice = module.generation_config
     module.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # its sampling and penalties don't apply here
         eos_token_id=advice.eos_token_id, pad_token_id=pad_id(tokenizer, folder.config)

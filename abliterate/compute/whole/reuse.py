@@ -1,7 +1,7 @@
-"""What a model in memory may use again, asked of a tiny copy of its architecture: never assumed, and off where the copy is inexact.
+"""What a model in memory may reuse, tried on a tiny copy of its architecture: never assumed, and off if the copy is inexact.
 
-The keys and values of a prefix may serve every row, and those of a prompt every reply to it; rows may leave while others are being written;
-others may take their places.
+The keys and values of a prefix may serve every row, and those of a prompt every reply to it; rows may leave while others are being
+written, and new rows may take their places.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
 from abliterate.model.tiny import tiny_config, tiny_model, tried, widen
 
-# Of the largest number. A recurrent state is computed otherwise for many tokens than for one, and rounds so.
+# Relative to the largest value. A recurrent state is computed differently for many tokens than for one, so it rounds differently.
 TOLERANCE, RECURRENT = 1e-5, 1e-4
 BLOCKS = 8
-# Of several lengths, alike in the beginning, and more than the copy has places for.
+# Of several lengths, with a common beginning, and more than the copy has places for.
 _PROMPTS = [[3, 4, 5, 6, *(7 + (11 * n + i) % 80 for i in range(own))] for n, own in enumerate((2, 10, 3, 14, 7))]
 _SHARED, _REACH, _PLACES, _NEW = 4, 2, 2, 4
 
 
 @dataclass(frozen=True)
 class Reuse:
-    """``pads``: rows of several lengths are computed together. ``shares``: a prefix is computed once for all rows. ``leaves``: a row that
-    is done leaves the others. ``refills``: and another one takes its place. ``branches``: what a prompt keeps serves several replies to it.
-    Sharing, branching and refilling hold for as many tokens as ``only_attends`` says. ``skips``: blocks below the first one that is edited
-    need not be computed again."""
+    """``pads``: rows of different lengths may share a batch. ``shares``: a prefix may be computed once for all rows. ``branches``: a cached
+    prompt may serve several replies. ``skips``: blocks below the first edited one need not be computed again. ``leaves``: a
+    finished row may leave the batch. ``refills``: another row may take its place. Sharing, branching and refilling hold for as many
+    tokens as ``only_attends`` says."""
 
     pads: bool = True
     shares: bool = False
@@ -54,7 +54,7 @@ _known: dict[str, Reuse] = {}
 
 
 def reuse_of(folder: ModelFolder) -> Reuse:
-    """What holds for a model's architecture; asked once in a process."""
+    """What a model's architecture may reuse; tried once per process."""
     key = json.dumps(folder.config.to_dict(), sort_keys=True, default=str)
     if key not in _known:
         _known[key] = _tried(folder)
@@ -74,7 +74,7 @@ def _tried(folder: ModelFolder) -> Reuse:
     except InputError:  # no copy can be made, or transformers has no layers for its kind of cache
         return Reuse()
     model = InMemory(replace(folder, layers=blocks), wide)
-    if not (pads := _holds(lambda: _off_forward(model, 0), RECURRENT)):  # it chooses what it attends to, and chooses padding too
+    if not (pads := _holds(lambda: _off_forward(model, 0), RECURRENT)):  # it selects what it attends to, and selects padding too
         return Reuse(pads=False)
     leaves = _holds(lambda: _off_decoding(narrow, refills=False, shares=False), RECURRENT)
     shares = _holds(lambda: _off_forward(model, _SHARED))
@@ -91,7 +91,7 @@ def _tried(folder: ModelFolder) -> Reuse:
 def _holds(off: Callable[[], float], tolerance: float = TOLERANCE) -> bool:
     try:
         return off() <= tolerance
-    except Exception:  # each architecture fails in its own way, and then does without
+    except Exception:  # each architecture fails in its own way, and then reuses nothing
         return False
 
 
@@ -100,7 +100,7 @@ def _distance(found: Tensor, wanted: Tensor) -> float:
 
 
 def _off_forward(model: InMemory, shared: int) -> float:
-    """How far streams and logits of padded rows, behind a prefix that was computed once, are from those of each prompt alone."""
+    """The largest error in streams and logits of padded rows after a shared prefix, compared with each prompt alone."""
     worst = 0.0
     before = after(computed(model.module, _PROMPTS[0][:shared]) if shared else None)
     for batch in packed(_PROMPTS, 0, 1000, 3, model.device, shared):
@@ -114,7 +114,7 @@ def _off_forward(model: InMemory, shared: int) -> float:
 
 
 def _off_branches(model: InMemory) -> float:
-    """How far logits along replies are, from prompts that were computed once, behind a prefix too, from those of each sequence alone."""
+    """The largest error in logits along replies whose prompts (and prefix) were computed once, compared with each sequence alone."""
     worst = 0.0
     prefix = computed(model.module, _PROMPTS[0][:_SHARED])
     tails = [ids[-_REACH:] for ids in _PROMPTS]
@@ -132,7 +132,7 @@ def _off_branches(model: InMemory) -> float:
 
 
 def _off_below(model: InMemory) -> float:
-    """How far logits are, of passes that begin with the streams that enter one block or another, from those of each prompt by itself."""
+    """The largest error in logits of passes that start from the streams entering some block, compared with each prompt alone."""
     worst = 0.0
     alone = [model.module(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -_REACH:] for ids in _PROMPTS]
     kept: list[tuple[Tensor, int | None]] = []
@@ -154,7 +154,7 @@ def _off_below(model: InMemory) -> float:
 
 
 def _off_decoding(module: PreTrainedModel, refills: bool, shares: bool) -> float:
-    """How far the logits of every token of replies are from those of a prompt and its reply so far, alone and without a cache."""
+    """The largest error in the logits of every reply token, compared with the prompt and its reply so far, alone and without a cache."""
     heard: list[list[Tensor]] = [[] for _ in _PROMPTS]
 
     def hear(indices: Sequence[int], steps: Sequence[int], logits: Tensor) -> None:

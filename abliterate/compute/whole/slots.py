@@ -1,4 +1,4 @@
-"""Where the past of the rows that are being written is kept: a place for each row, or a cache that only grows and loses rows."""
+"""KV caches of the rows that are being written: a fixed place for each row, or a cache that only grows and loses rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from abliterate.compute.prefix import DummyLayer, Following, Prefix, before
 
 @dataclass
 class CacheRegion:
-    """Where the next keys and values go: to some rows, in some columns. ``past`` columns come before them."""
+    """Where the next keys and values go: their rows and columns. ``past`` columns come before them."""
 
     rows: slice
     columns: slice
@@ -24,9 +24,9 @@ class CacheRegion:
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
-    """One block's keys and values, [row, head, column, dim], in memory that is taken once.
+    """One block's keys and values, [row, head, column, dim], in memory that is allocated once.
 
-    Every row's first columns hold the prefix; its own end at the same column as every other row's.
+    Every row's first columns hold the prefix; the own tokens of all rows end at the same column.
     """
 
     keys: Any
@@ -39,7 +39,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, columns = self.size
         made = []
-        for own in (key_states, value_states):  # zeros, since what is masked is still multiplied, by zero
+        for own in (key_states, value_states):  # zeros, since masked values are still multiplied by zero
             made.append(own.new_zeros(rows, own.shape[1], columns, own.shape[3]))
         self.keys, self.values = made
         if self.prefix is not None:
@@ -70,7 +70,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 
 class Slots:
-    """Rows that are replaced: a row that is done leaves its place to another one."""
+    """Rows that are replaced: a finished row leaves its place to another one."""
 
     refills = True
 
@@ -91,7 +91,7 @@ class Slots:
         return [layer for layer in self.cache.layers if isinstance(layer, SlotLayer) and layer.is_initialized]
 
     def entering(self, rows: slice, columns: slice) -> None:
-        """The next pass is that of new rows, whose own tokens go to these columns."""
+        """The next pass computes new rows, whose own tokens go to these columns."""
         self._place.rows, self._place.columns, self._place.past = rows, columns, self._prefix
 
     def going_on(self, rows: int, column: int) -> None:
@@ -99,7 +99,7 @@ class Slots:
         self._place.rows, self._place.columns, self._place.past = slice(0, rows), slice(column, column + 1), column
 
     def reorder(self, order: Sequence[int], column: int) -> None:
-        """Row ``i`` becomes what row ``order[i]`` was, as far as ``column``."""
+        """Row ``i`` becomes what row ``order[i]`` was, up to ``column``."""
         moved = [(new, old) for new, old in enumerate(order) if new != old]
         if moved:
             to, source = (list(side) for side in zip(*moved, strict=True))
@@ -108,7 +108,7 @@ class Slots:
                 layer.values[to, :, :column] = layer.values[source, :, :column]
 
     def shift(self, rows: int, by: int, column: int) -> None:
-        """Columns behind the prefix, as far as ``column``, move ``by`` to the left."""
+        """Move the columns after the prefix, up to ``column``, to the left by ``by``."""
         start = self._prefix
         for layer in self._layers:
             for kept in (layer.keys, layer.values):
@@ -116,7 +116,7 @@ class Slots:
 
 
 class GrowingCache:
-    """The cache that transformers makes for an architecture. Rows come together and leave one by one."""
+    """The cache that transformers makes for an architecture. Rows enter together and leave one by one."""
 
     refills = False
 
@@ -128,7 +128,7 @@ class GrowingCache:
         self.cache = DynamicCache(config=self._config)
 
     def going_on(self, rows: int, column: int) -> None:
-        """It grows by itself."""
+        """Nothing to do: the cache grows by itself."""
 
     def reorder(self, order: Sequence[int], column: int) -> None:
         self.cache.reorder_cache(torch.LongTensor(list(order)))

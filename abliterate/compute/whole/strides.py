@@ -1,4 +1,4 @@
-"""How a model's matrices lie in memory: column by column, where a CPU then multiplies them faster with few rows."""
+"""Store a model's matrices column by column, which makes products with few rows faster on a CPU."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections import Counter
 import torch
 from torch import nn
 
-# Numbers whose bytes are a page of memory: columns that far apart fall on the same lines of the cache, and gain nothing.
+# Float32 numbers in a page of memory: columns a multiple of this apart share the same cache lines, and gain nothing.
 _PAGE = 1024
 
 
 def lie_by_columns(module: nn.Module) -> None:
-    """Turn the float32 matrices of a model's linear layers over; they stay the same matrices in every other way.
+    """Store the float32 matrices of a model's linear layers column by column; their values and shapes stay the same.
 
-    With 48 to 160 rows, as replies are written in, products are 1.1 to 1.4 times as fast (docs/benchmarks.md). What is tied, such as
-    an unembedding, is read by rows elsewhere, and stays.
+    With 48 to 160 rows, as in writing replies, products are 1.1 to 1.4 times as fast (docs/benchmarks.md). Tied matrices, such as an
+    unembedding, are read by rows elsewhere and stay as they are.
     """
     held = Counter(id(parameter) for part in module.modules() for parameter in part.parameters(recurse=False))
     for part in module.modules():

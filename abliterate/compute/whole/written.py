@@ -1,4 +1,4 @@
-"""What writers put into the residual stream, token by token, with a score's gradients: what losing a direction of it would do."""
+"""What writers add to the residual stream, token by token, with a score's gradients, to estimate what removing a direction would do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Tokens = Float[Tensor, "token d_model"]
 
 @dataclass
 class _Heard:
-    """What was written at a place in one pass, and the gradient there."""
+    """What was written at a hook point in one pass, and the gradient there."""
 
     place: HookPoint
     wrote: Tensor
@@ -32,28 +32,28 @@ class _Heard:
 class Written:
     """What writers of some blocks wrote in every forward pass since ``forget``.
 
-    Where norms stand between a writer and the stream, what it wrote is multiplied by their ``gamma``, and the gradient divided by it: a
-    direction of the stream that is removed as ``model.removal`` does it then meets both as it meets those of other writers.
+    If norms are between a writer and the stream, what it wrote is multiplied by their ``gamma`` and the gradient divided by it: removing
+    a direction as ``model.removal`` does then applies to both as it does for writers without norms.
     """
 
     def __init__(self) -> None:
         self._heard: dict[int, list[_Heard]] = {}
 
     def hear(self, layer: int, place: HookPoint, wrote: Tensor) -> None:
-        """Keep what was written at a place, and its gradient once there is one."""
+        """Record what was written at a hook point, and its gradient once there is one."""
         if wrote.requires_grad:
-            heard = _Heard(place, wrote.detach().clone())  # some blocks add to it where it lies
+            heard = _Heard(place, wrote.detach().clone())  # some blocks add to it in place
             wrote.register_hook(heard.take)  # type: ignore[no-untyped-call]
             self._heard.setdefault(layer, []).append(heard)
 
     def forget(self) -> None:
-        """Let go of the graphs."""
+        """Drop all records and their graphs."""
         self._heard.clear()
 
     def of(self, layer: int) -> Iterator[tuple[Tokens, Tokens]]:
-        """What each writer of the block wrote at each token, and the score's gradient there, once gradients were taken."""
+        """What each writer of the block wrote at each token, and the score's gradient there; call it after gradients were taken."""
         for heard in self._heard.get(layer, []):
-            if heard.gradient is None:  # as of a prefix's last block, of which only keys and values are used
+            if heard.gradient is None:  # as in a prefix's last block, where only keys and values are used
                 continue
             y, gradient = heard.wrote.flatten(0, -2).float(), heard.gradient.flatten(0, -2).float()
             if heard.place.gamma is not None:
@@ -64,7 +64,7 @@ class Written:
 
 @contextmanager
 def written(model: InMemory, layers: Sequence[int]) -> Iterator[Written]:
-    """The writers of some blocks are listened to; gradients flow from what enters the first of the blocks."""
+    """Record the writers of some blocks; gradients flow from the input of the first of these blocks."""
     found = Written()
 
     def begin(module: Any, args: Any, kwargs: Any) -> Any:
@@ -79,7 +79,7 @@ def written(model: InMemory, layers: Sequence[int]) -> Iterator[Written]:
 
 
 def _hearing(found: Written, layer: int, place: HookPoint) -> tuple[Callable[..., None], bool]:
-    """The hook that hears what is written at a place, and whether it stands before the module."""
+    """The hook that records what is written at a hook point, and whether it runs before the module."""
     if place.gamma is None:
         return lambda module, args, output: found.hear(layer, place, left_by(output)), False
     return lambda module, args: found.hear(layer, place, args[0]), True

@@ -1,1 +1,1 @@
-"""Estimators of a refusal direction: pure functions of tensors, one a file, and the table of them."""
+"""Estimators of a refusal direction: pure functions of tensors, one per file, and their table."""

@@ -1,4 +1,4 @@
-"""Covariances of few vectors in many dimensions, in the span of the vectors."""
+"""Covariance of few vectors in many dimensions, computed in the span of the vectors."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_FLAT = 1e-10  # of the largest eigenvalue: below it there is no variance
+_FLAT = 1e-10  # relative to the largest eigenvalue; smaller eigenvalues count as zero
 
 
 @dataclass(frozen=True)
 class Covariance:
-    """Variances along orthonormal ``axes``, shrunk; ``rest`` is the variance in every direction across them."""
+    """Shrunk variances along orthonormal ``axes``; ``rest`` is the variance in every direction orthogonal to them."""
 
     axes: Float[Tensor, "axis d_model"]
     variances: Float[Tensor, " axis"]
     rest: float
 
     def power(self, exponent: float, vector: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
-        """The covariance to the power of ``exponent`` times a vector; across the axes nothing where there is no variance."""
+        """The covariance to the power ``exponent``, times a vector. If ``rest`` is zero, the part orthogonal to the axes is dropped."""
         inside = self.axes @ vector
         across = vector - inside @ self.axes
         scaled: Tensor = (self.variances**exponent * inside) @ self.axes
@@ -28,9 +28,9 @@ class Covariance:
 
 
 def shrunk_covariance(centred: Float[Tensor, "prompt d_model"]) -> Covariance:
-    """The covariance of vectors whose mean is zero, shrunk towards a multiple of the identity (Ledoit and Wolf 2004).
+    """The covariance of vectors with mean zero, shrunk towards a multiple of the identity (Ledoit and Wolf 2004).
 
-    Exact at a cost of min(prompt, d_model)³. Takes and gives float64.
+    Exact, at a cost of min(prompt, d_model)³. Takes and returns float64.
     """
     number, width = centred.shape
     axes, variances = _principal(centred)
@@ -43,7 +43,7 @@ def shrunk_covariance(centred: Float[Tensor, "prompt d_model"]) -> Covariance:
 
 
 def _principal(centred: Float[Tensor, "prompt d_model"]) -> tuple[Float[Tensor, "axis d_model"], Float[Tensor, " axis"]]:
-    """Orthonormal axes on which the vectors vary, and their variances; of the smaller of the two products of the matrix."""
+    """Orthonormal axes along which the vectors vary, and the variances, from whichever is smaller of X Xᵀ and Xᵀ X."""
     number, width = centred.shape
     if number < width:
         values, vectors = torch.linalg.eigh(centred @ centred.T)

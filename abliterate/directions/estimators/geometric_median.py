@@ -1,4 +1,4 @@
-"""The geometric median: a centre that a few far-off prompts can't move."""
+"""The geometric median: a centre that a few outlying prompts can't move far."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-TOLERANCE = 1e-7  # of the vectors' spread: steps below it are the end
+TOLERANCE = 1e-7  # stop when a step is shorter than this, relative to the spread of the vectors
 STEPS = 1000
 
 
 def geometric_median(vectors: Float[Tensor, "prompt *place d_model"]) -> Float[Tensor, "*place d_model"]:
-    """The point whose summed distance to the vectors is smallest, place by place, in float64.
+    """The point with the smallest summed distance to the vectors, computed at each place in float64.
 
-    Weiszfeld's iteration as Vardi and Zhang (2000, PNAS 97:1423) mend it for points that coincide with the estimate.
+    Weiszfeld's iteration with the correction of Vardi and Zhang (2000, PNAS 97:1423) for points that coincide with the estimate.
     """
     places = vectors.flatten(1, -2)
     found = torch.stack([_median(places[:, place].double()) for place in range(places.shape[1])])
@@ -21,8 +21,8 @@ def geometric_median(vectors: Float[Tensor, "prompt *place d_model"]) -> Float[T
 
 
 def _median(points: Float[Tensor, "point d_model"]) -> Float[Tensor, " d_model"]:
-    """Iterates on the weights with which the points make up the estimate: distances come from their Gram matrix, so a step costs
-    point² whatever the width."""
+    """Iterate on weights: the estimate is a weighted sum of the points. Distances come from the Gram matrix, so a step costs point²
+    regardless of d_model."""
     centre = points.mean(0)
     spread = points - centre
     gram = spread @ spread.T
@@ -40,7 +40,7 @@ def _median(points: Float[Tensor, "point d_model"]) -> Float[Tensor, " d_model"]
 
 
 def _step(gram: Float[Tensor, "point point"], weights: Float[Tensor, " point"], near: float) -> Float[Tensor, " point"]:
-    """The weights of the next estimate; points nearer than ``near`` to the present one are at it."""
+    """The weights of the next estimate. Points closer than ``near`` to the current estimate count as coinciding with it."""
     along = gram @ weights
     distances = (gram.diagonal() - 2 * along + weights @ along).clamp_min(0).sqrt()
     apart = distances > near

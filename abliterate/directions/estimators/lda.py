@@ -10,10 +10,10 @@ from abliterate.directions.estimators.covariance import shrunk_covariance
 
 
 def lda(target: Float[Tensor, "target d_model"], baseline: Float[Tensor, "baseline d_model"]) -> Float[Tensor, " d_model"]:
-    """S⁻¹(mean(target) - mean(baseline)), S the covariance within the sets, shrunk as Ledoit and Wolf (2004) do.
+    """S⁻¹(mean(target) - mean(baseline)), where S is the within-set covariance, shrunk as in Ledoit and Wolf (2004).
 
-    The direction along which the two sets lie farthest apart for their spread. Its length means nothing; it is solved for in the span
-    of the vectors, so it costs min(prompt, d_model)³.
+    The direction along which the two sets are farthest apart relative to their spread. Its length has no meaning. It is solved in the span
+    of the vectors, so the cost is min(prompt, d_model)³.
     """
     wide, other = target.double(), baseline.double()
     within = torch.cat([wide - wide.mean(0), other - other.mean(0)])

@@ -12,11 +12,11 @@ from abliterate.directions.estimators.covariance import shrunk_covariance
 def leace(target: Float[Tensor, "target d_model"], baseline: Float[Tensor, "baseline d_model"]) -> Float[Tensor, " d_model"]:
     """Σ^(-1/2) Δ: the cross-covariance of the vectors with the two sets, whitened (Belrose et al. 2023, arXiv 2306.03819, theorem 4.2).
 
-    LEACE erases a binary concept by x - Δ (Δᵀ Σ⁻¹ Δ)⁻¹ Δᵀ Σ⁻¹ (x - E x), Δ the difference of means and Σ the covariance of all vectors:
-    an oblique projection, which weights can't hold, since it reads along Σ⁻¹Δ and writes along Δ. In whitened coordinates
-    Σ^(-1/2) x it is the orthogonal projection along Σ^(-1/2) Δ. That direction is taken here as it is and removed orthogonally from the
-    vectors themselves: half-way from the difference of means (the part that is written) to LDA's direction (the part that is read).
-    It does not erase what LEACE erases: a linear probe may still tell the sets apart. Σ is shrunk as Ledoit and Wolf (2004) do.
+    LEACE erases a binary concept by x - Δ (Δᵀ Σ⁻¹ Δ)⁻¹ Δᵀ Σ⁻¹ (x - E x), where Δ is the difference of means and Σ the covariance of all
+    vectors. This is an oblique projection: it reads along Σ⁻¹Δ and writes along Δ, so an edit of the weights can't apply it. In whitened
+    coordinates Σ^(-1/2) x it is the orthogonal projection along Σ^(-1/2) Δ. Here that direction is removed orthogonally from the unwhitened
+    vectors. It lies half-way between the difference of means (the written part) and LDA's direction (the read part). It does not erase what
+    LEACE erases: a linear probe may still separate the sets. Σ is shrunk as in Ledoit and Wolf (2004).
     """
     both = torch.cat([target, baseline]).double()
     difference = target.double().mean(0) - baseline.double().mean(0)

@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-PENALTY = 1e-3  # on |w|², for vectors whose mean square length is one
+PENALTY = 1e-3  # on |w|², for vectors with mean squared length one
 STEPS, TOLERANCE = 100, 1e-10
 
 
 def probe(
     target: Float[Tensor, "target d_model"], baseline: Float[Tensor, "baseline d_model"], penalty: float = PENALTY
 ) -> Float[Tensor, " d_model"]:
-    """The weights w that minimise mean log(1 + exp(-y (w·x + b))) + penalty / 2 · s² |w|², s² the vectors' mean square length about their
-    mean; Newton's method in float64, in the span of the vectors (w is a sum of them), so that it costs min(prompt, d_model)³."""
+    """The weights w that minimise mean log(1 + exp(-y (w·x + b))) + penalty / 2 · s² |w|², where s² is the mean squared distance of the
+    vectors from their mean. Newton's method in float64, in the span of the vectors (w lies in it), so the cost is min(prompt, d_model)³."""
     both = torch.cat([target, baseline]).double()
     centred = both - both.mean(0)
     u, s, vt = torch.linalg.svd(centred, full_matrices=False)
@@ -30,7 +30,7 @@ def probe(
 
 
 def _fitted(features: Float[Tensor, "prompt feature"], sides: Float[Tensor, " prompt"], penalty: float) -> Float[Tensor, " feature"]:
-    """The minimum, by Newton steps that are halved until the loss falls; the last feature (the intercept) is not penalised."""
+    """Minimise the loss by Newton steps, each halved until the loss falls. The last feature (the intercept) is not penalised."""
     number, width = features.shape
     cost = torch.full((width,), penalty, dtype=torch.float64)
     cost[-1] = 0

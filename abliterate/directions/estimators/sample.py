@@ -1,4 +1,4 @@
-"""What an estimator is given."""
+"""The input of an estimator."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sample:
-    """Train statistics: means at every position (last token first), every prompt's vectors at the last position.
+    """Train statistics: means at every position (last token first), and each prompt's vectors at the last position.
 
-    ``categories`` are those of the target's prompts, in their order. What is harmless is None where it was not collected.
+    ``categories``: one per target prompt, in the same order. ``harmless`` and ``harmless_mean`` are None if they were not collected.
     """
 
     target_mean: Float[Tensor, "position layer_plus_1 d_model"]
@@ -27,12 +27,12 @@ class Sample:
 
     @property
     def difference(self) -> Float[Tensor, "position layer_plus_1 d_model"]:
-        """Of the means."""
+        """The difference of means."""
         return self.target_mean - self.baseline_mean
 
     def by_layer(self, function: Callable[[Tensor, Tensor], Tensor]) -> Float[Tensor, "1 layer_plus_1 d_model"]:
-        """A direction out of the target's and the baseline's vectors, activation index by activation index, at the length of the
-        difference of means along it: added to a baseline prompt, it takes it to where the target prompts are."""
+        """Apply ``function`` to the target's and the baseline's vectors at each activation index. Each direction gets the length of the
+        difference of means along it, so that adding it moves a baseline prompt to where the target prompts are."""
         found = torch.stack([function(self.target[:, index], self.baseline[:, index]) for index in range(self.target.shape[1])])
         wide, difference = found.double(), self.difference[0].double()
         along = (wide * difference).sum(-1, keepdim=True) / wide.square().sum(-1, keepdim=True).clamp_min(1e-300)

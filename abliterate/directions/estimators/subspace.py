@@ -1,4 +1,4 @@
-"""The subspace in which the categories of the target differ from the baseline."""
+"""The subspace in which the target's categories differ from the baseline."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ RANK = 3
 def category_differences(
     target: Float[Tensor, "prompt *place d_model"], categories: Sequence[str], baseline: Float[Tensor, "*place d_model"]
 ) -> Float[Tensor, "*place category d_model"]:
-    """Mean of each category's prompts less the baseline's mean, in the order of the categories' names.
+    """The mean of each category's prompts minus the baseline mean, in the order of the category names.
 
-    Each is scaled by the root of its share of the prompts, so that a category of few prompts, whose mean is mostly noise, weighs little.
+    Each is scaled by the root of its share of the prompts, because the mean of a category with few prompts is mostly noise.
     """
     names = sorted(set(categories))
     rows = []
@@ -27,9 +27,9 @@ def category_differences(
 
 
 def leading_rows(rows: Float[Tensor, "*place row d_model"], rank: int = RANK) -> Float[Tensor, "*place k d_model"]:
-    """At most ``rank`` orthogonal rows that span most of what the rows span: right singular vectors, each as long as its singular value.
+    """At most ``rank`` orthogonal rows that span most of what the rows span: right singular vectors times their singular values.
 
-    Each points the way that the rows' sum does.
+    The sign of each row agrees with the sum of the input rows.
     """
     wide = rows.double()
     _, lengths, axes = torch.linalg.svd(wide, full_matrices=False)
@@ -39,7 +39,7 @@ def leading_rows(rows: Float[Tensor, "*place row d_model"], rank: int = RANK) ->
 
 
 def within(vector: Float[Tensor, "*place d_model"], rows: Float[Tensor, "*place k d_model"]) -> Float[Tensor, "*place d_model"]:
-    """The part of a vector that lies in the span of orthogonal rows; rows of length zero span nothing."""
+    """The part of a vector that lies in the span of orthogonal rows. Rows of length zero are ignored."""
     wide, other = rows.double(), vector.double()
     weights = (wide @ other[..., None]).squeeze(-1) / wide.square().sum(-1).clamp_min(1e-30)
     return (weights[..., None] * wide).sum(-2).to(vector.dtype)

@@ -1,4 +1,4 @@
-"""The table of the estimators: what each computes, and what it needs."""
+"""The table of estimators: what each computes, and which input it needs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Rows = Float[Tensor, "position layer_plus_1 d_model"] | Float[Tensor, "position 
 
 @dataclass(frozen=True)
 class Estimator:
-    """``function`` gives directions, last token first; with a ``rank`` above one that many orthogonal rows a place, or fewer.
+    """``function`` returns directions, last token first. If ``rank`` is above one, it returns at most that many orthogonal rows per place.
 
-    ``per_prompt``: it needs every prompt's own vectors, which are kept at the last position, so it gives that position alone; else it
-    needs means alone and gives every position. ``harmless``: it needs the harmless prompts too.
+    ``per_prompt``: needs the vectors of each prompt, which exist only at the last position, so it returns that position only. Otherwise it
+    needs only means and returns every position. ``harmless``: needs the harmless prompts too.
     """
 
     function: Callable[[Sample], Rows]
@@ -41,7 +41,7 @@ def _projected(sample: Sample) -> Tensor:
 
 
 def _centred(sample: Sample, centre: Callable[[Tensor], Tensor]) -> Tensor:
-    """The projected estimate with another centre than the mean, at the last position."""
+    """The projected estimate with ``centre`` in place of the mean, at the last position."""
     assert sample.harmless is not None
     return projected(difference_of_means(centre(sample.target), centre(sample.baseline)), centre(sample.harmless))[None]
 

@@ -1,4 +1,4 @@
-"""Winsorised vectors: a few coordinates of enormous size ("massive activations") are cut back to the size of the next ones."""
+"""Winsorised vectors: clamp a few huge coordinates ("massive activations") to the size of the next largest."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ QUANTILE = 0.995
 
 
 def winsorised(vectors: Float[Tensor, "*n d_model"], quantile: float = QUANTILE) -> Float[Tensor, "*n d_model"]:
-    """Each vector with its coordinates clamped to plus or minus the ``quantile`` of its own coordinates' sizes (linear interpolation).
+    """Clamp each vector's coordinates to plus or minus the ``quantile`` of their absolute values (linear interpolation).
 
-    Massive activations (Sun et al. 2024, arXiv 2402.17762) are a handful of coordinates thousands of times larger than the others;
-    a mean over few prompts is then mostly theirs. Heretic clamps in the same way, prompt by prompt and layer by layer.
+    Massive activations (Sun et al. 2024, arXiv 2402.17762) are a handful of coordinates thousands of times larger than the others, which
+    dominate a mean over few prompts. Heretic clamps in the same way, for each prompt and layer.
     """
     width = vectors.shape[-1]
     at = quantile * (width - 1)

@@ -1,1 +1,1 @@
-"""How a model is spoken to: its chat template, its thoughts, and what ends a reply."""
+"""Prompts and replies as a model writes them: its chat template, the marks of its thoughts, and the tokens that end a reply."""

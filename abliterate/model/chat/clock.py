@@ -1,7 +1,7 @@
-"""The clock that a chat template reads (``strftime_now``, a function that transformers gives it), made to stand still.
+"""Stop the clock that a chat template reads (``strftime_now``, a function that transformers provides).
 
-A template that shows the time would give each prompt other tokens at each asking, and the edited model other prompts than the base.
-transformers takes no other clock from a caller (what isn't plain data is replaced), so the time is written into the template itself.
+A template that shows the time would turn the same prompt into different tokens each time, and give the edited model other prompts than
+the base. transformers accepts no other clock from a caller (it replaces what isn't plain data), so the time is written into the template.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from datetime import datetime
 from abliterate.errors import InputError
 
 _READS = "strftime_now"
-_CODE = re.compile(r"%[-_0^#+]*\d*[EO]?[A-Za-z%]")  # of strftime, with the flags and widths of C libraries
+_CODE = re.compile(r"%[-_0^#+]*\d*[EO]?[A-Za-z%]")  # strftime codes, with the flags and widths of C libraries
 _COMMON = [f"%{flag}{letter}" for flag in ("", "-") for letter in (*string.ascii_letters, "%") if letter not in "EO"]
-# Jinja, all in one line that ends in a block: transformers drops the line break behind it, so it adds nothing to the text.
+# Jinja on one line that ends with a block: transformers drops the line break after it, so it adds nothing to the text.
 _STANDING = (
     "{% macro strftime_now(format) %}{% set table = TABLE %}{% set at = namespace(code='') %}{% for c in format %}"
     "{% if not at.code and c != '%' %}{{ c }}{% else %}{% set at.code = at.code ~ c %}"
@@ -32,12 +32,12 @@ def now() -> datetime:
 
 
 def reads_clock(template: str) -> bool:
-    """Whether a chat template asks for the time."""
+    """Whether a chat template reads the clock."""
     return _READS in template
 
 
 def stopped(template: str, at: datetime) -> str:
-    """A chat template in which it is always that time, formatted as ``datetime.strftime`` does; one without a clock as it is."""
+    """A chat template in which the time is always ``at``, formatted as by ``datetime.strftime``; unchanged if it reads no clock."""
     if not reads_clock(template):
         return template
     codes = [*_COMMON, *_CODE.findall(template)]
@@ -45,8 +45,8 @@ def stopped(template: str, at: datetime) -> str:
 
 
 def parsed(text: object, where: str) -> datetime:
-    """The local time that a record says. Raises InputError, naming the record, where it is no time."""
+    """The local time in a record. Raises InputError that names the record if it is not a time."""
     try:
         return datetime.fromisoformat(str(text)).replace(tzinfo=None)
     except ValueError:
-        raise InputError(f"{where}: its clock ({str(text)[:40]!r}) is not a time as in 2026-01-31T12:00:00") from None
+        raise InputError(f"{where}: its clock ({str(text)[:40]!r}) is not a time such as 2026-01-31T12:00:00") from None

@@ -1,4 +1,4 @@
-"""A conversation as the text that a chat template makes of it: the one place where a template's own code runs."""
+"""Render a conversation with a chat template; this is the only place where a template's own code runs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from abliterate.errors import InputError, first_line
 
 
 class Message(TypedDict):
-    """A turn: ``role`` is system, user or assistant."""
+    """One turn; ``role`` is system, user or assistant."""
 
     role: str
     content: str
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], asks: bool = True) -> str:
-    """The text up to and including the generation prompt, or unless it ``asks`` for a reply up to the last turn's end.
+    """The text up to and including the generation prompt; unless it ``asks`` for a reply, up to the end of the last turn.
 
-    Raises InputError where the template fails, in whatever way.
+    Raises InputError if the template fails in any way.
     """
     try:
         turns = [{"role": m["role"], "content": m["content"]} for m in messages]
@@ -32,5 +32,5 @@ def rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], as
 
 
 def encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of rendered texts. The template writes the special tokens itself, so the tokenizer must add none: no second BOS."""
+    """Token ids of rendered texts. The template writes the special tokens itself, so the tokenizer adds none (no second BOS)."""
     return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]

@@ -1,4 +1,4 @@
-"""The tokens that end a reply: by a model's own advice on generation, its tokenizer, and the turns that its chat template writes."""
+"""The tokens that end a reply: from a model's generation config, its tokenizer, and the turns that its chat template writes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from abliterate.model.folder import ModelFolder
 from abliterate.terminal.progress import say_once
 
 Advice = int | Sequence[int] | None
-_SAID = "Zanzibar"  # an assistant's whole turn, which no template has in it
+_SAID = "Zanzibar"  # used as an assistant's whole turn; no template contains it
 
 
 def end_ids(advised: Advice, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end a reply; none where nothing says of any, and then a reply ends where it may have no more tokens.
+    """The tokens that end a reply; empty if nothing defines one, so that a reply ends only at its token limit.
 
-    A template that ends an assistant's turn with another special token than those that are ``advised`` is believed, and that is said
-    once: such a model never says its end token, and would go on with the user's next turn.
+    If the template ends an assistant's turn with a special token that is neither ``advised`` nor the tokenizer's, it is added, and a
+    message says so once: such a model never writes its end token, and would go on with the user's next turn.
     """
     known = {advised} if isinstance(advised, int) else set(advised or ())
     known |= {tokenizer.eos_token_id}
@@ -29,12 +29,12 @@ def end_ids(advised: Advice, tokenizer: PreTrainedTokenizerBase) -> frozenset[in
     if turn is None or turn in known:
         return frozenset(known)
     name, token = str(tokenizer.name_or_path).rpartition("/")[2], tokenizer.convert_ids_to_tokens(turn)
-    say_once(f"{name}: a reply also ends at {token}, with which the chat template ends an assistant's turn")
+    say_once(f"{name}: a reply also ends at {token}, because the chat template ends an assistant's turn with it")
     return frozenset(known | {turn})
 
 
 def advice_of(folder: ModelFolder) -> Advice:
-    """What a folder advises on the end of generation, else its config. Raises InputError where the advice can't be read."""
+    """The end tokens in a folder's generation config, else in its config. Raises InputError if the generation config can't be read."""
     if (folder.path / "generation_config.json").is_file():
         with refused(f"{folder.path}: its generation_config.json can't be used"):
             found: Advice = GenerationConfig.from_pretrained(folder.path, local_files_only=True).eos_token_id
@@ -43,9 +43,9 @@ def advice_of(folder: ModelFolder) -> Advice:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that the chat template puts right behind an assistant's last words; None where it puts another one, or none.
+    """The special token that the chat template puts right after an assistant's last words; None if it puts another token or none.
 
-    A token that also marks thoughts is not meant: gpt-oss's ``<|end|>`` closes a channel, and the answer comes behind it.
+    Tokens that also mark thoughts don't count: gpt-oss's ``<|end|>`` closes a channel, and the answer follows it.
     """
     written = written_turn(tokenizer, _SAID)
     if written is None or _SAID not in written:
@@ -58,5 +58,5 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def said_nothing(ends: Collection[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The reply that says nothing, as token ids: its end token."""
+    """The empty reply as token ids: its end token alone."""
     return [tokenizer.eos_token_id] if tokenizer.eos_token_id in ends else sorted(ends)[:1]

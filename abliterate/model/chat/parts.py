@@ -1,8 +1,8 @@
-"""A reply in its two parts, thought and answer, by the marks around its thoughts.
+"""Split a reply into thought and answer by the marks around its thoughts.
 
-As the reasoning parsers of vLLM, SGLang and llama.cpp have it, the first closing mark ends a thought; but one that the thought only
-quotes, in quotes, backticks or a block of code, does not. A thought begins where the reply does, on a line of its own, behind the end of a
-sentence or right behind another thought: marks that a sentence speaks of are words like others.
+As in the reasoning parsers of vLLM, SGLang and llama.cpp, the first closing mark ends a thought, unless the thought only quotes it (in
+quotes, backticks or a code block). A thought begins at the start of the reply, on a new line, after the end of a sentence, or right after
+another thought; marks within a sentence are ordinary words.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _BEGINS = re.compile(r"(?:\A|\n|[.!?。！？…][\"'”’)\]]*)\s*\Z")
 
 @dataclass(frozen=True)
 class Parts:
-    """``thought`` is None where there was no thinking block; ``closed`` says whether it ended, or an answer is there all the same.
-    ``start``: the character at which the answer begins, right behind the closing mark; the whole length where it doesn't."""
+    """``thought`` is None if there was no thinking block. ``closed``: whether the block ended, or an answer is there all the same.
+    ``start``: the character at which the answer begins, right after the closing mark; the length of the reply if no answer begins."""
 
     thought: str | None
     answer: str
@@ -33,7 +33,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class _Span:
-    """A stretch of a reply, its marks left out; ``end`` is behind the mark that ends it."""
+    """A stretch of a reply without its marks; ``end`` is the position after the mark that ends it."""
 
     is_thought: bool
     text: str
@@ -41,9 +41,9 @@ class _Span:
 
 
 def split_thought(response: str, begins_in_thought: bool = False) -> Parts:
-    """Separate the thinking block from the answer; a response may begin inside the block (the template opened it).
+    """Separate the thinking block from the answer; a reply may begin inside the block (the template opened it).
 
-    Several thoughts are one, with an empty line between; so are the stretches of an answer that a thought stands between.
+    Several thoughts are joined with an empty line between them, and so are the stretches of an answer that thoughts separate.
     """
     text = response.lstrip()
     marks = _marks_of(text, begins_in_thought)
@@ -60,14 +60,14 @@ def split_thought(response: str, begins_in_thought: bool = False) -> Parts:
 
 
 def joined(thought: str, answer: str | None) -> str:
-    """One text of a thought and its answer, which somebody else told apart; no ``answer``: the thought was cut."""
+    """One text from a thought and its answer, given separately; ``answer`` None: the thought was cut short."""
     marks = table()[0]
     inside = thought.replace(marks.close, f"`{marks.close}`") if _closing(thought, 0, marks) else thought
     return f"{marks.open}\n{inside}" + ("" if answer is None else f"\n{marks.close}\n\n{answer}")
 
 
 def _marks_of(text: str, begins_in_thought: bool) -> Marks | None:
-    """The family that a reply's own marks are of: that which opens it, else which first closes or opens a thought in it."""
+    """The family of a reply's marks: the one that opens the reply, else the one that first closes or opens a thought in it."""
     if marks := next((marks for marks in table() if marks.opens.match(text) or marks.begins.match(text)), None):
         return marks
     there = that_may_be_in(text)
@@ -82,12 +82,12 @@ def _marks_of(text: str, begins_in_thought: bool) -> Marks | None:
 
 
 def _may_close(text: str, end: re.Match[str], marks: Marks, begins_in_thought: bool) -> bool:
-    """Whether what stands before a closing mark is a thought: the template opened it, and what was stored may not say so."""
+    """Whether the text before a closing mark is a thought: the template may have opened it without a record of that."""
     return begins_in_thought or (marks.stray and not marks.opens.search(text, 0, end.start()))
 
 
 def _spans(text: str, marks: Marks, begins_in_thought: bool) -> Iterator[_Span]:
-    """Thoughts and stretches of the answer, in their order."""
+    """Thoughts and stretches of the answer, in order."""
     place = 0
     if begin := marks.opens.match(text):
         place, inside = begin.end(), True
@@ -101,13 +101,13 @@ def _spans(text: str, marks: Marks, begins_in_thought: bool) -> Iterator[_Span]:
 
 
 def _closing(text: str, place: int, marks: Marks) -> re.Match[str] | None:
-    """The first closing mark that isn't quoted; where all stand in blocks of code, the first of these."""
+    """The first closing mark that isn't quoted, preferably outside code blocks."""
     found = [end for end in marks.closes.finditer(text, place) if not _within(_QUOTED, text, place, end)]
     return next((end for end in found if not _within(_FENCED, text, place, end)), found[0] if found else None)
 
 
 def _opening(text: str, place: int, marks: Marks) -> re.Match[str] | None:
-    """The first opening mark where a thought may begin."""
+    """The first opening mark at a place where a thought may begin."""
     for begin in marks.opens.finditer(text, place):
         quoted = any(_within(kind, text, place, begin) for kind in (_QUOTED, _FENCED))
         if not quoted and _BEGINS.search(text[place : begin.start()]):
@@ -116,18 +116,18 @@ def _opening(text: str, place: int, marks: Marks) -> re.Match[str] | None:
 
 
 def _may_begin(behind: str, marks: Marks) -> bool:
-    """Whether an answer follows a thought; it may be empty. Where channels name theirs, there is none before its name."""
+    """Whether an answer, possibly empty, follows a thought; with named channels, only if the answer's channel is named."""
     return marks.without is None or marks.begins.match(behind.lstrip()) is not None
 
 
 def _within(kind: re.Pattern[str], text: str, place: int, mark: re.Match[str]) -> bool:
-    """Whether a mark stands in a span of this kind, behind ``place``: what a thought quotes is no end of it."""
+    """Whether a mark is inside a span of this kind after ``place``; a mark that a thought quotes doesn't end it."""
     spans = kind.finditer(text[place:])
     return any(place + span.start() < mark.start() and mark.end() < place + span.end() for span in spans)
 
 
 def _start(spans: Sequence[_Span], marks: Marks) -> int:
-    """Where the answer begins: behind the thoughts that come before it, and behind the mark of its own."""
+    """Where the answer begins: after the thoughts before it, and after its own opening mark."""
     place = 0
     for span in spans:
         if not span.is_thought and _bare(span.text, marks):
@@ -139,10 +139,10 @@ def _start(spans: Sequence[_Span], marks: Marks) -> int:
 
 
 def _bare(answer: str, marks: Marks) -> str:
-    """A stretch of an answer without the marks of its own, and without closing marks that are said once more before it."""
+    """A stretch of an answer without its own marks, and without closing marks repeated before it."""
     text = rest = answer.strip()
     while (again := marks.closes.match(rest)) and again.end():
         rest = rest[again.end() :].lstrip()
-    text = rest or text  # nothing but closing marks is a loop of them
+    text = rest or text  # a text of closing marks alone is a loop, and is kept
     begins = marks.begins.match(text)
     return marks.ends.sub("", text[begins.end() if begins else 0 :]).strip()

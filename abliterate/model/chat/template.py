@@ -1,4 +1,4 @@
-"""From a prompt to token ids by the model's own chat template, exactly once."""
+"""Turn a prompt into token ids with the model's own chat template, applied exactly once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from abliterate.model.chat.conversation import Message, encoded, rendered
 from abliterate.model.chat.template_choice import chosen
 from abliterate.model.chat.thought_marks import without_thought
 
-# Two instructions with nothing in common: what their encodings share at the end is the template's own.
+# Two instructions with nothing in common: what their encodings share at the end comes from the template.
 _PROBES = ("Sing", "What is 2 + 3?")
 MAX_POSITIONS = 8
 
@@ -24,15 +24,14 @@ MAX_POSITIONS = 8
 def load_tokenizer(
     path: Path, trust_remote_code: bool = False, thinks: bool = True, clock: datetime | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder; unless it ``thinks``, its chat template leads behind an empty thought, to where the answer begins.
+    """The tokenizer of a model folder; unless it ``thinks``, its prompts end after an empty thought, where the answer begins.
 
-    Its template, in memory, is one text that takes texts and in which it is always the time of ``clock`` (None: now). Raises InputError
-    where it has none, or no chat template, or one that fails, that a user's words don't get through, or that knows of no thoughts to
-    leave out.
+    In memory, its template is one text that takes content as text, and the time in it is always ``clock`` (None: now). Raises InputError
+    if there is no tokenizer or no chat template, or if the template fails, loses the user's words, or has no thought to skip.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
-    except Exception as error:  # transformers raises many kinds for a missing or broken tokenizer
+    except Exception as error:  # transformers raises many kinds of exception for a missing or broken tokenizer
         raise InputError(f"{path}: the tokenizer can't be loaded ({first_line(error)})") from None
     template = chosen(tokenizer.chat_template, path)
     if not template:
@@ -41,7 +40,7 @@ def load_tokenizer(
             "use the instruction-tuned model, or put its chat_template.jinja into the folder"
         )
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)  # masked wherever it stands
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)  # always masked
     tokenizer.chat_template = stopped(template, clock or now())
     tokenizer.chat_template = reaching(tokenizer)
     if not thinks:
@@ -50,7 +49,7 @@ def load_tokenizer(
 
 
 def _without_thought(tokenizer: PreTrainedTokenizerBase, path: Path) -> str:
-    """The chat template that leads to where an answer without a thought begins. Raises InputError where it knows none to leave out."""
+    """The chat template whose prompts end where an answer without a thought begins. Raises InputError if it has no thought to skip."""
     template = tokenizer.chat_template
 
     def rendered(written: str) -> str:
@@ -59,14 +58,14 @@ def _without_thought(tokenizer: PreTrainedTokenizerBase, path: Path) -> str:
 
     found = without_thought(template, rendered) if isinstance(template, str) else None
     if found is None:
-        raise InputError(f"{path}: its chat template knows no thinking block that could be left out; leave --thinking off out")
+        raise InputError(f"{path}: its chat template has no thinking block to skip; leave out --thinking off")
     return found
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text as a user's message, up to and including the generation prompt.
 
-    Raises InputError where the template fails, or a text is lost on the tokenizer.
+    Raises InputError if the template fails, or if the tokenizer doesn't know most of a text.
     """
     return encode_conversations(tokenizer, [_asking(text) for text in texts])
 
@@ -88,7 +87,7 @@ def _asking(text: str) -> list[Message]:
 
 
 def _check_known(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    """Raises InputError where the tokenizer knows less than half of a text."""
+    """Raise InputError if the tokenizer knows less than half of a text."""
     ids = encoded(tokenizer, [text])[0]
     lost = ids.count(int(tokenizer.unk_token_id))
     if 2 * lost > len(ids):
@@ -100,7 +99,7 @@ def _check_known(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
 
 
 def written_turn(tokenizer: PreTrainedTokenizerBase, said: str) -> str | None:
-    """A conversation that ends with ``said`` as the assistant's turn, as the chat template writes it; None where it refuses such a one."""
+    """A conversation that ends with ``said`` as the assistant's turn, as the chat template writes it; None if it refuses that."""
     try:
         return rendered(tokenizer, [*_asking(_PROBES[0]), Message(role="assistant", content=said)], asks=False)
     except InputError:
@@ -124,7 +123,7 @@ def template_positions(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def last_tokens(tokenizer: PreTrainedTokenizerBase, config: ModelConfig) -> int:
-    """How many last tokens of a prompt are looked at where the settings leave it open: all that the template appends, and with keep sets
-    the instruction's last."""
+    """How many last tokens of a prompt to look at if the settings don't say: all that the template appends and, with keep sets, the
+    instruction's last one."""
     one_more = isinstance(config, CollectConfig) and bool(config.keep)
     return len(template_positions(tokenizer)) + one_more

@@ -1,4 +1,4 @@
-"""Which of the chat templates in a model's folder is used: the tokenizer's own, else its processor's, by name where there are several."""
+"""Choose among the chat templates in a model's folder: the tokenizer's own, else its processor's; by name if there are several."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 from abliterate.errors import InputError
 from abliterate.terminal.progress import say_once
 
-# Where a processor (of a vision-language model) has its template, in the order in which they are looked at.
+# Files in which a processor (of a vision-language model) keeps its template, in the order in which they are tried.
 _PROCESSORS = ("chat_template.json", "processor_config.json")
-# Words in the names of templates that are for something else than conversation, and for conversation; the earlier go first.
+# Words in the names of templates for other uses than conversation, and for conversation; earlier words take precedence.
 _OTHER_USES = ("agent", "citation", "citations", "document", "documents", "function", "functions", "rag", "search", "tool", "tools")
 _CONVERSATION = ("default", "chat", "chatml", "instruct", "conversation", "assistant")
 
 
 def chosen(own: Any, path: Path) -> str | None:
-    """The template to use, None where the folder has none. ``own``: the tokenizer's, one text or several by name.
+    """The template to use; None if the folder has none. ``own``: the tokenizer's, one text or several by name.
 
-    Of several without a ``default`` the choice is said. Raises InputError, with their names, where none can be chosen.
+    If there are several and none is named ``default``, the choice is printed. Raises InputError with their names if none can be chosen.
     """
     found = _by_name(own or _of_a_processor(path))
     if not isinstance(found, Mapping):
@@ -29,16 +29,16 @@ def chosen(own: Any, path: Path) -> str | None:
     name = _named(found)
     if name is None:
         raise InputError(
-            f"{path}: has the chat templates {', '.join(sorted(found))} and no default; put the right one into the folder as "
+            f"{path}: has the chat templates {', '.join(sorted(found))}, and none is named default; put the right one into the folder as "
             "chat_template.jinja"
         )
     if name != "default":
-        say_once(f"{path}: of its chat templates ({', '.join(sorted(found))}) none is called default; {name!r} is used")
+        say_once(f"{path}: none of its chat templates ({', '.join(sorted(found))}) is named default; {name!r} is used")
     return str(found[name])
 
 
 def _named(templates: Mapping[str, str]) -> str | None:
-    """``default``, the only one, the only one that is not for another use, or the first whose name speaks of conversation."""
+    """``default``, the only one, the only one that is not for another use, or the first whose name suggests conversation."""
     if len(templates) == 1 or "default" in templates:
         return "default" if "default" in templates else next(iter(templates))
     words = {name: set(re.split(r"[^a-z]+", name.lower())) for name in templates}
@@ -50,7 +50,7 @@ def _named(templates: Mapping[str, str]) -> str | None:
 
 
 def _of_a_processor(path: Path) -> Any:
-    """What the first processor's file with a template holds."""
+    """The template in the first processor file that has one."""
     for file in (path / name for name in _PROCESSORS):
         if not file.is_file():
             continue
@@ -64,7 +64,7 @@ def _of_a_processor(path: Path) -> Any:
 
 
 def _by_name(found: Any) -> str | dict[str, str] | None:
-    """One template, or several by their names, which files hold as an object or as a list of objects."""
+    """One template, or several by name; files store several as an object or as a list of objects."""
     if isinstance(found, list):
         found = {t["name"]: t["template"] for t in found if isinstance(t, dict) and {"name", "template"} <= t.keys()}
     if isinstance(found, Mapping):

@@ -1,4 +1,4 @@
-"""How one model thinks, by its tokenizer: which marks are its own, whether its template opens a thought, how one is ended."""
+"""How a model marks its thoughts, from its tokenizer: its marks, whether its template opens a thought, and how to end one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerBase
 from abliterate.model.chat.template import encode
 from abliterate.model.chat.thought_marks import Marks, opened_by, table, written_in
 
-_END = 64  # tokens of a prompt that hold its generation prompt, in whatever pieces
+_END = 64  # so many last tokens of a prompt contain its generation prompt
 _kept: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[frozenset[int], frozenset[int]]] = WeakKeyDictionary()
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of one reply without special tokens, but with the marks of thoughts, which are such tokens in many vocabularies."""
+    """The text of one reply without special tokens, except marks of thoughts, which are special tokens in many vocabularies."""
     marks, dropped = _special(tokenizer)
     if marks.isdisjoint(ids):
         return str(tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -23,7 +23,7 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def tokens_before(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], place: int) -> int:
-    """The fewest first tokens of a reply whose text reaches a character of its text."""
+    """How many first tokens of a reply are needed for its text to reach character ``place``."""
     low, high = 0, len(ids)
     while low < high:
         middle = (low + high) // 2
@@ -32,12 +32,12 @@ def tokens_before(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], place:
 
 
 def mark_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids of the special tokens that this model's thoughts are marked with."""
+    """Ids of the special tokens that mark this model's thoughts."""
     return _special(tokenizer)[0]
 
 
 def marks_are_dropped(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether whoever decodes without special tokens loses the marks of this model's thoughts."""
+    """Whether decoding without special tokens loses the marks of this model's thoughts."""
     return bool(mark_ids(tokenizer))
 
 
@@ -47,17 +47,17 @@ def opens_thought(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def closing(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of the end of a thought that is cut short, in the model's own marks."""
+    """Token ids that end a thought that is cut short, in the model's own marks."""
     return list(tokenizer(marks_of(tokenizer).closing, add_special_tokens=False)["input_ids"])
 
 
 def empty_thought(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids with which an opened thinking block is closed at once, as DeepSeek-R1 does where it won't think."""
+    """Token ids that close an opened thinking block at once, as DeepSeek-R1 does when it won't think."""
     return list(tokenizer(marks_of(tokenizer).at_once, add_special_tokens=False)["input_ids"])
 
 
 def marks_of(tokenizer: PreTrainedTokenizerBase) -> Marks:
-    """The model's own marks: those that its template opens a thought with, else those that it or the vocabulary holds; else the usual."""
+    """The model's marks: those that its template opens a thought with, else those in its template or vocabulary, else the usual ones."""
     named = written_in(str(tokenizer.chat_template))
     held = set(tokenizer.get_added_vocab())
     known = next((marks for marks in table() if marks.is_written and held.issuperset(marks.tokens)), None)
@@ -70,7 +70,7 @@ def _opened(tokenizer: PreTrainedTokenizerBase) -> Marks | None:
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> tuple[frozenset[int], frozenset[int]]:
-    """Ids of the special tokens that are marks of thoughts, and of all others."""
+    """Ids of the special tokens that mark thoughts, and of all other special tokens."""
     if tokenizer not in _kept:
         special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))

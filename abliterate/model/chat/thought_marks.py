@@ -1,4 +1,4 @@
-"""The marks that models set around their thoughts: a table (``thought_marks.toml``), read once."""
+"""The marks that models put around their thoughts: a table (``thought_marks.toml``), read once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NOTHING = re.compile(r"(?!)")
 
 @dataclass(frozen=True)
 class Marks:
-    """One family: what is written around a thought, and the patterns by which it is read; see the table for each field."""
+    """One family: what is written around a thought, and the patterns that recognise it; the table explains each field."""
 
     name: str
     open: str
@@ -33,7 +33,7 @@ class Marks:
 
     @property
     def is_written(self) -> bool:
-        """Whether a model may be made to write these marks; of the others only what is left of them is read."""
+        """Whether these marks can be written for a model; the other families are only recognised in text."""
         return bool(self.tokens)
 
 
@@ -46,13 +46,13 @@ def table() -> tuple[Marks, ...]:
 
 @cache
 def _signs() -> tuple[str, ...]:
-    """Words of which every text with marks holds one: quickly looked for, since nearly all texts have none."""
+    """Words of which every text with marks contains at least one; a quick test, since nearly all texts have none."""
     words = {max(re.findall(r"\w+", mark), key=len) for marks in table() for mark in (marks.open, marks.close)}
     return tuple(sorted(word for word in words if not any(other in word for other in words - {word})))
 
 
 def that_may_be_in(text: str) -> list[Marks]:
-    """The families that a text holds a mark of, in the order of the table."""
+    """The families with a mark in the text, in the order of the table."""
     if not any(sign in text for sign in _signs()):
         return []
     return [marks for marks in table() if any(token in text for token in marks.tokens)]
@@ -76,27 +76,27 @@ def _marks(row: dict[str, Any]) -> Marks:
 
 
 def opened_by(rendered: str) -> Marks | None:
-    """The marks with which a rendered prompt ends inside a thought; None where it doesn't."""
+    """The family whose opening mark ends a rendered prompt; None if the prompt doesn't end inside a thought."""
     end = rendered.rstrip()
     return next((marks for marks in table() if marks.is_written and end.endswith(marks.open.rstrip())), None)
 
 
 def closed_by(rendered: str) -> Marks | None:
-    """The marks with which a rendered prompt ends behind a thought; None where it doesn't."""
+    """The family whose closing mark ends a rendered prompt; None if the prompt doesn't end after a thought."""
     end = rendered.rstrip()
     return next((marks for marks in table() if marks.is_written and end.endswith(marks.close)), None)
 
 
 def written_in(text: str) -> Marks | None:
-    """The first marks of which a text (a chat template) holds both."""
+    """The first family whose opening and closing marks are both in a text (a chat template)."""
     return next((marks for marks in table() if marks.is_written and marks.open.rstrip() in text and marks.close in text), None)
 
 
 def without_thought(template: str, rendered: Callable[[str], str]) -> str | None:
-    """A chat template that leads behind an empty thought, to where the answer begins; None where it knows of none to leave out.
+    """A chat template whose prompts end after an empty thought, where the answer begins; None if the template has no thought to skip.
 
-    Its own switch is thrown (``enable_thinking``, as Qwen3 calls it). Where the thought is opened all the same, it is closed; where the
-    marks have a beginning for an answer without a thought, it begins so. ``rendered`` gives a prompt as a template writes it.
+    The template's own switch is set (``enable_thinking``, as Qwen3 calls it). If the prompt still opens a thought, it is closed; if the
+    family has marks that begin an answer without a thought, they are added. ``rendered`` renders a prompt with a given template.
     """
     switched = "{%- set enable_thinking = false -%}" + template
     end = rendered(switched)

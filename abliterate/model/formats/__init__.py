@@ -1,1 +1,1 @@
-"""How numbers are stored: block-scaled FP8, MXFP4, and rounding that keeps what was removed removed."""
+"""Storage formats: block-scaled FP8, MXFP4, and rounding that doesn't bring back what was removed."""

@@ -1,8 +1,8 @@
 """Block-scaled FP8, as DeepSeek V3 and R1 store it.
 
 Format (https://github.com/deepseek-ai/DeepSeek-V3, README_WEIGHTS.md): ``NAME.weight`` float8_e4m3fn [out, in] and
-``NAME.weight_scale_inv`` float32 or bfloat16 [ceil(out/128), ceil(in/128)]; value = weight * scale of its 128 x 128 block, and blocks
-at the edges are smaller. Despite the scale's name nothing is inverted.
+``NAME.weight_scale_inv`` float32 or bfloat16 [ceil(out/128), ceil(in/128)]; value = weight * scale of its 128 x 128 block; blocks at the
+edges are smaller. Despite its name, the scale is not inverted.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from abliterate.errors import InputError
 from abliterate.model.formats.rounding import round_compensated, round_nearest
 
 FP8 = torch.float8_e4m3fn
-LARGEST = 448.0  # of e4m3
+LARGEST = 448.0  # the largest e4m3 value
 BLOCK = (128, 128)
 
 
 def dequantise(weight: Tensor, scales: Tensor, block: tuple[int, int] = BLOCK) -> Float[Tensor, "out columns"]:
-    """The values of a stored matrix, in float32. Raises InputError for another type than e4m3, scales of another shape, or not finite."""
+    """The float32 values of a stored matrix. Raises InputError if it isn't e4m3, or its scales have the wrong shape or aren't finite."""
     if weight.dtype != FP8 or weight.ndim != 2:
         kind = str(weight.dtype).removeprefix("torch.")
-        raise InputError(f"block-scaled FP8 weights are matrices of float8_e4m3fn, this is {list(weight.shape)} of {kind}")
+        raise InputError(f"block-scaled FP8 weights must be matrices of float8_e4m3fn; this one is {list(weight.shape)} of {kind}")
     blocks = (math.ceil(weight.shape[0] / block[0]), math.ceil(weight.shape[1] / block[1]))
     if scales.shape != blocks:
         raise InputError(
-            f"an FP8 matrix {list(weight.shape)} in blocks {list(block)} has scales {list(blocks)}, these are {list(scales.shape)}"
+            f"an FP8 matrix {list(weight.shape)} in blocks {list(block)} needs scales {list(blocks)}; these are {list(scales.shape)}"
         )
     if not bool(scales.isfinite().all()):
         raise InputError("the scales of an FP8 matrix hold NaN or infinity; the checkpoint is damaged")
@@ -47,11 +47,11 @@ def requantise(
     scales_dtype: torch.dtype = torch.float32,
     powers: bool = False,
 ) -> tuple[Float[Tensor, "out columns"], Tensor]:
-    """(weight in e4m3, scales in ``scales_dtype``), rounded so that ``left`` @ stored stays ``left`` @ wide.
+    """Quantise to (weight in e4m3, scales in ``scales_dtype``), rounded so that ``left`` @ stored stays ``left`` @ wide.
 
-    ``left`` are the removed directions (for a writer before a norm: times the norm's weight), of any length. A block's scale is its
-    largest magnitude / 448, or 1 where all is zero;
-    ``powers`` takes the power of two above it (``scale_fmt`` ue8m0). Raises InputError where ``wide`` holds NaN or infinity.
+    ``left`` holds the removed directions (for a writer followed by a norm: times the norm's weight), of any length. A block's scale is
+    its largest magnitude / 448, or 1 if the block is all zero; ``powers`` rounds it up to a power of two (``scale_fmt`` ue8m0). Raises
+    InputError if ``wide`` holds NaN or infinity.
     """
     scales = _scales(wide, block, scales_dtype, powers or scales_dtype == torch.float8_e8m0fnu)
     return round_compensated(wide, left, FP8, _by_column(scales, block, wide.shape[1]), block[0]), scales
@@ -63,7 +63,7 @@ def rounding_errors(
     scales: Tensor,
     block: tuple[int, int] = BLOCK,
 ) -> tuple[float, float]:
-    """Relative Frobenius errors against the exact ``wide``: of what is stored, and of rounding to nearest with the same scales."""
+    """Relative Frobenius errors against the exact ``wide``: of the stored matrix, and of rounding to nearest with the same scales."""
     stored = nearest = total = 0.0
     units = _by_column(scales, block, wide.shape[1])
     for exact, codes, unit in zip(torch.split(wide.float(), block[0]), torch.split(weight, block[0]), units, strict=True):
@@ -79,11 +79,11 @@ def _scales(wide: Float[Tensor, "out columns"], block: tuple[int, int], dtype: t
         by_column = torch.maximum(band.amax(0), -band.amin(0)).float()
         largest.append(pad(by_column, (0, -len(by_column) % block[1])).view(-1, block[1]).amax(1))
     amax = torch.stack(largest)
-    # Below the smallest normal number a scale would be too coarse, or zero.
+    # A scale below the smallest normal number would be too coarse, or zero.
     scales = torch.where(amax == 0, 1.0, (amax / LARGEST).clamp(min=torch.finfo(dtype).tiny))
     return (torch.exp2(scales.log2().ceil()) if powers else scales).to(dtype)
 
 
 def _by_column(scales: Tensor, block: tuple[int, int], columns: int) -> Float[Tensor, "down columns"]:
-    """Each column's scale, a row for each row of blocks; float32."""
+    """Each column's scale in float32, one row per row of blocks."""
     return scales.float().repeat_interleave(block[1], 1)[:, :columns]

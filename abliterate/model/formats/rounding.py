@@ -1,8 +1,8 @@
-"""Rounding to a storage type with error feedback: what lies along given directions survives although each element is rounded.
+"""Rounding to a storage type with error feedback: the component along given directions survives although each element is rounded.
 
-Rounded to nearest, a small edit is lost: at d_model 7168 each change is below half a step of FP8 and about half of the removed
-direction comes back. Here rows are rounded one after another, and each takes back part of the error that those before it left
-along the directions (error diffusion, Floyd and Steinberg 1976, with directions in place of neighbouring pixels).
+With rounding to nearest a small edit is lost: at d_model 7168 each change is below half a step of FP8, and about half of the removed
+direction comes back. Here rows are rounded one after another, and each absorbs part of the error that the rows before it left along
+the directions (error diffusion, Floyd and Steinberg 1976, with directions in place of neighbouring pixels).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor
 
 from abliterate.errors import InputError
 
-BAND = 256  # rows prepared at once: what is prepared stays in the cache, and is small beside the tensor
-DAMPING = 0.1  # the share of the carry that a row takes back: elements then seldom move off the nearest value
-LAST_ROWS = 512  # these, and at most an eighth of all, take back the whole carry: they weigh least, so it ends smallest
-NEGLIGIBLE = 1e-6  # of the mean squared weight: rows below take back nothing, they could only chase the noise of float32
+BAND = 256  # rows prepared at once: they fit in the CPU cache, and are small beside the tensor
+DAMPING = 0.1  # the share of the carry that a row absorbs: elements then seldom move off the nearest value
+LAST_ROWS = 512  # the last rows (at most an eighth of all) absorb the whole carry: they weigh least, so it ends smallest
+NEGLIGIBLE = 1e-6  # of the mean squared weight: rows below it absorb nothing, since they would only chase float32 noise
 _BITS = {1: torch.uint8, 2: torch.int16}
 
 
 class Grid(NamedTuple):
-    """By code (the bits as an unsigned integer): the code's value and the representable values beside it; ends have themselves."""
+    """For each code (the bits as an unsigned integer): its value and its two neighbours; at the ends, a neighbour is the value itself."""
 
     value: Float[Tensor, " codes"]
     below: Float[Tensor, " codes"]
@@ -33,7 +33,7 @@ class Grid(NamedTuple):
 
 @cache
 def grid(dtype: torch.dtype) -> Grid:
-    """All values of a floating type of 8 or 16 bits. Codes of NaN and infinity have no neighbours: rounding here yields none."""
+    """All values of a floating type of 8 or 16 bits. NaN and infinity are no neighbours of any value, so rounding never yields them."""
     size = dtype.itemsize
     value = torch.arange(256**size).to(_BITS[size]).view(dtype).float()
     finite = torch.tensor(sorted(set(value[value.isfinite()].tolist())))
@@ -42,7 +42,7 @@ def grid(dtype: torch.dtype) -> Grid:
 
 
 def round_nearest(wide: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
-    """The nearest value of ``dtype``, saturating: beyond the largest finite value comes that value, never infinity or NaN."""
+    """The nearest value of ``dtype``, saturating at the largest finite value, never infinity or NaN."""
     largest = torch.finfo(dtype).max
     return wide.clamp(-largest, largest).to(dtype)
 
@@ -56,9 +56,9 @@ def round_compensated(
 ) -> Float[Tensor, "out columns"]:
     """Round to ``dtype`` (8 or 16 bits) so that ``left`` @ rounded stays ``left`` @ wide, each element at most one step off the nearest.
 
-    ``left`` are the directions that must keep their product, in any length and at any angle. Where ``units`` is given, row i is stored
-    as multiples of units[i // group], all positive: ``wide`` and the product are in true values, what is returned is in units.
-    Zeros stay zero. Takes little memory beside what it returns. Raises InputError where ``wide`` holds NaN or infinity.
+    ``left`` holds the directions whose product must be kept, of any length and at any angle. If ``units`` is given, row i is stored as
+    multiples of units[i // group], all positive: ``wide`` and the product are in true values, the result is in units. Zeros stay zero.
+    Needs little memory besides the result. Raises InputError if ``wide`` holds NaN or infinity.
     """
     if not bool(wide.isfinite().all()):
         raise InputError("the edited tensor holds NaN or infinity, which can't be rounded; the checkpoint is damaged")
@@ -78,13 +78,13 @@ def round_compensated(
 
 
 def _orthonormal(left: Float[Tensor, "k out"]) -> Float[Tensor, "rank out"]:
-    """Orthonormal rows with the span of ``left``: one long or doubled direction then doesn't outweigh the others."""
+    """Orthonormal rows with the span of ``left``, so that a long or repeated direction doesn't outweigh the others."""
     _, size, rows = torch.linalg.svd(left.double(), full_matrices=False)
     return rows[size > 1e-6 * size.max()].float() if size.numel() else left.float()
 
 
 def _pull(basis: Float[Tensor, "k out"], order: Int[Tensor, " out"]) -> Float[Tensor, "out k"]:
-    """By place in ``order`` (heaviest rows first): pull @ carry is how far a row should move to take back its share of the carry."""
+    """For each place in ``order`` (heaviest rows first): pull @ carry is how far that row should move to absorb its share of the carry."""
     rows = basis[:, order].double()
     weight = rows.square().sum(0)
     useful = int((weight > NEGLIGIBLE * weight.mean()).sum())
@@ -102,7 +102,7 @@ def _round_band(
     pull: Float[Tensor, "rows k"],
     carry: Float[Tensor, "k columns"],
 ) -> Float[Tensor, "rows columns"]:
-    """Round rows in turn, in true values; ``carry``, the sum of along_i * error_i in each column, is brought forward in place."""
+    """Round rows one by one, in true values; ``carry``, the sum of along_i * error_i in each column, is updated in place."""
     codes = round_nearest(exact / scale, dtype).view(_BITS[dtype.itemsize])
     index = (codes.int() & (256**dtype.itemsize - 1)).flatten()
     near, low, high = (table[index].view_as(exact).mul_(scale) for table in grid(dtype))
@@ -110,7 +110,7 @@ def _round_band(
     to_low = ((near + low) / 2).masked_fill_(zero, -torch.inf)
     to_high = ((near + high) / 2).masked_fill_(zero, torch.inf)
     aim, past = exact.new_empty(exact.shape[1]), zero.new_empty(exact.shape[1])
-    # One row at a time in Python, so with few calls and into buffers: about 20 microseconds a row.
+    # One row at a time in Python, so with few calls and preallocated buffers: about 20 microseconds per row.
     for value, target, down, up, below, above, weight, back in zip(
         *(t.unbind(0) for t in (near, exact, low, high, to_low, to_high, along, pull)), strict=True
     ):

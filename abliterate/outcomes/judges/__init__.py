@@ -1,1 +1,1 @@
-"""Judges of outcomes: the rules, a classifier, a chat model. Each gives the verdicts of transcripts."""
+"""Judges of outcomes: the rules, a classifier, a chat model. Each turns transcripts into verdicts."""

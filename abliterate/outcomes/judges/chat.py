@@ -1,4 +1,4 @@
-"""A chat model behind an OpenAI-compatible server as a judge."""
+"""A chat model on an OpenAI-compatible server as a judge."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from abliterate.replies.served import Served, Wanted
 from abliterate.replies.server import Line, RefusedError, Server
 from abliterate.replies.transcripts import Transcript
 
-_TOKENS = 1024  # of a reply: a judge may think first
+_TOKENS = 1024  # maximum of a reply; a judge may think first
 
 
 @dataclass(frozen=True)
 class Chat:
-    """``model``: what the server calls the judge; None for the only one that it serves. ``memory`` holds what was said before."""
+    """``model``: the judge's name on the server; None if it is the only model there. ``memory``: the judge's earlier replies."""
 
     server: Server
     model: str | None
@@ -34,9 +34,10 @@ class Chat:
         return f"chat:{self.server.url}" + (f"#{self.model}" if self.model else "")
 
     def __call__(self, transcripts: Sequence[Transcript], advance: Advance = lambda done: None) -> list[Verdict | None]:
-        """Verdicts, asked for where they aren't known yet. A reply that names no outcome is asked for once more, then the verdict is None.
+        """One verdict per transcript. Only cases that are not in ``memory`` are asked. If the judge names no outcome in two tries, the
+        verdict is None.
 
-        Raises InputError where the server refuses or stays away; what was said until then is kept.
+        Raises InputError if the server refuses or stays away; the replies so far are kept.
         """
         cases = [case_of(transcript) for transcript in transcripts]
         asked = list(dict.fromkeys(case for case in cases if case is not None))
@@ -70,7 +71,7 @@ class Chat:
             raise InputError(str(error).replace("--engine-model NAME", f"--judge 'chat:{self.server.url}#MODEL'")) from None
 
     async def _ask(self, served: Served, cases: Sequence[Case], keep: Callable[[Case, str], None]) -> None:
-        """Ask about every case, as many at once as the server is asked for; each reply is kept as it comes."""
+        """Ask about every case, up to ``concurrency`` at once; each reply is kept as soon as it arrives."""
         places = asyncio.Semaphore(self.server.concurrency)
 
         async def one(line: Line, case: Case) -> None:
@@ -85,11 +86,11 @@ class Chat:
             first = several.exceptions[0]
         else:
             return
-        raise InputError(f"{first} (what was judged is kept, and the same command goes on)")
+        raise InputError(f"{first} (verdicts so far are kept; run the same command again to resume)")
 
 
 async def _said(line: Line, served: Served, case: Case) -> str:
-    """The judge's reply to a case: the first that names an outcome, of two."""
+    """The judge's reply to a case. If the first reply names no outcome, the judge is asked once more."""
     reply = await _once(line, served, case, again=False)
     return reply if outcome_of(reply) else await _once(line, served, case, again=True)
 

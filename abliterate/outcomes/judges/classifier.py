@@ -1,4 +1,4 @@
-"""A sequence classifier of transformers as a judge."""
+"""A transformers sequence classifier as a judge."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from abliterate.errors import InputError, first_line
 from abliterate.model.source import resolve_model
 from abliterate.outcomes.judges.judge import Advance, Case, case_of, verdict_of
 from abliterate.outcomes.judges.labels import Labels
-from abliterate.outcomes.ruleset import Outcome
+from abliterate.outcomes.records import Outcome
 from abliterate.outcomes.verdict import Verdict
 from abliterate.replies.transcripts import Transcript
 
 BATCH = 32
-_LONGEST = 8192  # tokens of prompt and answer, where neither tokenizer nor config says fewer
+_LONGEST = 8192  # tokens of prompt and answer, unless the tokenizer or the config sets a lower limit
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Classifier:
         return f"classifier:{self.given}"
 
     def __call__(self, transcripts: Sequence[Transcript], advance: Advance = lambda done: None) -> list[Verdict | None]:
-        """A verdict a transcript: the outcome of the likeliest label; an answer that is longer than the model reads is cut.
+        """One verdict per transcript: the outcome of the likeliest label. Input longer than the model's limit is truncated.
 
-        Raises InputError where there is no such classifier, or one of its labels stands for no outcome.
+        Raises InputError if there is no such classifier, or if one of its labels maps to no outcome.
         """
         loaded = _load(self.given, self.labels, self.device)
         found: list[Verdict | None] = [t.verdict() if case_of(t) is None else None for t in transcripts]
         left = [(i, case) for i, t in enumerate(transcripts) if (case := case_of(t)) is not None]
-        left.sort(key=lambda each: len(each[1].prompt) + len(each[1].answer))  # alike in length, so that little is padded
+        left.sort(key=lambda each: len(each[1].prompt) + len(each[1].answer))  # similar lengths in a batch need little padding
         advance(len(transcripts) - len(left))
         for start in range(0, len(left), BATCH):
             batch = left[start : start + BATCH]
@@ -65,7 +65,7 @@ class _Loaded:
 
     @torch.inference_mode()
     def judge(self, cases: Sequence[Case]) -> list[tuple[Outcome, str]]:
-        """Outcome and rule of each case, in one forward pass."""
+        """Outcome and rule of each case, from one forward pass."""
         prompts, answers = [_whole(case.prompt) for case in cases], [_whole(case.answer) for case in cases]
         texts = (prompts, answers) if self.pairs else (answers,)
         encoded = self.tokenizer(*texts, padding=True, truncation=True, max_length=self.longest, return_tensors="pt")
@@ -75,12 +75,12 @@ class _Loaded:
 
 
 def _whole(text: str) -> str:
-    """A text that tokenizers take: they know no lone surrogates."""
+    """A text without lone surrogates, which tokenizers reject."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _load(given: str, labels: Labels, device: str) -> _Loaded:
-    """Raises InputError where the folder holds no classifier, which transformers would make up at random."""
+    """Load a classifier. Raises InputError if there is none; transformers would initialise missing weights at random."""
     path = resolve_model(given).path
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -95,7 +95,7 @@ def _load(given: str, labels: Labels, device: str) -> _Loaded:
         raise InputError(f"{given}: not a sequence classifier: {missing[0]} is not among its weights")
     names = tuple(str(config.id2label[i]) for i in range(config.num_labels))
     if len(names) < 2 or config.problem_type in ("regression", "multi_label_classification"):
-        raise InputError(f"{given}: a classifier that gives one of several labels is needed")
+        raise InputError(f"{given}: not a single-label classifier; give one that predicts one of several labels")
     outcomes = labels.outcomes(names)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -105,6 +105,6 @@ def _load(given: str, labels: Labels, device: str) -> _Loaded:
 
 
 def _longest(config: Any, tokenizer: Any) -> int:
-    """Tokens that the model reads: positions may be counted from behind the padding's index, as RoBERTa's are."""
+    """Maximum input tokens. Large limits are rounded down to a multiple of 256: RoBERTa's 514 positions include the padding offset."""
     positions = getattr(config, "max_position_embeddings", None) or _LONGEST
     return int(min(tokenizer.model_max_length, positions if positions < 512 else positions - positions % 256, _LONGEST))

@@ -1,4 +1,4 @@
-"""What every judge is: a name, and a callable from transcripts to their verdicts."""
+"""The interface of all judges: a name, and a callable from transcripts to verdicts."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Protocol, runtime_checkable
 
 from abliterate.measures.detector import RULES
 from abliterate.model.chat.parts import split_thought
-from abliterate.outcomes.ruleset import Outcome
-from abliterate.outcomes.verdict import GIVEN, Verdict, has_fact
+from abliterate.outcomes.records import GIVEN, Outcome
+from abliterate.outcomes.verdict import Verdict, has_fact
 from abliterate.replies.transcripts import Transcript
 
-UNJUDGED = "unjudged"  # what files call a response that a judge gave no verdict on; it counts in no rate
+UNJUDGED = "unjudged"  # the outcome, in files, of a reply without a verdict; it counts in no rate
 Advance = Callable[[int], None]
 
 
 @runtime_checkable
 class Judge(Protocol):
-    """``name`` is what reports call it; None among its verdicts stands for a response that it could not judge."""
+    """``name``: the judge's name in reports. A verdict of None means that it could not judge the reply."""
 
     @property
     def name(self) -> str: ...
 
     def __call__(self, transcripts: Sequence[Transcript], advance: Advance = ...) -> list[Verdict | None]:
-        """One verdict a transcript, in their order; ``advance`` is told how many more are done."""
+        """One verdict per transcript, in order; ``advance`` is called with the number of newly judged ones."""
         ...
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The built-in judge: rules and measures."""
+    """The built-in judge: rules, measures and learned weights."""
 
     name: str = RULES
 
@@ -44,20 +44,20 @@ class Rules:
 
 @dataclass(frozen=True)
 class Case:
-    """What another judge is asked: a prompt and its answer, the thought split off."""
+    """What another judge sees: a prompt and its answer, without the thought."""
 
     prompt: str
     answer: str
 
 
 def case_of(transcript: Transcript) -> Case | None:
-    """What is to be judged of a transcript; None where nobody needs to be asked: no answer after the thought, or an empty one."""
+    """The case of a transcript; None if no judge is needed, since the reply has no answer after its thought or an empty one."""
     parts = split_thought(transcript.response, transcript.begins_in_thought)
     return Case(transcript.prompt, parts.answer) if parts.closed and parts.answer else None
 
 
 def verdict_of(transcript: Transcript, outcome: Outcome, rule: str) -> Verdict:
-    """The verdict for an outcome that another judge gave. The thought keeps the rules' own verdict, which no other judge is asked for."""
+    """The verdict for an outcome that another judge gave. The rules judge the thought; other judges don't see it."""
     by_rules = transcript.verdict()
     if not transcript.facts:
         return Verdict(outcome, rule, by_rules.thought)
@@ -66,6 +66,6 @@ def verdict_of(transcript: Transcript, outcome: Outcome, rule: str) -> Verdict:
 
 
 def outcome_named(word: str) -> Outcome | None:
-    """The outcome that a word means, however it is spelt: ``State line``, ``state-line``; None for another word."""
+    """The outcome that a word names, in any spelling (``State line``, ``state-line``); None for any other word."""
     plain = "_".join(word.strip().casefold().replace("-", " ").replace("_", " ").split())
     return next((outcome for outcome in GIVEN if outcome == plain), None)

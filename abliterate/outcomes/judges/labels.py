@@ -1,4 +1,4 @@
-"""What a classifier's labels mean: a map from them to outcomes, as it is given on the command line or in a file."""
+"""A map from a classifier's labels to outcomes, given on the command line or in a file."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from typing import Any
 
 from abliterate.errors import InputError, first_line
 from abliterate.outcomes.judges.judge import outcome_named
-from abliterate.outcomes.ruleset import Outcome
-from abliterate.outcomes.verdict import GIVEN
+from abliterate.outcomes.records import GIVEN, Outcome
 
 READS = ("answer", "pair")
 
 
 @dataclass(frozen=True)
 class Labels:
-    """``given``: words for outcomes by label, None where the labels are outcomes themselves. ``reads``: whether the classifier is given
-    the answer alone or prompt and answer; None to go by its config."""
+    """``given``: names of outcomes by label; None if the labels are names of outcomes. ``reads``: whether the classifier reads the answer
+    alone (``answer``) or prompt and answer (``pair``); None: its config decides."""
 
     given: Mapping[str, str] | None = None
     reads: str | None = None
 
     def outcomes(self, labels: Sequence[str]) -> tuple[Outcome, ...]:
-        """The outcome of each of a model's labels, in their order. Raises InputError for one that has none."""
+        """The outcome of each of a model's labels, in their order. Raises InputError for a label without an outcome."""
         given = {label: label for label in labels} if self.given is None else self.given
         if unknown := [label for label in given if label not in labels]:
             raise InputError(f"label map: the classifier has no label {unknown[0]!r}; it has {', '.join(labels)}")
@@ -33,16 +32,16 @@ class Labels:
         of = [(label, None if word is None else outcome_named(word)) for label, word in found]
         if missing := [label for label, outcome in of if outcome is None]:
             raise InputError(
-                f"classifier: the label {missing[0]!r} stands for no outcome; map each label "
-                f"(@{labels[0]}=refused,{labels[-1]}=answered or a JSON file), to {', '.join(GIVEN)}"
+                f"classifier: the label {missing[0]!r} maps to no outcome; map each label to {', '.join(GIVEN)} "
+                f"(@{labels[0]}=refused,{labels[-1]}=answered or a JSON file)"
             )
         return tuple(outcome for _, outcome in of if outcome is not None)
 
 
 def read_labels(given: str) -> Labels:
-    """A label map: ``LABEL=outcome,...``, a JSON object, or a file that holds one.
+    """Read a label map: ``LABEL=outcome,...``, a JSON object, or a file that holds one.
 
-    The object maps labels to outcomes, or has these under ``labels`` and ``"reads": "answer" | "pair"`` beside them. Raises InputError.
+    The object maps labels to outcomes, or holds that map under ``labels`` and ``"reads": "answer" | "pair"`` beside it. Raises InputError.
     """
     if not given.lstrip().startswith("{"):
         if "=" in given and not Path(given).is_file():
@@ -63,7 +62,7 @@ def _labels(content: Any, where: str) -> Labels:
     if isinstance(content, dict) and isinstance(content.get("labels"), dict):
         content, reads = content["labels"], content.get("reads")
     if not isinstance(content, dict) or not content or not all(isinstance(word, str) for word in content.values()):
-        raise InputError(f"{where}: it must be an object of labels and their outcomes")
+        raise InputError(f"{where}: must be a JSON object that maps labels to outcomes")
     if reads is not None and reads not in READS:
         raise InputError(f"{where}: 'reads' must be {' or '.join(READS)}")
     return Labels(content, reads)

@@ -1,4 +1,4 @@
-"""From what the user calls a judge to the judge."""
+"""Create the judge that --judge names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FORMS = "rules, classifier:ID[@LABELS], chat:URL[#MODEL]"
 
 
 def judge_of(config: JudgeConfig) -> Judge:
-    """The judge that ``config.judge`` names; nothing is loaded or asked yet. Raises InputError for another form."""
+    """The judge that ``config.judge`` names; nothing is loaded or asked yet. Raises InputError if its form is unknown."""
     kind, _, rest = config.judge.partition(":")
     if config.judge == RULES:
         return Rules()
@@ -27,18 +27,18 @@ def judge_of(config: JudgeConfig) -> Judge:
         server = Server(server_url(url, "--judge"), config.concurrency, float(config.request_timeout), float(config.patience))
         return Chat(server, model or None, Memory(cache_folder() / "judgements.sqlite"))
     if kind == "classifier" and rest:
-        from abliterate.outcomes.judges.classifier import Classifier  # transformers' classifiers, which only this judge needs
+        from abliterate.outcomes.judges.classifier import Classifier  # slow import, needed only by this judge
 
         model, labels = _split(rest)
         return Classifier(model, labels, config.device)
-    raise InputError(f"--judge: no such judge; it is one of {FORMS}")
+    raise InputError(f"--judge: unknown judge; give one of {FORMS}")
 
 
 def _split(given: str) -> tuple[str, Labels]:
-    """Model and label map; a folder may have an @ in its name."""
+    """Model and label map. The name of a folder may contain an @."""
     model, at, labels = given.partition("@")
     if not at or Path(given).expanduser().is_dir():
         return given, Labels()
     if not labels:
-        raise InputError("--judge: behind the @ of a classifier stands its label map: LABEL=outcome,... or a JSON file")
+        raise InputError("--judge: a label map must follow the @ of a classifier: LABEL=outcome,... or a JSON file")
     return model, read_labels(labels)

@@ -1,4 +1,4 @@
-"""The transcripts in the page: as many as a page of two megabytes holds, evenly of each set and outcome, and the filters over them."""
+"""The transcripts on the page, with their filters: as many as two megabytes hold, spread evenly over sets and outcomes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from abliterate.measures.summary import Judged
 from abliterate.report.document import pairs_of
 from abliterate.report.page.escaping import shown
 
-_LENGTHS = (280, 180, 110)  # characters of an excerpt: shorter ones where that makes room for all
-_MARKUP, _OPTION, _THOUGHT = 540, 40, 80  # bytes of the markup of a pair, of a choice of the filters, of a thought, at most
+_LENGTHS = (280, 180, 110)  # characters of an excerpt; shorter ones are tried until all pairs fit
+_MARKUP, _OPTION, _THOUGHT = 540, 40, 80  # upper bounds, in bytes, of the markup of a pair, a filter option and a thought
 
 
 @dataclass(frozen=True)
 class Browser:
-    """The pairs in the page, and of how many: ``sets``, ``langs``, ``topics`` and ``outcomes`` (base, edited) are the filters' choices;
-    ``thoughts``: whether any reply has one."""
+    """The ``pairs`` on the page, out of ``total``, and the filters' options: ``sets``, ``langs``, ``topics``, ``outcomes`` (base, edited).
+    ``length``: characters of an excerpt, None for whole replies; ``thoughts``: whether any reply has a thought."""
 
     pairs: Sequence[Mapping[str, Any]]
     total: int
@@ -35,7 +35,7 @@ class Browser:
 
 
 def browser(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None, kind: Transcripts, room: int) -> Browser | None:
-    """What the page shows of the transcripts in ``room`` bytes; ``full`` takes the room that it needs. None where nothing is shown."""
+    """The transcripts that the page shows in ``room`` bytes; ``full`` ignores ``room``. None if nothing is shown."""
     total = sum(len(judged) for judged in base.values())
     if kind == "none" or not total:
         return None
@@ -55,19 +55,19 @@ def _numbered(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str,
 
 
 def _size(pair: Mapping[str, Any]) -> int:
-    """Bytes that a pair takes in the page."""
+    """Bytes that a pair takes on the page."""
     sides = [pair[side] for side in ("base", "edited") if pair[side] is not None]
     texts = [pair["prompt"], pair["set"], pair["topic"] or "", *(side[key] or "" for side in sides for key in ("thought", "text", "rule"))]
     return _MARKUP + _THOUGHT * sum(side["thought"] is not None for side in sides) + sum(map(_bytes, texts))
 
 
 def _bytes(text: str) -> int:
-    """Of a text in the page, escaped."""
+    """Bytes of a text on the page, escaped."""
     return len(escape(shown(text)).encode())
 
 
 def _share(pairs: Sequence[dict[str, Any]], sizes: Sequence[int], room: int) -> list[dict[str, Any]]:
-    """As many pairs as there is room for, in their order: one of each set and outcomes in turn, so that what is rare is there too."""
+    """As many pairs as there is room for, in their order: one of each set and outcomes in turn, so that rare outcomes are there too."""
     groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for number, pair in enumerate(pairs):
         outcomes = tuple(pair[side] and pair[side]["outcome"] for side in ("base", "edited"))

@@ -1,4 +1,4 @@
-"""A model's or a user's text as a page can show it: every character visible or harmless, none with a meaning of its own."""
+"""Make a model's or a user's text safe to show on a page: every character is visible or harmless."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 
 def shown(text: str) -> str:
-    """The text with control characters as their symbols (NUL as ␀), and what is no character (half a surrogate pair) as �.
+    """The text with control characters as their symbols (NUL as ␀), and non-characters (half a surrogate pair) as �.
 
-    Marks of writing direction stay: the page isolates every text, so none reaches beyond its own.
+    Marks of writing direction stay: the page isolates every text, so they don't affect other texts.
     """
     if text.isprintable():
         return text
@@ -20,5 +20,5 @@ def shown(text: str) -> str:
 
 
 def language(tag: str) -> str | None:
-    """A language's tag as ``lang=`` may say it, None where it is none."""
+    """The tag if it is valid for ``lang=``, else None."""
     return tag if _LANGUAGE.fullmatch(tag) else None

@@ -1,4 +1,4 @@
-"""Which plots a report has the figures for."""
+"""The plots for which a report has figures."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from abliterate.report.page.plots import INDEX, Plot, cloud, lines, separation, 
 
 
 def of_layers(report: Mapping[str, Any], auc: Mapping[str, Sequence[float]] | None) -> list[Plot]:
-    """Where the model tells the prompt sets apart, and how strongly each layer is edited.
+    """Plots of where the model separates the prompt sets and how strongly each layer is edited.
 
-    ``auc``: the separation on val at the last position, by activation index, an estimator a line.
+    ``auc``: the separation on val at the last position, by activation index, one line per estimator.
     """
     directions, tuning = report.get("directions"), (report["selection"] or {}).get("tuning")
     plots = list(_of_directions(directions)) if directions else []
     if auc:
-        said = "AUC of target against baseline prompts on val, at the last position; 0.5 tells nothing apart."
+        said = "AUC of target against baseline prompts on val, at the last position; 0.5 is chance."
         plots.insert(1, lines("auc", "Separation by layer", said, auc, (INDEX, "AUC on val"), (0.0, 1.0), 0.5))
     if tuning:
         plots += _of_tuning(tuning)
@@ -34,19 +34,19 @@ def _of_directions(directions: Mapping[str, Any]) -> Iterator[Plot]:
     row = found["positions"].index(at["position"]) if at["position"] in found["positions"] else 0
     cosines = {f"to {name}": values[row] for name, values in (found.get("cosine_keep") or {}).items()}
     if cosines:
-        said = f"Cosine between the direction and that of each keep set's refusals, position {found['positions'][row]}: 0 is unrelated."
-        yield lines("cosine", "How near it lies to what is kept", said, cosines, (INDEX, "cosine"), (-1.0, 1.0), 0.0)
+        said = f"Cosine between the direction and each keep set's refusal direction, position {found['positions'][row]}; 0 is unrelated."
+        yield lines("cosine", "Similarity to the keep sets", said, cosines, (INDEX, "cosine"), (-1.0, 1.0), 0.0)
     stable = {name: e["stability"] for name, e in directions["estimators"].items() if e.get("stability")}
     if stable:
-        said = "Cosine between the directions of two halves of the train prompts: 1 is the same from either half."
+        said = "Cosine between the directions estimated on two halves of the train prompts; 1 means that they are the same."
         yield lines("stability", "Stability of the direction", said, stable, (INDEX, "cosine"), (0.0, 1.0))
 
 
 def _pca(pca: Mapping[str, Any]) -> Plot:
     groups = {"target": pca["target"], "baseline": pca["baseline"], **{f"keep: {name}": xy for name, xy in pca["keep"].items()}}
     first, second = (f"{100 * share:.0f} %" for share in pca["explained"])
-    said = f"Their two main axes at activation index {pca['index']}, position {pca['position']}; in brackets, what each explains."
-    return cloud("pca", "The prompts where the direction was taken", said, groups, (f"first axis ({first})", f"second axis ({second})"))
+    said = f"Principal components at activation index {pca['index']}, position {pca['position']}; in brackets, the explained variance."
+    return cloud("pca", "Prompts at the direction's layer", said, groups, (f"first component ({first})", f"second component ({second})"))
 
 
 def _of_tuning(tuning: Mapping[str, Any]) -> Iterator[Plot]:
@@ -56,7 +56,7 @@ def _of_tuning(tuning: Mapping[str, Any]) -> Iterator[Plot]:
         "How far tuning turned the direction",
         "cosine",
         (0.0, 1.0),
-        "Cosine to where tuning began: 1 is not at all.",
+        "Cosine to the direction that tuning started from; 1 means not turned.",
     )
     for key, title, axis, reach, said in (*named, moved):
         if tuning.get(key):
@@ -65,7 +65,7 @@ def _of_tuning(tuning: Mapping[str, Any]) -> Iterator[Plot]:
 
 
 def of_choice(report: Mapping[str, Any]) -> list[Plot]:
-    """What was given up for what: the tuning's front, or the candidates."""
+    """The trade-off plot: the tuning's Pareto front, or else the candidates."""
     selection = report["selection"]
     if not selection:
         return []
@@ -81,8 +81,9 @@ def of_choice(report: Mapping[str, Any]) -> list[Plot]:
         return []
     for point in points:
         point["front"] = not any(_better(other, point) for other in points)
-    said = "Each point is a candidate, on val prompts: left is less side effect, low is less of the target left."
-    return [trade("candidates", "What was chosen from", said, points, ("drift: KL, first token (nats)", "openings that stay (%)"))]
+    said = "Each point is a candidate, measured on val prompts. Further left: less side effect; lower: less of the target left."
+    axis = ("drift: KL, first token (nats)", "withheld openings that stay (%)")
+    return [trade("candidates", "Trade-off among the candidates", said, points, axis)]
 
 
 def _better(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -93,10 +94,10 @@ def _front(tuning: Mapping[str, Any]) -> Plot:
     points = [
         {"x": p["kl"], "y": 100 * p["target_left"], "front": p["on_front"], "chosen": p["chosen"], "improved": improved(tuning, p)}
         for p in tuning["front"]
-        if p["kl"] is not None and p["target_left"] is not None  # else it broke the model's outputs
+        if p["kl"] is not None and p["target_left"] is not None  # else the edit broke the model's output
     ]
-    said = "Each point is an edit, measured on val prompts: left is less side effect, low is less of the target left."
+    said = "Each point is an edit, measured on val prompts. Further left: less side effect; lower: less of the target left."
     axis = ("drift: KL, first token (nats)", "target left (%)")
-    best = "none is better in both and in the KL on what is kept"
+    best = "Pareto front (with the KL on keep prompts as a third measure)"
     made = "found by the search" if tuning.get("kind") == "search" else "tuned"
-    return trade("front", "What was given up for what", said, points, axis, best, made)
+    return trade("front", "Trade-off between removal and drift", said, points, axis, best, made)

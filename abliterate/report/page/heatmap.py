@@ -1,21 +1,21 @@
-"""What is withheld, topic by language, each set beside its control: the cells of a table, the more the darker."""
+"""Heat maps of what is withheld, by topic and language, each set beside its control; darker cells mean more."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from abliterate.outcomes.verdict import NOT_JUDGED, WITHHELD
+from abliterate.outcomes.records import NOT_JUDGED, WITHHELD
 
 _LEVELS = 10
-_ROWS = 200  # topics shown of a set; all are in report.json
+_ROWS = 200  # topics shown per set; report.json has all
 
 
 def heat_maps(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One map a set that has topics or categories: {name, control, langs, sets, columns, rows, tested, significant, left_out}.
+    """One map per set that has topics or categories: {name, control, langs, sets, columns, rows, tested, significant, left_out}.
 
-    ``columns``: (set, model) pairs, which repeat in each language; a cell is {k, n, level} or None where nothing was asked.
-    A control has no map of its own where it stands beside its set; it does so where both have topics of the same name in one language.
+    ``columns``: (set, model) pairs, which repeat for each language; a cell is {k, n, level}, or None if there are no prompts.
+    A control is shown beside its set, without a map of its own, if both have topics of the same name in the same language.
     """
     pairs = [(entry["set"], entry["control"]) for entry in report["against_control"] or []]
     controls = {name: control for name, control in pairs if _topics(report, name) & _topics(report, control)}
@@ -24,7 +24,7 @@ def heat_maps(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _topics(report: Mapping[str, Any], name: str) -> set[tuple[str, str]]:
-    """Topics with their languages of a set's table."""
+    """The (topic, language) pairs of a set's table."""
     return {(row["topic"], row["lang"]) for row in report["tables"].get(name) or [] if row["topic"]}
 
 
@@ -61,7 +61,7 @@ def _map(report: Mapping[str, Any], name: str, control: str | None) -> dict[str,
 
 
 def _by_language(table: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Cells by topic and language, of each model."""
+    """Cells of each model by topic and language."""
     found = {}
     for row in table:
         sides = {side: sum(row[side][o] for o in WITHHELD) for side in ("base", "edited") if row[side] is not None}
@@ -72,7 +72,7 @@ def _by_language(table: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], di
 
 
 def _by_category(report: Mapping[str, Any], name: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """The same of a set whose prompts have categories only: all its languages together."""
+    """Cells of a set whose prompts have only categories, all languages together."""
     lang = report["sets"][name]["lang"]
     return {
         (topic, lang): {side: _cell(entry[side]["k"], entry[side]["n"]) for side in ("base", "edited") if entry[side] is not None}

@@ -1,6 +1,6 @@
-"""The plots of how an edit was found: drawn by matplotlib, named by the page beside them.
+"""Plots of how an edit was found, drawn by matplotlib; their titles and keys are part of the page.
 
-No text of a user is drawn: names of sets and estimators stand in the key, which is part of the page.
+No user's text is drawn: names of sets and estimators are in the key.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]
 INDEX = "activation index (0 = embedding, l + 1 = after block l)"
-_SIZE = (5.0, 2.9)  # inches of 72 units: as wide as a phone's screen, so that the text keeps its size there
+_SIZE = (5.0, 2.9)  # inches of 72 units: as wide as a phone's screen, so that the text is not scaled there
 _DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2.5), (1.5, 2), (7, 2, 1.5, 2))
 _MARKS = ("o", "s", "^", "D", "v")
-_POSITIONS = 12  # rows of the heat map: the last positions say most
-_POINTS = 250  # of a prompt set
+_POSITIONS = 12  # rows of the heat map: the last positions are the most informative
+_POINTS = 250  # points drawn per prompt set
 _LEVELS = 20
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure, what it is called, what to know of it, and its key: (kind of mark, name) pairs."""
+    """A figure with its title, its caption and its key: (kind of mark, name) pairs."""
 
     svg: Markup
     title: str
@@ -46,7 +46,7 @@ def lines(
     reach: tuple[float, float] | None,
     rest: float | None = None,
 ) -> Plot:
-    """Values by layer, a line each; ``rest``: the value that means nothing, drawn as a thin line."""
+    """Values by layer, one line per series; ``rest``: the neutral value, drawn as a thin line."""
 
     def draw(axes: Axes) -> None:
         for number, values in enumerate(series.values()):
@@ -67,7 +67,7 @@ def lines(
 
 
 def separation(name: str, auc: Sequence[Sequence[float]], positions: Sequence[int], chosen: tuple[int, int] | None) -> Plot:
-    """AUC by activation index and position of the prompt, the stronger the darker; ``chosen``: index and position of the direction."""
+    """AUC by activation index and position in the prompt, darker for higher; ``chosen``: index and position of the direction."""
     rows = list(zip(positions, auc, strict=False))[:_POSITIONS]
 
     def draw(axes: Axes) -> None:
@@ -91,16 +91,16 @@ def separation(name: str, auc: Sequence[Sequence[float]], positions: Sequence[in
 
     value, index, position = max((v, i, p) for p, values in rows for i, v in enumerate(values))
     title = "Separation by layer and position"
-    caption = "AUC of target against baseline prompts on val: no colour at 0.5 or less, full colour at 1."
+    caption = "AUC of target against baseline prompts on val; no colour: 0.5 or less, full colour: 1."
     if len(positions) > len(rows):
-        caption += f" The last {len(rows)} of {len(positions)} positions."
+        caption += f" Only the last {len(rows)} of {len(positions)} positions are shown."
     key = (("ring", "where the direction was taken"),) if chosen is not None else ()
     found = f"The highest AUC is {value:.2f}, at activation index {index}, position {position}."
     return Plot(_drawn(name, title, found, draw, height=1.2 + 0.2 * len(rows)), title, caption, key)
 
 
 def cloud(name: str, title: str, caption: str, groups: Mapping[str, Sequence[Sequence[float]]], axis: tuple[str, str]) -> Plot:
-    """Points of several groups, each with a mark of its own: the first filled, the others hollow."""
+    """Points of several groups, each with its own mark: the first filled, the others hollow."""
 
     def draw(axes: Axes) -> None:
         for number, points in enumerate(groups.values()):
@@ -127,11 +127,11 @@ def trade(
     caption: str,
     points: Sequence[Mapping[str, Any]],
     axis: tuple[str, str],
-    best: str = "none is better in both",
-    improved: str = "improved on",
+    best: str = "Pareto front",
+    improved: str = "improved",
 ) -> Plot:
-    """Points {x, y, front, chosen, improved}: those on the front joined and filled, the chosen one ringed; where only some are improved
-    on, the others are squares. ``best`` and ``improved``: what the key calls those on the front, and those that are improved on."""
+    """Points {x, y, front, chosen, improved}: those on the front are joined and filled, the chosen one is ringed; if only some are
+    improved, the others are squares. ``best`` and ``improved``: labels in the key for points on the front and for improved ones."""
     front = sorted((p["x"], p["y"]) for p in points if p["front"])
     chosen = next(((p["x"], p["y"]) for p in points if p["chosen"]), None)
     mixed = len({bool(p.get("improved")) for p in points}) > 1
@@ -152,8 +152,8 @@ def trade(
         low, high = axes.get_ylim()
         axes.set_ylim(min(low, -0.02 * high), high)
 
-    said = f"{len(points)} tried." + (f" The chosen one: {axis[0]} {chosen[0]:.3g}, {axis[1]} {chosen[1]:.3g}." if chosen else "")
-    kinds = (("dot-other", improved), ("square-other", "candidate as it was estimated")) if mixed else (("dot-other", "others"),)
+    said = f"{len(points)} points." + (f" Chosen: {axis[0]} {chosen[0]:.3g}, {axis[1]} {chosen[1]:.3g}." if chosen else "")
+    kinds = (("dot-other", improved), ("square-other", "candidate as estimated")) if mixed else (("dot-other", "others"),)
     filled = (("dot-front", f"filled: {best}" if mixed else best),) if front else ()
     return Plot(_drawn(name, title, said, draw), title, caption, (*filled, *kinds, ("ring-round", "chosen")))
 

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page; every text from a model or a user is escaped, and no script runs but the page's own."""
+"""report.html: one self-contained page. Every text from a model or a user is escaped, and only the page's own script runs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from abliterate.report import claims as verdicts
 from abliterate.report.numbers import corrected, duration, interval, outcome, percent
 from abliterate.report.page import figures, heatmap, tables
 from abliterate.report.page.browser import Browser, browser
+from abliterate.report.page.colours import outcome_css
 from abliterate.report.page.escaping import language, shown
 from abliterate.report.without_paths import judge_without_paths, without_paths
 
 LIMIT = 1_950_000  # bytes of a page without whole transcripts
-_SAID_FIRST = 4  # sentences on the first screen; the others are behind them
+_SAID_FIRST = 4  # sentences on the first screen; the others are folded away
 
 
 def environment() -> Environment:
-    """Templates with autoescape on for everything; whatever they show has no control characters."""
+    """The Jinja environment: everything is escaped, and control characters are replaced."""
     made = Environment(
         loader=PackageLoader("abliterate.report"),
         autoescape=True,
@@ -44,7 +45,7 @@ def environment() -> Environment:
     made.filters["duration"] = duration
     made.filters["judge"] = judge_without_paths
     made.globals["policy"] = content_policy()
-    made.globals["style"] = Markup(_static("style.css"))
+    made.globals["style"] = Markup(_style())
     made.globals["script"] = Markup(_static("browser.js"))
     return made
 
@@ -55,9 +56,13 @@ def _static(name: str) -> str:
     return loader.get_source(Environment(autoescape=True), name)[0].strip()
 
 
+def _style() -> str:
+    return f"{_static('style.css')}\n{outcome_css()}"
+
+
 def content_policy() -> str:
-    """What the page allows itself: its own style and its own script, told by their hashes, and nothing from anywhere."""
-    style, script = (base64.b64encode(hashlib.sha256(_static(name).encode()).digest()).decode() for name in ("style.css", "browser.js"))
+    """The Content-Security-Policy: only the page's own style and script, by their hashes, and nothing from outside."""
+    style, script = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (_style(), _static("browser.js")))
     return (
         f"default-src 'none'; style-src 'sha256-{style}'; script-src 'sha256-{script}'; img-src data:; base-uri 'none'; form-action 'none'"
     )
@@ -69,13 +74,13 @@ def two_models(report: Mapping[str, Any]) -> bool:
 
 
 def headline(report: Mapping[str, Any]) -> str:
-    """What was done to which model, and what came of it, in a sentence or two."""
+    """What was done to which model, with the rates before and after, in a sentence."""
     name = provenance.model_name(report["run"])
     sets = report["sets"]
     if "derived" in report["run"]["settings"]:
         return f"{name}: what changed between the two models."
     if report["edit"] is None:
-        return f"What {name} withholds, on {sum(s['n'] for s in sets.values())} prompts it was asked."
+        return f"What {name} withholds on {sum(s['n'] for s in sets.values())} prompts."
     parts = []
     for label, entry in sets.items():
         if entry["role"] == "target":
@@ -92,8 +97,8 @@ def report_page(
     auc: Mapping[str, Any] | None,
     transcripts: Transcripts = "excerpt",
 ) -> str:
-    """The page. ``auc`` holds the separation on val by activation index, an estimator a line; ``transcripts`` says how much of each
-    reply is shown. Below ``LIMIT`` bytes, but where whole transcripts are asked for."""
+    """The page, smaller than ``LIMIT`` bytes unless whole transcripts are asked for. ``auc``: the separation on val by activation index,
+    one line per estimator; ``transcripts``: how much of each reply is shown."""
     shows = _content(report, auc)
     template = environment().get_template("report.html.jinja2")
 
@@ -106,9 +111,9 @@ def report_page(
 
 
 def _content(report: Mapping[str, Any], auc: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Everything that the page shows but transcripts."""
+    """Everything that the page shows except transcripts."""
     tests = verdicts.all_of(report)
-    listed = {found.sentence() for found in tests}  # the tests stand apart
+    listed = {found.sentence() for found in tests}  # the page lists the tests separately
     said = [sentence for sentence in sentences.all_of(report) if sentence not in listed]
     return {
         "report": report,

@@ -1,4 +1,4 @@
-"""A matplotlib figure as a part of the page: an SVG of few bytes that takes its colours and its font from the page."""
+"""Embed a matplotlib figure in the page: a small SVG that takes its colours and font from the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What a figure is drawn with, and the page's variable that each stands for: the page has a light and a dark one.
+# Placeholder colours that figures are drawn with. Each stands for a CSS variable of the page, which has a light and a dark theme.
 TEXT, DIM, LINE, ACCENT, BASE, BACK = "#010203", "#020304", "#030405", "#040506", "#050607", "#060708"
 _VARIABLES = {TEXT: "--text", DIM: "--dim", LINE: "--line", ACCENT: "--accent", BASE: "--base", BACK: "--back"}
 _KEPT = (
@@ -33,14 +33,14 @@ _NUMBER = re.compile(r"-?\d+\.\d+")
 
 
 def settings(name: str) -> dict[str, object]:
-    """What matplotlib is set to while a figure of this name is drawn, so that it gives the same bytes each time."""
+    """matplotlib's settings for drawing the figure with this name, such that it gives the same bytes each time."""
     colours = {f"{part}color": colour for part, colour in (("axes.edge", LINE), ("axes.label", DIM), ("xtick.", DIM), ("ytick.", DIM))}
     frame = {"axes.spines.top": False, "axes.spines.right": False, "axes.facecolor": "none", "axes.linewidth": 1.0}
     return {**_SETTINGS, **colours, **frame, "text.color": TEXT, "svg.hashsalt": name, "xtick.major.size": 0, "ytick.major.size": 0}
 
 
 def inline(figure: Figure, name: str, title: str, description: str) -> Markup:
-    """The figure as an ``svg`` element, named and described for those who don't see it. Its ids begin with ``name``."""
+    """The figure as an ``svg`` element with a title and a description for screen readers. Its ids begin with ``name``."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     root = ElementTree.fromstring(buffer.getvalue())
@@ -61,7 +61,7 @@ def _referred(element: ElementTree.Element) -> list[str]:
 
 
 def _clean(element: ElementTree.Element, name: str, used: set[str]) -> None:
-    """Leave what is drawn: no namespaces, no metadata, no styles but as attributes, no ids but those that are referred to."""
+    """Keep only what is drawn: no namespaces, no metadata, styles as attributes, and only ids that are referred to."""
     element.tag = element.tag.rpartition("}")[2]
     declared = dict(part.split(":", 1) for part in element.attrib.pop("style", "").split(";") if ":" in part)
     attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
@@ -88,7 +88,7 @@ def _clean(element: ElementTree.Element, name: str, used: set[str]) -> None:
 
 
 def _hoist(group: ElementTree.Element) -> None:
-    """Say once, of a group of marks, what each of them says."""
+    """Move attributes that all marks of a group share to the group."""
     marks = [child for child in group.iter("use") if child is not group]
     if len(marks) > 1 and group.tag == "g":
         alike = {key: value for key, value in marks[0].attrib.items() if key not in ("x", "y", "href", "opacity")}
@@ -112,6 +112,6 @@ def _coloured(value: str) -> str:
 
 
 def _rounded(text: str) -> str:
-    """Coordinates to a hundredth of a point; text between tags as it is."""
+    """Round coordinates to a hundredth of a point; text between tags is unchanged."""
     parts = re.split(r"(<[^>]*>)", text)
     return "".join(_NUMBER.sub(lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), p) if p.startswith("<") else p for p in parts)

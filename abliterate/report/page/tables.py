@@ -1,4 +1,4 @@
-"""Small tables of the page: what replies come to when they are cut, and thoughts beside answers."""
+"""Small tables of the page: rates with replies cut short, and thoughts beside answers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _THOUGHTS = (("shut", "empty or refusing"), ("open", "open"))
 
 
 def cuts(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Rates with each reply cut at so many tokens: {lengths, rows: {set, model, measure, rates, whole}}; None without any.
+    """Rates with each reply cut at several lengths in tokens: {lengths, rows: {set, model, measure, rates, whole}}; None without any.
 
-    A rate is a share of the set's prompts whose replies are judged, None at lengths that no reply of that model reaches.
+    A rate is the share of the set's judged replies, None at lengths that no reply of that model reaches.
     """
     rows = [_cut(name, entry, side) for name, entry, side in _sides(report) if entry[side].get("at_tokens")]
     if not rows:
@@ -28,7 +28,7 @@ def _cut(name: str, entry: Mapping[str, Any], side: str) -> dict[str, Any]:
 
 
 def thoughts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Answers withheld and not, by whether the thought before them is shut or open: {set, model, thought, withheld, not_withheld}."""
+    """Counts of answers, by whether the thought before them is shut or open: {set, model, thought, withheld, not_withheld}."""
     return [
         {"set": name, "model": side, "thought": said, **crossed[side][key]}
         for name, crossed in (report.get("thought_by_answer") or {}).items()

@@ -175,7 +175,7 @@ def test_where_no_strength_is_left_the_descent_is_over(model: WholeModel, exampl
     settings = Settings(steps=6, weights=(500.0, 500.0), batch=2, every=1, patience=9, strength_rate=0.3)
     parameters = Parameters.of(some_plan(model), begun, True)
     seen, steps = descend(model, parameters, examples, lambda plan: measure(model, [plan], examples)[0], cost, settings)
-    assert len(steps) < settings.total and parameters.ended() == "no strength was left"
+    assert len(steps) < settings.total and parameters.ended() == "all strengths were zero"
     assert len(seen) == len(steps) and all(each.point.finite for each in seen)
 
 

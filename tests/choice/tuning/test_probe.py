@@ -76,7 +76,7 @@ def assert_same(found: Predicted, wanted: Predicted) -> None:
     torch.testing.assert_close(found.nats, wanted.nats, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.logprobs, wanted.logprobs, atol=1e-4, rtol=1e-4)
     order = [each.tokens.long().argsort(-1) for each in (found, wanted)]  # where two are as likely, rounding says which comes first
-    both = [each.logprobs.examples_of(-1, by) for each, by in zip((found, wanted), order, strict=True)]
+    both = [each.logprobs.gather(-1, by) for each, by in zip((found, wanted), order, strict=True)]
     torch.testing.assert_close(*both, atol=1e-4, rtol=1e-4)
 
 

@@ -56,13 +56,13 @@ def test_one_of_several_templates_is_chosen_by_its_name_and_said(
     several = folder_with(tmp_path, [{"name": n, "template": marked(n)} for n in names]) if as_list else folder_with(tmp_path, None, files)
     assert used(several) == chosen
     said = capsys.readouterr().err
-    assert said == "" if chosen == "default" else said.count("\n") == 1 and f"none is called default; {chosen!r} is used" in said
+    assert said == "" if chosen == "default" else said.count("\n") == 1 and f"is named default; {chosen!r} is used" in said
     assert used(several) == chosen and capsys.readouterr().err == ""  # once is enough
 
 
 @pytest.mark.parametrize("names", [("tool_use", "rag"), ("vicuna", "alpaca"), ("chat_a", "chat_b")])
 def test_where_no_name_tells_they_are_listed(tmp_path: Path, names: tuple[str, ...]) -> None:
-    with pytest.raises(InputError, match=f"has the chat templates {', '.join(sorted(names))} and no default") as refused:
+    with pytest.raises(InputError, match=f"has the chat templates {', '.join(sorted(names))}, and none is named default") as refused:
         load_tokenizer(folder_with(tmp_path, [{"name": n, "template": CHATML} for n in names]))
     assert "\n" not in str(refused.value)
 

@@ -97,7 +97,7 @@ def test_channels_lead_straight_to_the_final_one(tmp_path: Path) -> None:
 
 def test_marks_of_a_template_without_a_switch_can_not_be_left_out(tmp_path: Path) -> None:
     special("[THINK]", "[/THINK]", template="{# [THINK][/THINK] #}" + CHATML).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="knows no thinking block"):
+    with pytest.raises(InputError, match="has no thinking block to skip"):
         load_tokenizer(tmp_path, thinks=False)
 
 

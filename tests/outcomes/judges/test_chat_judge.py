@@ -94,7 +94,7 @@ def test_an_interrupted_run_loses_nothing_and_goes_on(server: StandIn, tmp_path:
         (server.reply if count <= 4 else server.die)(request)
 
     server.next_for = lambda prompt: dies  # type: ignore[method-assign]
-    with pytest.raises(InputError, match="what was judged is kept"):
+    with pytest.raises(InputError, match="verdicts so far are kept"):
         judge(server, tmp_path, concurrency=1)(texts)
     kept = sqlite3.connect(tmp_path / "cache" / "j.sqlite").execute("SELECT count(*) FROM replies").fetchone()[0]
     assert kept == 4

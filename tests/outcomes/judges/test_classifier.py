@@ -124,9 +124,9 @@ def refusal(folder: Path | str, labels: Labels = LABELS) -> str:
 
 
 def test_a_label_without_an_outcome_is_named(bert: Save) -> None:
-    assert "'REJECTION' stands for no outcome" in refusal(bert(), Labels())
-    assert "'NORMAL' stands for no outcome" in refusal(bert(), Labels({"REJECTION": "refused"}))
-    assert "'NORMAL' stands for no outcome" in refusal(bert(), Labels({"REJECTION": "refused", "NORMAL": "fine"}))
+    assert "'REJECTION' maps to no outcome" in refusal(bert(), Labels())
+    assert "'NORMAL' maps to no outcome" in refusal(bert(), Labels({"REJECTION": "refused"}))
+    assert "'NORMAL' maps to no outcome" in refusal(bert(), Labels({"REJECTION": "refused", "NORMAL": "fine"}))
     assert "no label 'LABEL_0'; it has REJECTION, NORMAL" in refusal(bert(), Labels({"LABEL_0": "refused"}))
 
 
@@ -164,8 +164,8 @@ def test_a_map_may_say_what_the_classifier_reads() -> None:
         ("none.json", "no such file"),
         ("{", "not JSON"),
         ("[]", "no such file"),
-        ("{}", "an object of labels"),
-        ('{"A": 1}', "an object of labels"),
+        ("{}", "object that maps labels"),
+        ('{"A": 1}', "object that maps labels"),
         ('{"labels": {"A": "refused"}, "reads": "both"}', "'reads' must be answer or pair"),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from abliterate.outcomes.judges.judge import Case
 from abliterate.outcomes.judges.rubric import BAR, fence_of, outcome_of, question
-from abliterate.outcomes.verdict import GIVEN
+from abliterate.outcomes.records import GIVEN
 
 MARK = re.compile(r"=== (BEGIN|END) (PROMPT|REPLY) ([0-9a-f]{16}) ===")
 HARMLESS = question(Case("q", "r"))
