@@ -18,7 +18,10 @@ Checkpoint = Annotated[Path, typer.Argument(metavar="DIR", help="The edited chec
 Repository = Annotated[str, typer.Argument(metavar="REPO", help="Hub repository: owner/name.", show_default=False)]
 Figures = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write all figures to this file.", show_default=False)]
 Scorable = Annotated[
-    Path, typer.Argument(metavar="FILE.jsonl", help="Lines of {prompt, response}, optionally with facts, lang, id.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="FILE.jsonl", help="One JSON object per line: prompt and response; optionally facts, lang, id.", show_default=False
+    ),
 ]
 ScoredFile = Annotated[
     Path | None,
@@ -33,7 +36,7 @@ DirectionFile = Annotated[
     Path | None,
     typer.Option("--out", help="Write the direction of --estimator to this file.", show_default=False, rich_help_panel=Panel.MAIN),
 ]
-SomeRun = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="The folder of a run, an audit or a comparison.", show_default=False)]
+SomeRun = Annotated[Path | None, typer.Argument(metavar="RUN", help="The folder of a run, an audit or a comparison.", show_default=False)]
 OtherRuns = Annotated[
     list[Path] | None,
     typer.Option("--compare", metavar="RUN...", help="Other runs to show side by side in the page --out.", show_default=False),

@@ -76,13 +76,15 @@ def register(app: typer.Typer) -> None:
         given=Collected,
         out=DirectionFile,
     )
-    command(app, "edit", EditCommandConfig, _edit, "Edit a checkpoint with a direction or plan file.", out=NewFolder)
+    command(app, "edit", EditCommandConfig, _edit, "Edit a checkpoint along a direction, or as a run did (--plan).", out=NewFolder)
     command(
         app,
         "verify",
         VerifyConfig,
         _verify,
-        "Check the proof of an edited checkpoint. It is derived again from the bytes and, with --base, the base's bytes.",
+        "Check an edited checkpoint against its abliteration.json. What is left of the direction is measured again; "
+        "with --base, all other bytes "
+        "are compared.",
         checkpoint=Checkpoint,
     )
     command(
@@ -99,8 +101,8 @@ def register(app: typer.Typer) -> None:
         "plan",
         PlanConfig,
         _plan,
-        "Show what a run with these flags would do. What it would read, write, edit, hold in memory and compute, and how long "
-        "it would take; reads only file headers.",
+        "Forecast a run with these flags. What it reads, writes, edits, holds in memory and computes, and how long it takes; reads only "
+        "file headers.",
         figures=Figures,
     )
     command(
@@ -124,7 +126,8 @@ def register(app: typer.Typer) -> None:
         "score",
         JudgeConfig,
         _score,
-        "Judge stored transcripts. Writes the same lines plus outcome, thought, substance, rule.",
+        "Judge stored replies. Adds to each line outcome, thought (the thought's outcome), substance (whether an expected fact "
+        "occurs) and rule (why).",
         file=Scorable,
         out=ScoredFile,
     )

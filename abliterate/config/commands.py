@@ -23,7 +23,7 @@ class EditCommandConfig(EditConfig, SourceConfig):
     )
     plan: str | None = setting(
         None,
-        description="Plan file (safetensors: directions and strengths per layer and component).",
+        description="The plan.safetensors of a run (directions, and strengths by layer and component); not the output of the command plan.",
         panel=Panel.MAIN,
         rank=4,
         names="file",
@@ -58,14 +58,15 @@ class PushConfig(FolderConfig):
     even_so: str | None = setting(
         None,
         min_length=1,
-        description="Publish although verify or a keep test failed, for this reason; the model card states it.",
+        description="Publish although verify failed or it was not shown that the keep sets' refusals stay; the model "
+        "card states this reason.",
         panel=Panel.MAIN,
     )
     license: str | None = setting(
         None,
         min_length=1,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$",
-        description="Hub id of the licence, if the base's card states none.",
+        description="Licence as the Hub writes it (apache-2.0, mit), if the base's card names none.",
         panel=Panel.MAIN,
     )
     base: str | None = setting(

@@ -25,7 +25,7 @@ class FolderConfig(Config):
     )
     trust_remote_code: bool = setting(
         False,
-        description="Run Python code that comes with the model; the report records this.",
+        description="Run Python code that comes with the model; a report says so.",
         panel=Panel.MODEL,
         rank=20,
         risk="it runs code that comes with the model",

@@ -23,7 +23,8 @@ class ContrastConfig(Config):
     target: Sets = setting(
         ("harmful",),
         min_length=1,
-        description="Prompt sets whose refusals are to be removed (names, files, hf:DATASET:SPLIT:COLUMN).",
+        description="Prompt sets whose refusals are to be removed: bundled (harmful, censorship, borderline), a file, "
+        "or hf:DATASET[:CONFIG]:SPLIT:COLUMN.",
         panel=Panel.MAIN,
         rank=2,
         names="prompts",
@@ -31,7 +32,8 @@ class ContrastConfig(Config):
     )
     baseline: Sets = setting(
         (),
-        description="Prompt sets to contrast the target with; default: the twin set of a bundled target, else harmless.",
+        description="Prompt sets to contrast the target with; default: the bundled set that pairs each target prompt "
+        "with a harmless twin, else harmless.",
         panel=Panel.MAIN,
         names="prompts",
         from_record=True,
@@ -39,7 +41,8 @@ class ContrastConfig(Config):
     limit: int | None = setting(
         None,
         ge=4,
-        description="Maximum number of prompts per set in train and in test; a third of it in val.",
+        description="Maximum number of prompts per set for estimating directions (train) and for the final test; a "
+        "third as many for choosing the edit (val).",
         panel=Panel.MAIN,
         rank=20,
         from_record=True,
@@ -61,7 +64,7 @@ class CollectConfig(ContrastConfig, ModelConfig):
     )
     keep: Sets = setting(
         (),
-        description="Prompt sets whose refusals must stay: they are kept out of the directions, and tested.",
+        description="Prompt sets whose refusals must stay: their directions are taken out of the target's, and run tests that they stay.",
         panel=Panel.MAIN,
         rank=3,
         names="prompts",
@@ -83,19 +86,22 @@ class EditConfig(Config):
         1.0,
         ge=0,
         le=1,
-        description="Share of the direction to remove from the weights; 1 removes it whole.",
+        description="Largest share of a direction to remove from the weights (1: all of it); run chooses strengths up to it.",
         panel=Panel.EDIT,
         from_record=True,
     )
     embedding: Literal["auto", "edit", "skip", "untie"] = setting(
         "auto",
-        description="Token embedding. auto: edit it if it is untied and one direction serves all blocks; "
-        "untie: edit it, and give a tied unembedding the old weights.",
+        description="Token embedding. edit; skip: leave it; untie: edit it and give the unembedding a copy of the old weights; "
+        "auto: edit it if it is not tied and one direction serves all blocks.",
         panel=Panel.EDIT,
         from_record=True,
     )
     norms: Literal["free", "keep"] = setting(
-        "free", description="keep: restore the norm of each column of an edited matrix.", panel=Panel.EDIT, from_record=True
+        "free",
+        description="Norms of the columns of edited matrices. free: they shrink; keep: restored.",
+        panel=Panel.EDIT,
+        from_record=True,
     )
 
 
@@ -106,7 +112,8 @@ class SelectConfig(Config):
         4,
         ge=2,
         le=200,
-        description="Number of single-layer directions to try, besides the per-layer ones.",
+        description="Number of edits to try that remove one block's direction from all blocks; edits with each "
+        "block's own direction are tried too.",
         panel=Panel.CHOICE,
         rank=4,
         from_record=True,
@@ -114,9 +121,9 @@ class SelectConfig(Config):
     max_kl: float = setting(
         0.1,
         gt=0,
-        description="Bound on the first-token KL on harmless prompts, in nats. Candidates above it are dropped; if too few remain, the "
-        "bound is doubled. An edit above it is chosen only if it leaves less of the target by more than it exceeds the bound "
-        "(10 % above: 10 points less).",
+        description="Soft bound on drift: the KL of the first token on harmless prompts, in nats. Single candidates above it are dropped "
+        "(if too few remain, it is doubled). The final edit may exceed it by 10 % only if it leaves 10 points less of "
+        "the target, and so on.",
         panel=Panel.CHOICE,
         rank=2,
         from_record=True,
@@ -125,7 +132,7 @@ class SelectConfig(Config):
         0.8,
         gt=0,
         le=1,
-        description="Single-layer directions are taken from below this share of the depth.",
+        description="One block's direction is tried for all blocks only if the block lies below this share of the depth.",
         panel=Panel.CHOICE,
         rank=6,
         from_record=True,
@@ -142,7 +149,7 @@ class SelectConfig(Config):
         0.2,
         ge=0,
         le=1,
-        description="Share of a direction that must be left after removing the keep sets' directions; with less, it is not used.",
+        description="A direction is not used if less than this share is left after the keep sets' directions are taken out.",
         panel=Panel.CHOICE,
         rank=6,
         from_record=True,

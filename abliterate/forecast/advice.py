@@ -59,6 +59,8 @@ def _memory(forecast: Forecast) -> Iterator[str]:
     needed = whole(model.sizes, model.held.dtype, model.device)
     held = holding_of(model.sizes, _name(model.held.dtype), model.device, needed)
     then = _again(forecast, forecast.config, held=held)
+    if then.seconds >= forecast.total.seconds:
+        return
     yield (
         f"{size(needed - model.held.budget)} more memory ({size(needed)} in total) would hold the whole model: about "
         f"{duration(then.seconds)} in total instead of {duration(forecast.total.seconds)}, and replies of full length"
@@ -79,6 +81,8 @@ def _engine(forecast: Forecast) -> Iterator[str]:
     if forecast.model.held.whole or forecast.config.engine != "transformers":
         return
     now, then = forecast.total, _again(forecast, forecast.config.model_copy(update={"engine": "vllm"}))
+    if then.sweeps >= now.sweeps:
+        return
     yield (
         f"--engine URL or vllm: final test with replies of full length instead of {forecast.manner.longest} tokens, by that engine: "
         f"{now.sweeps - then.sweeps} fewer sweeps, about {duration(then.seconds)} here instead of {duration(now.seconds)}"

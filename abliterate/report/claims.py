@@ -88,7 +88,7 @@ def _bounded(claim: str, test: Mapping[str, Any]) -> Claim:
 def _advice(n: int, groups: Mapping[str, Any] | None) -> str:
     """How many prompts or topics are advised; empty if there are enough."""
     if groups and groups["count"] < 2 * MIN_CLUSTERS:
-        return f"; {2 * MIN_CLUSTERS} topics or more are advised"
+        return f"; {2 * MIN_CLUSTERS} topics or more are advised" if groups["unit"] == "topic" else ""
     return f"; n ≥ {_ADVISED} is advised" if n < _ADVISED else ""
 
 

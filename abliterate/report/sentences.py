@@ -138,10 +138,9 @@ def recovery(report: Mapping[str, Any]) -> Iterator[str]:
             )
         first = ""
         if entry.get("gone_first") is not None:  # older runs have none
-            first = (
-                f"; for the first token, {round(100 * entry['gone_first'])} % ({entry['kl_first_base']:.2f} → "
-                f"{entry['kl_first_edited']:.2f} nats)"
-            )
+            share = round(100 * entry["gone_first"])
+            change = f"{share} %" if share >= 0 else f"it grew by {-share} %"
+            first = f"; for the first token, {change} ({entry['kl_first_base']:.2f} → {entry['kl_first_edited']:.2f} nats)"
         yield f"On {name}, {_divergence(entry, found['reference'])}{first}{agrees}."
 
 
