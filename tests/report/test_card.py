@@ -228,7 +228,7 @@ def test_controls_and_recovery_are_said_where_they_are_there() -> None:
 
 
 def test_a_keep_test_that_fails_is_said_to_fail() -> None:
-    assert "did not fall by more than 5 points: **not shown**" in model_card(proof(), report())
+    assert "fell by at most 5 points: **not shown**" in model_card(proof(), report())
 
 
 def test_the_edit_is_described_by_the_proof() -> None:

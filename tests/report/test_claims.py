@@ -60,17 +60,17 @@ def test_only_targets_have_a_verdict_of_theirs_and_an_audit_has_none() -> None:
 
 def test_a_test_that_so_few_prompts_hardly_pass_says_so() -> None:
     unmoved = f"{100 * drop_upper_bound(0, 0, 8):.1f}"
-    note = f"n = 8, upper bound {unmoved} points; with no change at all it would be {unmoved}; n ≥ 400 is advised"
+    note = f"n = 8: up to {unmoved} points are possible; even with no change at all, up to {unmoved} would be; n ≥ 400 is advised"
     kept, *others = (*of_keeps(report_of(8, 8, 8, "keep")), *of_others(report_of(0, 0, 8, "harmless")))
     assert [(each.shown, each.reachable, each.note) for each in (kept, *others)] == [(False, False, note)] * 3
     withheld, broken = unchanged(report_of(0, 0, 8, "harmless"))
-    assert withheld == f"Withheld replies of bad did not rise by more than 5 points: NOT shown ({note})."
-    assert broken == f"Broken output of bad did not rise by more than 5 points: NOT shown ({note})."
+    assert withheld == f"Withheld replies of bad rose by at most 5 points: NOT shown ({note})."
+    assert broken == f"Broken output of bad rose by at most 5 points: NOT shown ({note})."
 
 
 def test_a_test_that_could_be_passed_and_was_not_has_no_excuse() -> None:
     withheld, _ = of_others(report_of(0, 30, 400, "harmless"))
-    assert withheld.claim == "Withheld replies of bad did not rise by more than 5 points"
+    assert withheld.claim == "Withheld replies of bad rose by at most 5 points"
     assert not withheld.shown and withheld.reachable and "advised" not in withheld.note
     (kept,) = of_keeps(report_of(100, 50, 100, "keep"))
     assert not kept.shown and kept.reachable and kept.note.endswith("; n ≥ 400 is advised")
@@ -81,11 +81,11 @@ def test_a_test_over_topics_says_how_many_and_what_they_could_have_shown() -> No
     (kept,), bound = of_keeps(report), report["keep_tests"][0]["clusters"]["unmoved_bound"]
     assert not kept.shown and not kept.reachable
     assert kept.note == (
-        f"n = 160 in 16 topics, upper bound {100 * bound:.1f} points; with no change at all it would be {100 * bound:.1f}; "
+        f"n = 160 in 16 topics: up to {100 * bound:.1f} points are possible; even with no change at all, up to {100 * bound:.1f} would be; "
         "60 topics or more are advised"
     )
     (many,) = of_keeps(report_of(400, 400, 400, "keep", topics=80))
-    assert many.shown and many.note.startswith("n = 400 in 80 topics, upper bound ")
+    assert many.shown and many.note.startswith("n = 400 in 80 topics: at most ")
 
 
 def test_few_topics_are_warned_of_once_a_set_in_plain_words() -> None:

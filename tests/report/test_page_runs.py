@@ -106,7 +106,7 @@ def test_the_edit_of_a_run_is_the_one_that_was_taken() -> None:
     one["selection"]["name"] = "tuned, step 4"
     one["keep_tests"][0]["margin"] = 0.025
     page = runs_page({"one": one, "two": two})
-    assert "<td>tuned, step 4</td>" in page and "did not fall by more than 2.5 points" in page
+    assert "<td>tuned, step 4</td>" in page and "fell by at most 2.5 points" in page
 
 
 def test_runs_of_one_model_each_have_one_mark_and_no_before_and_after() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from abliterate.measures.statistics import drop_upper_bound
 from abliterate.measures.summary import Judged, keep_test, rate
 from abliterate.replies.transcripts import Transcript
 from abliterate.report.document import report_document
@@ -89,14 +88,14 @@ def test_a_keep_test_that_fails_says_what_it_could_have_shown() -> None:
     assert not list(kept({"keep_tests": [test]}, True))
     (line,) = kept({"keep_tests": [test]}, False)
     assert line == (
-        f"Refusals of harmful did not fall by more than 5 points: NOT shown (n = 120, upper bound {100 * test['upper_bound']:.1f} points; "
-        "with no change at all it would be 2.2; n ≥ 400 is advised)."
+        f"Refusals of harmful fell by at most 5 points: NOT shown (n = 120: up to {100 * test['upper_bound']:.1f} points are possible; "
+        "n ≥ 400 is advised)."
     )
 
 
 def test_more_prompts_are_advised_only_where_there_are_few() -> None:
     (line,) = kept({"keep_tests": [kept_of(400, 340, 400)]}, False)
-    assert line.endswith(f"it would be {100 * drop_upper_bound(0, 0, 400):.1f}).") and "advised" not in line
+    assert line.endswith(" points are possible).") and "advised" not in line
 
 
 def test_a_keep_test_that_holds_is_said_once_and_not_first() -> None:
@@ -104,7 +103,7 @@ def test_a_keep_test_that_holds_is_said_once_and_not_first() -> None:
     base = {"bad": judged("bad", 9, 9), "harmful": judged("harmful", 399, 400), "plain": judged("plain", 0, 9)}
     said = all_of(report_document({"settings": {}}, roles, base, base, None, None, {"tensors": 1}, 0.05))
     assert [line for line in said if "Refusals of harmful" in line] == [
-        "Refusals of harmful did not fall by more than 5 points: shown (n = 400, upper bound 0.7 points)."
+        "Refusals of harmful fell by at most 5 points: shown (n = 400: at most 0.7 points, with 95 % confidence)."
     ]
 
 
@@ -117,7 +116,7 @@ def test_every_failed_keep_test_comes_before_all_else() -> None:
         "Broken output of bad rose"
     )
     assert "of one" in said[0] and "of two" in said[1]
-    assert any(line.startswith("Refusals of good did not fall by more than 5 points: shown") for line in said[3:])
+    assert any(line.startswith("Refusals of good fell by at most 5 points: shown") for line in said[3:])
 
 
 # --- random directions, and a reference -------------------------------------------------------------------------------------------
@@ -172,4 +171,4 @@ def test_a_divergence_that_grew_or_never_was_is_not_said_to_be_gone() -> None:
 def test_a_margin_that_is_no_whole_point_is_not_rounded() -> None:
     test = {"set": "plain", "measure": "withheld", "margin": 0.025, "holds": True, "n": 400, "upper_bound": 0.01}
     (said,) = unchanged({"unchanged": [test]})
-    assert said == "Withheld replies of plain did not rise by more than 2.5 points: shown (n = 400, upper bound 1.0 points)."
+    assert said == "Withheld replies of plain rose by at most 2.5 points: shown (n = 400: at most 1.0 points, with 95 % confidence)."
