@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from conftest import save_tiny
 from families import FAMILIES, VISION
 from held import held
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from abliterate.choice.tuning.examples import Examples, examples_of
@@ -53,21 +54,25 @@ def test_the_effect_is_what_a_small_loss_of_a_direction_does(name: str, unit_dir
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 24), st.integers(0, 2))
+@example(20538, 2, 1)  # one direction is left: in float32, others that nearly lie along what is excluded are rounding errors
 def test_no_direction_gains_more_for_what_it_costs(seed: int, width: int, away: int) -> None:
     draw = torch.Generator().manual_seed(seed)
-    gain, tokens = torch.randn(width, width, generator=draw), torch.randn(3 * width, width, generator=draw)
+    normal = partial(torch.randn, generator=draw, dtype=torch.float64)
+    gain, tokens = normal(width, width), normal(3 * width, width)
     cost, ridge = tokens.T @ tokens, 10.0 ** -(seed % 4)
-    off = torch.linalg.qr(torch.randn(width, min(away, width - 1), generator=draw))[0].T if away else None
+    off = torch.linalg.qr(normal(width, min(away, width - 1)))[0].T if away else None
     row, gained = best(gain, cost, ridge, off)
-    damped = cost + ridge * cost.diagonal().mean() * torch.eye(width)
-    others = torch.randn(200, width, generator=draw)
+    damped = cost + ridge * cost.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+    others = normal(200, width)
     if off is not None:
-        assert float((off @ row).abs().max()) < 1e-4
+        assert float((off @ row.double()).abs().max()) < 1e-4
         others = others - others @ off.T @ off
     share = lambda rows: ((rows @ gain) * rows).sum(-1) / ((rows @ damped) * rows).sum(-1)  # noqa: E731
-    assert float(row.norm()) == pytest.approx(1, abs=1e-5) and gained == pytest.approx(float(row @ gain @ row), rel=1e-3, abs=1e-5)
+    assert float(row.norm()) == pytest.approx(1, abs=1e-5) and gained == pytest.approx(
+        float(row.double() @ gain @ row.double()), rel=1e-3, abs=1e-5
+    )
     most = float(share(others).max())
-    assert float(share(row[None])) >= most - 1e-3 * abs(most) - 1e-5
+    assert float(share(row[None].double())) >= most - 1e-3 * abs(most) - 1e-5
 
 
 @pytest.fixture(scope="module")
