@@ -256,7 +256,7 @@ def test_the_headline_of_an_audit_counts_the_prompts() -> None:
 
 def test_a_keep_test_that_failed_stands_above_everything(whole: str) -> None:
     said = words(whole)
-    assert said.index("Refusals of danger did not fall") < said.index("What was tested") < said.index("Not measured")
+    assert said.index("Refusals of danger fell by at most") < said.index("What was tested") < said.index("Not measured")
 
 
 PARTS = {
@@ -338,7 +338,7 @@ def test_a_margin_is_shown_as_it_was_given() -> None:
     for test in (*made.report["keep_tests"], *made.report["unchanged"]):
         test["margin"] = 0.025
     said = words(shown(made))
-    assert said.count("by more than 2.5 points") >= 1 + len(made.report["unchanged"]) and "more than 2 points" not in said
+    assert said.count("by at most 2.5 points") >= 1 + len(made.report["unchanged"]) and "at most 2 points" not in said
 
 
 def of_way(kind: str, relaxed: list[str], **tuning: Any) -> str:
