@@ -5,7 +5,6 @@ Each stage's result is a file in the run folder, so a killed run resumes after t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
@@ -16,6 +15,7 @@ from abliterate.checkpoint.edit import check_editable, edit_checkpoint, work_of
 from abliterate.checkpoint.names import PROOF
 from abliterate.checkpoint.proof import edit_summary
 from abliterate.choice.method import TuningMethod, settled_method
+from abliterate.choice.own_examples import prompts_of
 from abliterate.choice.select import select
 from abliterate.choice.tuning.examples import CONTINUED, most_tokens_after_prompts
 from abliterate.choice.tuning.probe import probe_of
@@ -43,7 +43,7 @@ from abliterate.replies.responding import respond
 from abliterate.report.card import model_card
 from abliterate.report.document import report_document
 from abliterate.report.write import write_report
-from abliterate.runs.folder import RunFolder, open_run, recorded_clock
+from abliterate.runs.folder import DIRECTIONS, RunFolder, open_run, recorded_clock
 from abliterate.runs.record import open_model, resolved, run_record
 from abliterate.runs.resume import ResumeStore
 from abliterate.terminal.progress import say, stage
@@ -80,7 +80,7 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> dict[str
     directions = folder.stage(
         "directions", "directions.safetensors", lambda: _directions(activations, config), save_directions, load_directions
     )
-    folder.stage("directions", "directions.json", lambda: quality_document(activations, directions), write_json, read_json)
+    folder.stage("directions", DIRECTIONS, lambda: quality_document(activations, directions), write_json, read_json)
     edit, selection = _selection(folder, base, known, config, activations, directions, how, store)
     proof = _edit(folder, base, edit, source)  # before the final test, which takes longer than all before it
     before = judge_all(respond(folder, lambda: engine_of(config, base, wanted_of(source)), tested, "base"))
@@ -121,7 +121,7 @@ def _check_lengths(base: Session, config: RunConfig, tested: Sequence[PromptSet]
 
 def _activations(base: Session, sets: RoleSets, config: RunConfig, store: ResumeStore) -> Activations:
     """Collect activations. If the model supports it, the short replies that the choice needs come from the same pass."""
-    prompts = {split: {role: sets.prompts(role, split) for role in sets.played} for split in SPLITS}
+    prompts = {split: prompts_of(sets, split) for split in SPLITS}
     asked = [ids for each in prompts.values() for role in each for ids in encode(base.model.tokenizer, [p.text for p in each[role]])]
     probe = probe_of(base.model, asked, short(base.model.tokenizer), CONTINUED)
     activations = activations_of(probe or base.model, sets, positions_of(base.model, config))
@@ -158,7 +158,7 @@ def _selection(
         save_edit(edit, folder.path / "plan.safetensors")
         write_json(document, file)
     store.forget()
-    return load_edit(folder.path / "plan.safetensors"), json.loads(file.read_text(encoding="utf-8"))
+    return load_edit(folder.path / "plan.safetensors"), read_json(file)
 
 
 def _edit(folder: RunFolder, base: Session, edit: Edit, source: ModelSource) -> dict[str, Any]:
@@ -168,5 +168,4 @@ def _edit(folder: RunFolder, base: Session, edit: Edit, source: ModelSource) -> 
         base.release()
         with folder.timed("edit"), stage("bytes written and proven", work_of(base.folder, edit)) as advance:
             edit_checkpoint(base.folder, edit, out, source.name, lambda proof: model_card(proof, None), advance, source.revision)
-    proof: dict[str, Any] = json.loads((out / PROOF).read_text(encoding="utf-8"))
-    return proof
+    return read_json(out / PROOF)

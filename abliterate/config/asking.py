@@ -14,22 +14,41 @@ from abliterate.config.stages import CollectConfig, EditConfig, SelectConfig
 from abliterate.errors import InputError
 
 Which = Literal["base", "derived"]
-_REFERENCE = "A model without the censorship; the report measures how much of its behaviour comes back."
+Split = Literal["train", "val", "test", "all"]
+# Settings that two commands share; each class copies them.
+_REFERENCE: str | None = setting(
+    None,
+    min_length=1,
+    description="A model without the censorship; the report measures how much of its behaviour comes back.",
+    panel=Panel.MAIN,
+    names="model",
+    from_record=True,
+)
+_MARGIN: float = setting(
+    0.05,
+    gt=0,
+    lt=1,
+    description="Largest acceptable change: how far refusals of the keep sets may fall, and withheld or broken replies of the other "
+    "sets may rise (0.05: 5 points). Each is tested for non-inferiority.",
+    panel=Panel.REPORT,
+    rank=1,
+    from_record=True,
+)
+_LIMIT: int | None = setting(None, ge=1, description="Maximum number of prompts per set.", panel=Panel.MAIN, rank=20, from_record=True)
+_SPLIT: Split = setting(
+    "test", description="Split to ask; a file without splits is asked whole.", panel=Panel.MAIN, rank=20, from_record=True
+)
+
+
+def _not_a_server(given: str | None) -> str | None:
+    """A reference must have its weights here."""
+    return None if given is None else with_weights(given, "--reference")
 
 
 class RunConfig(EngineConfig, EvaluateConfig, EditConfig, SelectConfig, CollectConfig):
     """Settings of run: the whole pipeline."""
 
-    margin: float = setting(
-        0.05,
-        gt=0,
-        lt=1,
-        description="Largest acceptable change: how far refusals of the keep sets may fall, and withheld or broken replies of the other "
-        "sets may rise (0.05: 5 points). Each is tested for non-inferiority.",
-        panel=Panel.REPORT,
-        rank=1,
-        from_record=True,
-    )
+    margin: float = _MARGIN
     edited_engine: str | None = setting(
         None,
         description="URL of the server of the edited checkpoint, if it is not the one in --engine.",
@@ -38,12 +57,9 @@ class RunConfig(EngineConfig, EvaluateConfig, EditConfig, SelectConfig, CollectC
         may_change=True,
         risk=SENDS,
     )
-    reference: str | None = setting(None, min_length=1, description=_REFERENCE, panel=Panel.MAIN, names="model", from_record=True)
+    reference: str | None = _REFERENCE
 
-    @field_validator("reference")
-    @classmethod
-    def _reference_is_here(cls, given: str | None) -> str | None:
-        return None if given is None else with_weights(given, "--reference")
+    _reference_is_here = field_validator("reference")(_not_a_server)
 
     @field_validator("edited_engine")
     @classmethod
@@ -82,10 +98,8 @@ class AuditConfig(EngineConfig, EvaluateConfig, ModelConfig):
         names="prompts",
         from_record=True,
     )
-    limit: int | None = setting(None, ge=1, description="Maximum number of prompts per set.", panel=Panel.MAIN, rank=20, from_record=True)
-    split: Literal["train", "val", "test", "all"] = setting(
-        "test", description="Split to ask; a file without splits is asked whole.", panel=Panel.MAIN, rank=20, from_record=True
-    )
+    limit: int | None = _LIMIT
+    split: Split = _SPLIT
 
     @field_validator("model")
     @classmethod
@@ -149,29 +163,15 @@ class CompareConfig(EngineConfig, EvaluateConfig, ComputeConfig):
         names="prompts",
         from_record=True,
     )
-    limit: int | None = setting(None, ge=1, description="Maximum number of prompts per set.", panel=Panel.MAIN, rank=20, from_record=True)
-    split: Literal["train", "val", "test", "all"] = setting(
-        "test", description="Split to ask; a file without splits is asked whole.", panel=Panel.MAIN, rank=20, from_record=True
-    )
-    margin: float = setting(
-        0.05,
-        gt=0,
-        lt=1,
-        description="Largest acceptable change: how far refusals of the keep sets may fall, and withheld or broken replies of the other "
-        "sets may rise (0.05: 5 points). Each is tested for non-inferiority.",
-        panel=Panel.REPORT,
-        rank=1,
-        from_record=True,
-    )
+    limit: int | None = _LIMIT
+    split: Split = _SPLIT
+    margin: float = _MARGIN
     weights_only: bool = setting(
         False, description="Compare only the weights; ask no prompts.", panel=Panel.MAIN, rank=20, from_record=True
     )
-    reference: str | None = setting(None, min_length=1, description=_REFERENCE, panel=Panel.MAIN, names="model", from_record=True)
+    reference: str | None = _REFERENCE
 
-    @field_validator("reference")
-    @classmethod
-    def _reference_is_here(cls, given: str | None) -> str | None:
-        return None if given is None else with_weights(given, "--reference")
+    _reference_is_here = field_validator("reference")(_not_a_server)
 
     @field_validator("base")
     @classmethod

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, TypedDict, Unpack, cast
 
@@ -77,12 +77,12 @@ def setting(
 ) -> Any:
     """A field of a config model; without a default it is required. For the other arguments see ``Setting``."""
     known = Setting(panel, rank, names, may_change, from_record, risk)
-    return Field(default, description=description, json_schema_extra={_KEY: asdict(known)}, **constraints)
+    return Field(default, description=description, json_schema_extra=cast(Any, {_KEY: known}), **constraints)
 
 
 def setting_of(field: FieldInfo) -> Setting:
     """What is known about a field that ``setting`` made."""
-    return Setting(**cast(dict[str, Any], field.json_schema_extra)[_KEY])
+    return cast(Mapping[str, Setting], field.json_schema_extra)[_KEY]
 
 
 def place_in(panel: Panel) -> int:

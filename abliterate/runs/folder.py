@@ -21,15 +21,14 @@ from abliterate import __version__
 from abliterate.config import is_url
 from abliterate.config.recorded import may_change
 from abliterate.errors import InputError
-from abliterate.files import check_place, whole_file, write_json
+from abliterate.files import check_place, read_json, whole_file, write_json
 from abliterate.model.chat.clock import parsed
 
 T = TypeVar("T")
 SCHEMA = "abliterate/run/1"
 # Files of a run folder that several stages use.
-SELECTION, DIRECTIONS, WEIGHTS = "selection.json", "directions.json", "weights.json"
+DIRECTIONS, WEIGHTS = "directions.json", "weights.json"
 DRIFT, CONTROLS, RECOVERY, BENCHMARKS = "drift.json", "controls.json", "recovery.json", "benchmarks.json"
-REPORT, RUN = "report.json", "run.json"
 _COMPARED = ("settings", "prompts", "model_hashes")
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "scipy")
 
@@ -65,8 +64,7 @@ class RunFolder:
 
     def record(self) -> dict[str, Any]:
         """The content of run.json."""
-        content: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        return content
+        return read_json(self.path / "run.json")
 
     def identity(self) -> dict[str, Any]:
         """What the results depend on: everything that is compared when the run is resumed, and the versions in use now."""
@@ -92,7 +90,7 @@ class RunFolder:
 
     def cost(self) -> dict[str, Any]:
         file = self.path / "cost.json"
-        return json.loads(file.read_text()) if file.exists() else {"seconds": {}, "peak_rss_bytes": 0}
+        return read_json(file) if file.exists() else {"seconds": {}, "peak_rss_bytes": 0}
 
 
 def _writer(engine: Mapping[str, Any]) -> str:
