@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from abliterate.choice.candidates import Candidate
 from abliterate.choice.front import pareto, prefer
+from abliterate.choice.gate import By, saved
 from abliterate.choice.scores import Scores
 from abliterate.choice.shortlist import Choice, finite, selection_document
 from abliterate.choice.tuning.state import Seen, Step
@@ -24,6 +25,7 @@ def edit_document(
     choice: Choice,
     seen: Sequence[Seen],
     best: int,
+    replied: Mapping[int, By],
     steps: Sequence[Step],
     how: str,
     config: RunConfig,
@@ -33,6 +35,7 @@ def edit_document(
     on_front = pareto([each.point for each in seen])
     front = [
         {"name": s.name, "step": s.step, "weight": s.weight, **finite(asdict(s.point)), "on_front": on, "chosen": i == best}
+        | {"replies": saved([replied[i]])[0] if i in replied else None}
         for i, (s, on) in enumerate(zip(seen, on_front, strict=True))
     ]
     tuning = {
@@ -52,12 +55,12 @@ def edit_document(
 
 
 def _given_up(seen: Sequence[Seen], best: int, config: RunConfig) -> list[str]:
-    """In words, which edit would be chosen without the bound on KL; empty if it is the same edit."""
+    """In words, which edit would be the cheapest without the bound on KL; empty if it is the chosen one or lies within the bound."""
     free = seen[prefer([each.point for each in seen], config.prefer)[0]]
-    if free is seen[best]:
+    if free is seen[best] or free.point.kl <= config.max_kl:
         return []
     left = f"{100 * free.point.target_left:.1f} % left, KL {free.point.kl:.3g} nats"
-    return [f"without --max-kl {config.max_kl:g}, {free.name} would be chosen: {left}"]
+    return [f"without --max-kl {config.max_kl:g}, {free.name} would be the cheapest: {left}"]
 
 
 def along_keep(edit: Edit, axes: Float[Tensor, "layer d_model n"]) -> float:

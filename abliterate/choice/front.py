@@ -89,17 +89,27 @@ def prefer(points: Sequence[Point], how: Preference, max_kl: float | None = None
     The cost is the share left, plus ``WEIGHTS`` times the drift, plus how far ``kl`` exceeds ``max_kl`` (``exceeded``). If costs are equal,
     the point with the fewest edits wins. Raises InputError if no point is finite.
     """
+    order = ranked(points, how, max_kl)
+    return order[0], over_bound(points, order, order[0], max_kl)
+
+
+def ranked(points: Sequence[Point], how: Preference, max_kl: float | None = None) -> list[int]:
+    """The indices of the points on the front, the cheapest first (``prefer``). Raises InputError if no point is finite."""
     on_front = [i for i, on in enumerate(pareto(points)) if on]
     if not on_front:
         raise InputError(NOT_FINITE)
-    order = sorted(on_front, key=lambda i: (points[i].cost(WEIGHTS[how], max_kl), points[i].edits, i))
-    chosen = points[order[0]]
+    return sorted(on_front, key=lambda i: (points[i].cost(WEIGHTS[how], max_kl), points[i].edits, i))
+
+
+def over_bound(points: Sequence[Point], order: Sequence[int], best: int, max_kl: float | None) -> list[str]:
+    """A note if the chosen point ``best`` is above ``max_kl``; empty if not. ``order``: ``ranked``."""
+    chosen = points[best]
     if max_kl is None or chosen.kl <= max_kl:
-        return order[0], []
+        return []
     within = next((points[i] for i in order if points[i].kl <= max_kl), None)
     if within is None:
-        return order[0], [f"no edit has a first-token KL of at most {max_kl:g} nats; the chosen one has {chosen.kl:.3g}"]
-    return order[0], [
+        return [f"no edit has a first-token KL of at most {max_kl:g} nats; the chosen one has {chosen.kl:.3g}"]
+    return [
         f"the chosen edit has a first-token KL of {chosen.kl:.3g} nats, above the bound of {max_kl:g}, and leaves "
         f"{100 * chosen.target_left:.1f} % of the target; the best edit within the bound leaves {100 * within.target_left:.1f} %"
     ]

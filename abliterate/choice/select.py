@@ -1,6 +1,6 @@
 """Choose the edit on val prompts: score candidates causally, then tune strengths by gradients or by search.
 
-The only text generated here is the unedited model's short replies. Test prompts are never used.
+The only text generated here is short replies to train and val prompts. Test prompts are never used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from abliterate.choice.candidates import BY_EFFECT, FIRST_SHARES, KINDS, Candidate, Kind, by_effect, candidates, scoped_document
 from abliterate.choice.document import along_keep, edit_document, shape
-from abliterate.choice.front import WEIGHTS, Point, Preference, prefer
+from abliterate.choice.front import WEIGHTS, Point, Preference, over_bound, prefer, ranked
+from abliterate.choice.gate import GATED, By, gate_work, gated, loaded, passed, saved
 from abliterate.choice.method import TuningMethod
 from abliterate.choice.openings import dealt
 from abliterate.choice.own_examples import Prompts, own_examples, prompts_of, replies_of
@@ -28,7 +29,9 @@ from abliterate.choice.space import Space
 from abliterate.choice.tuning.descent import Settings, descend
 from abliterate.choice.tuning.examples import Examples, Stay
 from abliterate.choice.tuning.first_order import RIDGES, first_order, work_of
-from abliterate.choice.tuning.measure import measure, measured_on, measuring_work
+from abliterate.choice.tuning.measure import measure, measured_on, measuring_work, target_left
+from abliterate.choice.tuning.metric import coordinates
+from abliterate.choice.tuning.on_policy import OnPolicy
 from abliterate.choice.tuning.parameters import Parameters
 from abliterate.choice.tuning.state import Seen, Step
 from abliterate.compute.forward import Continued
@@ -49,7 +52,7 @@ SHORTLIST = 4  # how many candidates are measured on all val prompts
 STARTS = 2  # the same, if the tuner follows
 SHARES = (1.0, 0.85, 0.7)  # shares of --strength to try, if strengths are not tuned
 BATCH = 8  # edits that the search measures in one pass over the weights
-START = 0.5  # initial strength for the tuner
+START = 1.0  # initial strength for the tuner
 
 
 def select(
@@ -74,7 +77,8 @@ def select(
         notes.append(f"{unknown} train or val replies are in a language without rules and count as neither withheld nor answered")
     store = store.of(replies_of(val))
     kinds: tuple[Kind, ...] = ("per-layer",) if how == "gradient" else KINDS
-    effects = _by_effect(model, learned, config, away, store) if how == "gradient" and config.tune_directions != "off" else []
+    turns = how == "gradient" and config.tune_directions != "off"
+    effects, costs = _by_effect(model, learned, config, away, store) if turns else ([], None)
     estimated = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied, kinds, not effects)
     tried = [*effects, *estimated]
     scored, base_logprob = _scored(model, tried, val, prompts, how, store)
@@ -85,30 +89,34 @@ def select(
     start = shortlist[_start(seen, config) if how == "gradient" else _best(seen, config)[0] // len(shares)]
     steps: list[Step] = []
     if how == "gradient":
-        more, steps, ended = _tuned(model, learned, val, start, config, away, store)
-        seen += more
+        seen, steps, ended = _tuned(model, learned, val, start, seen, costs, config, away, store)
         notes += ended
     elif how == "search":
         seen += _searched(model, shortlist, val, config)
-    best, relaxed = _best(seen, config)
+    best, replied, relaxed = _gated(model, seen, val, config, store)
     if config.norms == "keep":
         notes.append("--norms keep applies only when the weights are edited; the val figures are without it")
     filtered = () if how == "gradient" else choice.relaxed  # no filter applies to the tuner's starting point
     chosen = next(i for i, (c, _) in enumerate(scored) if c is start)
-    document = edit_document(scored, replace(choice, chosen=chosen, relaxed=(*notes, *filtered, *relaxed)), seen, best, steps, how, config)
+    document = edit_document(
+        scored, replace(choice, chosen=chosen, relaxed=(*notes, *filtered, *relaxed)), seen, best, replied, steps, how, config
+    )
     document["yardstick"] = {"asked": val.target.asked, "withheld": val.target.withheld, "base_logprob": base_logprob}
     document["scoped"] = scoped_document(directions, start)
     if away is not None:
         document["scoped"]["along_keep"] = along_keep(seen[best].edit, away[-1 - start.position])
     document["tuning"] |= {"examples": dict(learned.counts), **shape(seen[best].edit, start.edit)}
     point = seen[best].point
-    said = f"chosen: {seen[best].name}: {100 * point.target_left:.1f} % left, KL {point.kl:.3f} nats (val)"
+    own = replied[best]["target"]
+    said = f"chosen: {seen[best].name}: {own.withheld} of {own.asked} val replies still withheld, KL {point.kl:.3f} nats"
     say("; relaxed: ".join([said, *document["relaxed"]]))
     return replace(seen[best].edit, keep_norms=config.norms == "keep"), document
 
 
-def _by_effect(model: Model, train: Examples, config: RunConfig, away: Tensor | None, store: ResumeStore) -> list[Candidate]:
-    """Per-layer candidates from first-order effects, one edit per ridge."""
+def _by_effect(
+    model: Model, train: Examples, config: RunConfig, away: Tensor | None, store: ResumeStore
+) -> tuple[list[Candidate], Float[Tensor, "layer d_model d_model"]]:
+    """Per-layer candidates from first-order effects, one edit per ridge, and the first-order costs of directions by block."""
     assert isinstance(model, WholeModel)
     first = int(FIRST_SHARES[0] * model.folder.layers)
     store = store.of([replies_of(train), config.tune_directions, config.seed], [] if away is None else [away])
@@ -116,11 +124,13 @@ def _by_effect(model: Model, train: Examples, config: RunConfig, away: Tensor | 
     if state is None:
         off = _off(away, -1, config)
         with stage("first-order effects (prompts)", work_of(model, train, first)) as advance:
-            edits = first_order(model, train, first, off, config.seed, advance)
-        state = {f"{part}/{i}": getattr(edit, part) for i, edit in enumerate(edits) for part in ("direction", "strength")}, None
+            edits, costs = first_order(model, train, first, off, config.seed, advance)
+        parts = {f"{part}/{i}": getattr(edit, part) for i, edit in enumerate(edits) for part in ("direction", "strength")}
+        state = parts | {"costs": costs}, None
         store.save_state("first-order", *state)
     edits = [Edit(state[0][f"direction/{i}"], state[0][f"strength/{i}"], "skip") for i in range(len(RIDGES))]
-    return by_effect([(f"ridge {ridge:g}", edit) for ridge, edit in zip(RIDGES, edits, strict=True) if edit.strength.any()], first)
+    made = by_effect([(f"ridge {ridge:g}", edit) for ridge, edit in zip(RIDGES, edits, strict=True) if edit.strength.any()], first)
+    return made, state[0]["costs"]
 
 
 def _off(away: Tensor | None, position: int, config: RunConfig) -> Float[Tensor, "layer n d_model"] | None:
@@ -214,27 +224,65 @@ def _best(seen: Sequence[Seen], config: RunConfig) -> tuple[int, list[str]]:
     return prefer([each.point for each in seen], config.prefer, config.max_kl)
 
 
+def _gated(
+    model: Model, seen: Sequence[Seen], val: Examples, config: RunConfig, store: ResumeStore
+) -> tuple[int, dict[int, By], list[str]]:
+    """The index of the chosen edit, the replies of the edits that passed through the gate by index, and notes on bounds that do not hold.
+
+    Raises InputError if no edit is finite."""
+    points = [each.point for each in seen]
+    order = ranked(points, config.prefer, config.max_kl)
+    tried = [seen[i] for i in order[:GATED]]
+    store = store.of(None, [t for each in tried for t in (each.edit.direction, each.edit.strength)])
+    found = store.value("gate")
+    if found is None:
+        with stage("replies of the best edits (val)", gate_work(tried, val)) as advance:
+            found = saved(gated(model, tried, val, advance))
+        store.save_value("gate", found)
+    replied: dict[int, By] = dict(zip(order, loaded(found), strict=False))
+    best = passed(points, replied, config.prefer, config.max_kl)
+    return best, replied, over_bound(points, order, best, config.max_kl)
+
+
 def _tuned(
-    model: Model, train: Examples, val: Examples, start: Candidate, config: RunConfig, away: Tensor | None, store: ResumeStore
+    model: Model,
+    train: Examples,
+    val: Examples,
+    start: Candidate,
+    measured: Sequence[Seen],
+    costs: Float[Tensor, "layer d_model d_model"] | None,
+    config: RunConfig,
+    away: Tensor | None,
+    store: ResumeStore,
 ) -> tuple[list[Seen], list[Step], list[str]]:
-    """Tune a candidate by gradients. Returns the edits measured on val, all steps, and a note if tuning ended early."""
+    """Tune a candidate by gradients. Returns the edits ``measured`` before and those of the tuner, all steps, and a note if tuning ended
+    early. What is left of the target is measured by all openings known in the end. ``costs``: the first-order costs of directions,
+    which are the metric that they are turned in."""
     assert isinstance(model, WholeModel)
     off = _off(away, start.position, config)
     learned = config.tune_directions != "off"
-    parameters = Parameters.of(start.edit, min(START, config.strength), learned, config.strength, off)
+    basis = None if costs is None else coordinates(costs)
+    parameters = Parameters.of(start.edit, min(START, config.strength), learned, config.strength, off, basis)
     settings = Settings(steps=config.tune_steps, seed=config.seed)
     below = shared_below(model, _first([start.edit]), measured_on(val))
-    with stage("tuning (steps and val measurements)", settings.total + settings.looks) as advance, below:
+    store = store.of([replies_of(train), config.prefer, config.max_kl])
+    known = OnPolicy(model, train, val, store)
+    with stage("tuning (steps, val measurements, replies)", settings.total + settings.looks + len(settings.weights)) as advance, below:
         seen, steps = descend(
             model,
             parameters,
             train,
-            lambda edit: measure(model, [edit], val)[0],
+            lambda edit: measure(model, [edit], known.val)[0],
             lambda point: _cost(point, config.prefer, config.max_kl),
             settings,
             advance,
-            store.of([replies_of(train), config.prefer, config.max_kl]),
+            store,
+            known.after,
         )
+        seen = [*measured, *seen]
+        if known.val is not val:
+            left = target_left(model, [each.edit for each in seen], known.val)
+            seen = [replace(each, point=replace(each.point, target_left=its)) for each, its in zip(seen, left, strict=True)]
     why = parameters.ended()
     return seen, steps, [] if why is None else [f"tuning ended at step {len(steps)} of {settings.total}: {why}"]
 

@@ -163,7 +163,7 @@ class SelectConfig(Config):
         from_record=True,
     )
     tune_steps: int = setting(
-        8, ge=1, le=1000, description="Gradient steps in each phase of the tuner.", panel=Panel.CHOICE, rank=3, from_record=True
+        6, ge=1, le=1000, description="Gradient steps in each phase of the tuner.", panel=Panel.CHOICE, rank=3, from_record=True
     )
     tune_directions: Literal["on", "off", "scoped"] = setting(
         "on",

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from abliterate.choice.candidates import FIRST_SHARES, KINDS, at_most
+from abliterate.choice.gate import GATED, REPLIES
 from abliterate.choice.method import method_of
 from abliterate.choice.openings import OPENING_TOKENS, PROBE_TOKENS, THOUGHT_TOKENS
 from abliterate.choice.select import BATCH, RANKED_BY, SHARES, SHORTLIST, STARTS
 from abliterate.choice.tuning.descent import Settings, dealt
 from abliterate.choice.tuning.examples import CONTINUED, OTHERS, STAYS
 from abliterate.choice.tuning.first_order import ASKED, RIDGES
+from abliterate.choice.tuning.on_policy import HEARD
 from abliterate.choice.tuning.openings import ALIKE
 from abliterate.choice.tuning.replies import distinct
 from abliterate.compute.blockwise.model import MAX_NEW_TOKENS
@@ -168,7 +170,8 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
     if config.tune == "search":
         steps += [Step("selection", "search", _measured(val, min(BATCH, config.trials))) for _ in range(-(-config.trials // BATCH))]
     elif gradient:
-        steps += _tuning_steps(config, train, val, below)
+        steps += _tuning_steps(config, train, val, below, shortlisted)
+    steps.append(Step("selection", "gate: short replies (val)", _gate(val), SHORT))
     tested = tuple(Asked(ids) for ids in prompts.test.values())
     if config.engine == "transformers":
         steps += [Step("evaluation", f"replies of the {which} model", tested, config.max_new_tokens) for which in ("base", "edited")]
@@ -204,14 +207,21 @@ def _own_predictions(val: Mapping[Role, Ids], whole: bool) -> Iterator[Step]:
         yield Step("selection", "own predictions (val)", _staying({"harmless": val["harmless"]}, 1))
 
 
+def _gate(val: Mapping[Role, Ids]) -> tuple[Asked, ...]:
+    """The prompts that the best edits reply to."""
+    return tuple(Asked(evenly(ids, REPLIES), GATED) for ids in distinct(val).values())
+
+
 def _measured(val: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
     """The sequences that measure ``times`` edits."""
     return (_openings(val, times), *_staying(val, times))
 
 
-def _openings(asked: Mapping[Role, Ids], times: int) -> Asked:
-    """Continuations with which the model could withhold an answer to target prompts."""
-    return Asked([[*ids, *[0] * ALIKE] for ids in asked["target"] for _ in range(1 + OTHERS)], times, ALIKE + 1)
+def _openings(asked: Mapping[Role, Ids], times: int, later: int = 0) -> Asked:
+    """Continuations with which the model could withhold an answer to target prompts. ``later``: after how many phases of tuning edited
+    models have added theirs."""
+    lines = 1 + OTHERS + (later + OTHERS if later else 0)
+    return Asked([[*ids, *[0] * ALIKE] for ids in asked["target"] for _ in range(lines)], times, ALIKE + 1)
 
 
 def _staying(asked: Mapping[Role, Ids], times: int) -> tuple[Asked, ...]:
@@ -228,14 +238,22 @@ def _effects(train: Mapping[Role, Ids]) -> Step:
     return Step("selection", "first-order effects", tuple(asked), gradients=True)
 
 
-def _tuning_steps(config: RunConfig, train: Mapping[Role, Ids], val: Mapping[Role, Ids], below: float) -> Iterator[Step]:
-    """The steps of the tuner, which needs the model held whole: some examples of each role per step, and looks at val."""
+def _tuning_steps(config: RunConfig, train: Mapping[Role, Ids], val: Mapping[Role, Ids], below: float, before: int) -> Iterator[Step]:
+    """The steps of the tuner, which needs the model held whole: some examples of each role per step, looks at val, and after each phase the
+    edited model's replies. In the end, these edits and those measured ``before`` are measured once more with all openings."""
     settings = Settings(steps=config.tune_steps)
     counts = {role: len(ids) for role, ids in distinct(train).items()}
     rounds = {role: -(-settings.total * each // max(counts[role], 1)) for role, each in dealt(counts, settings.batch).items()}
     asked = tuple(Asked([[*ids, *[0] * CONTINUED] for ids in train[role]], rounds[role], CONTINUED + 1) for role in counts)
     yield Step("selection", "tuning", asked, gradients=True)
-    yield Step("selection", "looks at val", _measured(val, settings.looks), passed_over=below)
+    phases = len(settings.weights)
+    each = len(settings.looked)
+    for phase in range(phases):
+        yield Step("selection", "looks at val", (_openings(val, each, phase), *_staying(val, each)), passed_over=below)
+        replying = tuple(Asked(evenly(ids["target"], HEARD)) for ids in (train, val))
+        yield Step("selection", "short replies of edited models", replying, SHORT)
+        yield Step("selection", "own openings", (_openings(val, 1, phase + 1),))
+    yield Step("selection", "looks at val with all openings", (_openings(val, settings.looks + before, phases),), passed_over=below)
 
 
 def _recovery_steps(tested: Sequence[Asked]) -> Iterator[Step]:

@@ -16,9 +16,21 @@ def picked(selection: Mapping[str, Any] | None) -> str | None:
     point = next((each for each in _tuning(selection).get("front") or [] if each["chosen"]), None)
     if name is None or point is None:
         return name
-    left = f"on val: {100 * point['target_left']:.1f} % of the probability of withheld openings left"
+    left = f"on val: {_left(point)}"
     given_up = "".join(f"; {said}" for said in _tuning(selection).get("given_up") or ())
     return f"{name} ({left}, KL {point['kl']:.3f} nats{given_up})"
+
+
+def _left(point: Mapping[str, Any]) -> str:
+    """How much of the target an edit leaves: by its replies, or by the openings' probability if it wrote none."""
+    if target := (point.get("replies") or {}).get("target"):
+        return f"{target['withheld']} of {target['asked']} withheld replies are still withheld"
+    return f"{100 * point['target_left']:.1f} % of the probability of withheld openings left"
+
+
+def replied(selection: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """The edits of the front that replied to val prompts."""
+    return [each for each in _tuning(selection or {}).get("front") or [] if each.get("replies")]
 
 
 def mark(selection: Mapping[str, Any] | None) -> str:
@@ -54,7 +66,8 @@ def _improved(tuning: Mapping[str, Any]) -> str:
     asked = [f"--prefer {tuning['prefer']}"] if tuning.get("prefer") else []
     asked += [] if tuning.get("max_kl") is None else [f"--max-kl {tuning['max_kl']:g}"]
     edit = "tuned edit" if _is_tuned(tuning) else "edit"
-    taken = f"; the {edit} was picked from the Pareto front by {' and '.join(asked)}" if asked else ""
+    by = " and by its replies to val prompts" if any(each.get("replies") for each in tuning.get("front") or []) else ""
+    taken = f"; the {edit} was picked from the Pareto front by {' and '.join(asked)}{by}" if asked else ""
     return f"{done}{'' if seed is None else f' (seed {seed})'}{taken}."
 
 

@@ -18,6 +18,7 @@ from abliterate.choice import own_examples
 from abliterate.choice import select as selection
 from abliterate.choice.candidates import BY_EFFECT, Candidate
 from abliterate.choice.front import WEIGHTS, Point
+from abliterate.choice.gate import GATED, Replied
 from abliterate.choice.method import settled_method
 from abliterate.choice.scores import Scores
 from abliterate.choice.select import SHARES, SHORTLIST, select, starts
@@ -69,6 +70,9 @@ def test_what_is_chosen_is_on_the_front_and_in_the_document(given: Any) -> None:
     assert tuning["kind"] == "gradient" and tuning["steps"] == 6 == len(tuning["history"])
     assert {"keep", "baseline", "harmless", "target"} <= tuning["history"][0].keys() and tuning["examples"]["target"] >= 1
     assert tuning["front"][0]["step"] == 0 and tuning["front"][-1]["step"] == 6 and len(tuning["front"]) <= SHORTLIST + 3
+    replied = [row for row in tuning["front"] if row["replies"]]
+    assert chosen in replied and len(replied) == min(GATED, sum(row["on_front"] for row in tuning["front"]))
+    assert all(row["on_front"] and row["replies"]["target"]["asked"] == document["yardstick"]["withheld"] for row in replied)
     assert tuning["strength"] == edit.strength.tolist() and document["strength"] == float(edit.strength.max())
     assert document["scoped"]["sets"] == ["keep"] and 0 <= document["scoped"]["along_keep"] <= 1
     by_effect = document["chosen"]["estimator"] == BY_EFFECT
@@ -81,7 +85,7 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, until: int = 99) -> None:
         self.done: list[str] = []
-        for module, name in ((own_examples, "short_replies"), (selection, "score_all"), (selection, "measure")):
+        for module, name in ((own_examples, "short_replies"), (selection, "score_all"), (selection, "measure"), (selection, "gated")):
             monkeypatch.setattr(module, name, self.counted(name, getattr(module, name), until))
 
     def counted(self, name: str, real: Callable[..., Any], until: int) -> Callable[..., Any]:
@@ -94,11 +98,12 @@ class Counted:
         return counting
 
 
-PARTS = ["short_replies", "short_replies", "score_all", "measure", "measure", "measure", "measure"]  # the last three are looks
+LOOKS = 3
+PARTS = ["short_replies", "short_replies", "score_all", "measure", *["measure"] * LOOKS, "gated"]
 
 
 @pytest.mark.usefixtures("withholding")
-@pytest.mark.parametrize("until", [1, 3, 5])
+@pytest.mark.parametrize("until", [1, 3, 5, 7])
 def test_a_selection_that_was_stopped_goes_on_with_the_part_it_was_in(
     given: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: int
 ) -> None:
@@ -125,6 +130,26 @@ def test_what_was_kept_of_other_directions_is_not_used(given: Any, tmp_path: Pat
     turned = replace(directions, direction={name: t.flip(-1) for name, t in directions.direction.items()})
     select(model, sets, config, turned, "gradient", away, kept)
     assert counted.done == PARTS[2:]  # the replies are the model's own
+
+
+@pytest.mark.usefixtures("withholding")
+def test_the_replies_of_the_best_edits_decide(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of the front is said to withhold nothing any more, and all others everything."""
+    model, sets, made, directions, away = given
+    points = [Point(0.1 * (i + 1), 0.0, 0.09 - 0.01 * i, 0.0, 1.0) for i in range(6)]
+    monkeypatch.setattr(selection, "measure", lambda model, edits, *more: [points[i] for i in range(len(edits))])
+    asked: list[int] = []
+
+    def replied(model: Any, seen: Any, *more: Any) -> list[dict[Any, Replied]]:
+        asked.append(len(seen))
+        return [{"target": Replied(9, 9, 0 if i == 1 else 9, 0, 0)} for i in range(len(seen))]
+
+    monkeypatch.setattr(selection, "gated", replied)
+    _, document = select(model, sets, RunConfig(**made), directions, "off", away)
+    (chosen,) = [row for row in document["tuning"]["front"] if row["chosen"]]
+    assert asked == [GATED] and chosen["target_left"] == pytest.approx(0.2)
+    assert chosen["replies"]["target"]["withheld"] == 0
+    assert "0 of 9 withheld replies are still withheld" in str(picked(document))
 
 
 def test_without_tuning_a_candidate_is_chosen(given: Any) -> None:
@@ -184,7 +209,7 @@ def test_what_the_bound_on_kl_cost_is_told(given: Any, monkeypatch: pytest.Monke
     _, document = select(model, sets, RunConfig(**made), directions, "off", away)
     other = next(row["name"] for row in document["tuning"]["front"] if row["kl"] == 0.3)
     (said,) = document["tuning"]["given_up"]
-    assert said == f"without --max-kl 0.1, {other} would be chosen: 2.0 % left, KL 0.3 nats"
+    assert said == f"without --max-kl 0.1, {other} would be the cheapest: 2.0 % left, KL 0.3 nats"
     assert said in str(picked(document))
 
 

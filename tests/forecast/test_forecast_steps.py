@@ -60,7 +60,7 @@ def test_a_real_run_reads_its_weights_as_often_as_planned(
     steps = planned(config, Path(config.model))
     assert sweeps <= sweeps_of(steps)
     if not ends:
-        assert sweeps == sweeps_of(steps) == 1 + 16 + 1 + 1 + 1 + 1 + 2 * 3 + 2 + 1
+        assert sweeps == sweeps_of(steps) == 1 + 16 + 1 + 1 + 1 + 1 + 16 + 2 * 3 + 2 + 1
 
 
 def test_long_replies_are_cut_where_each_token_costs_a_sweep(tiny: Tiny, sets: dict[str, Any]) -> None:

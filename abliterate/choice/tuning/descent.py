@@ -40,11 +40,11 @@ class Settings:
     within a phase. ``patience``: a phase ends after this many measurements in a row without improvement.
     """
 
-    steps: int = 8
-    weights: tuple[float, ...] = (5.0, 12.0, 30.0)
+    steps: int = 6
+    weights: tuple[float, ...] = (5.0, 12.0, 20.0)
     batch: int = 6
     strength_rate: float = 0.05
-    turn: float = 0.24
+    turn: float = 0.1
     few: float = 0.002
     near: float = 1.0
     every: int | None = None
@@ -83,12 +83,14 @@ def descend(
     settings: Settings,
     advance: Advance = no_progress,
     store: ResumeStore = NO_STORE,
+    after: Callable[[Edit], Examples] | None = None,
 ) -> tuple[list[Seen], list[Step]]:
     """Run all phases from the given parameters. Returns the edits measured on val, and every step.
 
-    ``look`` measures an edit on val, and ``cost`` turns the result into one number. ``advance`` counts every step and measurement. Resumes
-    from the last measurement in the ``store``, assuming that the model, the examples and the cost are the same. Ends early if nothing is
-    left to learn (``Parameters.ended``).
+    ``look`` measures an edit on val, and ``cost`` turns the result into one number. ``after`` is called with the edit at the end of each
+    phase and returns the train examples from then on. ``advance`` counts every step, measurement and call of ``after``. Resumes from the
+    last measurement in the ``store``, assuming that the model, the examples and the cost are the same; ``after`` is then called again for
+    each phase that has ended. Ends early if nothing is left to learn (``Parameters.ended``).
     """
     assert settings.steps > 0
     deck = _Deck(train, settings.batch, settings.seed)
@@ -98,12 +100,20 @@ def descend(
     advance(len(state.steps) + len(state.seen))
     for number in range(1, len(state.steps) + 1):
         deck.deal(number)
+
+    def end_phase(edit: Edit) -> None:
+        if after is not None:
+            deck.examples = after(edit)
+            advance(1)
+
+    for index in state.last:
+        end_phase(state.seen[index].edit)
     micro = micro_batch(model, deck.longest())
     while state.phase < len(settings.weights) and parameters.ended() is None:
         weight, number = settings.weights[state.phase], len(state.steps) + 1
         optimiser.slow_down(1 + state.phase)
         optimiser.forget_gradients()
-        target, stays = _gradients(model, parameters, train, deck.deal(number), weight, settings, micro)
+        target, stays = _gradients(model, parameters, deck.examples, deck.deal(number), weight, settings, micro)
         parameters.settle_gradient()
         optimiser.step()
         parameters.settle()
@@ -114,8 +124,11 @@ def descend(
             baked = parameters.baked()
             state.seen.append(Seen(f"tuned, step {number}", number, weight, baked, look(baked)))
             advance(1)
-            state.judge(cost(state.seen[-1].point), settings.steps, settings.patience)
+            ended = state.judge(cost(state.seen[-1].point), settings.steps, settings.patience)
             store.save_state(STATE, *packed(state, parameters, optimiser))
+            if ended:
+                end_phase(baked)
+                micro = micro_batch(model, deck.longest())
     return state.seen, state.steps
 
 
@@ -136,17 +149,17 @@ class _Card:
 
 
 class _Deck:
-    """Training examples of each role, shuffled and used equally often."""
+    """Training examples of each role, shuffled and used equally often. ``examples`` may be replaced by others of the same prompts."""
 
     def __init__(self, examples: Examples, batch: int, seed: int) -> None:
         chance = random.Random(seed)
-        self._examples, self._batch = examples, dealt(examples.counts, batch)
+        self.examples, self._batch = examples, dealt(examples.counts, batch)
         self._piles = {role: _rounds(size, chance) for role, size in examples.counts.items()}
 
     def longest(self) -> int:
         """The length in tokens of the longest example."""
-        stays = (self._card(role, place, 0).length for role in self._examples.stays for place in range(self._examples.counts[role]))
-        prompts = enumerate(self._examples.target.prompts)
+        stays = (self._card(role, place, 0).length for role in self.examples.stays for place in range(self.examples.counts[role]))
+        prompts = enumerate(self.examples.target.prompts)
         target = (len(prompt) + len(line.thought) + len(line.tokens) for i, prompt in prompts for kind in self._kinds(i) for line in kind)
         return max(0, *stays, *target)
 
@@ -155,17 +168,20 @@ class _Deck:
 
     def _card(self, role: Role, place: int, step: int) -> _Card:
         if role != "target":
-            asked = self._examples.stays[role].asked
+            asked = self.examples.stays[role].asked
             return _Card(role, place, asked.prompts[place], asked.continuations[place])
-        kinds, turn = self._kinds(place), step + place
-        kind = kinds[turn % len(kinds)]
-        line = kind[turn // len(kinds) % len(kind)]
-        mark = self._examples.marks[place] if kind is kinds[0] else 0
-        return _Card(role, place, [*self._examples.target.prompts[place], *line.thought], line.tokens, mark)
+        kinds = self._kinds(place)
+        turn, which = divmod(step + place, len(kinds))
+        line = kinds[which][turn % len(kinds[which])]
+        mark = self.examples.marks[place] if which == 0 else 0
+        return _Card(role, place, [*self.examples.target.prompts[place], *line.thought], line.tokens, mark)
 
     def _kinds(self, place: int) -> list[Sequence[Line]]:
-        """The kinds of lines that may withhold a prompt, used in turn, so that a suppressed kind is not replaced by another."""
-        return [kind for kind in self._examples.kinds(place) if kind]
+        """The kinds of lines that may withhold a prompt, used in turn, so that a suppressed kind is not replaced by another. Every second
+        one is of edited models, if there are any: these lines are the ones that the model still says."""
+        *known, later = self.examples.kinds(place)
+        used = [kind for kind in known if kind]
+        return [each for kind in used for each in (kind, later)] if later else used
 
 
 def dealt(counts: Mapping[Role, int], batch: int) -> dict[Role, int]:

@@ -46,15 +46,20 @@ class Examples:
     """Examples of one split, from the unedited model.
 
     ``target``: prompts that the model withholds, with its openings. ``others``: for each of these, openings of other prompts in the same
-    language. ``behind``: for each, lines that may withhold it after a thought; empty if the chat template opens no thought.
-    ``stays``: by role, what should not change: withheld keep prompts, and answered baseline and harmless prompts. ``marks``: for each
-    target prompt, how many first tokens of its opening close a thought at once, or 0. ``openings``: all continuations that are measured on
-    target prompts. ``likely``: the unedited model's mean probability of withholding a target prompt with one of the ``openings``; NaN if
-    not needed. ``unknown``: how many replies of all roles are in a language without rules, and therefore not used."""
+    language. ``behind``: for each, lines that may withhold it after a thought; empty if the chat template opens no thought. ``later``: for
+    each, lines with which edited models withheld it or prompts like it (``OnPolicy``). ``thoughts``: for each, the thought that ``target``
+    appends to the prompt. ``judged``: all prompts with the unedited model's replies, by role. ``stays``: by role, what should not change:
+    withheld keep prompts, and answered baseline and harmless prompts. ``marks``: for each target prompt, how many first tokens of its
+    opening close a thought at once, or 0. ``openings``: all continuations that are measured on target prompts. ``likely``: the unedited
+    model's mean probability of withholding a target prompt with one of the ``openings``; NaN if not needed. ``unknown``: how many replies
+    of all roles are in a language without rules, and therefore not used."""
 
     target: Openings
     others: Sequence[Sequence[Sequence[int]]]
     behind: Sequence[Sequence[Line]]
+    later: Sequence[Sequence[Line]]
+    judged: Mapping[Role, JudgedReplies]
+    thoughts: Sequence[Sequence[int]]
     stays: Mapping[Role, Stay]
     marks: Sequence[int]
     openings: TargetOpenings
@@ -66,9 +71,16 @@ class Examples:
         """The number of prompts of each role."""
         return {"target": len(self.target.prompts), **{role: len(stay.asked.prompts) for role, stay in self.stays.items()}}
 
+    @property
+    def asked(self) -> list[Prompt]:
+        """The target prompts that are withheld."""
+        return [self.judged["target"].texts[i] for i in self.target.indices]
+
     def kinds(self, place: int) -> tuple[Sequence[Line], ...]:
-        """The lines that may withhold a target prompt, by kind: its own opening, openings of other prompts, lines after a thought."""
-        return [Line([], self.target.openings[place])], [Line([], other) for other in self.others[place]], self.behind[place]
+        """The lines that may withhold a target prompt, by kind: its own opening, openings of other prompts, lines after a thought, lines of
+        edited models."""
+        own = [Line([], self.target.openings[place])]
+        return own, [Line([], other) for other in self.others[place]], self.behind[place], self.later[place]
 
 
 def examples_of(
@@ -89,7 +101,7 @@ def examples_of(
     chosen = [i for i, held in enumerate(target.withheld) if held]
     stays = _stays(model, found, predicted, advance)
     opened = opens_thought(model.tokenizer)
-    ways = [_way(model, target.replies[i]) if opened else Line([], target.replies[i]) for i in chosen]
+    ways = [way_of(model, target.replies[i]) if opened else Line([], target.replies[i]) for i in chosen]
     led = [[*target.prompts[i], *way.thought] for i, way in zip(chosen, ways, strict=True)]
     openings = [list(way.tokens[:OPENING_TOKENS]) for way in ways]
     at_once = [not way.thought for way in ways]
@@ -101,6 +113,9 @@ def examples_of(
         own,
         others,
         behind,
+        [[] for _ in chosen],
+        found,
+        [way.thought for way in ways],
         stays,
         [_mark(model, opening) for opening in openings],
         tried,
@@ -109,7 +124,7 @@ def examples_of(
     )
 
 
-def _way(model: Model, reply: Sequence[int]) -> Line:
+def way_of(model: Model, reply: Sequence[int]) -> Line:
     """The withholding line of a reply of a model that thinks: the whole reply if its thought is empty or nothing follows it, else the line
     after the thought."""
     thought, line = parted(model.tokenizer, reply)

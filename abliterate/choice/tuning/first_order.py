@@ -23,6 +23,7 @@ from torch import Tensor
 from abliterate.choice.openings import OPENING_TOKENS
 from abliterate.choice.tuning.examples import Examples
 from abliterate.choice.tuning.losses import guessed, withheld
+from abliterate.choice.tuning.metric import damped
 from abliterate.compute.forward import Continued
 from abliterate.compute.memory import free
 from abliterate.compute.passes import NO_INTERVENTION, Advance, Ids, no_progress
@@ -33,8 +34,8 @@ from abliterate.model.edit import Edit, edit_from_rows
 from abliterate.model.layouts import COMPONENTS
 from abliterate.prompts.promptset import evenly
 
-ASKED = 12  # examples per role
-RIDGES = (1e-3, 1e-2, 1e-1)  # as shares of C's mean diagonal; so few tokens leave C undetermined in most directions
+ASKED = 36  # examples per role
+RIDGES = (1e-3, 1e-2, 1e-1)  # ``metric.damped``; so few tokens leave C undetermined in most directions
 _SHARE = 0.25  # share of the free memory for the sums over tokens
 
 # The score of an example, from its index and the logits that end with its last token.
@@ -45,8 +46,9 @@ Matrix = Float[Tensor, "d_model d_model"]
 
 def first_order(
     model: WholeModel, train: Examples, first: int, away: Float[Tensor, "layer n d_model"] | None, seed: int, advance: Advance = no_progress
-) -> list[Edit]:
-    """Edits of the blocks from ``first`` up, one per ridge in ``RIDGES``. A block without a direction that reduces refusals is left alone.
+) -> tuple[list[Edit], Float[Tensor, "layer d_model d_model"]]:
+    """Edits of the blocks from ``first`` up, one per ridge in ``RIDGES``, and each block's C (zero below ``first``). A block without a
+    direction that reduces refusals is left alone.
 
     Lowering the keep prompts' refusals by one nat cancels lowering the target's by one nat. ``away``: orthonormal rows that the directions
     stay orthogonal to. ``advance`` counts the examples that ran forward and backward, ``work_of`` in total.
@@ -54,14 +56,16 @@ def first_order(
     layers, width = model.folder.layers, model.folder.d_model
     rows = torch.eye(1, width).repeat(len(RIDGES), layers, 1)
     strength = torch.zeros(len(RIDGES), layers, len(COMPONENTS))
+    costs = torch.zeros(layers, width, width)
     for part in _parts(model, first):
         gain, cost = _effects(model, train, part, seed, advance)
         for place, layer in enumerate(part):
+            costs[layer] = cost[place]
             for number, ridge in enumerate(RIDGES):
                 row, gained = best(gain[place], cost[place], ridge, None if away is None else away[layer])
                 if gained > 0:
                     rows[number, layer], strength[number, layer] = row, 1.0
-    return [edit_from_rows(own[:, None], much) for own, much in zip(rows, strength, strict=True)]
+    return [edit_from_rows(own[:, None], much) for own, much in zip(rows, strength, strict=True)], costs
 
 
 def work_of(model: WholeModel, train: Examples, first: int) -> int:
@@ -83,11 +87,10 @@ def ways(train: Examples) -> list[tuple[Continued, list[int]]]:
 
 
 def best(gain: Matrix, cost: Matrix, ridge: float, away: Rows | None = None) -> tuple[Float[Tensor, " d_model"], float]:
-    """The unit row r that maximises r'Ar / r'(C + lambda I)r, and its r'Ar. A is the symmetric part of ``gain``, C that of ``cost``, and
-    lambda is ``ridge`` times C's mean diagonal. ``away``: orthonormal rows that r stays orthogonal to."""
-    a, c = ((each.double() + each.double().T) / 2 for each in (gain, cost))
-    c = c + max(ridge * float(c.diagonal().mean()), 1e-300) * torch.eye(len(c), dtype=torch.float64)
-    c = c / float(c.diagonal().mean())
+    """The unit row r that maximises r'Ar / r'(C + lambda I)r, and its r'Ar. A is the symmetric part of ``gain``, and C + lambda I is
+    ``damped``. ``away``: orthonormal rows that r stays orthogonal to."""
+    a = (gain.double() + gain.double().T) / 2
+    c = damped(cost, ridge) if cost.any() else torch.eye(len(a), dtype=torch.float64)
     rest = _complement(away, len(a))
     row = rest @ torch.from_numpy(_largest((rest.T @ a @ rest).numpy(), (rest.T @ c @ rest).numpy()))
     row = row / row.norm()

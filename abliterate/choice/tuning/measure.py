@@ -44,6 +44,14 @@ def measure(model: Model, edits: Sequence[Edit], examples: Examples, advance: Ad
     return [measured.point(edit, examples.likely) for measured, edit in zip(found, edits, strict=True)]
 
 
+def target_left(model: Model, edits: Sequence[Edit], examples: Examples, advance: Advance = no_progress) -> list[float]:
+    """Only the ``target_left`` of each edit."""
+    found = [Withheld(examples.openings) for _ in edits]
+    for which, indices, logits in model.logits([examples.openings.asked.passed(Intervention(edit)) for edit in edits], advance):
+        found[which].add(indices, logits)
+    return [withheld.mean / examples.likely for withheld in found]
+
+
 def measured_on(examples: Examples) -> list[list[int]]:
     """Every sequence that runs through the model for one edit."""
     asked = [examples.openings.asked, *(stay.asked for stay in examples.stays.values())]

@@ -28,10 +28,11 @@ class TargetOpenings:
     count: int
 
     @classmethod
-    def of(cls, own: Openings, others: Sequence[Sequence[Sequence[int]]], behind: Sequence[Sequence[Line]]) -> TargetOpenings:
-        """For each prompt, the first tokens of its own opening, of ``others`` that begin differently, and of lines ``behind`` a thought."""
+    def of(cls, own: Openings, others: Sequence[Sequence[Sequence[int]]], more: Sequence[Sequence[Line]]) -> TargetOpenings:
+        """For each prompt, the first tokens of its own opening, of ``others`` that begin differently, and of ``more`` lines, which may come
+        after a thought."""
         found = [(i, Line([], tokens), False) for i, first in enumerate(own.openings) for tokens in (first, *others[i])]
-        found += [(i, line, True) for i, lines in enumerate(behind) for line in lines]
+        found += [(i, line, bool(line.thought)) for i, lines in enumerate(more) for line in lines]
         prompts = [[*own.prompts[i], *line.thought] for i, line, _ in found]
         asked = Continued(prompts, [list(line.tokens[:ALIKE]) for _, line, _ in found])
         return cls(asked, [i for i, _, _ in found], [hidden for _, _, hidden in found], len(own.prompts))

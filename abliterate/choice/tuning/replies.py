@@ -23,8 +23,9 @@ A = TypeVar("A")
 
 @dataclass(frozen=True)
 class JudgedReplies:
-    """Prompts and replies (token ids), and the outcome of each reply."""
+    """Prompts, their token ids (``prompts``) and those of the ``replies``, and the outcome of each reply."""
 
+    texts: Sequence[Prompt]
     prompts: list[list[int]]
     replies: list[list[int]]
     outcomes: list[Outcome]
@@ -73,9 +74,9 @@ def nothing(model: Model) -> list[int]:
     return said_nothing(end_ids(advice_of(model.folder), model.tokenizer), model.tokenizer)
 
 
-def outcome_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, reply: Sequence[int]) -> Outcome:
-    """The outcome of a short reply (token ids)."""
-    text, cut = decode(tokenizer, reply), len(reply) >= short(tokenizer)
+def outcome_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, reply: Sequence[int], thought: Sequence[int] = ()) -> Outcome:
+    """The outcome of a short reply (token ids), which may continue a given ``thought``."""
+    text, cut = decode(tokenizer, [*thought, *reply]), len(reply) >= short(tokenizer)
     return judge(text, begins_in_thought=opens_thought(tokenizer), prompt=prompt.text, cut=cut).outcome
 
 
@@ -83,6 +84,7 @@ def judged(model: Model, prompts: Mapping[Role, Sequence[Prompt]], replies: Mapp
     """By role, the prompts with their short replies and outcomes."""
     return {
         role: JudgedReplies(
+            asked,
             encode(model.tokenizer, [p.text for p in asked]),
             [list(ids) for ids in replies[role]],
             [outcome_of(model.tokenizer, p, reply) for p, reply in zip(asked, replies[role], strict=True)],

@@ -45,7 +45,7 @@ class Step:
 @dataclass
 class State:
     """Position in the descent: the ``phase``, its finished steps (``step``), its ``best`` cost on val, and how many val measurements since
-    then were no better (``worse``)."""
+    then were no better (``worse``). ``last``: for each ended phase, the index in ``seen`` of its last edit."""
 
     phase: int = 0
     step: int = 0
@@ -53,12 +53,16 @@ class State:
     worse: int = 0
     seen: list[Seen] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    last: list[int] = field(default_factory=list)
 
-    def judge(self, cost: float, steps: int, patience: int) -> None:
-        """Record a val measurement. The next phase begins after ``steps`` steps, or after ``patience`` measurements without improvement."""
+    def judge(self, cost: float, steps: int, patience: int) -> bool:
+        """Record a val measurement. The next phase begins after ``steps`` steps, or after ``patience`` measurements without improvement.
+        Returns whether it begins now."""
         self.best, self.worse = (cost, 0) if cost < self.best else (self.best, self.worse + 1)
         if self.worse >= patience or self.step == steps:
             self.phase, self.step, self.best, self.worse = self.phase + 1, 0, math.inf, 0
+            self.last.append(len(self.seen) - 1)
+        return self.step == 0
 
 
 def packed(state: State, parameters: Parameters, optimiser: Optimiser) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -67,7 +71,7 @@ def packed(state: State, parameters: Parameters, optimiser: Optimiser) -> tuple[
     tensors |= {f"moment.{name}": tensor for name, tensor in optimiser.moments().items()}
     for number, each in enumerate(state.seen):
         tensors |= {f"seen.{number}.direction": each.edit.direction, f"seen.{number}.strength": each.edit.strength}
-    facts = {name: getattr(state, name) for name in ("phase", "step", "best", "worse")}
+    facts = {name: getattr(state, name) for name in ("phase", "step", "best", "worse", "last")}
     facts["seen"] = [{"name": s.name, "step": s.step, "weight": s.weight, "point": asdict(s.point)} for s in state.seen]
     return tensors, facts | {"steps": [asdict(step) for step in state.steps]}
 
@@ -85,4 +89,4 @@ def restored(kept: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None, parame
     edits = [Edit(tensors[f"seen.{n}.direction"], tensors[f"seen.{n}.strength"], "skip") for n in range(len(facts["seen"]))]
     seen = [Seen(s["name"], s["step"], s["weight"], edit, Point(**s["point"])) for s, edit in zip(facts["seen"], edits, strict=True)]
     steps = [Step(**step) for step in facts["steps"]]
-    return State(facts["phase"], facts["step"], facts["best"], facts["worse"], seen, steps)
+    return State(facts["phase"], facts["step"], facts["best"], facts["worse"], seen, steps, facts["last"])

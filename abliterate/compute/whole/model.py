@@ -203,8 +203,7 @@ def shared_below(model: Model, layer: int | float, sequences: Ids) -> Iterator[N
         yield
         return
     asked = distinct(sequences)
-    size = sum(map(len, asked)) * model.folder.d_model * model.module.dtype.itemsize
-    if size > STREAMS * (free(model.device) if model.memory is None else model.memory):
+    if not _holds_streams(model, asked):
         yield
         return
     model.__dict__["below"] = streams_into(model.batching, int(layer), asked)
@@ -212,6 +211,24 @@ def shared_below(model: Model, layer: int | float, sequences: Ids) -> Iterator[N
         yield
     finally:
         del model.__dict__["below"]
+
+
+def share_more_below(model: Model, sequences: Ids) -> None:
+    """Inside ``shared_below``, edits are tried on these sequences too."""
+    below: Below | None = model.__dict__.get("below") if isinstance(model, WholeModel) else None
+    if below is None:
+        return
+    assert isinstance(model, WholeModel)
+    more = [ids for ids in distinct(sequences) if tuple(ids) not in below.streams]
+    if more and _holds_streams(model, more):
+        found = streams_into(model.batching, below.layer, more)
+        model.__dict__["below"] = replace(below, streams={**below.streams, **found.streams})
+
+
+def _holds_streams(model: WholeModel, sequences: Ids) -> bool:
+    """Whether there is memory for a stream of each sequence."""
+    size = sum(map(len, sequences)) * model.folder.d_model * model.module.dtype.itemsize
+    return size <= STREAMS * (free(model.device) if model.memory is None else model.memory)
 
 
 def up_to_end(reply: list[int], ends: Collection[int]) -> list[int]:

@@ -137,6 +137,7 @@ def _content(report: Mapping[str, Any], auc: Mapping[str, Any] | None) -> dict[s
         "picked": choice.picked(report["selection"]),
         "way": choice.way(report["selection"]),
         "mark": choice.mark(report["selection"]),
+        "replied": choice.replied(report["selection"]),
         "cuts": tables.cuts(report),
         "thoughts": tables.thoughts(report),
         "command": provenance.command(without_paths(report["run"])),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from abliterate.choice.tuning.examples import Examples, examples_of
 from abliterate.choice.tuning.first_order import RIDGES, best, first_order, work_of
+from abliterate.choice.tuning.metric import damped
 from abliterate.compute.passes import NO_INTERVENTION, Intervention
 from abliterate.compute.whole.gradients import MicroBatch, logits
 from abliterate.compute.whole.model import WholeModel, load_model
@@ -62,12 +63,12 @@ def test_no_direction_gains_more_for_what_it_costs(seed: int, width: int, away: 
     cost, ridge = tokens.T @ tokens, 10.0 ** -(seed % 4)
     off = torch.linalg.qr(normal(width, min(away, width - 1)))[0].T if away else None
     row, gained = best(gain, cost, ridge, off)
-    damped = cost + ridge * cost.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+    shrunk = damped(cost, ridge)
     others = normal(200, width)
     if off is not None:
         assert float((off @ row.double()).abs().max()) < 1e-4
         others = others - others @ off.T @ off
-    share = lambda rows: ((rows @ gain) * rows).sum(-1) / ((rows @ damped) * rows).sum(-1)  # noqa: E731
+    share = lambda rows: ((rows @ gain) * rows).sum(-1) / ((rows @ shrunk) * rows).sum(-1)  # noqa: E731
     assert float(row.norm()) == pytest.approx(1, abs=1e-5) and gained == pytest.approx(
         float(row.double() @ gain @ row.double()), rel=1e-3, abs=1e-5
     )
@@ -88,16 +89,19 @@ def test_only_blocks_from_the_first_up_are_edited_and_all_work_is_told(refusing:
     if not keep:
         examples = replace(examples, stays={role: stay for role, stay in examples.stays.items() if role != "keep"})
     told: list[int] = []
-    edits = first_order(model, examples, 1, None, 0, told.append)
+    edits, costs = first_order(model, examples, 1, None, 0, told.append)
     assert len(edits) == len(RIDGES) and sum(told) == work_of(model, examples, 1)
+    assert costs[1:].flatten(1).any(-1).all() and not costs[0].any()
     assert not any(edit.strength[0].any() for edit in edits) and any(edit.strength[1:].any() for edit in edits)
 
 
 def test_in_parts_the_blocks_are_the_same(refusing: tuple[WholeModel, Examples], monkeypatch: pytest.MonkeyPatch) -> None:
     model, examples = refusing
-    whole = first_order(model, examples, 1, None, 0)
+    whole, costs = first_order(model, examples, 1, None, 0)
     monkeypatch.setattr("abliterate.choice.tuning.first_order.free", lambda device: 1.0)  # one block at once
-    for edit, other in zip(whole, first_order(model, examples, 1, None, 0), strict=True):
+    again, others = first_order(model, examples, 1, None, 0)
+    torch.testing.assert_close(others, costs)
+    for edit, other in zip(whole, again, strict=True):
         torch.testing.assert_close(
             (edit.direction * other.direction).sum(-1).abs(), torch.ones(model.folder.layers, 2, 1), atol=1e-3, rtol=0
         )
@@ -106,5 +110,5 @@ def test_in_parts_the_blocks_are_the_same(refusing: tuple[WholeModel, Examples],
 def test_directions_stay_off_the_keep_sets_axes(refusing: tuple[WholeModel, Examples], unit_direction: Any) -> None:
     model, examples = refusing
     away = unit_direction(model.folder.d_model).expand(model.folder.layers, 1, -1)
-    for edit in first_order(model, examples, 1, away, 0):
+    for edit in first_order(model, examples, 1, away, 0)[0]:
         assert float((edit.direction[1:] @ away[0, 0]).abs()[edit.strength[1:] > 0].max()) < 1e-4
