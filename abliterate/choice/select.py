@@ -6,18 +6,16 @@ The only text generated here is short replies to train and val prompts. Test pro
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from blake3 import blake3
-from jaxtyping import Float
 from torch import Tensor
 
-from abliterate.choice.candidates import BY_EFFECT, FIRST_SHARES, KINDS, Candidate, Kind, by_effect, candidates, scoped_document
+from abliterate.choice.candidates import KINDS, Candidate, Kind, candidates, scoped_document
 from abliterate.choice.document import along_keep, edit_document, shape
-from abliterate.choice.front import WEIGHTS, Point, Preference, over_bound, prefer, ranked
+from abliterate.choice.front import Point, over_bound, prefer, ranked
 from abliterate.choice.gate import GATED, By, gate_work, gated, loaded, passed, saved
 from abliterate.choice.method import TuningMethod
 from abliterate.choice.openings import dealt
@@ -26,18 +24,14 @@ from abliterate.choice.scores import Scores, Yardstick, asked_of, score_all, sco
 from abliterate.choice.search import search
 from abliterate.choice.shortlist import choose
 from abliterate.choice.space import Space
-from abliterate.choice.tuning.descent import Settings, descend
+from abliterate.choice.tuned import STARTS, best_start, candidates_by_effect, starts, tuned
 from abliterate.choice.tuning.examples import Examples, Stay
-from abliterate.choice.tuning.first_order import RIDGES, first_order, work_of
-from abliterate.choice.tuning.measure import measure, measured_on, measuring_work, target_left
-from abliterate.choice.tuning.metric import coordinates
-from abliterate.choice.tuning.on_policy import OnPolicy
-from abliterate.choice.tuning.parameters import Parameters
+from abliterate.choice.tuning.measure import measure, measured_on, measuring_work
 from abliterate.choice.tuning.state import Seen, Step
 from abliterate.compute.forward import Continued
-from abliterate.compute.passes import Intervention, Model
-from abliterate.compute.whole.below import first_changed
-from abliterate.compute.whole.model import WholeModel, shared_below
+from abliterate.compute.passes import Model
+from abliterate.compute.whole.below import first_edited
+from abliterate.compute.whole.model import shared_below
 from abliterate.config import RunConfig
 from abliterate.directions.estimate import Directions
 from abliterate.model.chat.template import encode
@@ -49,10 +43,8 @@ from abliterate.terminal.progress import say, stage
 
 RANKED_BY = 24  # val prompts per role for the causal scores; the shortlist is measured on all of them
 SHORTLIST = 4  # how many candidates are measured on all val prompts
-STARTS = 2  # the same, if the tuner follows
 SHARES = (1.0, 0.85, 0.7)  # shares of --strength to try, if strengths are not tuned
 BATCH = 8  # edits that the search measures in one pass over the weights
-START = 1.0  # initial strength for the tuner
 
 
 def select(
@@ -78,18 +70,21 @@ def select(
     store = store.of(replies_of(val))
     kinds: tuple[Kind, ...] = ("per-layer",) if how == "gradient" else KINDS
     turns = how == "gradient" and config.tune_directions != "off"
-    effects, costs = _by_effect(model, learned, config, away, store) if turns else ([], None)
+    effects, costs = candidates_by_effect(model, learned, config, away, store) if turns else ([], None)
     estimated = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied, kinds, not effects)
     tried = [*effects, *estimated]
     scored, base_logprob = _scored(model, tried, val, prompts, how, store)
     choice = choose(scored, config.max_kl, SHORTLIST)
-    ranked = starts(scored, config.prefer, config.max_kl) if how == "gradient" else [scored[i][0] for i in choice.passing]
-    shortlist, shares = ranked[: STARTS if how == "gradient" else SHORTLIST], SHARES if how == "off" else SHARES[:1]
+    if how == "gradient":
+        shortlist = starts(scored, config.prefer, config.max_kl)[:STARTS]
+    else:
+        shortlist = [scored[i][0] for i in choice.passing[:SHORTLIST]]
+    shares = SHARES if how == "off" else SHARES[:1]
     seen = _measured(model, shortlist, shares, val, config, store)
-    start = shortlist[_start(seen, config) if how == "gradient" else _best(seen, config)[0] // len(shares)]
+    start = shortlist[best_start(seen, config) if how == "gradient" else _best(seen, config)[0] // len(shares)]
     steps: list[Step] = []
     if how == "gradient":
-        seen, steps, ended = _tuned(model, learned, val, start, seen, costs, config, away, store)
+        seen, steps, ended = tuned(model, learned, val, start, seen, costs, config, away, store)
         notes += ended
     elif how == "search":
         seen += _searched(model, shortlist, val, config)
@@ -113,31 +108,6 @@ def select(
     return replace(seen[best].edit, keep_norms=config.norms == "keep"), document
 
 
-def _by_effect(
-    model: Model, train: Examples, config: RunConfig, away: Tensor | None, store: ResumeStore
-) -> tuple[list[Candidate], Float[Tensor, "layer d_model d_model"]]:
-    """Per-layer candidates from first-order effects, one edit per ridge, and the first-order costs of directions by block."""
-    assert isinstance(model, WholeModel)
-    first = int(FIRST_SHARES[0] * model.folder.layers)
-    store = store.of([replies_of(train), config.tune_directions, config.seed], [] if away is None else [away])
-    state = store.state("first-order")
-    if state is None:
-        off = _off(away, -1, config)
-        with stage("first-order effects (prompts)", work_of(model, train, first)) as advance:
-            edits, costs = first_order(model, train, first, off, config.seed, advance)
-        parts = {f"{part}/{i}": getattr(edit, part) for i, edit in enumerate(edits) for part in ("direction", "strength")}
-        state = parts | {"costs": costs}, None
-        store.save_state("first-order", *state)
-    edits = [Edit(state[0][f"direction/{i}"], state[0][f"strength/{i}"], "skip") for i in range(len(RIDGES))]
-    made = by_effect([(f"ridge {ridge:g}", edit) for ridge, edit in zip(RIDGES, edits, strict=True) if edit.strength.any()], first)
-    return made, state[0]["costs"]
-
-
-def _off(away: Tensor | None, position: int, config: RunConfig) -> Float[Tensor, "layer n d_model"] | None:
-    """Rows that the directions must stay orthogonal to; None if they may turn freely."""
-    return away[-1 - position].transpose(-1, -2) if away is not None and config.tune_directions == "scoped" else None
-
-
 def _scored(
     model: Model, tried: Sequence[Candidate], val: Examples, prompts: Prompts, how: TuningMethod, store: ResumeStore
 ) -> tuple[list[tuple[Candidate, Scores]], float]:
@@ -150,17 +120,12 @@ def _scored(
     store = store.of([[c.name, c.shift_layer] for c in tried], [t for c in tried for t in (c.edit.direction, c.edit.strength, c.shift)])
     found = store.value("scores")
     if found is None:
-        below = shared_below(model, _first(c.edit for c in tried), asked_of(by))
+        below = shared_below(model, first_edited(c.edit for c in tried), asked_of(by))
         with stage("scoring the candidates (prompts)", scoring_work(len(tried), by)) as advance, below:
             scores, base_logprob = score_all(model, tried, by, advance)
         found = [[asdict(each) for each in scores], base_logprob]
         store.save_value("scores", found)
     return [(candidate, Scores(**each)) for candidate, each in zip(tried, found[0], strict=True)], found[1]
-
-
-def _first(edits: Iterable[Edit]) -> int | float:
-    """The first block that any of the edits changes."""
-    return min(first_changed(Intervention(edit)) for edit in edits)
 
 
 def _led(stay: Stay) -> list[list[int]]:
@@ -184,40 +149,11 @@ def _measured(
     store = store.of(None, [t for edit in edits for t in (edit.direction, edit.strength)])
     found = store.value("points")
     if found is None:
-        below = shared_below(model, _first(edits), measured_on(val))
+        below = shared_below(model, first_edited(edits), measured_on(val))
         with stage("measuring the best candidates (prompts)", len(edits) * measuring_work(val)) as advance, below:
             found = [asdict(point) for point in measure(model, edits, val, advance)]
         store.save_value("points", found)
     return [Seen(f"{c.name}, strength {s:g}", 0, 0.0, edit, Point(**p)) for (c, s), edit, p in zip(tried, edits, found, strict=True)]
-
-
-def starts(scored: Sequence[tuple[Candidate, Scores]], how: Preference, max_kl: float | None = None) -> list[Candidate]:
-    """Starting points for the tuner, the most promising first.
-
-    Per-layer candidates only, if there are any, because one direction for all blocks is far from what the tuner ends at. They are ranked by
-    what they remove for their drift, and not filtered, because the tuner changes both. The best first-order candidate and the best
-    estimated one come before all others, because which of the two works better differs between models."""
-    worth = {id(c): _removal(Point(s.stays, 0.0, s.kl, 0.0, 0.0), how, max_kl) if s.finite else -math.inf for c, s in scored}
-    own = [c for c, _ in scored if c.kind == "per-layer"] or [c for c, _ in scored]
-    ranked = sorted(own, key=lambda c: -worth[id(c)])
-    firsts = {c.estimator == BY_EFFECT: c for c in reversed(ranked)}
-    return sorted(ranked, key=lambda c: c is not firsts[c.estimator == BY_EFFECT])
-
-
-def _start(seen: Sequence[Seen], config: RunConfig) -> int:
-    """The index of the measured edit that the tuner starts from. Raises InputError if no edit is finite."""
-    _best(seen, config)
-    return max(range(len(seen)), key=lambda i: _removal(seen[i].point, config.prefer, config.max_kl))
-
-
-def _removal(point: Point, how: Preference, max_kl: float | None) -> float:
-    """How much an edit removes for its cost; minus infinity if it breaks the outputs."""
-    return float(point.removal(WEIGHTS[how], max_kl)) if point.finite else -math.inf
-
-
-def _cost(point: Point, how: Preference, max_kl: float | None) -> float:
-    """The cost of an edit; infinity if it breaks the outputs."""
-    return float(point.cost(WEIGHTS[how], max_kl)) if point.finite else math.inf
 
 
 def _best(seen: Sequence[Seen], config: RunConfig) -> tuple[int, list[str]]:
@@ -242,49 +178,6 @@ def _gated(
     replied: dict[int, By] = dict(zip(order, loaded(found), strict=False))
     best = passed(points, replied, config.prefer, config.max_kl)
     return best, replied, over_bound(points, order, best, config.max_kl)
-
-
-def _tuned(
-    model: Model,
-    train: Examples,
-    val: Examples,
-    start: Candidate,
-    measured: Sequence[Seen],
-    costs: Float[Tensor, "layer d_model d_model"] | None,
-    config: RunConfig,
-    away: Tensor | None,
-    store: ResumeStore,
-) -> tuple[list[Seen], list[Step], list[str]]:
-    """Tune a candidate by gradients. Returns the edits ``measured`` before and those of the tuner, all steps, and a note if tuning ended
-    early. What is left of the target is measured by all openings known in the end. ``costs``: the first-order costs of directions,
-    which are the metric that they are turned in."""
-    assert isinstance(model, WholeModel)
-    off = _off(away, start.position, config)
-    learned = config.tune_directions != "off"
-    basis = None if costs is None else coordinates(costs)
-    parameters = Parameters.of(start.edit, min(START, config.strength), learned, config.strength, off, basis)
-    settings = Settings(steps=config.tune_steps, seed=config.seed)
-    below = shared_below(model, _first([start.edit]), measured_on(val))
-    store = store.of([replies_of(train), config.prefer, config.max_kl])
-    known = OnPolicy(model, train, val, store)
-    with stage("tuning (steps, val measurements, replies)", settings.total + settings.looks + len(settings.weights)) as advance, below:
-        seen, steps = descend(
-            model,
-            parameters,
-            train,
-            lambda edit: measure(model, [edit], known.val)[0],
-            lambda point: _cost(point, config.prefer, config.max_kl),
-            settings,
-            advance,
-            store,
-            known.after,
-        )
-        seen = [*measured, *seen]
-        if known.val is not val:
-            left = target_left(model, [each.edit for each in seen], known.val)
-            seen = [replace(each, point=replace(each.point, target_left=its)) for each, its in zip(seen, left, strict=True)]
-    why = parameters.ended()
-    return seen, steps, [] if why is None else [f"tuning ended at step {len(steps)} of {settings.total}: {why}"]
 
 
 def _searched(model: Model, shortlist: Sequence[Candidate], val: Examples, config: RunConfig) -> list[Seen]:

@@ -145,6 +145,7 @@ class CompareConfig(EngineConfig, EvaluateConfig, ComputeConfig):
         panel=Panel.REPLIES,
         rank=5,
         names="served",
+        may_change=True,
         from_record=True,
     )
     prompts: Sets = setting(

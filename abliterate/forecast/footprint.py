@@ -87,8 +87,10 @@ def peak_bytes(model: Model, flow: Flow, collected: int) -> int:
 
 
 def gradient_bytes(model: Model, flow: Flow, collected: int) -> int:
-    """Peak bytes of a step with gradients: adds what a micro-batch's graph keeps, within its share of the free memory."""
-    fixed = peak_bytes(model, flow, collected)
+    """Peak bytes of a step with gradients: adds what a micro-batch's graph keeps, within its share of the free memory, and on a CPU two
+    square matrices per block for directions."""
+    matrices = 2 * _FLOAT * model.folder.layers * model.folder.d_model**2 if model.device.type == "cpu" else 0
+    fixed = peak_bytes(model, flow, collected) + matrices
     kept = min(TOKENS, flow.tokens) * kept_bytes(model.folder.config, model.width)
     return fixed + min(kept, int(SHARE * max(0, model.held.budget - fixed)))
 

@@ -11,7 +11,8 @@ from abliterate.choice.candidates import FIRST_SHARES, KINDS, at_most
 from abliterate.choice.gate import GATED, REPLIES
 from abliterate.choice.method import method_of
 from abliterate.choice.openings import OPENING_TOKENS, PROBE_TOKENS, THOUGHT_TOKENS
-from abliterate.choice.select import BATCH, RANKED_BY, SHARES, SHORTLIST, STARTS
+from abliterate.choice.select import BATCH, RANKED_BY, SHARES, SHORTLIST
+from abliterate.choice.tuned import STARTS
 from abliterate.choice.tuning.descent import Settings, dealt
 from abliterate.choice.tuning.examples import CONTINUED, OTHERS, STAYS
 from abliterate.choice.tuning.first_order import ASKED, RIDGES

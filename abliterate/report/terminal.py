@@ -81,7 +81,8 @@ def _rates(sets: Mapping[str, Mapping[str, Any]], edited: bool, after: str) -> T
     """One row per set and measure, and one per language; ``after``: the name of the second model."""
     sides = ("base", after) if edited else ("base",)
     table = Table("set", "role", "n", "measure", *sides, box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.caption, table.caption_justify = "95 % intervals in brackets", "left"
+    said = ", ".join(outcome(kind) for kind in WITHHELD)
+    table.caption, table.caption_justify = f"withheld: {said}; 95 % intervals in brackets", "left"
     for name, entry in sets.items():
         key = "refused" if entry["role"] == "keep" else "withheld"
         table.add_row(*_cells(name, entry["role"], key, entry, edited))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import save_tiny
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abliterate.choice import gate
@@ -115,6 +115,7 @@ counts = st.integers(1, 20).flatmap(lambda n: st.tuples(st.just(n), st.integers(
 figures = counts.map(lambda each: Replied(*each))
 
 
+@settings(deadline=None)
 @given(figures, figures, figures, figures, st.floats(0, 2), st.floats(0, 2))
 def test_the_cost_grows_with_each_wrong_reply_and_with_drift(
     target: Replied, keep: Replied, harmless: Replied, baseline: Replied, kl: float, more: float

@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from abliterate.choice import own_examples
+from abliterate.choice import own_examples, tuned
 from abliterate.choice import select as selection
 from abliterate.choice.candidates import BY_EFFECT, Candidate
 from abliterate.choice.front import WEIGHTS, Point
 from abliterate.choice.gate import GATED, Replied
 from abliterate.choice.method import settled_method
 from abliterate.choice.scores import Scores
-from abliterate.choice.select import SHARES, SHORTLIST, select, starts
+from abliterate.choice.select import SHARES, SHORTLIST, select
+from abliterate.choice.tuned import starts
 from abliterate.commands import run as pipeline
 from abliterate.compute.passes import Pass
 from abliterate.compute.whole.model import WholeModel, load_model
@@ -60,6 +61,12 @@ def withholding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("abliterate.choice.tuning.replies.WITHHELD", frozenset(OUTCOMES))
 
 
+def measured_by(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., list[Point]]) -> None:
+    """Edits are measured by this, before the tuner and by it."""
+    for module in (selection, tuned):
+        monkeypatch.setattr(module, "measure", measure)
+
+
 @pytest.mark.usefixtures("withholding")
 def test_what_is_chosen_is_on_the_front_and_in_the_document(given: Any) -> None:
     model, sets, made, directions, away = given
@@ -85,7 +92,13 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, until: int = 99) -> None:
         self.done: list[str] = []
-        for module, name in ((own_examples, "short_replies"), (selection, "score_all"), (selection, "measure"), (selection, "gated")):
+        for module, name in (
+            (own_examples, "short_replies"),
+            (selection, "score_all"),
+            (selection, "measure"),
+            (tuned, "measure"),
+            (selection, "gated"),
+        ):
             monkeypatch.setattr(module, name, self.counted(name, getattr(module, name), until))
 
     def counted(self, name: str, real: Callable[..., Any], until: int) -> Callable[..., Any]:
@@ -133,11 +146,21 @@ def test_what_was_kept_of_other_directions_is_not_used(given: Any, tmp_path: Pat
 
 
 @pytest.mark.usefixtures("withholding")
+def test_without_memory_for_the_costs_only_strengths_are_tuned(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sets, made, directions, away = given
+    monkeypatch.setattr("abliterate.choice.tuning.first_order.free", lambda device: 1.0)
+    _, document = select(model, sets, RunConfig(**made), directions, "gradient", away)
+    assert "only strengths were tuned, because there is too little memory to turn directions" in document["relaxed"]
+    cosines = document["tuning"]["cosine_to_start"]
+    assert cosines and all(each == pytest.approx(1, abs=1e-5) for row in cosines for each in row)
+
+
+@pytest.mark.usefixtures("withholding")
 def test_the_replies_of_the_best_edits_decide(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of the front is said to withhold nothing any more, and all others everything."""
     model, sets, made, directions, away = given
     points = [Point(0.1 * (i + 1), 0.0, 0.09 - 0.01 * i, 0.0, 1.0) for i in range(6)]
-    monkeypatch.setattr(selection, "measure", lambda model, edits, *more: [points[i] for i in range(len(edits))])
+    measured_by(monkeypatch, lambda model, edits, *more: [points[i] for i in range(len(edits))])
     asked: list[int] = []
 
     def replied(model: Any, seen: Any, *more: Any) -> list[dict[Any, Replied]]:
@@ -181,7 +204,7 @@ def test_edits_that_break_the_outputs_are_told_apart_or_in_one_line(given: Any, 
         found = real(model, edits, examples, *more)
         return [replace(point, kl=math.nan, keep_kl=math.inf) for point in found] if broken == "all" or len(edits) == 1 else found
 
-    monkeypatch.setattr(selection, "measure", measured)
+    measured_by(monkeypatch, measured)
     config = RunConfig(**made)
     if broken == "all":
         with pytest.raises(InputError, match="the model's outputs are not finite with any edit that was tried; try --dtype float32"):
@@ -205,7 +228,7 @@ def test_the_tuner_begins_at_no_candidate_that_breaks_the_outputs() -> None:
 def test_what_the_bound_on_kl_cost_is_told(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, sets, made, directions, away = given
     points = [Point(0.02, 0.0, 0.3, 0.0, 1.0), Point(0.6, 0.0, 0.05, 0.0, 1.0), Point(0.9, 0.0, 0.01, 0.0, 1.0)]
-    monkeypatch.setattr(selection, "measure", lambda model, edits, *more: [points[i % 3] for i in range(len(edits))])
+    measured_by(monkeypatch, lambda model, edits, *more: [points[i % 3] for i in range(len(edits))])
     _, document = select(model, sets, RunConfig(**made), directions, "off", away)
     other = next(row["name"] for row in document["tuning"]["front"] if row["kl"] == 0.3)
     (said,) = document["tuning"]["given_up"]

@@ -230,7 +230,7 @@ def test_models_and_prompt_sets_are_known_by_what_their_settings_name() -> None:
 
 def test_the_settings_that_may_change_between_resumes_do_not_change_what_is_measured() -> None:
     may = {name for config in RECORDED for name, info in config.model_fields.items() if setting_of(info).may_change}
-    assert may == {"edited_engine", "engine_model", "concurrency", "request_timeout", "patience", "transcripts"}
+    assert may == {"edited_engine", "engine_model", "derived_engine_model", "concurrency", "request_timeout", "patience", "transcripts"}
 
 
 def test_a_required_setting_is_asked_for_by_its_flag() -> None:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from abliterate.checkpoint.sums import check_sums
 from abliterate.choice import select as selection
+from abliterate.choice import tuned
 from abliterate.cli.main import main
 from abliterate.compute.memory import Holding
 from abliterate.outcomes.records import OUTCOMES
@@ -198,10 +199,12 @@ def test_a_run_that_is_interrupted_in_tuning_goes_on_from_its_last_look(
             raise KeyboardInterrupt
         return real(*given)
 
-    monkeypatch.setattr(selection, "measure", measure)
+    for module in (selection, tuned):
+        monkeypatch.setattr(module, "measure", measure)
     assert main(call) == 130
     heard = {f"{what}-{split}" for what in ("replies", "predictions") for split in ("train", "val")}
-    assert {p.name for p in (out / ".selection").iterdir()} == heard | {"first-order", "scores", "points", "descent"}
+    edited = {"heard-train-0", "heard-val-0"}  # the first phase has ended
+    assert {p.name for p in (out / ".selection").iterdir()} == heard | edited | {"first-order", "scores", "points", "descent"}
     (out / ".selection" / "points").write_bytes(b"broken")
     assert main(call) == 0
     assert len(measured) == 3 + 1 + 2  # the shortlist once more, and the looks that were left

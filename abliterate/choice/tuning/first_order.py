@@ -46,9 +46,9 @@ Matrix = Float[Tensor, "d_model d_model"]
 
 def first_order(
     model: WholeModel, train: Examples, first: int, away: Float[Tensor, "layer n d_model"] | None, seed: int, advance: Advance = no_progress
-) -> tuple[list[Edit], Float[Tensor, "layer d_model d_model"]]:
-    """Edits of the blocks from ``first`` up, one per ridge in ``RIDGES``, and each block's C (zero below ``first``). A block without a
-    direction that reduces refusals is left alone.
+) -> tuple[list[Edit], Float[Tensor, "layer d_model d_model"] | None]:
+    """Edits of the blocks from ``first`` up, one per ridge in ``RIDGES``, and each block's C (zero below ``first``; None if there is too
+    little memory to keep them). A block without a direction that reduces refusals is left alone.
 
     Lowering the keep prompts' refusals by one nat cancels lowering the target's by one nat. ``away``: orthonormal rows that the directions
     stay orthogonal to. ``advance`` counts the examples that ran forward and backward, ``work_of`` in total.
@@ -56,11 +56,12 @@ def first_order(
     layers, width = model.folder.layers, model.folder.d_model
     rows = torch.eye(1, width).repeat(len(RIDGES), layers, 1)
     strength = torch.zeros(len(RIDGES), layers, len(COMPONENTS))
-    costs = torch.zeros(layers, width, width)
+    costs = torch.zeros(layers, width, width) if layers <= _blocks_at_once(width) else None
     for part in _parts(model, first):
         gain, cost = _effects(model, train, part, seed, advance)
         for place, layer in enumerate(part):
-            costs[layer] = cost[place]
+            if costs is not None:
+                costs[layer] = cost[place]
             for number, ridge in enumerate(RIDGES):
                 row, gained = best(gain[place], cost[place], ridge, None if away is None else away[layer])
                 if gained > 0:
@@ -120,8 +121,13 @@ def _largest(a: np.ndarray, c: np.ndarray) -> np.ndarray:
 def _parts(model: WholeModel, first: int) -> list[range]:
     """The blocks from ``first`` up, in ranges whose sums fit into memory together."""
     layers, width = model.folder.layers, model.folder.d_model
-    at_once = max(1, int(_SHARE * free(torch.device("cpu")) / (2 * 4 * width * width)))
+    at_once = max(1, _blocks_at_once(width))
     return [range(start, min(start + at_once, layers)) for start in range(first, layers, at_once)]
+
+
+def _blocks_at_once(width: int) -> int:
+    """For how many blocks two matrices fit into memory: A and C, or later C and the tuner's coordinates."""
+    return int(_SHARE * free(torch.device("cpu")) / (2 * 4 * width * width))
 
 
 def _effects(

@@ -5,7 +5,7 @@ The stream that enters this block is kept for each sequence. A forward pass then
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from abliterate.compute.hooks import computing, entered_by, entering
 from abliterate.compute.load import InMemory
 from abliterate.compute.passes import Ids, Intervention
+from abliterate.model.edit import Edit
 
 Span = tuple[Sequence[int], int, int]  # a sequence, and a range of its tokens: from, to
 
@@ -63,6 +64,11 @@ def first_changed(intervention: Intervention) -> int | float:
         return 0
     edited = intervention.edit.strength.detach().any(-1).nonzero()
     return min(first, int(edited[0])) if len(edited) else first
+
+
+def first_edited(edits: Iterable[Edit]) -> int | float:
+    """The first block that any of the edits changes."""
+    return min(first_changed(Intervention(edit)) for edit in edits)
 
 
 class _EnoughError(Exception):

@@ -91,7 +91,7 @@ def test_only_blocks_from_the_first_up_are_edited_and_all_work_is_told(refusing:
     told: list[int] = []
     edits, costs = first_order(model, examples, 1, None, 0, told.append)
     assert len(edits) == len(RIDGES) and sum(told) == work_of(model, examples, 1)
-    assert costs[1:].flatten(1).any(-1).all() and not costs[0].any()
+    assert costs is not None and costs[1:].flatten(1).any(-1).all() and not costs[0].any()
     assert not any(edit.strength[0].any() for edit in edits) and any(edit.strength[1:].any() for edit in edits)
 
 
@@ -100,7 +100,7 @@ def test_in_parts_the_blocks_are_the_same(refusing: tuple[WholeModel, Examples],
     whole, costs = first_order(model, examples, 1, None, 0)
     monkeypatch.setattr("abliterate.choice.tuning.first_order.free", lambda device: 1.0)  # one block at once
     again, others = first_order(model, examples, 1, None, 0)
-    torch.testing.assert_close(others, costs)
+    assert others is None and costs is not None  # they fit into memory one block at a time only
     for edit, other in zip(whole, again, strict=True):
         torch.testing.assert_close(
             (edit.direction * other.direction).sum(-1).abs(), torch.ones(model.folder.layers, 2, 1), atol=1e-3, rtol=0

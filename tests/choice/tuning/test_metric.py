@@ -26,6 +26,7 @@ def turn_of(width: int, seed: int = 0) -> Tensor:
     return torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))[0]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 200), st.integers(2, 20))
 def test_lengths_are_drift(seed: int, width: int) -> None:
     cost = some_cost(seed, width)
