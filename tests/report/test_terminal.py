@@ -63,7 +63,7 @@ def test_an_audit_shows_outcomes_by_topic_and_language(capsys: pytest.CaptureFix
     text = shown(report_document(RUN, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05), capsys, monkeypatch)
     rows = [line.split() for line in text.splitlines() if line.startswith("[b]topic")]
     assert rows == [["[b]topic", "0", "en", "1", "·", "·", "·", "1", "·", "·"], ["[b]topic", "0", "zh", "2", "2", "·", "·", "·", "·", "·"]]
-    assert text.count("state line") == 1  # one table: plain has no topics
+    assert text.count("state line") == 2  # the caption of the rates, and one table: plain has no topics
 
 
 def test_an_audit_says_how_a_set_fares_against_its_control(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
