@@ -18,6 +18,7 @@ install_import_hook("abliterate", "beartype.beartype")
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast  # noqa: E402
+from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 # A shell ignores interrupts for what it runs in the background, and children inherit that; some tests interrupt theirs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -28,6 +29,8 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+disable_progress_bar()  # type: ignore[no-untyped-call]  # it would be in what the next test reads of stderr, if that test is the first to save a model
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
