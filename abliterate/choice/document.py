@@ -35,7 +35,7 @@ def edit_document(
     on_front = pareto([each.point for each in seen])
     front = [
         {"name": s.name, "step": s.step, "weight": s.weight, **finite(asdict(s.point)), "on_front": on, "chosen": i == best}
-        | {"replies": saved([replied[i]])[0] if i in replied else None}
+        | {"replies": saved(replied[i]) if i in replied else None}
         for i, (s, on) in enumerate(zip(seen, on_front, strict=True))
     ]
     tuning = {

@@ -65,12 +65,8 @@ def gated(model: Model, seen: Sequence[Seen], val: Examples, advance: Advance = 
 
 
 def _replied(before: Sequence[Outcome], after: Sequence[Outcome]) -> Replied:
-    withheld, broken = ([[test(outcome) for outcome in each].count(True) for each in (before, after)] for test in (withholds, _broken))
-    return Replied(len(before), *withheld, *broken)
-
-
-def _broken(outcome: Outcome) -> bool:
-    return outcome == "degenerate"
+    withheld = [sum(withholds(outcome) is True for outcome in each) for each in (before, after)]
+    return Replied(len(before), *withheld, *(each.count("degenerate") for each in (before, after)))
 
 
 def gate_work(seen: Sequence[Seen], val: Examples) -> int:
@@ -94,11 +90,11 @@ def passed(points: Sequence[Point], replied: Mapping[int, By], how: Preference, 
     return min(replied, key=lambda i: (cost(points[i], replied[i], how, max_kl), points[i].edits, i))
 
 
-def saved(replied: Sequence[By]) -> list[dict[Role, dict[str, int]]]:
-    """JSON values of the figures."""
-    return [{role: asdict(found) for role, found in each.items()} for each in replied]
+def saved(replied: By) -> dict[Role, dict[str, int]]:
+    """JSON values of an edit's figures."""
+    return {role: asdict(found) for role, found in replied.items()}
 
 
-def loaded(values: Sequence[Mapping[Role, Mapping[str, int]]]) -> list[dict[Role, Replied]]:
-    """The figures of their JSON values."""
-    return [{role: Replied(**found) for role, found in each.items()} for each in values]
+def loaded(values: Mapping[Role, Mapping[str, int]]) -> dict[Role, Replied]:
+    """An edit's figures of their JSON values."""
+    return {role: Replied(**found) for role, found in values.items()}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from abliterate.choice.candidates import KINDS, Candidate, Kind, candidates, scoped_document
 from abliterate.choice.document import along_keep, edit_document, shape
-from abliterate.choice.front import Point, over_bound, prefer, ranked
+from abliterate.choice.front import Point, over_bound, ranked
 from abliterate.choice.gate import GATED, By, gate_work, gated, loaded, passed, saved
 from abliterate.choice.method import TuningMethod
 from abliterate.choice.openings import dealt
@@ -81,7 +81,7 @@ def select(
         shortlist = [scored[i][0] for i in choice.passing[:SHORTLIST]]
     shares = SHARES if how == "off" else SHARES[:1]
     seen = _measured(model, shortlist, shares, val, config, store)
-    start = shortlist[best_start(seen, config) if how == "gradient" else _best(seen, config)[0] // len(shares)]
+    start = shortlist[best_start(seen, config) if how == "gradient" else _best(seen, config) // len(shares)]
     steps: list[Step] = []
     if how == "gradient":
         seen, steps, ended = tuned(model, learned, val, start, seen, costs, config, away, store)
@@ -156,8 +156,8 @@ def _measured(
     return [Seen(f"{c.name}, strength {s:g}", 0, 0.0, edit, Point(**p)) for (c, s), edit, p in zip(tried, edits, found, strict=True)]
 
 
-def _best(seen: Sequence[Seen], config: RunConfig) -> tuple[int, list[str]]:
-    return prefer([each.point for each in seen], config.prefer, config.max_kl)
+def _best(seen: Sequence[Seen], config: RunConfig) -> int:
+    return ranked([each.point for each in seen], config.prefer, config.max_kl)[0]
 
 
 def _gated(
@@ -173,9 +173,9 @@ def _gated(
     found = store.value("gate")
     if found is None:
         with stage("replies of the best edits (val)", gate_work(tried, val)) as advance:
-            found = saved(gated(model, tried, val, advance))
+            found = [saved(each) for each in gated(model, tried, val, advance)]
         store.save_value("gate", found)
-    replied: dict[int, By] = dict(zip(order, loaded(found), strict=False))
+    replied: dict[int, By] = dict(zip(order, map(loaded, found), strict=False))
     best = passed(points, replied, config.prefer, config.max_kl)
     return best, replied, over_bound(points, order, best, config.max_kl)
 

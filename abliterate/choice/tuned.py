@@ -62,9 +62,9 @@ def starts(scored: Sequence[tuple[Candidate, Scores]], how: Preference, max_kl: 
     estimated one come before all others, because which of the two works better differs between models."""
     worth = {id(c): _removal(Point(s.stays, 0.0, s.kl, 0.0, 0.0), how, max_kl) if s.finite else -math.inf for c, s in scored}
     own = [c for c, _ in scored if c.kind == "per-layer"] or [c for c, _ in scored]
-    ranked = sorted(own, key=lambda c: -worth[id(c)])
-    firsts = {c.estimator == BY_EFFECT: c for c in reversed(ranked)}
-    return sorted(ranked, key=lambda c: c is not firsts[c.estimator == BY_EFFECT])
+    by_worth = sorted(own, key=lambda c: -worth[id(c)])
+    firsts = {c.estimator == BY_EFFECT: c for c in reversed(by_worth)}
+    return sorted(by_worth, key=lambda c: c is not firsts[c.estimator == BY_EFFECT])
 
 
 def best_start(seen: Sequence[Seen], config: RunConfig) -> int:

@@ -63,7 +63,7 @@ def test_figures_are_those_of_the_edited_models_own_replies(model: WholeModel, v
         outcomes = [judge(decode(model.tokenizer, replies[i]), prompt=p.text, cut=True).outcome for i, p in enumerate(PROMPTS[role])]
         assert found[1][role].broken == outcomes.count("degenerate") and found[1][role].broken_before == 0
         assert found[1][role].withheld == sum(o in ("refused", "deflected", "state_line") for o in outcomes)
-    assert loaded(saved(found)) == found
+    assert [loaded(saved(each)) for each in found] == found
 
 
 def test_of_the_target_only_what_was_withheld_is_asked(model: WholeModel, val: Examples) -> None:

@@ -32,7 +32,8 @@ def damped(cost: Float[Tensor, "d_model d_model"], ridge: float) -> Float[Tensor
 
 
 def coordinates(cost: Float[Tensor, "layer d_model d_model"]) -> Float[Tensor, "layer d_model d_model"]:
-    """For each block, the matrix B with B'(C + λI)B = 1: a vector u of coordinates is the direction Bu. The identity if C is zero."""
+    """For each block, the upper triangular matrix B with B'(C + λI)B = 1: a vector u of coordinates is the direction Bu. The identity if C
+    is zero."""
     made = torch.eye(cost.shape[-1]).repeat(len(cost), 1, 1)
     for block, own in zip(made, cost, strict=True):
         if own.any():

@@ -45,7 +45,8 @@ class Heard:
 def hear(model: Model, edit: Edit, examples: Examples) -> list[Heard]:
     """Short replies of the edited model to some of the target prompts that the unedited model withholds. Those that can't be judged are
     left out."""
-    places = evenly(range(len(examples.asked)), HEARD)
+    prompts = examples.asked
+    places = evenly(range(len(prompts)), HEARD)
     opened, silence = opens_thought(model.tokenizer), nothing(model)
     found: dict[int, Heard] = {}
     asked = Pass([examples.target.prompts[i] for i in places], Intervention(edit))
@@ -53,7 +54,7 @@ def hear(model: Model, edit: Edit, examples: Examples) -> list[Heard]:
         for index, reply in zip(indices, replies, strict=True):
             place, said = places[index], list(reply) or silence
             thought = examples.thoughts[place]
-            held = withholds(outcome_of(model.tokenizer, examples.asked[place], said, thought))
+            held = withholds(outcome_of(model.tokenizer, prompts[place], said, thought))
             if held is not None:
                 way = way_of(model, said) if opened and not thought else Line([], said)
                 found[place] = Heard(place, Line(way.thought, way.tokens[:OPENING_TOKENS]), held)
@@ -74,7 +75,8 @@ def later_lines(examples: Examples, heard: Sequence[Heard]) -> list[list[Line]]:
     frequent = sorted(first, key=lambda which: (-withheld[which], which))
     made: list[list[Line]] = []
     for place, group in enumerate(groups):
-        known = {tuple(line.tokens[:ALIKE]) for kind in replace(examples, later=[[]] * len(groups)).kinds(place) for line in kind}
+        *kinds, _ = examples.kinds(place)
+        known = {tuple(line.tokens[:ALIKE]) for kind in kinds for line in kind}
         own = {h.key: h.line for h in telling if h.place == place and h.key not in known}
         others = {key: first[its, key] for its, key in frequent if its == group and key not in known and key not in own}
         made.append([*own.values(), *list(others.values())[:OTHERS]])

@@ -15,8 +15,8 @@ from abliterate.model.edit import Edit
 class Parameters:
     """Gradients flow to ``strength`` and ``vectors``. The directions start at ``start``, and no strength exceeds ``most``.
 
-    ``basis`` [layer, d_model, d_model]: the matrices that turn ``vectors`` into directions (``metric.coordinates``); None: vectors are
-    directions. ``away`` [layer, n, d_model]: orthonormal rows that the vectors stay orthogonal to, padded with zero rows.
+    ``basis`` [layer, d_model, d_model]: upper triangular matrices that turn ``vectors`` into directions (``metric.coordinates``); None:
+    vectors are directions. ``away`` [layer, n, d_model]: orthonormal rows that the vectors stay orthogonal to, padded with zero rows.
     """
 
     strength: Float[Tensor, "layer component"]
@@ -41,7 +41,7 @@ class Parameters:
         where = (edit.strength > 0).float()
         vectors = edit.direction.clone()
         if basis is not None:
-            vectors = torch.linalg.solve(basis[:, None], vectors.transpose(-1, -2)).transpose(-1, -2)
+            vectors = torch.linalg.solve_triangular(basis[:, None], vectors.transpose(-1, -2), upper=True).transpose(-1, -2)
             vectors = vectors / vectors.norm(dim=-1, keepdim=True)
             away = None if away is None else _spanning(away @ basis)
         made = cls(where * strength, vectors, vectors.clone(), most, away, basis)

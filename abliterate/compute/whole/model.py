@@ -215,10 +215,9 @@ def shared_below(model: Model, layer: int | float, sequences: Ids) -> Iterator[N
 
 def share_more_below(model: Model, sequences: Ids) -> None:
     """Inside ``shared_below``, edits are tried on these sequences too."""
-    below: Below | None = model.__dict__.get("below") if isinstance(model, WholeModel) else None
-    if below is None:
+    if not isinstance(model, WholeModel) or "below" not in model.__dict__:
         return
-    assert isinstance(model, WholeModel)
+    below: Below = model.__dict__["below"]
     more = [ids for ids in distinct(sequences) if tuple(ids) not in below.streams]
     if more and _holds_streams(model, more):
         found = streams_into(model.batching, below.layer, more)
