@@ -29,7 +29,7 @@ from abliterate.model.edit import Edit
 from abliterate.runs.resume import ResumeStore
 from abliterate.terminal.progress import stage
 
-STARTS = 2  # how many candidates are measured on all val prompts
+STARTS = len(RIDGES) + 1  # how many candidates are measured on all val prompts: all first-order ones and the best estimated one
 START = 1.0  # initial strength
 
 
@@ -59,12 +59,13 @@ def starts(scored: Sequence[tuple[Candidate, Scores]], how: Preference, max_kl: 
 
     Per-layer candidates only, if there are any, because one direction for all blocks is far from what the tuner ends at. They are ranked by
     what they remove for their drift, and not filtered, because the tuner changes both. The best first-order candidate and the best
-    estimated one come before all others, because which of the two works better differs between models."""
+    estimated one come before all others, because which of the two works better differs between models; then come the other first-order
+    ones, which differ most in how far they move the keep prompts, and the scores do not see that."""
     worth = {id(c): _removal(Point(s.stays, 0.0, s.kl, 0.0, 0.0), how, max_kl) if s.finite else -math.inf for c, s in scored}
     own = [c for c, _ in scored if c.kind == "per-layer"] or [c for c, _ in scored]
     by_worth = sorted(own, key=lambda c: -worth[id(c)])
     firsts = {c.estimator == BY_EFFECT: c for c in reversed(by_worth)}
-    return sorted(by_worth, key=lambda c: c is not firsts[c.estimator == BY_EFFECT])
+    return sorted(by_worth, key=lambda c: (c is not firsts[c.estimator == BY_EFFECT], c.estimator != BY_EFFECT))
 
 
 def best_start(seen: Sequence[Seen], config: RunConfig) -> int:
@@ -100,7 +101,7 @@ def tuned(
     assert isinstance(model, WholeModel)
     off = _off(away, start.position, config)
     learned = costs is not None
-    basis = None if costs is None else coordinates(costs)
+    basis = None if costs is None else coordinates(costs, start.edit.direction)
     parameters = Parameters.of(start.edit, min(START, config.strength), learned, config.strength, off, basis)
     settings = Settings(steps=config.tune_steps, seed=config.seed)
     below = shared_below(model, first_edited([start.edit]), measured_on(val))
