@@ -12,8 +12,8 @@ from torch import Tensor
 
 from abliterate.choice.front import Point
 from abliterate.choice.tuning.after_thought import Line
-from abliterate.choice.tuning.examples import Examples
-from abliterate.choice.tuning.losses import drift, withheld
+from abliterate.choice.tuning.examples import Examples, Stay
+from abliterate.choice.tuning.losses import drift, fallen, likely, withheld
 from abliterate.choice.tuning.measure import moved
 from abliterate.choice.tuning.optimiser import Optimiser
 from abliterate.choice.tuning.parameters import Parameters
@@ -218,7 +218,11 @@ def _gradients(
         losses = [(cards[index].role, _loss(examples, cards[index], row)) for index, row in zip(indices, rows, strict=True)]
         for role, loss in losses:
             sums[role] += float(loss.detach()) / counts[role]
-        torch.autograd.backward([torch.stack([share[role] * loss for role, loss in losses]).sum()])
+        terms = [share[role] * loss for role, loss in losses]
+        for index, row in zip(indices, rows, strict=True):
+            if cards[index].role == "keep":
+                terms.append(_fallen(examples.stays["keep"], cards[index], row) / counts["keep"])
+        torch.autograd.backward([torch.stack(terms).sum()])
     penalty = settings.few * parameters.edits()
     if parameters.vectors.requires_grad:
         penalty = penalty + settings.near * parameters.turned()
@@ -233,4 +237,12 @@ def _loss(examples: Examples, card: _Card, row: Float[Tensor, "kept vocab"]) -> 
     if card.role != "target":
         stay = examples.stays[card.role]
         return drift(moved(stay, [card.place], row[None])[0][1], stay.first(card.place))
-    return withheld(row, card.reply, card.mark)
+    return withheld(likely(row, card.reply), card.mark)
+
+
+def _fallen(keep: Stay, card: _Card, row: Float[Tensor, "kept vocab"]) -> Float[Tensor, ""]:
+    """How much less likely the refusal of a keep prompt became, in nats, from its first informative token on. A nat of it counts as much as
+    a nat of suppression of the target: replies on the brink of a refusal lose it at little drift."""
+    first = keep.first(card.place)
+    base = keep.predicted.logprobs[keep.predicted.place(card.place)].amax(-1)  # its own replies are greedy
+    return fallen(base[first:].to(row.device), likely(row, card.reply)[first:])

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from abliterate.choice.openings import OPENING_TOKENS
 from abliterate.choice.tuning.examples import Examples
-from abliterate.choice.tuning.losses import guessed, withheld
+from abliterate.choice.tuning.losses import closing, guessed, likely, per_token
 from abliterate.choice.tuning.metric import damped
 from abliterate.compute.forward import Continued
 from abliterate.compute.memory import free
@@ -159,13 +159,15 @@ def _effects(
         firsts = evenly([stay.first(i) for i in range(train.counts[role])], ASKED)
         add(cost, 1 / len(train.stays), True, asked, partial(_guessed, asked.continuations, firsts, chance))
         if role == "keep":
-            kept = Continued(asked.prompts, [reply[:OPENING_TOKENS] for reply in asked.continuations])
-            add(gain, -1.0, False, kept, partial(_withheld, kept.continuations, [0] * len(kept.prompts)))
+            led = [[*ids, *reply[:first]] for ids, reply, first in zip(asked.prompts, asked.continuations, firsts, strict=True)]
+            kept = Continued(led, [reply[first:][:OPENING_TOKENS] for reply, first in zip(asked.continuations, firsts, strict=True)])
+            add(gain, -1.0, False, kept, partial(_withheld, kept.continuations, [0] * len(led)))
     return gain, cost
 
 
 def _withheld(replies: Ids, marks: Sequence[int], index: int, row: Float[Tensor, "kept vocab"]) -> Float[Tensor, ""]:
-    return withheld(row, replies[index], marks[index])
+    logprobs, mark = likely(row, replies[index]), marks[index]
+    return per_token(logprobs) + (closing(logprobs[:mark]) if mark else 0.0)
 
 
 def _guessed(

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from abliterate.choice.tuning.openings import ALIKE
 from abliterate.measures.predictions import with_rest
 
-FLOOR = -6.0  # nats per token; below this a token is suppressed, and suppressing it further would only add drift
+GONE = 0.01  # an opening of this probability is gone; making it less likely still would only add drift
+FLOOR = math.log(GONE)
+UNSAID = -6.0  # nats
 FADING = 0.7  # the weight of each token of an opening, relative to the token before
 _NEVER = 1e-3
 
 
 def suppression(logprobs: Float[Tensor, " token"]) -> Float[Tensor, ""]:
-    """How likely an opening is, in nats: the weighted mean log-probability of its tokens, each at least ``FLOOR``; early tokens weigh most.
+    """How likely an opening is, in nats: the log of the probability of its first ``ALIKE`` tokens, which tell a refusal from an answer,
+    plus ``GONE``. So an opening that is gone pulls hardly any more."""
+    own = logprobs[:ALIKE].sum()
+    return torch.logaddexp(own, torch.full_like(own, FLOOR))
 
-    0 if all tokens are certain, ``FLOOR`` if all are suppressed.
-    """
+
+def per_token(logprobs: Float[Tensor, " token"]) -> Float[Tensor, ""]:
+    """How likely an opening is, in nats per token: the weighted mean log-probability of its tokens; early tokens weigh most. Tokens below
+    ``UNSAID`` count as that, because their gradients say little about what the model writes."""
     weights = FADING ** torch.arange(len(logprobs), device=logprobs.device, dtype=logprobs.dtype)
-    return (weights * logprobs.clamp(min=FLOOR)).sum() / weights.sum()
+    return (weights * logprobs.clamp(min=UNSAID)).sum() / weights.sum()
+
+
+def fallen(base: Float[Tensor, " token"], edited: Float[Tensor, " token"]) -> Float[Tensor, ""]:
+    """How much less likely an opening became, in nats of ``suppression``; 0 if it is as likely as before or likelier."""
+    return (suppression(base) - suppression(edited)).clamp(min=0)
 
 
 def closing(logprobs: Float[Tensor, " token"]) -> Float[Tensor, ""]:
@@ -49,11 +63,15 @@ def drift(kl: Float[Tensor, " token"], first: int = 0) -> Float[Tensor, ""]:
     return (kl[first] + kl.mean()) / 2
 
 
-def withheld(row: Float[Tensor, "kept vocab"], reply: Sequence[int], mark: int = 0) -> Float[Tensor, ""]:
-    """How likely a withholding reply is. ``row`` ends with the logits of its last token; its first ``mark`` tokens close a thought."""
+def likely(row: Float[Tensor, "kept vocab"], reply: Sequence[int]) -> Float[Tensor, " token"]:
+    """The log-probability of each token of a reply. ``row`` ends with the logits of its last token."""
     logprobs = row[-len(reply) - 1 : -1].log_softmax(-1)
-    likely = logprobs.gather(-1, torch.tensor(list(reply), device=row.device)[:, None])[:, 0]
-    return suppression(likely) + (closing(likely[:mark]) if mark else 0.0)
+    return logprobs.gather(-1, torch.tensor(list(reply), device=row.device)[:, None])[:, 0]
+
+
+def withheld(logprobs: Float[Tensor, " token"], mark: int = 0) -> Float[Tensor, ""]:
+    """How likely a withholding reply is, from the log-probabilities of its tokens; its first ``mark`` tokens close a thought."""
+    return suppression(logprobs) + (closing(logprobs[:mark]) if mark else 0.0)
 
 
 def guessed(row: Float[Tensor, "kept vocab"], length: int, first: int, chance: torch.Generator) -> Float[Tensor, ""]:

@@ -33,7 +33,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Step:
-    """Train losses of one step: suppression (nats per token), drift by role (nats), and the sum of the strengths after the step."""
+    """Train losses of one step: suppression (nats), drift by role (nats), and the sum of the strengths after the step."""
 
     step: int
     weight: float

@@ -13,16 +13,20 @@ from conftest import save_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from isometric import widen
+from torch import Tensor
 
 from abliterate.choice.front import Point
 from abliterate.choice.openings import OPENING_TOKENS, PROBE_TOKENS
 from abliterate.choice.tuning.descent import Settings, _Deck, descend
 from abliterate.choice.tuning.examples import CONTINUED, Examples, Stay, examples_of, examples_work, led_by
+from abliterate.choice.tuning.first_order import first_order
 from abliterate.choice.tuning.measure import measure, measuring_work
+from abliterate.choice.tuning.metric import coordinates
 from abliterate.choice.tuning.openings import ALIKE
 from abliterate.choice.tuning.parameters import Parameters
 from abliterate.choice.tuning.replies import short_replies
 from abliterate.choice.tuning.state import Seen, Step
+from abliterate.compute.forward import Continued
 from abliterate.compute.passes import Intervention, Pass
 from abliterate.compute.whole.model import WholeModel, load_model
 from abliterate.config import RunConfig
@@ -286,9 +290,37 @@ def test_no_hook_is_left_behind(model: WholeModel, examples: Examples) -> None:
     assert not torch.equal(next(iter(model.logits([Pass(ids, Intervention(some_plan(model)))])))[2], before)
 
 
-@pytest.mark.parametrize("wider", [64, 576, 4096])
+def test_refusals_of_keep_prompts_fall_less_than_if_only_their_drift_counted(
+    model: WholeModel, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The edit removes what the target and the keep prompts share, at hardly any weight of drift."""
+    keep = examples.stays["keep"]
+    shared = replace(
+        examples,
+        target=replace(examples.target, prompts=list(keep.asked.prompts), openings=[list(r[:ALIKE]) for r in keep.asked.continuations]),
+        others=[[] for _ in keep.asked.prompts],
+        behind=[[] for _ in keep.asked.prompts],
+        later=[[] for _ in keep.asked.prompts],
+        marks=[0] * len(keep.asked.prompts),
+    )
+
+    def left() -> float:
+        """The mean log-probability of the keep prompts' replies after a descent."""
+        settings = Settings(steps=8, weights=(1e-3,), batch=6, every=8, strength_rate=0.1, turn=0.3, near=0.0, few=0.0)
+        parameters = Parameters.of(some_plan(model), 0.5, True)
+        descend(model, parameters, shared, lambda plan: Point(0.0, 0.0, 0.0, 0.0, 0.0), cost, settings)
+        said = Continued(keep.asked.prompts, [reply[:ALIKE] for reply in keep.asked.continuations])
+        ((_, indices, rows),) = list(model.logits([said.passed(Intervention(parameters.baked()))]))
+        return float(said.logprobs(indices, rows).mean())
+
+    held = left()
+    monkeypatch.setattr("abliterate.choice.tuning.descent.fallen", lambda base, edited: edited.sum() * 0)
+    assert left() < held - 0.5
+
+
+@pytest.mark.parametrize(("wider", "metric"), [(64, False), (576, False), (4096, False), (64, True), (576, True)])
 def test_a_model_carried_into_a_wider_stream_is_tuned_to_the_same_edit(
-    model: WholeModel, examples: Examples, tmp_path: Path, wider: int
+    model: WholeModel, examples: Examples, tmp_path: Path, wider: int, metric: bool
 ) -> None:
     carry = widen(model.folder.path, tmp_path / "wide", wider)
     wide = load_model(tmp_path / "wide", "float32", "cpu")
@@ -299,12 +331,20 @@ def test_a_model_carried_into_a_wider_stream_is_tuned_to_the_same_edit(
         start = replace(plan, direction=plan.direction @ there.T)
         own = examples_of(each, PROMPTS)
         assert own.target == examples.target  # the same replies
-        found.append(descend(each, Parameters.of(start, 0.5, True), own, lambda p: measure(each, [p], own)[0], cost, settings)[0])  # noqa: B023
+        basis = coordinates(costs_of(each, own), start.direction) if metric else None
+        parameters = Parameters.of(start, 0.5, True, basis=basis)
+        found.append(descend(each, parameters, own, lambda p: measure(each, [p], own)[0], cost, settings)[0])  # noqa: B023
     for narrow_seen, wide_seen in zip(*found, strict=True):
         assert wide_seen.point.objectives == pytest.approx(narrow_seen.point.objectives, rel=1e-3)
         cosine = ((narrow_seen.edit.direction @ carry.T) * wide_seen.edit.direction).sum(-1)
         assert cosine.min() > 1 - 1e-4  # each direction turned by the same angle, the same way
         assert torch.allclose(narrow_seen.edit.strength, wide_seen.edit.strength, atol=1e-4)
+
+
+def costs_of(model: WholeModel, examples: Examples) -> Tensor:
+    costs = first_order(model, examples, 0, None, 0)[1]
+    assert costs is not None
+    return costs
 
 
 def test_replies_that_begin_alike_tell_nothing_by_it() -> None:

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from abliterate.choice.tuning.losses import FLOOR, closing, divergences, drift, lumped, suppression
+from abliterate.choice.tuning.losses import FLOOR, GONE, UNSAID, closing, divergences, drift, fallen, lumped, per_token, suppression
+from abliterate.choice.tuning.openings import ALIKE
 from abliterate.measures.predictions import with_rest
 
 logprobs = st.lists(st.floats(-20, 0), min_size=1, max_size=8)
@@ -17,7 +18,13 @@ logprobs = st.lists(st.floats(-20, 0), min_size=1, max_size=8)
 
 @given(logprobs)
 def test_suppression_lies_between_certain_and_gone(values: list[float]) -> None:
-    assert FLOOR - 1e-5 <= float(suppression(torch.tensor(values))) <= 0
+    assert FLOOR - 1e-5 <= float(suppression(torch.tensor(values))) <= math.log(1 + GONE) + 1e-5
+
+
+@given(logprobs)
+def test_suppression_is_of_the_probability_that_is_measured(values: list[float]) -> None:
+    likely = math.exp(sum(values[:ALIKE]))
+    assert float(suppression(torch.tensor(values, dtype=torch.float64))) == pytest.approx(math.log(likely + GONE), abs=1e-9)
 
 
 @given(logprobs, st.integers(0, 7))
@@ -27,15 +34,37 @@ def test_a_likelier_token_is_never_less(values: list[float], place: int) -> None
     assert float(suppression(more)) >= float(suppression(less)) - 1e-6
 
 
-def test_the_first_tokens_count_most() -> None:
-    first, last = torch.tensor([-5.0, -1.0, -1.0]), torch.tensor([-1.0, -1.0, -5.0])
-    assert suppression(first) < suppression(last)
+@given(logprobs)
+def test_the_less_an_opening_is_said_the_less_it_pulls(values: list[float]) -> None:
+    """A nat of its log-probability counts by how much more likely it is than what is gone."""
+    tokens = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+    suppression(tokens).backward()
+    likely = math.exp(sum(values[:ALIKE]))
+    assert tokens.grad is not None
+    assert tokens.grad[:ALIKE].tolist() == pytest.approx([likely / (likely + GONE)] * len(values[:ALIKE]))
+    assert not tokens.grad[ALIKE:].any()
 
 
-def test_what_is_gone_pulls_no_more() -> None:
-    values = torch.tensor([FLOOR - 3, -1.0], requires_grad=True)
-    suppression(values).backward()
-    assert values.grad is not None and values.grad[0] == 0 and values.grad[1] > 0
+@given(logprobs)
+def test_the_score_of_first_order_effects_weighs_early_tokens_most(values: list[float]) -> None:
+    tokens = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+    found = per_token(tokens)
+    found.backward()  # type: ignore[no-untyped-call]
+    assert UNSAID - 1e-9 <= float(found) <= 0
+    pulls = [float(pull) for value, pull in zip(values, tokens.grad if tokens.grad is not None else [], strict=True) if value > UNSAID]
+    assert pulls == sorted(pulls, reverse=True) and all(pull > 0 for pull in pulls)
+
+
+@given(st.lists(st.tuples(st.floats(-20, 0), st.floats(-20, 0)), min_size=1, max_size=8))
+def test_only_a_refusal_that_falls_counts(both: list[tuple[float, float]]) -> None:
+    before, after = map(list, zip(*both, strict=True))
+    base, edited = torch.tensor(before, dtype=torch.float64), torch.tensor(after, dtype=torch.float64)
+    found = float(fallen(base, edited))
+    assert found >= 0 and float(fallen(base, base)) == 0
+    if sum(after[:ALIKE]) >= sum(before[:ALIKE]):
+        assert found == 0
+    else:
+        assert found == pytest.approx(float(suppression(base) - suppression(edited)))
 
 
 @given(logprobs)
