@@ -1,4 +1,4 @@
-"""Write files that are complete or absent, check where output may go, and find the user's cache."""
+"""Write files that are complete or absent, typed JSON records, where output may go, and the user's cache."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import platformdirs
 import psutil
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, Strict, ValidationError, WithJsonSchema, model_serializer
+from pydantic.annotated_handlers import GetCoreSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from abliterate.errors import CheckError, InputError
 
@@ -23,6 +27,66 @@ CACHE = "ABLITERATE_CACHE"
 OWN_FOLDER, OWN_FILE = 0o700, 0o600  # only the owner may read or write it
 _EVERYBODY_READS = 0o644
 _ROOT = 0
+
+T = TypeVar("T")
+R = TypeVar("R", bound=BaseModel)
+Json = dict[str, Any]  # an object of JSON whose keys others choose: a foreign model's config, a server's answer, the settings of a command
+Number = Annotated[int | float, WithJsonSchema({"type": "number"})]  # a whole number stays one when it is written again
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[int | float, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
+Several = Annotated[tuple[T, ...], Strict(False)]
+Interval = Annotated[tuple[Number, Number], Strict(False)]  # lower and upper end
+
+
+class _Absent:
+    """Marks a key that may be absent, and that isn't null where it stands."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return handler(source)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(schema["schema"] if schema["type"] == "nullable" else schema)
+
+
+May = Annotated[T | None, _Absent()]  # None where the key is absent; never written as null
+
+
+class Record(BaseModel):
+    """A JSON object that this program writes: frozen, and other keys or types are errors.
+
+    A key with a default may be absent; it is written only if it was given. ``May[T]``: a key that is never null.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), populate_by_name=True)
+    _never_null: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **given: Any) -> None:
+        super().__pydantic_init_subclass__(**given)
+        absent = (name for name, field in cls.model_fields.items() if any(isinstance(each, _Absent) for each in field.metadata))
+        cls._never_null = frozenset(absent)
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: Callable[[Any], Json]) -> Json:
+        return {key: value for key, value in handler(self).items() if value is not None or key not in self._never_null}
+
+    def document(self) -> Json:
+        """The record as plain JSON values, in the order in which it is written."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+    @classmethod
+    def read(cls: type[R], path: Path) -> R:  # Self is not known to what checks the tests' types
+        """Read a file of this kind. Raises InputError, in one line, if it isn't one."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise InputError(f"{path}: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong with a record, with the path of its key."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg'].lower()}"
 
 
 def check_new(path: Path, flag: str = "--out") -> None:
@@ -128,9 +192,10 @@ def write_text(text: str, path: Path) -> None:
     write_whole(text.encode("utf-8", "replace"), path)
 
 
-def write_json(document: Mapping[str, Any], path: Path) -> None:
+def write_json(document: Mapping[str, Any] | Record, path: Path) -> None:
     """Write a JSON file that is complete or absent. Raises CheckError for a number that is not finite, which JSON can't hold."""
     try:
+        document = document.document() if isinstance(document, Record) else document
         text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     except ValueError:
         raise CheckError(f"{path}: a figure is not finite; the edited model's outputs are broken") from None

@@ -61,33 +61,39 @@ def run_record(**settings: Any) -> dict[str, Any]:
 
 def selection(tuned: bool = True) -> dict[str, Any]:
     names = [f"difference-of-means, block {layer}, position -1" for layer in range(4)]
+    place = {"kind": "single", "estimator": "difference-of-means", "position": -1}
     candidates = [
-        {"name": name, "kind": "single", "bypass": -1.0 * i, "stays": 0.4 / (i + 1), "induce": 1.0, "kl": 0.05 * (i + 1)}
+        {"name": name, **place, "layer": i, "bypass": -1.0 * i, "stays": 0.4 / (i + 1), "induce": 1.0, "kl": 0.05 * (i + 1), "spill": 0.0}
         for i, name in enumerate(names)
     ]
     strength = [[min(1.0, layer / 6), max(0.0, layer / 6 - 1)] for layer in range(LAYERS)]
     front = [
-        {"step": i, "weight": 1.0, "target_left": 0.9 / (i + 1), "keep_kl": 0.0, "kl": 0.02 * i, "edits": 1.0, "on_front": i % 2 == 0}
+        {"step": i, "weight": 1.0, "target_left": 0.9 / (i + 1), "keep_kl": 0.0, "kl": 0.02 * i, "kl_sequence": 0.01 * i, "edits": 1.0}
         for i in range(9)
     ]
-    front = [{**point, "chosen": point["step"] == 4} for point in front]
+    front = [{**point, "on_front": point["step"] % 2 == 0, "chosen": point["step"] == 4} for point in front]
     tuning = {
         "kind": "gradient",
         "seed": 0,
         "steps": 8,
         "prefer": "balanced",
         "max_kl": None,
+        "history": [],
         "front": front,
+        "examples": {"target": 8, "keep": 8, "baseline": 8, "harmless": 8},
         "strength": strength,
         "cosine_to_start": [[1 - layer / 40, 1 - layer / 30] for layer in range(LAYERS)],
     }
     scoped = {"sets": ["danger"], "lambda": 0.1, "share_left": 0.8, "cosine": {"danger": 0.4}}
     return {
         "chosen": candidates[1],
-        "candidates": candidates,
+        "filters": {"max_kl": 0.1, "max_kl_in_force": 0.2, "max_layer": 0.8},
         "relaxed": ["KL bound to 0.2 nats"],
-        "scoped": scoped,
+        "candidates": candidates,
+        "strength": 1.0,
         "tuning": tuning if tuned else None,
+        "yardstick": {"asked": 12, "withheld": 10, "base_logprob": -0.5},
+        "scoped": scoped,
     }
 
 
@@ -167,7 +173,10 @@ def weights_report() -> Made:
     record = {**run_record(), "settings": {"base": "some/model", "derived": "some/edit", "weights_only": True}, "prompts": {}}
     report = report_document(record, {}, {}, {}, None, None, None, 0.05)
     spread = {"min": 0.1, "median": 0.2, "max": 0.3}
-    layers = [{"layer": i, "writers": 2, "agreement": 0.99, "cos_to_mean": 0.98, "left": spread} for i in range(4)]
+    layers = [
+        {"layer": i, "writers": 2, "agreement": 0.99, "explained": 0.99, "cos_to_mean": 0.98, "left": spread, "strength": spread}
+        for i in range(4)
+    ]
     counts = {"changed": {"attention": 4, "mlp": 4}, "same": {"norm": 9}, "recast": 0, "only_base": 0, "only_derived": 0, "reshaped": 0}
     spreads = {"relative": spread, "rank": spread, "left": spread, "strength": spread, "layers": layers, "over_layers": None}
     reasons = ["every changed tensor writes into the stream"]

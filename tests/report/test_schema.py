@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 
 from abliterate.cli.main import main
 from abliterate.commands.report import Row, agreement
+from abliterate.files import write_json
 from abliterate.outcomes.verdict import Verdict
 from abliterate.replies.transcripts import Transcript
-from abliterate.report.schema import report_schema
+from abliterate.report.schema import generated, report_schema
+from abliterate.report.tree.report import Report
 
 Tiny = Callable[..., Path]
 DOCS = Path(__file__).parents[2] / "docs" / "report.md"
@@ -50,7 +53,7 @@ def report_of(command: str, out: Path, *flags: str) -> dict[str, Any]:
 
 @pytest.fixture
 def reports(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> dict[str, dict[str, Any]]:
-    """Reports of a run with every role, an audit, a comparison with its weights, and comparisons of weights alone."""
+    """Reports of a run with every role, an audit, a comparison with its weights and a reference, and comparisons of weights alone."""
     base, other = str(tiny(says="I won't.")), str(tiny(layers=2))
     roles = [part for role, path in sets.items() for part in (f"--{role}", path)]
     run = report_of("run", tmp_path / "run", "--model", base, *roles, "--candidates", "2")
@@ -58,20 +61,33 @@ def reports(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> dict[str, dict[
     return {
         "run": run,
         "audit": report_of("audit", tmp_path / "audit", "--model", base, "--prompts", sets["target"], sets["baseline"]),
-        "compare": report_of("compare", tmp_path / "compare", *pair, "--prompts", sets["target"], "--keep", sets["keep"], "--limit", "6"),
+        "compare": report_of(
+            "compare", tmp_path / "compare", *pair, "--prompts", sets["target"], "--keep", sets["keep"], "--limit", "6", "--reference", base
+        ),
         "weights": report_of("compare", tmp_path / "weights", *pair, "--weights-only"),
         "apart": report_of("compare", tmp_path / "apart", "--base", base, "--derived", other, "--weights-only"),
     }
 
 
-def test_the_schema_is_one() -> None:
+def test_the_schema_is_one_and_the_models_own() -> None:
     Draft202012Validator.check_schema(report_schema())
+    assert report_schema() == generated(), "write report/schema.json again: json.dumps(generated(), indent=1)"
+
+
+def test_a_report_is_read_and_written_again_byte_for_byte(reports: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    for name in reports:
+        file = tmp_path / name / "report.json"
+        write_json(Report.read(file), tmp_path / "again.json")
+        assert (tmp_path / "again.json").read_bytes() == file.read_bytes(), name
+    assert {name: Report.read(tmp_path / name / "report.json").run.kind for name in ("run", "audit", "compare")} == {
+        name: name for name in ("run", "audit", "compare")
+    }
 
 
 def test_what_run_audit_and_compare_write_is_valid_and_what_they_would_not_is_not(reports: dict[str, dict[str, Any]]) -> None:
     assert {name: found for name, report in reports.items() if (found := errors(report))} == {}
     assert reports["run"]["against_control"] and reports["run"]["sets"]["target"]["by_lang"]  # the reports have these parts
-    assert reports["compare"]["weights"]["layers"] and reports["run"]["controls"]
+    assert reports["compare"]["weights"]["layers"] and reports["run"]["controls"] and reports["compare"]["recovery"]
     wrongs: list[Callable[[dict[str, Any]], object]] = [
         lambda r: r.pop("not_measured"),
         lambda r: r.update(more=1),
@@ -90,6 +106,8 @@ def test_what_run_audit_and_compare_write_is_valid_and_what_they_would_not_is_no
         broken = copy.deepcopy(reports["run"])
         wrong(broken)
         assert errors(broken), number
+        with pytest.raises(ValidationError):
+            Report.model_validate_json(json.dumps(broken))
 
 
 def test_a_report_under_another_judge_is_valid(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> None:
@@ -129,10 +147,11 @@ def test_objects_of_ours_take_no_unknown_keys() -> None:
             if schema.get("type") == "object" and schema.get("additionalProperties", True) is True:
                 yield path
             for key, inner in schema.items():
-                yield from loose(inner, f"{path}/{key}" if key not in ("properties", "oneOf", "$defs") else path)
+                yield from loose(inner, f"{path}/{key}" if key not in ("properties", "anyOf", "oneOf", "items", "$defs") else path)
         elif isinstance(schema, list):
             for inner in schema:
                 yield from loose(inner, path)
 
     names = {path.split("/")[-1] for path in loose(report_schema(), "")}
-    assert names <= {"settings", "candidate", "engine", "resolved", "place", "filters", "yardstick", "tuning", "embedding"}
+    models = {"CandidateScores", "EngineRecord", "Resolved", "ModelPlace", "Filters", "YardstickRecord", "TuningRecord"}
+    assert names <= {"settings", "resolved", *models}

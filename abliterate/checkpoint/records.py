@@ -1,0 +1,87 @@
+"""What the report and the card say of an edited checkpoint, and of two checkpoints' weights, as typed records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from abliterate.files import Count, Number, Record, Several
+
+Verdict = Literal["directional", "other", "identical"]
+
+
+class EmbeddingRecord(Record):
+    """What was done to the input embedding, and whether it is the unembedding too."""
+
+    policy: str
+    tied_to_unembedding: bool
+
+
+class EditSummary(Record):
+    """The edit and its proof."""
+
+    tensors: Count
+    worst_left: Number
+    worst_error: Number
+    embedding: EmbeddingRecord
+    not_edited: Several[str]
+
+
+class Spread(Record):
+    """The least, the median and the largest value."""
+
+    min: Number
+    median: Number
+    max: Number
+
+
+class BlockWeights(Record):
+    """How well the directions of one block's writers agree."""
+
+    layer: Count
+    writers: Count
+    agreement: Number
+    explained: Number
+    cos_to_mean: Number
+    left: Spread | None
+    strength: Spread | None
+
+
+class OverBlocks(Record):
+    """How well one direction fits all blocks."""
+
+    explained: Number
+    cos_min: Number
+    cos_median: Number
+
+
+class WeightsCompared(Record):
+    """What differs between two checkpoints' weights."""
+
+    compared: Literal[True]
+    verdict: Verdict
+    reasons: Several[str]
+    changed: Mapping[str, Count]
+    same: Mapping[str, Count]
+    recast: Count
+    only_base: Count
+    only_derived: Count
+    reshaped: Count
+    relative: Spread | None
+    rank: Spread | None
+    left: Spread | None
+    strength: Spread | None
+    layers: Several[BlockWeights]
+    over_layers: OverBlocks | None
+
+
+class WeightsNotCompared(Record):
+    """Why two models' weights were not compared."""
+
+    compared: Literal[False]
+    why: str
+
+
+Weights = Annotated[WeightsCompared | WeightsNotCompared, Field(discriminator="compared")]

@@ -1,0 +1,117 @@
+"""Rates and outcome counts of one model on one set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from abliterate.files import Count, Interval, May, Record, Several, Share
+from abliterate.outcomes.records import NOT_JUDGED, OUTCOMES, WITHHELD, Outcome
+
+Measure = Literal["refused", "withheld", "degenerate"]
+
+
+class Rate(Record):
+    """R: a rate over the judged replies."""
+
+    k: Count = Field(description="The count.")
+    n: Count = Field(description="The total.")
+    rate: Share | None = Field(description="k / n; null if n is 0.")
+    ci95: Interval | None = Field(description="Wilson's interval of the rate (1927); null if n is 0.")
+
+
+class Corrected(Record):
+    """The rate without the rules' errors (Rogan and Gladen 1978), with the interval of Lang and Reiczigel (2014)."""
+
+    rate: Share
+    ci95: Interval
+
+
+class Withheld(Rate):
+    """R of withheld: refused, deflected or state_line."""
+
+    corrected: Corrected | None = Field(description="The rate without the rules' errors; null if it is not known.")
+
+
+class Outcomes(Record):
+    """Counts of all outcomes. not_judged: in a language without rules, and no other judge was used; in no rate's n."""
+
+    refused: Count
+    deflected: Count
+    state_line: Count
+    answered: Count
+    truncated: Count
+    degenerate: Count
+    not_judged: Count
+
+    @classmethod
+    def of(cls, counts: Mapping[Outcome, int]) -> Outcomes:
+        """The counts by name; an outcome that is not there counts 0."""
+        return cls.model_validate({name: counts.get(name, 0) for name in OUTCOMES})
+
+    def count(self, name: Outcome) -> int:
+        """How many replies have this outcome."""
+        found: int = getattr(self, name)
+        return found
+
+    def items(self) -> Iterator[tuple[Outcome, int]]:
+        """(outcome, count) pairs, in the order of the records."""
+        return ((name, self.count(name)) for name in OUTCOMES)
+
+    @property
+    def total(self) -> int:
+        return sum(count for _, count in self.items())
+
+    @property
+    def withheld(self) -> int:
+        return sum(self.count(name) for name in WITHHELD)
+
+    @property
+    def judged(self) -> int:
+        return self.total - self.count(NOT_JUDGED)
+
+
+class WithheldClustered(Record):
+    """The interval of withheld with whole topics resampled."""
+
+    ci95: Interval | None
+    clusters: Count
+    warning: str | None
+
+
+class Cut(Record):
+    """Counts with each reply cut after so many tokens. ``cut``: how many replies are longer."""
+
+    tokens: Count
+    cut: Count
+    refused: Count
+    withheld: Count
+    truncated: Count
+
+    def count(self, measure: Literal["refused", "withheld"]) -> int:
+        return self.refused if measure == "refused" else self.withheld
+
+
+class Figures(Record):
+    """Figures of one model on one set."""
+
+    outcomes: Outcomes
+    refused: Rate
+    withheld: Withheld
+    degenerate: Rate
+    substance: Rate | None = Field(description="Answers that contain one of the prompt's facts, over the prompts that have facts.")
+    thought: Mapping[str, Count] | None = Field(description="Counts of the thoughts' verdicts; null if no reply has a thought.")
+    withheld_clustered: May[WithheldClustered] = Field(
+        default=None, description="Only if prompts have topics: the interval of withheld with whole topics resampled."
+    )
+    at_tokens: Several[Cut] | None = Field(
+        default=None,
+        description="Whole sets only: counts with each reply cut after so many tokens; null if the replies' lengths are not known.",
+    )
+
+    def rate(self, measure: Measure) -> Rate:
+        """The rate of this name."""
+        found: Rate = getattr(self, measure)
+        return found

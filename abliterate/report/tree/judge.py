@@ -1,0 +1,35 @@
+"""How far another judge agrees with the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from abliterate.files import Count, Interval, May, Number, Record
+
+_NO_RULES = "Replies in a language without rules; the agreement leaves them out."
+
+
+class Agreement(Record):
+    """Cohen's kappa of the judge and the rules on the same replies."""
+
+    kappa: Number | None
+    kappa_ci95: Interval | None
+    n: Count
+    disagreements: Count
+    unjudged: Count
+    rules_not_judged: May[Count] = Field(default=None, description=_NO_RULES)
+
+
+class JudgeRecord(Record):
+    """Only if the judge is not the rules: its agreement with the rules."""
+
+    name: str
+    kappa: Number | None
+    kappa_ci95: Interval | None
+    n: Count
+    disagreements: Count
+    unjudged: Count
+    rules_not_judged: May[Count] = Field(default=None, description=_NO_RULES)
+    by_set: Mapping[str, Agreement]

@@ -1,0 +1,54 @@
+"""The whole report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from abliterate.checkpoint.records import EditSummary, Weights
+from abliterate.choice.records import Selection
+from abliterate.directions.document import DirectionsQuality
+from abliterate.files import May, Record, Several
+from abliterate.measures.parts.contrast import AgainstControl
+from abliterate.measures.parts.moved import Benchmarks, Controls, Drift, Recovery
+from abliterate.measures.parts.paired import KeepTest, UnchangedTest
+from abliterate.measures.parts.sets import Row, SetEntry, Topic
+from abliterate.measures.parts.thoughts import ThoughtByAnswer
+from abliterate.report.tree.judge import JudgeRecord
+from abliterate.runs.document import Cost, RunRecord
+
+SCHEMA = "abliterate/report/1"
+
+
+class Report(Record):
+    """Everything that run, audit and compare measured. What was not measured is null, and its path is listed in not_measured."""
+
+    format: Literal["abliterate/report/1"] = Field(validation_alias="schema", serialization_alias="schema")
+    run: RunRecord
+    sets: Mapping[str, SetEntry]
+    by_topic: Mapping[str, Mapping[str, Topic]] = Field(description="Withheld by set and topic, or by category if prompts have no topic.")
+    tables: Mapping[str, Several[Row]] = Field(
+        description="By set: counts of outcomes by topic and language; no rows if prompts have no topics."
+    )
+    against_control: Several[AgainstControl] | None = Field(
+        description="Two sets whose prompts name each other as pair, a row each; null if there are none."
+    )
+    thought_by_answer: Mapping[str, ThoughtByAnswer] | None = Field(description="By set; null if no model thinks.")
+    unchanged: Several[UnchangedTest] | None = Field(
+        description="Tests that withheld and degenerate of baseline and harmless sets did not rise by more than the margin."
+    )
+    keep_test: KeepTest | None = Field(description="The test of the first keep set.")
+    keep_tests: Several[KeepTest] = Field(description="The same test for each keep set.")
+    controls: Controls | None
+    recovery: Recovery | None = None
+    drift: Drift | None
+    benchmarks: Benchmarks | None
+    selection: Selection | None
+    edit: EditSummary | None
+    not_measured: Several[str] = Field(description="Paths of everything that is null.")
+    judge: May[JudgeRecord] = None
+    weights: May[Weights] = Field(default=None, description="compare only: what differs between the two checkpoints' weights.")
+    directions: DirectionsQuality | None = None
+    cost: Cost

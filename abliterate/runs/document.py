@@ -1,0 +1,93 @@
+"""run.json and cost.json as typed records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from abliterate.files import Count, May, Number, Record
+
+SCHEMA = "abliterate/run/1"
+Kind = Literal["run", "audit", "compare"]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_TIME = "The time at which the run began, if the chat template shows the time."
+
+
+class EngineRecord(Record):
+    """The engine that wrote the replies: its kind, and what a server reports about itself."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+
+    @property
+    def served(self) -> str | None:
+        """The name under which a server has the model; None if no server wrote the replies."""
+        return (self.model_extra or {}).get("model")
+
+
+class Resolved(Record):
+    """Values chosen for what the settings left open."""
+
+    model_config = ConfigDict(extra="allow")
+
+    device: May[str] = None
+    dtype: May[str] = None
+    held: May[str] = None
+    batch_size: int | None = None
+    positions: May[int] = None
+    clock: str | None = Field(default=None, description=_TIME)
+    threads: May[int] = None
+    seeds: Mapping[str, int]
+    engines: May[Mapping[str, EngineRecord]] = None
+
+
+class ModelPlace(Record):
+    """Another model of the run."""
+
+    model_config = ConfigDict(extra="allow")
+
+    resolved: May[Resolved] = None
+    model_path: str | None
+    hub_id: str | None = None
+    revision: str | None = None
+
+
+class PromptsUsed(Record):
+    """A prompt set: its role in the run and the hash of its prompts."""
+
+    role: str
+    sha256: Digest
+    n: Count
+
+
+class RunRecord(Record):
+    """run.json: settings, what they resolved to, versions, hashes of model and prompts."""
+
+    format: Literal["abliterate/run/1"] = Field(validation_alias="schema", serialization_alias="schema")
+    abliterate: str = Field(description="Version of this program.")
+    command: May[Kind] = Field(default=None, description="The command that made the run; absent in records of older versions.")
+    settings: Mapping[str, Any] = Field(description="Settings by name; each has a flag of the same name.")
+    resolved: Resolved
+    model_path: str | None
+    hub_id: str | None
+    revision: str | None = Field(description="Commit on the Hub.")
+    model_hashes: Mapping[str, Digest] | None = Field(description="BLAKE3 hashes of the model's files; null if only a server has them.")
+    prompts: Mapping[str, PromptsUsed] = Field(description="Every prompt set.")
+    derived: May[ModelPlace] = Field(default=None, description="The derived model of a comparison.")
+    reference: May[ModelPlace] = Field(default=None, description="The reference model, if there is one.")
+    versions: Mapping[str, str]
+
+    @property
+    def kind(self) -> Kind:
+        """The command that made the run; in records of older versions it is told by settings that only that command has."""
+        return self.command or ("compare" if "derived" in self.settings else "audit" if "prompts" in self.settings else "run")
+
+
+class Cost(Record):
+    """Seconds by stage, and peak memory: cost.json."""
+
+    seconds: Mapping[str, Number]
+    peak_rss_bytes: Count
