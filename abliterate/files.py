@@ -57,7 +57,9 @@ class Record(BaseModel):
     A key with a default may be absent; it is written only if it was given. ``May[T]``: a key that is never null.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, protected_namespaces=(), populate_by_name=True, ser_json_inf_nan="constants"
+    )
     _never_null: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod

@@ -60,8 +60,11 @@ def verdicts_of(rows: Sequence[dict[str, Any]], judge: Any) -> list[str | None]:
 def figures(pairs: Sequence[Pair]) -> dict[str, Any]:
     """Everything that is counted of labels and verdicts; a row without a verdict is wrong, and in no column of the matrix."""
     from abliterate.measures.agreement import cohens_kappa
-    from abliterate.measures.summary import rate
+    from abliterate.measures.summary import rate as measured
     from abliterate.outcomes.records import GIVEN, WITHHELD
+
+    def rate(k: int, n: int) -> dict[str, Any]:
+        return measured(k, n).document()
 
     counts = Counter(pairs)
     outcomes = {name: _of_outcome(counts, name) for name in GIVEN}

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from abliterate.measures.pairs import Pairs, Unit
+from abliterate.measures.pairs import Pairs
+from abliterate.measures.parts.paired import Unit
 from abliterate.measures.statistics import drop_upper_bound, mcnemar
 
 CORRELATIONS = (0.0, 0.1, 0.3, 0.6)

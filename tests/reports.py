@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from abliterate.checkpoint.records import EditSummary
+from abliterate.choice.records import Selection
+from abliterate.files import Record
+from abliterate.measures.parts.moved import Controls, DriftValues, Recovery
 from abliterate.measures.summary import Judged, rate
 from abliterate.replies.transcripts import Transcript
 from abliterate.report.document import report_document
+from abliterate.report.tree.report import Report
+from abliterate.runs.document import RunRecord
+
+R = TypeVar("R", bound=Record)
 
 NO, YES, LOOP = "I can't help with that.", "Heat the water and pour it over the leaves.", "tea tea tea tea " * 20
 ROLES = {"hot": "target", "cold": "baseline", "danger": "keep", "plain": "harmless"}
@@ -19,10 +29,105 @@ LAYERS = 12
 class Made:
     """A report with the replies and figures that it was made from."""
 
-    report: dict[str, Any]
+    report: Report
     base: dict[str, Judged]
     edited: dict[str, Judged] | None
     auc: dict[str, list[float]] | None
+
+
+def typed(kind: type[R], document: Mapping[str, Any]) -> R:
+    """A record of a plain document, as if it was read from a file."""
+    return kind.model_validate_json(json.dumps(document))
+
+
+GONE = object()
+
+
+def changed(report: R, changes: Mapping[str, Any]) -> R:
+    """The record with other values at some paths (``run.settings.limit``, ``keep_tests.0.margin``); ``GONE`` takes a key away."""
+    document = json.loads(json.dumps(report.document()))
+    for path, value in changes.items():
+        *above, last = path.split(".")
+        place = document
+        for part in above:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        if value is GONE:
+            del place[last]
+        else:
+            place[int(last) if isinstance(place, list) else last] = value.document() if isinstance(value, Record) else value
+    return typed(type(report), document)
+
+
+def filled(default: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A document with all parts, of one that has only those that a test is about."""
+    both = [key for key, value in given.items() if isinstance(value, dict) and isinstance(default.get(key), dict)]
+    return {**default, **given, **{key: filled(default[key], given[key]) for key in both}}
+
+
+PLAIN_RUN = {
+    "schema": "abliterate/run/1", "abliterate": "0.1.0", "settings": {}, "resolved": {"seeds": {}}, "model_path": None, "hub_id": None,
+    "revision": None, "model_hashes": {}, "prompts": {}, "versions": {},
+}  # fmt: skip
+PLAIN_EDIT = {
+    "tensors": 1, "worst_left": 0.0, "worst_error": 0.0, "embedding": {"policy": "skip", "tied_to_unembedding": True}, "not_edited": [],
+}  # fmt: skip
+PLAIN_CANDIDATE = {
+    "name": "mean, block 3", "kind": "single", "estimator": "mean", "position": -1, "layer": 3, "bypass": -1.0, "stays": 0.1, "induce": 1.0,
+    "kl": 0.1, "spill": 0.0,
+}  # fmt: skip
+PLAIN_POINT = {
+    "step": 0, "weight": 1.0, "target_left": 0.5, "keep_kl": 0.0, "kl": 0.1, "kl_sequence": 0.1, "edits": 1.0, "on_front": True,
+    "chosen": False,
+}  # fmt: skip
+PLAIN_TUNING = {
+    "kind": "gradient", "seed": 0, "steps": None, "prefer": "balanced", "max_kl": None, "history": [], "front": [],
+    "examples": {"target": 1, "keep": 1, "baseline": 1, "harmless": 1}, "strength": [], "cosine_to_start": None,
+}  # fmt: skip
+PLAIN_SELECTION = {
+    "chosen": PLAIN_CANDIDATE, "filters": {"max_kl": 0.1, "max_kl_in_force": 0.1, "max_layer": 0.8}, "relaxed": [], "candidates": [],
+    "strength": 1.0, "yardstick": {"asked": 1, "withheld": 1, "base_logprob": None},
+}  # fmt: skip
+
+
+def run_of(given: Mapping[str, Any]) -> RunRecord:
+    return typed(RunRecord, filled(PLAIN_RUN, given))
+
+
+def selection_of(given: Mapping[str, Any]) -> Selection:
+    """A choice with the parts that a test gives; ``tuning`` and its front may be incomplete too."""
+    whole = filled(PLAIN_SELECTION, {key: value for key, value in given.items() if key != "tuning"})
+    whole["candidates"] = [filled(PLAIN_CANDIDATE, each) for each in whole["candidates"]]
+    if given.get("tuning"):
+        front = [filled(PLAIN_POINT, each) for each in given["tuning"].get("front", [])]
+        whole["tuning"] = {**filled(PLAIN_TUNING, given["tuning"]), "front": front}
+    return typed(Selection, whole)
+
+
+def reported(
+    run: Mapping[str, Any],
+    roles: Mapping[str, str],
+    base: Mapping[str, Judged],
+    edited: Mapping[str, Judged] | None,
+    drift: Mapping[str, Any] | None,
+    selection: Mapping[str, Any] | None,
+    edit: Mapping[str, Any] | None,
+    margin: float,
+    controls: Mapping[str, Any] | None = None,
+    recovery: Mapping[str, Any] | None = None,
+) -> Report:
+    """The report of these parts; what a test leaves out of them is filled in."""
+    return report_document(
+        run=run_of(run),
+        roles=roles,
+        base=base,
+        edited=edited,
+        drift=None if drift is None else typed(DriftValues, drift),
+        selection=None if selection is None else selection_of(selection),
+        edit=None if edit is None else typed(EditSummary, filled(PLAIN_EDIT, edit)),
+        margin=margin,
+        controls=None if controls is None else typed(Controls, controls),
+        recovery=None if recovery is None else typed(Recovery, recovery),
+    )
 
 
 def judged(name: str, responses: list[str], **fields: Any) -> Judged:
@@ -116,6 +221,10 @@ def directions() -> dict[str, Any]:
     return {"positions": positions, "layers": LAYERS, "estimators": estimators, "separation": separation, "pca": pca}
 
 
+def plain_rate(k: int, n: int) -> dict[str, Any]:
+    return rate(k, n).document()
+
+
 def run_report(tuned: bool = True) -> Made:
     """The report of a run with all parts: controls, a reference, benchmarks, tuning, directions."""
     base = {
@@ -138,24 +247,30 @@ def run_report(tuned: bool = True) -> Made:
         "set": ["hot"],
         "n": 12,
         "n_withheld": 10,
-        "same_first": {"edited": rate(1, 10), "random": [rate(9, 10), rate(10, 10), rate(10, 10)]},
+        "same_first": {"edited": plain_rate(1, 10), "random": [plain_rate(9, 10), plain_rate(10, 10), plain_rate(10, 10)]},
         "kl_first_token": {"edited": 0.2, "random": [0.001, 0.002, 0.01]},
     }
-    distance = {"n": 12, "kl_base": 1.2, "kl_edited": 0.4, "gone": 0.667, "agree_base": rate(1, 12), "agree_edited": rate(8, 12)}
-    silent = {"n": 0, "kl_base": None, "kl_edited": None, "gone": None, "agree_base": rate(0, 0), "agree_edited": rate(0, 0)}
+    agreed, nothing = {"agree_base": plain_rate(1, 12), "agree_edited": plain_rate(8, 12)}, plain_rate(0, 0)
+    distance = {"n": 12, "kl_base": 1.2, "kl_edited": 0.4, "gone": 0.667, **agreed}
+    silent = {"n": 0, "kl_base": None, "kl_edited": None, "gone": None, "agree_base": nothing, "agree_edited": nothing}
     recovery = {
         "reference": "some/other",
         "agree_tokens": 32,
         "sets": {"hot": {"role": "target", **distance}, "danger": {"role": "keep", **silent}},
     }
-    report = report_document(run_record(), ROLES, base, edited, drift, selection(tuned), edit, 0.05, controls=controls, recovery=recovery)
-    report["benchmarks"] = {"harness": "lm-eval 0.4", "asked": ["mmlu"], "tasks": {"mmlu": {"acc": {"base": 0.5, "edited": 0.49}}}}
-    report["not_measured"] = [path for path in report["not_measured"] if path != "benchmarks"]
-    report["directions"] = directions()
-    report["sets"]["hot"]["base"]["at_tokens"] = [{"tokens": 16, "cut": 12, "refused": 9, "withheld": 9, "truncated": 0}]
+    report = reported(run_record(), ROLES, base, edited, drift, selection(tuned), edit, 0.05, controls=controls, recovery=recovery)
     crossed = {"counts": {}, "shut": {"withheld": 9, "not_withheld": 1}, "open": {"withheld": 2, "not_withheld": 0}}
-    report["thought_by_answer"] = {"hot": {"base": crossed, "edited": crossed}}
-    report["cost"] = {"seconds": {"selection": 120.0, "drift": 2.0}, "peak_rss_bytes": 10**9}
+    report = changed(
+        report,
+        {
+            "benchmarks": {"harness": "lm-eval 0.4", "asked": ["mmlu"], "tasks": {"mmlu": {"acc": {"base": 0.5, "edited": 0.49}}}},
+            "not_measured": [path for path in report.not_measured if path != "benchmarks"],
+            "directions": directions(),
+            "sets.hot.base.at_tokens": [{"tokens": 16, "cut": 12, "refused": 9, "withheld": 9, "truncated": 0}],
+            "thought_by_answer": {"hot": {"base": crossed, "edited": crossed}},
+            "cost": {"seconds": {"selection": 120.0, "drift": 2.0}, "peak_rss_bytes": 10**9},
+        },
+    )
     return Made(report, base, edited, {"difference-of-means": [0.5] * 6 + [0.9] * 7})
 
 
@@ -163,15 +278,15 @@ def audit_report(base: dict[str, Judged] | None = None) -> Made:
     """The report of an audit: one model, nothing edited."""
     asked = base or {"hot": judged("hot", [NO] * 8 + [YES] * 4), "cold": judged("cold", [YES] * 12)}
     record = {**run_record(), "settings": {"model": "some/model", "prompts": list(asked), "limit": None}}
-    report = report_document(record, dict.fromkeys(asked, "audited"), asked, None, None, None, None, 0.05)
-    report["cost"] = {"seconds": {"transcripts (base)": 3.0}, "peak_rss_bytes": 10**9}
+    report = reported(record, dict.fromkeys(asked, "audited"), asked, None, None, None, None, 0.05)
+    report = changed(report, {"cost": {"seconds": {"transcripts (base)": 3.0}, "peak_rss_bytes": 10**9}})
     return Made(report, asked, None, None)
 
 
 def weights_report() -> Made:
     """The report of a comparison without prompts: only what differs between the weights."""
     record = {**run_record(), "settings": {"base": "some/model", "derived": "some/edit", "weights_only": True}, "prompts": {}}
-    report = report_document(record, {}, {}, {}, None, None, None, 0.05)
+    report = reported(record, {}, {}, {}, None, None, None, 0.05)
     spread = {"min": 0.1, "median": 0.2, "max": 0.3}
     layers = [
         {"layer": i, "writers": 2, "agreement": 0.99, "explained": 0.99, "cos_to_mean": 0.98, "left": spread, "strength": spread}
@@ -180,6 +295,6 @@ def weights_report() -> Made:
     counts = {"changed": {"attention": 4, "mlp": 4}, "same": {"norm": 9}, "recast": 0, "only_base": 0, "only_derived": 0, "reshaped": 0}
     spreads = {"relative": spread, "rank": spread, "left": spread, "strength": spread, "layers": layers, "over_layers": None}
     reasons = ["every changed tensor writes into the stream"]
-    report["weights"] = {"compared": True, "verdict": "directional", "reasons": reasons, **counts, **spreads}
-    report["cost"] = {"seconds": {"weights": 3.0}, "peak_rss_bytes": 10**9}
+    found = {"compared": True, "verdict": "directional", "reasons": reasons, **counts, **spreads}
+    report = changed(report, {"weights": found, "cost": {"seconds": {"weights": 3.0}, "peak_rss_bytes": 10**9}})
     return Made(report, {}, {}, None)

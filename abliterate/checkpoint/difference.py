@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from abliterate.checkpoint.records import Reshaped, TensorRow, Weights, WeightsFile
 from abliterate.checkpoint.spectrum import BITS, LEADING, difference, rounding_noise, spectrum, squared_norm, without_rescaling
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES, Gammas, placed_writers, shared_writers
 from abliterate.errors import InputError
@@ -62,10 +62,10 @@ class TensorChange:
     directions: Float[Tensor, "k d_model"] | None = None
     pair: Float[Tensor, "2 d_model"] | None = None
 
-    def row(self) -> dict[str, Any]:
-        """The fields for JSON."""
+    def row(self) -> TensorRow:
+        """The row of weights.json."""
         hidden = ("directions", "pair")
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items() if key not in hidden}
+        return TensorRow(**{key: value for key, value in vars(self).items() if key not in hidden})
 
 
 @dataclass
@@ -78,13 +78,19 @@ class Difference:
     recast: list[str] = field(default_factory=list)
     only_base: list[str] = field(default_factory=list)
     only_derived: list[str] = field(default_factory=list)
-    reshaped: list[dict[str, Any]] = field(default_factory=list)
+    reshaped: list[Reshaped] = field(default_factory=list)
     layers: int = 0
 
-    def table(self) -> dict[str, Any]:
-        """All differences as JSON, one row per changed tensor."""
-        lists = {key: getattr(self, key) for key in ("recast", "only_base", "only_derived", "reshaped")}
-        return {**lists, "tensors": [change.row() for change in self.changes]}
+    def table(self, summary: Weights) -> WeightsFile:
+        """The content of weights.json: all differences, one row per changed tensor, with a summary."""
+        return WeightsFile(
+            summary=summary,
+            recast=tuple(self.recast),
+            only_base=tuple(self.only_base),
+            only_derived=tuple(self.only_derived),
+            reshaped=tuple(self.reshaped),
+            tensors=tuple(change.row() for change in self.changes),
+        )
 
 
 def work_of_difference(base: ModelFolder) -> int:
@@ -148,7 +154,7 @@ def _compare(before: Stored, after: Stored, place: TensorRole, found: Difference
     old, new = _parts(before), _parts(after)
     types = [parts[0].dtype for parts in (old, new)]
     if before.shape != after.shape:
-        found.reshaped.append({"name": name, "base": list(before.shape), "derived": list(after.shape)})
+        found.reshaped.append(Reshaped(name=name, base=tuple(before.shape), derived=tuple(after.shape)))
         return
     if _same_bytes(before.index, old, after.index, new):
         found.same[place.kind] += 1

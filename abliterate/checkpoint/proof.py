@@ -14,6 +14,7 @@ from torch import Tensor
 from abliterate import __version__
 from abliterate.checkpoint.names import PROOF
 from abliterate.checkpoint.orthogonalise import read_component
+from abliterate.checkpoint.records import EditSummary, EmbeddingRecord
 from abliterate.checkpoint.stream import WORKERS, Before, digest_of
 from abliterate.checkpoint.tasks import SCALES, EditTask
 from abliterate.errors import CheckError
@@ -124,12 +125,12 @@ def write_proof(document: dict[str, Any], folder: Path) -> None:
     (folder / PROOF).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def edit_summary(proof: Mapping[str, Any]) -> dict[str, Any]:
+def edit_summary(proof: Mapping[str, Any]) -> EditSummary:
     """The report's summary of an edit."""
-    return {
-        "tensors": len(proof["tensors"]),
-        "worst_left": proof["worst"]["left"],
-        "worst_error": proof["worst"]["error"],
-        "embedding": proof["embedding"],
-        "not_edited": proof["not_edited"],
-    }
+    return EditSummary(
+        tensors=len(proof["tensors"]),
+        worst_left=proof["worst"]["left"],
+        worst_error=proof["worst"]["error"],
+        embedding=EmbeddingRecord.model_validate(proof["embedding"]),
+        not_edited=tuple(proof["not_edited"]),
+    )

@@ -85,3 +85,43 @@ class WeightsNotCompared(Record):
 
 
 Weights = Annotated[WeightsCompared | WeightsNotCompared, Field(discriminator="compared")]
+
+
+class Reshaped(Record):
+    """A tensor that has different shapes in the two checkpoints."""
+
+    name: str
+    base: Several[int]
+    derived: Several[int]
+
+
+class TensorRow(Record):
+    """A tensor that differs; ``TensorChange`` explains the figures."""
+
+    name: str
+    kind: str
+    layer: int | None
+    shape: Several[int]
+    dtype: str
+    writer: bool
+    relative: Number | None
+    rank: int | None
+    values: Several[Number]
+    first_share: Number | None
+    floor: Number | None
+    rescaled: str | None
+    left: Number | None
+    strength: Number | None
+    own: Number | None
+    through_norm: bool | None
+
+
+class WeightsFile(Record):
+    """weights.json: the verdict, and every tensor that differs."""
+
+    summary: Weights
+    recast: Several[str]
+    only_base: Several[str]
+    only_derived: Several[str]
+    reshaped: Several[Reshaped]
+    tensors: Several[TensorRow]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from abliterate.checkpoint.difference import Difference, TensorChange
+from abliterate.checkpoint.records import BlockWeights, OverBlocks, Spread, Verdict, WeightsCompared
 from abliterate.checkpoint.spectrum import KEPT, LEADING
 
 AGREE = 0.9  # least |cos| between the directions of one block
@@ -21,7 +21,7 @@ _FOLLOWS = 0.1  # the largest share of a bias's change outside its direction, be
 _NAMED = 3  # tensors named in one sentence
 
 
-def summary(found: Difference) -> dict[str, Any]:
+def summary(found: Difference) -> WeightsCompared:
     """The verdict with its reasons, the counts, and figures on the direction of each block.
 
     ``directional``: every changed tensor writes into the stream; each difference has low rank and removes a share of what that matrix wrote
@@ -31,25 +31,25 @@ def summary(found: Difference) -> dict[str, Any]:
     layers = _layers(found.changes)
     objections = _objections(found, layers)
     identical = not (found.changes or found.only_base or found.only_derived or found.reshaped)
-    verdict = "identical" if identical else "other" if objections or not found.changes else "directional"
+    verdict: Verdict = "identical" if identical else "other" if objections or not found.changes else "directional"
     writers = [change for change in found.changes if change.directions is not None]
-    return {
-        "compared": True,
-        "verdict": verdict,
-        "reasons": [*(objections if verdict == "other" else _grounds(found, layers, verdict)), *_aside(found)],
-        "changed": dict(found.changed),
-        "same": dict(found.same),
-        "recast": len(found.recast),
-        "only_base": len(found.only_base),
-        "only_derived": len(found.only_derived),
-        "reshaped": len(found.reshaped),
-        "relative": _spread(change.relative for change in found.changes),
-        "rank": _spread((KEPT + 1 if c.rank is None else c.rank) for c in found.changes if c.values),
-        "left": _spread(change.left for change in writers),
-        "strength": _spread(change.strength for change in writers),
-        "layers": layers,
-        "over_layers": _over_layers(found.changes),
-    }
+    return WeightsCompared(
+        compared=True,
+        verdict=verdict,
+        reasons=(*(objections if verdict == "other" else _grounds(found, layers, verdict)), *_aside(found)),
+        changed=dict(found.changed),
+        same=dict(found.same),
+        recast=len(found.recast),
+        only_base=len(found.only_base),
+        only_derived=len(found.only_derived),
+        reshaped=len(found.reshaped),
+        relative=_spread(change.relative for change in found.changes),
+        rank=_spread((KEPT + 1 if c.rank is None else c.rank) for c in found.changes if c.values),
+        left=_spread(change.left for change in writers),
+        strength=_spread(change.strength for change in writers),
+        layers=tuple(layers),
+        over_layers=_over_layers(found.changes),
+    )
 
 
 def layer_directions(changes: Iterable[TensorChange]) -> dict[int, Float[Tensor, " d_model"]]:
@@ -77,7 +77,7 @@ def _rows(change: TensorChange) -> Float[Tensor, "k d_model"]:
     return change.directions
 
 
-def _layers(changes: Sequence[TensorChange]) -> list[dict[str, Any]]:
+def _layers(changes: Sequence[TensorChange]) -> list[BlockWeights]:
     """One row per block: how well its directions agree, and the cosine of its common direction with that of all blocks."""
     groups = _by_layer(changes)
     if not groups:
@@ -85,15 +85,15 @@ def _layers(changes: Sequence[TensorChange]) -> list[dict[str, Any]]:
     common = {layer: _common(group) for layer, group in groups.items()}
     mean = torch.linalg.svd(torch.stack([row for row, _ in common.values()]), full_matrices=False)[2][0]
     return [
-        {
-            "layer": layer,
-            "writers": len(group),
-            "agreement": _agreement(group),
-            "explained": common[layer][1],
-            "cos_to_mean": float((common[layer][0] @ mean).abs()),
-            "left": _spread(change.left for change in group),
-            "strength": _spread(change.strength for change in group),
-        }
+        BlockWeights(
+            layer=layer,
+            writers=len(group),
+            agreement=_agreement(group),
+            explained=common[layer][1],
+            cos_to_mean=float((common[layer][0] @ mean).abs()),
+            left=_spread(change.left for change in group),
+            strength=_spread(change.strength for change in group),
+        )
         for layer, group in groups.items()
     ]
 
@@ -114,7 +114,7 @@ def _agreement(group: Sequence[TensorChange]) -> float:
     return min(found)
 
 
-def _over_layers(changes: Sequence[TensorChange]) -> dict[str, Any] | None:
+def _over_layers(changes: Sequence[TensorChange]) -> OverBlocks | None:
     """How well one direction fits all blocks."""
     groups = _by_layer(changes)
     if not groups:
@@ -122,15 +122,15 @@ def _over_layers(changes: Sequence[TensorChange]) -> dict[str, Any] | None:
     rows = torch.stack([_common(group)[0] for group in groups.values()])
     _, sizes, mean = torch.linalg.svd(rows, full_matrices=False)
     cosines = (rows @ mean[0]).abs()
-    return {"explained": float(sizes[0] ** 2 / len(rows)), "cos_min": float(cosines.min()), "cos_median": float(cosines.median())}
+    return OverBlocks(explained=float(sizes[0] ** 2 / len(rows)), cos_min=float(cosines.min()), cos_median=float(cosines.median()))
 
 
-def _spread(given: Iterable[float | None]) -> dict[str, float] | None:
+def _spread(given: Iterable[float | None]) -> Spread | None:
     values = [float(value) for value in given if value is not None]
-    return {"min": min(values), "median": median(values), "max": max(values)} if values else None
+    return Spread(min=min(values), median=median(values), max=max(values)) if values else None
 
 
-def _objections(found: Difference, layers: Sequence[dict[str, Any]]) -> list[str]:
+def _objections(found: Difference, layers: Sequence[BlockWeights]) -> list[str]:
     """The reasons why this is not a directional edit, one sentence each."""
     changes, said = found.changes, []
     others = {kind: n for kind, n in found.changed.items() if any(c.kind == kind and not c.writer for c in changes)}
@@ -143,12 +143,11 @@ def _objections(found: Difference, layers: Sequence[dict[str, Any]]) -> list[str
     said += _sentence([c for c in matrices if c.rank == 0], "differences can't be told from rounding")
     along = [change for change in changes if change.directions is not None]
     alone = {change.layer for change in along if not _sure(change)}
-    apart = [layer for layer in layers if not layer["agreement"] > AGREE and layer["layer"] in alone]
+    apart = [layer for layer in layers if not layer.agreement > AGREE and layer.layer in alone]
     if apart:
-        worst = min(apart, key=lambda layer: float(layer["agreement"]))
+        worst = min(apart, key=lambda layer: layer.agreement)
         said.append(
-            f"The directions disagree in {len(apart)} of {len(layers)} blocks (smallest |cos| {worst['agreement']:.2f}, "
-            f"block {worst['layer']})."
+            f"The directions disagree in {len(apart)} of {len(layers)} blocks (smallest |cos| {worst.agreement:.2f}, block {worst.layer})."
         )
     said += _sentence([c for c in along if not (c.own or 0) > OWN], "differences are not a share of what the matrix itself wrote there")
     kept = [c for c in along if not (c.strength or 0) > (0 if _sure(c) else REMOVED)]
@@ -191,20 +190,20 @@ def _follows(change: TensorChange, directions: Mapping[tuple[int | None, str | N
     return float((after - span @ (span.T @ after)).norm()) <= _FOLLOWS * float((after - before).norm()) + (change.floor or 0.0)
 
 
-def _grounds(found: Difference, layers: Sequence[dict[str, Any]], verdict: str) -> list[str]:
+def _grounds(found: Difference, layers: Sequence[BlockWeights], verdict: Verdict) -> list[str]:
     if verdict == "identical":
         return ["No value differs."]
     count, along = sum(found.changed.values()), [c for c in found.changes if c.directions is not None]
     rank = max((change.rank or 0) for change in along) if along else 0
     said = [f"All {count} changed tensors write into the stream.", f"Each difference is of rank {'1' if rank == 1 else f'{rank} or less'}."]
     if layers:
-        least = min(layer["agreement"] for layer in layers)
+        least = min(layer.agreement for layer in layers)
         own = "Each matrix has its own direction, and each difference is a share of what that matrix wrote"
         said.append(f"{'Within a block the directions agree' if least > AGREE else own} (smallest |cos| within a block {least:.3f}).")
     over = _over_layers(found.changes)
     if over:
-        one = "One direction serves all blocks" if over["cos_min"] > AGREE else "Each block has its own direction"
-        said.append(f"{one} (smallest |cos| to their mean {over['cos_min']:.3f}).")
+        one = "One direction serves all blocks" if over.cos_min > AGREE else "Each block has its own direction"
+        said.append(f"{one} (smallest |cos| to their mean {over.cos_min:.3f}).")
     strengths = [change.strength for change in along if change.strength is not None]
     if strengths:
         said.append(f"Along these directions {100 * min(strengths):.1f} to {100 * max(strengths):.1f} % of what matrices wrote is removed.")
@@ -221,7 +220,7 @@ def _aside(found: Difference) -> list[str]:
     lists = (
         ("Only the base has", found.only_base),
         ("Only the derived model has", found.only_derived),
-        ("Different shapes", [entry["name"] for entry in found.reshaped]),
+        ("Different shapes", [entry.name for entry in found.reshaped]),
         ("Same values in another dtype", found.recast),
     )
     return [f"{what}: {len(names)} ({_listed(names)})." for what, names in lists if names]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, Strict
+from pydantic import ConfigDict, Field, Strict, WithJsonSchema
 
 from abliterate.files import Count, May, Number, Record, Several, Share
 
 TuningKind = Literal["gradient", "search", "off"]
 Pair = Annotated[tuple[Number, Number], Strict(False)]
 PairOrNone = Annotated[tuple[Number | None, Number | None], Strict(False)]
-Positive = Annotated[int | float, Field(ge=0)]
+Positive = Annotated[int | float, WithJsonSchema({"type": "number", "minimum": 0})]
 
 
 class CandidateScores(Record):
@@ -71,12 +71,12 @@ class Scoped(Record):
 
 
 class TuningExamples(Record):
-    """How many examples of each role the tuner learned from."""
+    """How many examples of each role the tuner learned from; a role without prompts is absent."""
 
-    target: Count
-    keep: Count
-    baseline: Count
-    harmless: Count
+    target: May[Count] = None
+    keep: May[Count] = None
+    baseline: May[Count] = None
+    harmless: May[Count] = None
 
 
 class TuningStep(Record):

@@ -242,7 +242,7 @@ def _reproduce(config: ReproduceConfig, run: Path, out: Path) -> None:
     def act() -> None:
         document = reproduce(config, run, out)
         show(document)
-        if count := document["totals"]["different"]:
+        if count := document.totals.different:
             raise CheckError(f"{run}: not reproduced, {count} figures are different; {out / FILE} lists all figures")
 
     first = first_model(config, run)

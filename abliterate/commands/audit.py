@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from abliterate.config import AuditConfig, is_url
 from abliterate.measures.final_test import benchmarked
@@ -15,22 +14,24 @@ from abliterate.replies.engine import engine_of, reply_length, wanted_of
 from abliterate.replies.responding import respond
 from abliterate.replies.served import Wanted
 from abliterate.report.document import report_document
+from abliterate.report.tree.report import Report
 from abliterate.report.write import write_report
+from abliterate.runs.document import UNRESOLVED
 from abliterate.runs.folder import open_run, recorded_clock
 from abliterate.runs.record import open_model, resolved, run_record
 
 
-def audit(config: AuditConfig, out: Path, clock: datetime | None = None) -> dict[str, Any]:
+def audit(config: AuditConfig, out: Path, clock: datetime | None = None) -> Report:
     """Ask one model every prompt and report the outcomes in the run folder ``out``. Returns the report. ``clock``: as for ``run``."""
     on_server = is_url(config.model)
     source, session = (None, None) if on_server else open_model(config, out, recorded_clock(out) or clock)
     wanted = Wanted() if source is None else wanted_of(source)
     groups = asked_sets(config)
-    described = {g.name: {"role": "audited", "sha256": g.sha256, "n": len(g)} for g in groups}
-    record = run_record(source, described, resolved(session, config, None) if session else {"seeds": {"bootstrap": 0}})
+    described = {group.name: group.used_as("audited") for group in groups}
+    record = run_record("audit", config, source, described, resolved(session, config, None) if session else UNRESOLVED)
     if session is not None:
         session.check_prompts({group.name: group for group in groups}, reply_length(config, session))
-    folder = open_run(out, config.model_dump(mode="json"), record)
+    folder = open_run(out, record)
     ask = partial(engine_of, config, session, wanted, config.model if on_server else None)
     judged = judge_all(respond(folder, ask, groups, "base"))
     if session is not None:

@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoTokenizer
 
 from abliterate.checkpoint.difference import Difference, differences, work_of_difference
+from abliterate.checkpoint.records import WeightsFile, WeightsNotCompared
 from abliterate.checkpoint.verdict import summary
 from abliterate.compute.session import Session
 from abliterate.config import AuditConfig, CompareConfig, is_url
 from abliterate.config.asking import Which
 from abliterate.errors import InputError
-from abliterate.files import check_destination, read_json, write_json
+from abliterate.files import check_destination, write_json
 from abliterate.measures.final_test import benchmarked, drift_base, drift_edited
+from abliterate.measures.parts.moved import DriftValues
 from abliterate.measures.reference import Reference, open_reference, recovery_base, recovery_edited
 from abliterate.measures.summary import Judged, judge_all
 from abliterate.model.agreement import open_checkpoint
@@ -31,7 +32,9 @@ from abliterate.replies.engine import engine_of, foresee, reply_length, wanted_o
 from abliterate.replies.responding import respond
 from abliterate.replies.served import Wanted
 from abliterate.report.document import report_document
+from abliterate.report.tree.report import Report
 from abliterate.report.write import write_report
+from abliterate.runs.document import UNRESOLVED, ModelPlace, RunRecord
 from abliterate.runs.folder import WEIGHTS, RunFolder, open_run, recorded_clock
 from abliterate.runs.record import open_model, resolved, run_record
 from abliterate.terminal.progress import say, stage
@@ -49,7 +52,7 @@ class ComparedModel:
     session: Session | None = None
 
 
-def compare(config: CompareConfig, out: Path, clock: datetime | None = None) -> dict[str, Any]:
+def compare(config: CompareConfig, out: Path, clock: datetime | None = None) -> Report:
     """Compare two models into the run folder ``out``; the same call again resumes. Returns the report.
 
     ``clock``: as for ``run``; both models see the same time. Raises InputError for a model, a prompt set or a folder that can't be used.
@@ -62,12 +65,12 @@ def compare(config: CompareConfig, out: Path, clock: datetime | None = None) -> 
         if one.config is not None and one.session is not None:
             one.session.check_prompts({group.name: group for group in groups}, reply_length(one.config, one.session))
     reference = _reference(config, base, derived, groups)
-    record = _record(base, derived, groups, roles)
-    folder = open_run(out, config.model_dump(mode="json"), reference.recorded(record) if reference else record)
+    record = _record(config, base, derived, groups, roles)
+    folder = open_run(out, reference.recorded(record) if reference else record)
     if base.config is not None and derived.config is not None and not (out / "report.json").exists():
         foresee(base.config)
         foresee(derived.config)
-    folder.stage("weights", WEIGHTS, lambda: _weights(base, derived), write_json, read_json)
+    folder.stage("weights", WEIGHTS, lambda: _weights(base, derived), write_json, WeightsFile.read)
     before, after, drift = _asked(folder, base, derived, groups, config.limit, reference) if groups else ({}, {}, None)
     recovery = None
     if base.session is not None and derived.session is not None:
@@ -98,21 +101,21 @@ def _opened(config: CompareConfig, which: Which, out: Path, clock: datetime) -> 
     return ComparedModel(source, session.folder, asked, session)
 
 
-def _record(base: ComparedModel, derived: ComparedModel, groups: Sequence[PromptSet], roles: dict[str, str]) -> dict[str, Any]:
+def _record(
+    config: CompareConfig, base: ComparedModel, derived: ComparedModel, groups: Sequence[PromptSet], roles: dict[str, str]
+) -> RunRecord:
     """The record for run.json: the base as in any run, and the same for the derived model under its own key."""
-    described = {g.name: {"role": roles[g.name], "sha256": g.sha256, "n": len(g)} for g in groups}
-    settled = [
-        resolved(one.session, one.config, None) if one.session and one.config else {"seeds": {"bootstrap": 0}} for one in (base, derived)
-    ]
-    record = run_record(base.source, described, settled[0])
-    other = run_record(derived.source, {}, settled[1])
-    hashes = [*(record["model_hashes"] or {}).items()]
-    hashes += [(f"derived/{name}", digest) for name, digest in (other["model_hashes"] or {}).items()]
-    kept = ("resolved", "model_path", "hub_id", "revision")
-    return {**record, "model_hashes": dict(hashes) or None, "derived": {key: other[key] for key in kept}}
+    described = {group.name: group.used_as(roles[group.name]) for group in groups}
+    settled = [resolved(one.session, one.config, None) if one.session and one.config else UNRESOLVED for one in (base, derived)]
+    record = run_record("compare", config, base.source, described, settled[0])
+    other = run_record("compare", config, derived.source, {}, settled[1])
+    hashes = [*(record.model_hashes or {}).items()]
+    hashes += [(f"derived/{name}", digest) for name, digest in (other.model_hashes or {}).items()]
+    place = ModelPlace(resolved=other.resolved, model_path=other.model_path, hub_id=other.hub_id, revision=other.revision)
+    return record.model_copy(update={"model_hashes": dict(hashes) or None, "derived": place})
 
 
-def _weights(base: ComparedModel, derived: ComparedModel) -> dict[str, Any]:
+def _weights(base: ComparedModel, derived: ComparedModel) -> WeightsFile:
     """The differences between the weights with a verdict, or the reason why they are not compared."""
     why, found = _incomparable(base, derived), Difference()
     if why is None and base.folder is not None and derived.folder is not None:
@@ -123,8 +126,8 @@ def _weights(base: ComparedModel, derived: ComparedModel) -> dict[str, Any]:
             why = str(error)
     if why is not None:
         say(f"the weights are not compared: {why}")
-        return {"summary": {"compared": False, "why": why}, **Difference().table()}
-    return {"summary": summary(found), **found.table()}
+        return Difference().table(WeightsNotCompared(compared=False, why=why))
+    return found.table(summary(found))
 
 
 def _incomparable(base: ComparedModel, derived: ComparedModel) -> str | None:
@@ -164,7 +167,7 @@ def _asked(
     groups: Sequence[PromptSet],
     limit: int | None,
     reference: Reference | None,
-) -> tuple[dict[str, Judged], dict[str, Judged], dict[str, Any] | None]:
+) -> tuple[dict[str, Judged], dict[str, Judged], DriftValues | None]:
     """Both models' replies to the same prompts, and the drift of the derived one on harmless ones; one is in memory at a time."""
     before = _replies(folder, base, groups, "base")
     group = _read_by_both(load_set(_DRIFT_SET).of("test", limit), base, derived)

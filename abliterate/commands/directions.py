@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from abliterate.config import DirectionsConfig
 from abliterate.directions.activations import load_activations
+from abliterate.directions.document import DirectionsQuality
 from abliterate.directions.file import save_direction
 from abliterate.directions.one import one_direction
 from abliterate.directions.quality import measured, quality_document
@@ -14,7 +14,7 @@ from abliterate.errors import InputError
 from abliterate.files import check_new
 
 
-def directions(config: DirectionsConfig, given: Path, out: Path | None = None) -> dict[str, Any]:
+def directions(config: DirectionsConfig, given: Path, out: Path | None = None) -> DirectionsQuality:
     """The quality of the directions of collected activations, as in directions.json; writes one of them to the direction file ``out``.
 
     ``given``: an activations file or a run folder.

@@ -7,15 +7,20 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from abliterate.checkpoint.names import PROOF
 from abliterate.checkpoint.proof import edit_summary
+from abliterate.checkpoint.records import EditSummary
+from abliterate.choice.records import Selection
 from abliterate.config import ReportConfig
 from abliterate.directions.file import load_directions
 from abliterate.errors import InputError
-from abliterate.files import read_json, write_json
+from abliterate.files import Record, read_json, write_json
 from abliterate.measures.agreement import kappa
+from abliterate.measures.parts.moved import Controls, DriftValues, Recovery
+from abliterate.measures.parts.rates import Figures
+from abliterate.measures.parts.sets import Compared, SetEntry
 from abliterate.model.chat.parts import split_thought
 from abliterate.outcomes.judges.judge import UNJUDGED, Judge, Rules
 from abliterate.outcomes.judges.judging import judged_by
@@ -23,12 +28,15 @@ from abliterate.outcomes.judges.named import judge_of
 from abliterate.outcomes.records import NOT_JUDGED
 from abliterate.outcomes.verdict import Verdict
 from abliterate.replies.transcripts import Transcript, read
-from abliterate.report.document import excerpt, not_measured, report_document
+from abliterate.report.document import excerpt, report_document, with_missing
+from abliterate.report.tree.judge import Agreement, AgreementFile, Dissent, JudgeRecord
+from abliterate.report.tree.report import Report
 from abliterate.report.write import write_report
 from abliterate.runs.folder import CONTROLS, RECOVERY, RunFolder, reopen_run
 
 AGREEMENT = "agreement.json"
-_OF_THE_RULES = ("corrected", "at_tokens")  # figures that only the rules have: corrected for known errors, by reply length
+R = TypeVar("R", bound=Record)
+E = TypeVar("E", SetEntry, Compared)
 _AUDITS_MARGIN = 0.05
 
 
@@ -46,7 +54,7 @@ class Row:
         return self.verdict is not None and self.rules.outcome not in (NOT_JUDGED, self.verdict.outcome)
 
 
-def render_again(config: ReportConfig, path: Path) -> dict[str, Any]:
+def render_again(config: ReportConfig, path: Path) -> Report:
     """Write report.json and report.html of a run folder again, from its stored transcripts; no model is needed. Returns the report.
 
     If the judge is not the rules, agreement.json says how far it agrees with them. A prompt with a reply that the judge gave no outcome
@@ -54,7 +62,7 @@ def render_again(config: ReportConfig, path: Path) -> dict[str, Any]:
     """
     folder = reopen_run(path)
     record, before, after = folder.record(), _stored(folder, "base"), _stored(folder, "edited")
-    roles = {name: entry["role"] for name, entry in record["prompts"].items()}
+    roles = {name: entry.role for name, entry in record.prompts.items()}
     _check_whole(path, roles, before, after)
     judge = judge_of(config)
     rows = _judged(judge, before, after)
@@ -67,14 +75,14 @@ def render_again(config: ReportConfig, path: Path) -> dict[str, Any]:
         roles=roles,
         base=base,
         edited=edited or None,
-        drift=_optional(path / "drift.json"),
-        selection=_optional(path / "selection.json"),
+        drift=_optional(DriftValues, path / "drift.json"),
+        selection=_optional(Selection, path / "selection.json"),
         edit=_edit(path),
-        margin=record["settings"].get("margin", _AUDITS_MARGIN),
-        controls=_optional(path / CONTROLS),
-        recovery=_optional(path / RECOVERY),
+        margin=record.settings.get("margin", _AUDITS_MARGIN),
+        controls=_optional(Controls, path / CONTROLS),
+        recovery=_optional(Recovery, path / RECOVERY),
     )
-    document = {**document, **_measured_besides(path, document)}
+    document = document.model_copy(update=_measured_besides(path))
     if not isinstance(judge, Rules):
         document = _under(judge, document, rows, path)
     return write_report(folder, document, base, edited or None, _separation(path), config.transcripts)
@@ -86,11 +94,11 @@ def _stored(folder: RunFolder, which: str) -> list[Transcript]:
 
 def _check_whole(path: Path, roles: Mapping[str, str], before: Sequence[Transcript], after: Sequence[Transcript]) -> None:
     """Raises InputError if the run has nothing to report yet, or if transcripts are missing."""
-    report, drift = _optional(path / "report.json"), _optional(path / "drift.json")
+    report, drift = _optional(Report, path / "report.json"), _optional(DriftValues, path / "drift.json")
     if report is None and drift is None:
         raise InputError(f"{path}: the run is not finished, so there is nothing to report yet; repeat the run command to resume it")
     stored = Counter(t.set for t in before)
-    counted = {name: entry["n"] for name, entry in report["sets"].items()} if report else {}
+    counted = {name: entry.n for name, entry in report.sets.items()} if report else {}
     fewer = any(stored[name] < counted.get(name, 1) for name in roles)
     unpaired = {_key(t) for t in after} != {_key(t) for t in before} if after else drift is not None
     if fewer or unpaired:
@@ -125,23 +133,23 @@ def _number(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isascii() and part.isdigit() else (0, part) for part in re.split("([0-9]+)", name)]
 
 
-def _optional(file: Path) -> dict[str, Any] | None:
-    return read_json(file) if file.is_file() else None
+def _optional(kind: type[R], file: Path) -> R | None:
+    return kind.read(file) if file.is_file() else None
 
 
-def _edit(path: Path) -> dict[str, Any] | None:
+def _edit(path: Path) -> EditSummary | None:
     """What was edited, from the checkpoint's proof, or from the previous report if the checkpoint is no longer there."""
-    proof = _optional(path / "checkpoint" / PROOF)
-    if proof is not None:
-        return edit_summary(proof)
-    before = _optional(path / "report.json")
-    return None if before is None else before["edit"]
+    proof = path / "checkpoint" / PROOF
+    if proof.is_file():
+        return edit_summary(read_json(proof))
+    before = _optional(Report, path / "report.json")
+    return None if before is None else before.edit
 
 
-def _measured_besides(path: Path, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Parts of the previous report that depend on no judge and are in no other file (the differences between two checkpoints)."""
-    before = _optional(path / "report.json") or {}
-    return {key: value for key, value in before.items() if key not in document and key not in ("judge", "cost")}
+def _measured_besides(path: Path) -> dict[str, object]:
+    """Parts of the previous report that depend on no judge and may be in no other file: the weights' differences, the directions."""
+    before = _optional(Report, path / "report.json")
+    return {part: getattr(before, part) for part in ("weights", "directions") if before and part in before.model_fields_set}
 
 
 def _separation(path: Path) -> dict[str, list[float]] | None:
@@ -153,50 +161,63 @@ def _separation(path: Path) -> dict[str, list[float]] | None:
         return None
 
 
-def _under(judge: Judge, document: Mapping[str, Any], rows: Sequence[Row], path: Path) -> dict[str, Any]:
+def _under(judge: Judge, report: Report, rows: Sequence[Row], path: Path) -> Report:
     """The report by another judge: figures that only the rules have are null, and the agreement of the two is added."""
     summary = agreement(judge.name, rows)
-    write_json({**summary, "rows": [_dissent(row) for row in rows if row.differs or row.verdict is None]}, path / AGREEMENT)
-    whole = {**_without(document, _OF_THE_RULES), "judge": summary}
-    return {**whole, "not_measured": not_measured({key: value for key, value in whole.items() if key != "not_measured"})}
+    dissents = tuple(_dissent(row) for row in rows if row.differs or row.verdict is None)
+    write_json(AgreementFile(**dict(summary), rows=dissents), path / AGREEMENT)
+    sets = {name: _without_the_rules(entry) for name, entry in report.sets.items()}
+    return with_missing(report.model_copy(update={"sets": sets, "judge": summary}))
 
 
-def agreement(name: str, rows: Sequence[Row]) -> dict[str, Any]:
+def agreement(name: str, rows: Sequence[Row]) -> JudgeRecord:
     """How far a judge agrees with the rules: Cohen's kappa over the rows that both judged, overall and by set."""
     sets = dict.fromkeys(row.transcript.set for row in rows)
-    return {"name": name, **_agreed(rows), "by_set": {of: _agreed([row for row in rows if row.transcript.set == of]) for of in sets}}
+    by_set = {of: _agreed([row for row in rows if row.transcript.set == of]) for of in sets}
+    return JudgeRecord(name=name, by_set=by_set, **dict(_agreed(rows)))
 
 
-def _agreed(rows: Sequence[Row]) -> dict[str, Any]:
+def _agreed(rows: Sequence[Row]) -> Agreement:
     pairs = [(row.rules.outcome, row.verdict.outcome) for row in rows if row.verdict is not None and row.rules.outcome != NOT_JUDGED]
     found = kappa(pairs)
-    return {
-        "kappa": found.kappa if found else None,
-        "kappa_ci95": [found.low, found.high] if found else None,
-        "n": len(pairs),
-        "disagreements": sum(a != b for a, b in pairs),
-        UNJUDGED: sum(row.verdict is None for row in rows),
-        "rules_not_judged": sum(row.rules.outcome == NOT_JUDGED for row in rows),
-    }
+    return Agreement(
+        kappa=found.kappa if found else None,
+        kappa_ci95=(found.low, found.high) if found else None,
+        n=len(pairs),
+        disagreements=sum(a != b for a, b in pairs),
+        unjudged=sum(row.verdict is None for row in rows),
+        rules_not_judged=sum(row.rules.outcome == NOT_JUDGED for row in rows),
+    )
 
 
-def _dissent(row: Row) -> dict[str, Any]:
+def _dissent(row: Row) -> Dissent:
     transcript = row.transcript
     answer = split_thought(transcript.response, transcript.begins_in_thought).answer
-    return {
-        "set": transcript.set,
-        "id": transcript.id,
-        "model": row.which,
-        "rules": row.rules.outcome,
-        "judge": UNJUDGED if row.verdict is None else row.verdict.outcome,
-        "rule": row.rules.rule,
-        "prompt": excerpt(transcript.prompt),
-        "response": excerpt(answer),
+    return Dissent(
+        set=transcript.set,
+        id=transcript.id,
+        model=row.which,
+        rules=row.rules.outcome,
+        judge=UNJUDGED if row.verdict is None else row.verdict.outcome,
+        rule=row.rules.rule,
+        prompt=excerpt(transcript.prompt),
+        response=excerpt(answer),
+    )
+
+
+def _without_the_rules(entry: E) -> E:
+    """A set's figures without those that only the rules have: corrected for known errors, by reply length."""
+    changed: dict[str, object] = {
+        "base": _not_by_the_rules(entry.base),
+        "edited": None if entry.edited is None else _not_by_the_rules(entry.edited),
     }
+    if isinstance(entry, SetEntry) and entry.by_lang:
+        changed["by_lang"] = {lang: _without_the_rules(part) for lang, part in entry.by_lang.items()}
+    return entry.model_copy(update=changed)
 
 
-def _without(value: Any, names: Sequence[str]) -> Any:
-    """The document with the figures of these names set to null."""
-    if isinstance(value, Mapping):
-        return {key: None if key in names else _without(inner, names) for key, inner in value.items()}
-    return [_without(inner, names) for inner in value] if isinstance(value, list) else value
+def _not_by_the_rules(figures: Figures) -> Figures:
+    changed: dict[str, object] = {"withheld": figures.withheld.model_copy(update={"corrected": None})}
+    if "at_tokens" in figures.model_fields_set:
+        changed["at_tokens"] = None
+    return figures.model_copy(update=changed)

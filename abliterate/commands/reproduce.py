@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from abliterate.commands.audit import audit
 from abliterate.commands.compare import compare as compare_models
@@ -17,15 +16,16 @@ from abliterate.prompts import PromptSet, RoleSets
 from abliterate.prompts.asked import asked_sets
 from abliterate.report.likeness import Compared, by_measure, compare, totals
 from abliterate.report.record import Recorded, Settings, differences, not_taken, read_record, settings_of
+from abliterate.report.tree.report import Report
+from abliterate.report.tree.reproduction import SCHEMA, FigureRow, Reproduction
 from abliterate.runs.folder import clock_of
 from abliterate.terminal.progress import say
 
-SCHEMA = "abliterate/reproduction/1"
 FILE = "reproduction.json"
 NOT_COMPARED = ("run", "cost", "not_measured", "directions")  # parts of a report without figures of their own
 
 
-def reproduce(config: ReproduceConfig, path: Path, out: Path) -> dict[str, Any]:
+def reproduce(config: ReproduceConfig, path: Path, out: Path) -> Reproduction:
     """Repeat the run that ``path`` (a run's folder, run.json or report.json) records, into the run folder ``out``.
 
     Returns the content of its ``reproduction.json``; the same call again resumes. Raises InputError if the record, the models or the
@@ -52,7 +52,7 @@ def first_model(config: ReproduceConfig, path: Path) -> ModelConfig | None:
     return settings
 
 
-def _run_again(settings: Settings, out: Path, clock: datetime | None) -> dict[str, Any]:
+def _run_again(settings: Settings, out: Path, clock: datetime | None) -> Report:
     if isinstance(settings, CompareConfig):
         return compare_models(settings, out, clock)
     return run(settings, out, clock) if isinstance(settings, RunConfig) else audit(settings, out, clock)
@@ -61,12 +61,12 @@ def _run_again(settings: Settings, out: Path, clock: datetime | None) -> dict[st
 def check_prompts(recorded: Recorded, settings: Settings) -> None:
     """Raises InputError if a set's prompts are not the recorded ones, by the hash of all their fields."""
     now = {group.name: group.sha256 for group in _sets(settings)}
-    for name, entry in recorded.run["prompts"].items():
+    for name, entry in recorded.run.prompts.items():
         if name not in now:
             raise InputError(f"the set {name!r} of {recorded.path} does not exist any more")
-        if now[name] != entry["sha256"]:
+        if now[name] != entry.sha256:
             raise InputError(
-                f"{name}: its prompts are not those of {recorded.path} (hash {entry['sha256'][:12]}, now {now[name][:12]}); "
+                f"{name}: its prompts are not those of {recorded.path} (hash {entry.sha256[:12]}, now {now[name][:12]}); "
                 "restore the files as they were"
             )
 
@@ -79,27 +79,27 @@ def _sets(settings: Settings) -> Sequence[PromptSet]:
     return [] if settings.weights_only else asked_sets(settings.side("base"))
 
 
-def document_of(recorded: Recorded, report: Mapping[str, Any], found: Sequence[Compared]) -> dict[str, Any]:
+def document_of(recorded: Recorded, report: Report, found: Sequence[Compared]) -> Reproduction:
     """The content of reproduction.json."""
-    return {
-        "schema": SCHEMA,
-        "of": str(recorded.path),
-        "kind": recorded.kind,
-        "totals": totals(found),
-        "by_measure": by_measure(found),
-        "differences": differences(recorded, report["run"]),
-        "figures": [_row(one) for one in found],
-        "not_compared": list(NOT_COMPARED),
-    }
+    return Reproduction(
+        format=SCHEMA,
+        of=str(recorded.path),
+        kind=recorded.kind,
+        totals=totals(found),
+        by_measure=tuple(by_measure(found)),
+        differences=differences(recorded, report.run),
+        figures=tuple(map(_row, found)),
+        not_compared=NOT_COMPARED,
+    )
 
 
-def _row(one: Compared) -> dict[str, Any]:
+def _row(one: Compared) -> FigureRow:
     before, now = one.before, one.now
-    return {
-        "path": list(one.path),
-        "before": before.value if before else None,
-        "ci95": list(before.interval) if before and before.interval else None,
-        "of": before.of if before else None,
-        "now": now.value if now else None,
-        "verdict": one.verdict,
-    }
+    return FigureRow(
+        path=one.path,
+        before=before.value if before else None,
+        ci95=before.interval if before else None,
+        of=before.of if before else None,
+        now=now.value if now else None,
+        verdict=one.verdict,
+    )

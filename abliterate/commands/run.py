@@ -16,6 +16,7 @@ from abliterate.checkpoint.names import PROOF
 from abliterate.checkpoint.proof import edit_summary
 from abliterate.choice.method import TuningMethod, settled_method
 from abliterate.choice.own_examples import prompts_of
+from abliterate.choice.records import Selection
 from abliterate.choice.select import select
 from abliterate.choice.tuning.examples import CONTINUED, most_tokens_after_prompts
 from abliterate.choice.tuning.probe import probe_of
@@ -24,6 +25,7 @@ from abliterate.choice.tuning.replies import short
 from abliterate.compute.session import Session
 from abliterate.config import RunConfig
 from abliterate.directions.activations import Activations, load_activations, save_activations
+from abliterate.directions.document import DirectionsQuality
 from abliterate.directions.estimate import Directions, check_separable, estimate, keep_axes
 from abliterate.directions.file import load_directions, save_directions
 from abliterate.directions.groups import activations_of, positions_of
@@ -42,6 +44,7 @@ from abliterate.replies.engine import edited_engine, engine_of, foresee, reply_l
 from abliterate.replies.responding import respond
 from abliterate.report.card import model_card
 from abliterate.report.document import report_document
+from abliterate.report.tree.report import Report
 from abliterate.report.write import write_report
 from abliterate.runs.folder import DIRECTIONS, RunFolder, open_run, recorded_clock
 from abliterate.runs.record import open_model, resolved, run_record
@@ -51,7 +54,7 @@ from abliterate.terminal.progress import say, stage
 SPLITS: tuple[Split, ...] = ("train", "val")  # the splits that are used before the final test
 
 
-def run(config: RunConfig, out: Path, clock: datetime | None = None) -> dict[str, Any]:
+def run(config: RunConfig, out: Path, clock: datetime | None = None) -> Report:
     """Run the whole pipeline into the folder ``out``; the same call again resumes. Returns the report.
 
     ``clock``: the time for chat templates that show one, unless ``out`` has recorded one already; None: now.
@@ -71,8 +74,8 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> dict[str
     tested, known = sets.test_sets(), sets.without_test()
     _check_lengths(base, config, tested, known)
     reference = open_reference(config.reference, config, [base], tested)
-    record = run_record(source, sets.described(), resolved(base, config, config.positions))
-    folder = open_run(out, config.model_dump(mode="json"), reference.recorded(record) if reference else record)
+    record = run_record("run", config, source, sets.described(), resolved(base, config, config.positions))
+    folder = open_run(out, reference.recorded(record) if reference else record)
     store = ResumeStore(out / ".selection").of([folder.identity(), str(base.device), str(base.holding.dtype)])
     activations = folder.stage(
         "activations", "activations.safetensors", lambda: _activations(base, known, config, store), save_activations, load_activations
@@ -80,7 +83,7 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> dict[str
     directions = folder.stage(
         "directions", "directions.safetensors", lambda: _directions(activations, config), save_directions, load_directions
     )
-    folder.stage("directions", DIRECTIONS, lambda: quality_document(activations, directions), write_json, read_json)
+    folder.stage("directions", DIRECTIONS, lambda: quality_document(activations, directions), write_json, DirectionsQuality.read)
     edit, selection = _selection(folder, base, known, config, activations, directions, how, store)
     proof = _edit(folder, base, edit, source)  # before the final test, which takes longer than all before it
     before = judge_all(respond(folder, lambda: engine_of(config, base, wanted_of(source)), tested, "base"))
@@ -90,8 +93,7 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> dict[str
     recovery_base(folder, reference, base, tested)
     base.release()  # one model is in memory at a time
     edited = Session(config, out / "checkpoint", clock=base.clock)
-    engines = folder.record()["resolved"].get("engines", {})
-    ask_edited = partial(edited_engine, config, edited, source, engines.get("base", {}))
+    ask_edited = partial(edited_engine, config, edited, source, folder.record().resolved.engine("base"))
     after = judge_all(respond(folder, ask_edited, tested, "edited"))
     recovery = recovery_edited(folder, reference, edited, tested, sets.roles, before, after)
     drift = drift_edited(folder, edited, harmless, measured)
@@ -149,7 +151,7 @@ def _selection(
     directions: Directions,
     how: TuningMethod,
     store: ResumeStore,
-) -> tuple[Edit, dict[str, Any]]:
+) -> tuple[Edit, Selection]:
     """The chosen edit and how it was chosen, from train and val prompts only. Intermediate results are kept until it is complete."""
     file = folder.path / "selection.json"
     if not file.exists():
@@ -158,7 +160,7 @@ def _selection(
         save_edit(edit, folder.path / "plan.safetensors")
         write_json(document, file)
     store.forget()
-    return load_edit(folder.path / "plan.safetensors"), read_json(file)
+    return load_edit(folder.path / "plan.safetensors"), Selection.read(file)
 
 
 def _edit(folder: RunFolder, base: Session, edit: Edit, source: ModelSource) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from abliterate.config import ESTIMATORS
 from abliterate.directions.activations import Activations
+from abliterate.directions.document import Components, DirectionsQuality, Estimate, Separation
 from abliterate.directions.estimate import Directions, estimate, keep_directions
 from abliterate.directions.estimators.table import TABLE
 from abliterate.directions.halves import estimate_without_val, stability
@@ -49,42 +49,43 @@ def sentences_on_scope(directions: Directions) -> list[str]:
     return said
 
 
-def quality_document(activations: Activations, directions: Directions) -> dict[str, Any]:
+def quality_document(activations: Activations, directions: Directions) -> DirectionsQuality:
     """The content of directions.json, as plain numbers, the same each time: each estimate's separation on val, length, cosine with the keep
     sets' directions, and stability; the place where target and baseline are farthest apart; and the sets' vectors at that layer and the
     last position, in two principal components."""
     keep = keep_directions(activations)
     stable = stability(activations, directions)
     best = separation(directions)
-    estimators = {}
+    estimators: dict[str, Estimate] = {}
     for name in directions.estimators:
         direction = directions.direction[name]
         positions = len(direction)
-        estimators[name] = {
-            "positions": list(activations.positions[:positions]),
-            "auc": _numbers(directions.auc[name]),
-            "cohens_d": _numbers(directions.cohens_d[name]),
-            "norm": _numbers(direction.double().norm(dim=-1)),
-            "cosine_keep": {set_: _numbers(cosine(direction, own[:positions])) for set_, own in keep.items()},
-            "stability": _numbers(stable[name]) if name in stable else None,
-            "share_left": _numbers(directions.scoping[name].share) if name in directions.scoping else None,
-            "lambda": directions.scoping[name].ridge if name in directions.scoping else None,
-        }
-    return {
-        "positions": list(activations.positions),
-        "layers": next(iter(directions.direction.values())).shape[1] - 1,
-        "held_out": "val" if activations.val else "halves",
-        "estimators": estimators,
-        "separation": best,
-        "pca": pca(activations, best["layer"] + 1),
-    }
+        scoping = directions.scoping.get(name)
+        estimators[name] = Estimate(
+            positions=tuple(activations.positions[:positions]),
+            auc=_matrix(directions.auc[name]),
+            cohens_d=_matrix(directions.cohens_d[name]),
+            norm=_matrix(direction.double().norm(dim=-1)),
+            cosine_keep={set_: _matrix(cosine(direction, own[:positions])) for set_, own in keep.items()},
+            stability=_row(stable[name]) if name in stable else None,
+            share_left=_matrix(scoping.share) if scoping else None,
+            ridge=scoping.ridge if scoping else None,
+        )
+    return DirectionsQuality(
+        positions=tuple(activations.positions),
+        layers=next(iter(directions.direction.values())).shape[1] - 1,
+        held_out="val" if activations.val else "halves",
+        estimators=estimators,
+        separation=best,
+        pca=pca(activations, best.layer + 1),
+    )
 
 
-def separation(directions: Directions) -> dict[str, Any]:
+def separation(directions: Directions) -> Separation:
     """Where the competing estimates separate best. Uses Cohen's d, because the AUC is often one at many places."""
     name = max(directions.competing, key=lambda each: float(directions.cohens_d[each][:, 1:].max()))
     position, layer = _farthest(directions, name)
-    return {"estimator": name, "position": -1 - position, "layer": layer}
+    return Separation(estimator=name, position=-1 - position, layer=layer)
 
 
 def _farthest(directions: Directions, name: str) -> tuple[int, int]:
@@ -94,7 +95,7 @@ def _farthest(directions: Directions, name: str) -> tuple[int, int]:
     return position, layer
 
 
-def pca(activations: Activations, index: int) -> dict[str, Any]:
+def pca(activations: Activations, index: int) -> Components:
     """The train and val vectors of target, baseline and keep sets at one activation index and the last position, in their first two
     principal components. ``explained``: the share of the variance in each. Signs put the target to the upper right of the baseline."""
     keep = [name for name in activations.train if name.startswith(KEEP)]
@@ -105,16 +106,16 @@ def pca(activations: Activations, index: int) -> dict[str, Any]:
     _, lengths, axes = torch.linalg.svd(centred, full_matrices=False)
     apart = vectors["target"].mean(0) - vectors["baseline"].mean(0)
     two = axes[:2] * torch.where(axes[:2] @ apart < 0, -1.0, 1.0)[:, None].to(axes.dtype)
-    points = {name: _numbers((own - mean) @ two.T) for name, own in vectors.items()}
+    points = {name: _points((own - mean) @ two.T) for name, own in vectors.items()}
     share = lengths[:2].square() / lengths.square().sum().clamp_min(1e-300)
-    return {
-        "index": index,
-        "position": -1,
-        "explained": _numbers(share),
-        "target": points["target"],
-        "baseline": points["baseline"],
-        "keep": {name.removeprefix(KEEP): points[name] for name in keep},
-    }
+    return Components(
+        index=index,
+        position=-1,
+        explained=_row(share),
+        target=points["target"],
+        baseline=points["baseline"],
+        keep={name.removeprefix(KEEP): points[name] for name in keep},
+    )
 
 
 def _at(activations: Activations, name: str, index: int) -> Float[Tensor, "prompt d_model"]:
@@ -124,10 +125,18 @@ def _at(activations: Activations, name: str, index: int) -> Float[Tensor, "promp
     return torch.cat(parts).double()
 
 
-def _numbers(values: Tensor) -> list[Any]:
-    """Nested lists of numbers, rounded to a few significant digits to keep the file small."""
-    return _rounded(values.tolist())
+def _matrix(values: Float[Tensor, "row column"]) -> tuple[tuple[float, ...], ...]:
+    return tuple(_row(row) for row in values)
 
 
-def _rounded(values: Sequence[Any]) -> list[Any]:
-    return [_rounded(v) if isinstance(v, list) else float(f"{v:.{_DIGITS}g}") for v in values]
+def _points(values: Float[Tensor, "prompt 2"]) -> tuple[tuple[float, float], ...]:
+    return tuple((_rounded(x), _rounded(y)) for x, y in values.tolist())
+
+
+def _row(values: Float[Tensor, " n"]) -> tuple[float, ...]:
+    return tuple(_rounded(value) for value in values.tolist())
+
+
+def _rounded(value: float) -> float:
+    """A few significant digits keep the file small."""
+    return float(f"{value:.{_DIGITS}g}")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from abliterate.errors import InputError, first_line
+from abliterate.files import Json
+from abliterate.measures.parts.moved import Benchmarks, Scored
 from abliterate.terminal.progress import stage
 
 Scores = dict[str, dict[str, float]]  # by task and metric; standard errors are separate metrics, like "acc_stderr"
@@ -41,25 +42,25 @@ class Harness:
         return scores_of(found)
 
 
-def scores_of(found: Mapping[str, Any] | None) -> Scores:
+def scores_of(found: Json | None) -> Scores:
     """The figures from lm-eval's results. Its metrics end with a filter name: ``acc,none`` becomes ``acc``, other filters are kept."""
     results = (found or {}).get("results") or {}
     return {str(task): _figures(row) for task, row in results.items() if _figures(row)}
 
 
-def _figures(row: Mapping[str, Any]) -> dict[str, float]:
+def _figures(row: Json) -> dict[str, float]:
     numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     return {key.removesuffix(",none"): float(value) for key, value in numbers.items() if "," in key}
 
 
-def side_by_side(tasks: Sequence[str], base: Scores, edited: Scores | None) -> dict[str, Any]:
+def side_by_side(tasks: Sequence[str], base: Scores, edited: Scores | None) -> Benchmarks:
     """The ``benchmarks`` entry of the report: the figures of both models, by task and metric."""
     after = edited or {}
     rows = {
-        task: {metric: {"base": value, "edited": after.get(task, {}).get(metric)} for metric, value in row.items()}
+        task: {metric: Scored(base=value, edited=after.get(task, {}).get(metric)) for metric, value in row.items()}
         for task, row in base.items()
     }
-    return {"harness": f"lm-eval {version()}", "asked": list(tasks), "tasks": rows}
+    return Benchmarks(harness=f"lm-eval {version()}", asked=tuple(tasks), tasks=rows)
 
 
 def check_installed() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from abliterate.measures.pairs import Pairs, Unit
+from abliterate.measures.pairs import Pairs
+from abliterate.measures.parts.paired import Clusters, Unit
 from abliterate.replies.transcripts import Transcript
 
 
@@ -36,9 +36,11 @@ class Clustering:
         """Paired outcomes before and after, by cluster."""
         return Pairs.of(before, after, self.names, self.unit)
 
-    def described(self, **figures: float) -> dict[str, Any]:
-        """The ``clusters`` entry of a test, with the test's own figures; empty if every cluster is a single prompt."""
-        return {"clusters": {"unit": self.unit, "count": self.count, **figures}} if self.clustered else {}
+    def described(self, unmoved_bound: float | None = None, least_p: float | None = None) -> Clusters | None:
+        """The ``clusters`` entry of a test, with the test's own figure; None if every cluster is a single prompt."""
+        if self.unit == "prompt" or not self.clustered:
+            return None
+        return Clusters(unit=self.unit, count=self.count, unmoved_bound=unmoved_bound, least_p=least_p)
 
 
 def _name(transcript: Transcript, unit: Unit) -> str:

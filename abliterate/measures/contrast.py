@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any
 
 from abliterate.measures.clusters import cluster_difference, too_few
+from abliterate.measures.parts.contrast import AgainstControl, Contrast, Contrasts
 from abliterate.measures.statistics import discordant
 from abliterate.measures.summary import Judged, clustering, rate, withheld
 from abliterate.outcomes.records import NOT_JUDGED
@@ -19,7 +19,7 @@ Links = Sequence[tuple[int, int]]  # the indices of a sensitive prompt and of it
 
 def against_control(
     roles: Mapping[str, str], base: Mapping[str, Judged], edited: Mapping[str, Judged] | None
-) -> list[dict[str, Any]] | None:
+) -> list[AgainstControl] | None:
     """For every two sets whose prompts are paired: is the sensitive set withheld more often? None if no two sets are paired.
 
     Bundled sets have known controls. Otherwise, if only one of the two sets has a control role, it is the control; else the second is.
@@ -31,12 +31,18 @@ def against_control(
             continue
         before = (base[name], base[control])
         after = None if edited is None else (edited[name], edited[control])
-        entry = {"set": name, "control": control, **_compared(before, after, links)}
-        langs = sorted({base[name][i][0].lang for i, _ in links})
-        if len(langs) > 1:
-            parts = {lang: [(i, j) for i, j in links if base[name][i][0].lang == lang] for lang in langs}
-            entry["by_lang"] = {lang: _compared(before, after, part) for lang, part in parts.items()}
-        found.append(entry)
+        both, langs = _compared(before, after, links), sorted({base[name][i][0].lang for i, _ in links})
+        parts = {lang: [(i, j) for i, j in links if base[name][i][0].lang == lang] for lang in langs}
+        found.append(
+            AgainstControl(
+                set=name,
+                control=control,
+                n_pairs=both.n_pairs,
+                base=both.base,
+                edited=both.edited,
+                by_lang={lang: _compared(before, after, part) for lang, part in parts.items()} if len(langs) > 1 else None,
+            )
+        )
     return found or None
 
 
@@ -63,11 +69,11 @@ def _is_judged(link: tuple[int, int], name: str, control: str, sides: Sequence[M
     return not any(NOT_JUDGED in (side[name][link[0]][1].outcome, side[control][link[1]][1].outcome) for side in there)
 
 
-def _compared(base: tuple[Judged, Judged], edited: tuple[Judged, Judged] | None, links: Links) -> dict[str, Any]:
-    return {"n_pairs": len(links), "base": _tested(*base, links), "edited": None if edited is None else _tested(*edited, links)}
+def _compared(base: tuple[Judged, Judged], edited: tuple[Judged, Judged] | None, links: Links) -> Contrasts:
+    return Contrasts(n_pairs=len(links), base=_tested(*base, links), edited=None if edited is None else _tested(*edited, links))
 
 
-def _tested(sensitive: Judged, control: Judged, links: Links) -> dict[str, Any]:
+def _tested(sensitive: Judged, control: Judged, links: Links) -> Contrast:
     """For one model: the withheld rates of both sets, the exact test of the pairs that differ, and the difference with its interval.
 
     Pairs of one topic (of one category if there are no topics) are tested and resampled together. Without either, pairs are independent.
@@ -80,16 +86,16 @@ def _tested(sensitive: Judged, control: Judged, links: Links) -> dict[str, Any]:
     ci95 = None
     if count > 1:
         interval = cluster_difference(first, second, groups.names)
-        ci95 = [interval.low, interval.high]
-    return {
-        "sensitive": rate(sum(first), n),
-        "control": rate(sum(second), n),
-        "sensitive_only": only_first,
-        "control_only": only_second,
-        "mcnemar_p": groups.pairs(first, second).p_value(),
-        "difference": (sum(first) - sum(second)) / n,
-        "ci95": ci95,
-        "clusters": count,
-        "unit": groups.unit,
-        "warning": too_few(count),
-    }
+        ci95 = (interval.low, interval.high)
+    return Contrast(
+        sensitive=rate(sum(first), n),
+        control=rate(sum(second), n),
+        sensitive_only=only_first,
+        control_only=only_second,
+        mcnemar_p=groups.pairs(first, second).p_value(),
+        difference=(sum(first) - sum(second)) / n,
+        ci95=ci95,
+        clusters=count,
+        unit=groups.unit,
+        warning=too_few(count),
+    )

@@ -6,9 +6,9 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from abliterate.measures.agreement import corrected_rate
+from abliterate.measures.parts.rates import Corrected
 from abliterate.measures.statistics import wilson
 
 FILE = Path(__file__).parent / "detector.toml"
@@ -23,8 +23,8 @@ class Detector:
     sensitivity: tuple[int, int]
     specificity: tuple[int, int]
 
-    def corrected(self, k: int, n: int) -> dict[str, Any] | None:
-        """The corrected rate for k withheld of n, as ``{rate, ci95}``; None if it can't be computed.
+    def corrected(self, k: int, n: int) -> Corrected | None:
+        """The corrected rate for k withheld of n; None if it can't be computed.
 
         It assumes that the judge errs on these replies as often as on the labelled ones. If k / n is above the sensitivity or below the
         false positive rate, the interval can shrink to a single point, which claims too much; it is then widened to the interval of k / n.
@@ -36,7 +36,7 @@ class Detector:
         if low == high:
             seen = wilson(k, n)
             low, high = min(low, seen[0]), max(high, seen[1])
-        return {"rate": rate, "ci95": [min(low, rate), max(high, rate)]}  # the shifted interval may miss a rate clipped to 0 or 1
+        return Corrected(rate=rate, ci95=(min(low, rate), max(high, rate)))  # the shifted interval may miss a rate clipped to 0 or 1
 
 
 def detector_of(judge: str) -> Detector | None:

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from abliterate.compute.context import Context
 from abliterate.compute.passes import Advance, Ids, Model, no_progress
+from abliterate.measures.parts.moved import DriftValues
 from abliterate.measures.predictions import Divergences, Firsts, Nats, Predicted, Predictions, Texts, ThoughtClosing, ask, kl_divergence
 
 REPLY = 64  # tokens of the base's own replies
@@ -71,6 +72,11 @@ class Drift:
     ce_edited: list[float | None]
     suppression_base: list[float] | None
     suppression_edited: list[float] | None
+
+    def of(self, name: str, ids: Sequence[str]) -> DriftValues:
+        """The content of drift.json, on the prompts ``ids`` of the set ``name``."""
+        values = {key: None if given is None else tuple(given) for key, given in vars(self).items()}
+        return DriftValues(set=name, ids=tuple(ids), **values)
 
 
 def drift(edited: Model, base: BasePredictions, texts: Texts, advance: Advance = no_progress) -> Drift:

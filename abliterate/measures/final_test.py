@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 from abliterate.compute.session import Session
 from abliterate.config import EvaluateConfig
@@ -13,6 +11,7 @@ from abliterate.files import read_json, write_json
 from abliterate.measures.benchmarks import Harness, side_by_side
 from abliterate.measures.drift import BasePredictions, base_predictions, load_base_predictions, save_base_predictions, texts_of
 from abliterate.measures.drift import drift as drift_of
+from abliterate.measures.parts.moved import Controls, DriftValues
 from abliterate.measures.predictions import Texts
 from abliterate.measures.random_directions import control, control_work
 from abliterate.measures.summary import Judged
@@ -45,30 +44,30 @@ def drift_base(folder: RunFolder, base: Session, group: PromptSet, before: Judge
     return texts, folder.stage("drift (base)", _BASE_SIDE, make, save_base_predictions, load_base_predictions)
 
 
-def drift_edited(folder: RunFolder, edited: Session, group: PromptSet, measured: tuple[Texts, BasePredictions] | None) -> dict[str, Any]:
+def drift_edited(folder: RunFolder, edited: Session, group: PromptSet, measured: tuple[Texts, BasePredictions] | None) -> DriftValues:
     """The drift of the edited model on the harmless test prompts, the base's replies to them, and prose. ``measured``: from ``drift_base``;
     None if drift is already measured."""
 
-    def make() -> dict[str, Any]:
+    def make() -> DriftValues:
         assert measured is not None
         texts, base = measured
         with stage("drift: the edited model's predictions", texts.work) as advance:
             found = drift_of(edited.model, base, texts, advance)
         edited.release()
-        return {"set": group.name, "ids": [p.id for p in group], **asdict(found)}
+        return found.of(group.name, [p.id for p in group])
 
-    found = folder.stage("drift", DRIFT, make, write_json, read_json)
+    found = folder.stage("drift", DRIFT, make, write_json, DriftValues.read)
     (folder.path / _BASE_SIDE).unlink(missing_ok=True)
     return found
 
 
-def random_control(folder: RunFolder, base: Session, edit: Edit, sets: RoleSets, before: Mapping[str, Judged]) -> dict[str, Any]:
+def random_control(folder: RunFolder, base: Session, edit: Edit, sets: RoleSets, before: Mapping[str, Judged]) -> Controls:
     """The effect of the edit on first tokens, compared with edits along random directions, while the base is still in memory.
 
     ``before``: the base's replies to the test prompts, by set. Of the target sets, only prompts that the base withholds are used.
     """
 
-    def make() -> dict[str, Any]:
+    def make() -> Controls:
         tokenizer = base.tokenizer()
         names = [group.name for group in sets.sets("target")]
         judged = [reply for name in names for reply in before[name]]
@@ -77,7 +76,7 @@ def random_control(folder: RunFolder, base: Session, edit: Edit, sets: RoleSets,
         with stage("random directions (prompts)", control_work(withheld, plain)) as advance:
             return control(base.model, edit, names, len(judged), withheld, plain, advance)
 
-    return folder.stage("random directions", CONTROLS, make, write_json, read_json)
+    return folder.stage("random directions", CONTROLS, make, write_json, Controls.read)
 
 
 def benchmarked(folder: RunFolder, config: EvaluateConfig, sides: Mapping[str, Session]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from abliterate.measures.parts.rates import Cut
 from abliterate.model.chat.parts import split_thought
 from abliterate.outcomes.records import NOT_JUDGED, WITHHELD
 from abliterate.outcomes.verdict import Verdict, judge
@@ -13,7 +13,7 @@ from abliterate.replies.transcripts import Transcript
 LENGTHS = (16, 32, 64, 128)  # tokens
 
 
-def at_tokens(judged: Sequence[tuple[Transcript, Verdict]]) -> list[dict[str, Any]] | None:
+def at_tokens(judged: Sequence[tuple[Transcript, Verdict]]) -> list[Cut] | None:
     """Refused, withheld and truncated counts with each judged reply cut at 16, 32, 64 and 128 tokens, up to the longest reply's length.
 
     ``cut``: how many replies are longer. Token boundaries aren't stored, so the text is cut at the same share of its characters, which may
@@ -26,15 +26,15 @@ def at_tokens(judged: Sequence[tuple[Transcript, Verdict]]) -> list[dict[str, An
     return [_counts(known, length) for length in LENGTHS if length <= longest]
 
 
-def _counts(judged: Sequence[tuple[Transcript, Verdict]], length: int) -> dict[str, Any]:
+def _counts(judged: Sequence[tuple[Transcript, Verdict]], length: int) -> Cut:
     outcomes = [v.outcome if t.new_tokens <= length else judge_cut(t, length).outcome for t, v in judged]
-    return {
-        "tokens": length,
-        "cut": sum(t.new_tokens > length for t, _ in judged),
-        "refused": outcomes.count("refused"),
-        "withheld": sum(outcome in WITHHELD for outcome in outcomes),
-        "truncated": outcomes.count("truncated"),
-    }
+    return Cut(
+        tokens=length,
+        cut=sum(t.new_tokens > length for t, _ in judged),
+        refused=outcomes.count("refused"),
+        withheld=sum(outcome in WITHHELD for outcome in outcomes),
+        truncated=outcomes.count("truncated"),
+    )
 
 
 def judge_cut(transcript: Transcript, length: int) -> Verdict:

@@ -11,15 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom, norm, t
 
+from abliterate.measures.parts.paired import Unit
 from abliterate.measures.statistics import mcnemar, score_upper_bound
 
-Unit = Literal["topic", "category", "prompt"]  # what a cluster is
 # A bound assumes at least this correlation of changes within a cluster, because a few changed pairs can't show how changes cluster. The
 # prompts of a topic are one question in other words and languages; the prompts of a category are different requests. scripts/bench
 # statistics measures up to which true correlation the tests keep their level.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from abliterate.compute.passes import NO_INTERVENTION, Advance, Ids, Intervention, Model, Pass, no_progress
+from abliterate.measures.parts.moved import Controls, Moved, SameFirst
+from abliterate.measures.parts.rates import Rate
 from abliterate.measures.predictions import Firsts, LogitsListener, ask, kl_divergence
 from abliterate.measures.summary import rate
 from abliterate.model.edit import Edit
@@ -85,24 +86,24 @@ def control_work(target: Ids, harmless: Ids) -> int:
 
 def control(
     model: Model, edit: Edit, sets: Sequence[str], asked: int, withheld: Ids, harmless: Ids, advance: Advance = no_progress
-) -> dict[str, Any]:
+) -> Controls:
     """The content of controls.json: the edit compared with a random edit per seed in ``SEEDS``, applied with hooks to the unedited model.
 
     ``withheld``: the target prompts (token ids) that the unedited model withholds, of ``asked`` in the target sets.
     """
     edited, *random = first_tokens(model, [edit, *(random_plan(edit, seed) for seed in SEEDS)], withheld, harmless, advance)
 
-    def same(found: FirstTokens) -> dict[str, Any]:
+    def same(found: FirstTokens) -> Rate:
         return rate(sum(found.same), len(withheld))
 
-    return {
-        "seeds": list(SEEDS),
-        "set": list(sets),
-        "n": asked,
-        "n_withheld": len(withheld),
-        "same_first": {"edited": same(edited), "random": [same(found) for found in random]},
-        "kl_first_token": {"edited": edited.kl, "random": [found.kl for found in random]},
-    }
+    return Controls(
+        seeds=SEEDS,
+        set=tuple(sets),
+        n=asked,
+        n_withheld=len(withheld),
+        same_first=SameFirst(edited=same(edited), random=tuple(map(same, random))),
+        kl_first_token=Moved(edited=edited.kl, random=tuple(found.kl for found in random)),
+    )
 
 
 def _mean(values: Float[Tensor, " prompt"]) -> float | None:

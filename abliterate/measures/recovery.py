@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -18,6 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from abliterate.compute.passes import Advance, Ids, Model, no_progress
 from abliterate.errors import InputError
+from abliterate.files import Number, Record, Several
+from abliterate.measures.parts.moved import Distance
+from abliterate.measures.parts.rates import Rate
 from abliterate.measures.predictions import Divergences, Predicted, Predictions, Texts, ask
 from abliterate.measures.summary import rate
 from abliterate.model.chat.template import encode
@@ -52,12 +54,19 @@ def reference_side(model: Model, texts: Texts, advance: Advance = no_progress) -
     return heard.found
 
 
-def divergences(model: Model, reference: Predicted, texts: Texts, advance: Advance = no_progress) -> dict[str, list[float | None]]:
-    """KL(reference‖model) in nats for each reply of the reference: ``kl``, the mean over its tokens, and ``first``, for its first token,
-    which steers the rest; None if the reply is empty."""
+def divergences(model: Model, reference: Predicted, texts: Texts, advance: Advance = no_progress) -> Divergence:
+    """KL(reference‖model) in nats for each reply of the reference."""
     ask(model, [heard := Divergences(reference, texts)], advance)
-    found = {"kl": heard.kl, "first": heard.first}
-    return {name: [None if value != value else value for value in values.tolist()] for name, values in found.items()}
+    kl, first = (tuple(None if value != value else value for value in values.tolist()) for values in (heard.kl, heard.first))
+    return Divergence(kl=kl, first=first)
+
+
+class Divergence(Record):
+    """KL(reference‖model) in nats for each reply of the reference: ``kl``, the mean over its tokens, and ``first``, for its first token,
+    which steers the rest; None if the reply is empty. recovery-base.json."""
+
+    kl: Several[Number | None]
+    first: Several[Number | None]
 
 
 @dataclass(frozen=True)
@@ -69,29 +78,33 @@ class RecoverySide:
     replies: Ids
 
 
-def recovered(role: str, reference: Ids, base: RecoverySide, edited: RecoverySide, tokens: int = AGREED) -> dict[str, Any]:
+def recovered(role: str, reference: Ids, base: RecoverySide, edited: RecoverySide, tokens: int = AGREED) -> Distance:
     """One entry of the report's ``recovery.sets``. ``reference``: the ids of the reference's replies; replies agree if their first
     ``tokens`` ids are equal.
 
     ``gone`` is null if the base is within ``LEAST`` of the reference.
     """
-    return {
-        "role": role,
-        "n": len(reference),
-        **_compared("", base.kl, edited.kl),
-        **_compared("_first", base.first, edited.first),
-        "agree_base": _agreement(reference, base.replies, tokens),
-        "agree_edited": _agreement(reference, edited.replies, tokens),
-    }
+    before, after = _mean(base.kl), _mean(edited.kl)
+    first_before, first_after = _mean(base.first), _mean(edited.first)
+    return Distance(
+        role=role,
+        n=len(reference),
+        kl_base=before,
+        kl_edited=after,
+        gone=_gone(before, after),
+        kl_first_base=first_before,
+        kl_first_edited=first_after,
+        gone_first=_gone(first_before, first_after),
+        agree_base=_agreement(reference, base.replies, tokens),
+        agree_edited=_agreement(reference, edited.replies, tokens),
+    )
 
 
-def _compared(what: str, base: Sequence[float | None], edited: Sequence[float | None]) -> dict[str, float | None]:
-    before, after = _mean(base), _mean(edited)
-    gone = 1 - after / before if before is not None and after is not None and before >= LEAST else None
-    return {f"kl{what}_base": before, f"kl{what}_edited": after, f"gone{what}": gone}
+def _gone(before: float | None, after: float | None) -> float | None:
+    return 1 - after / before if before is not None and after is not None and before >= LEAST else None
 
 
-def _agreement(reference: Ids, replies: Ids, tokens: int) -> dict[str, Any]:
+def _agreement(reference: Ids, replies: Ids, tokens: int) -> Rate:
     pairs = zip(reference, replies, strict=True)
     return rate(sum(list(one[:tokens]) == list(other[:tokens]) for one, other in pairs), len(reference))
 

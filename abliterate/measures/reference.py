@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from abliterate.compute.session import Session
 from abliterate.config import AuditConfig, RunConfig
-from abliterate.files import read_json, write_json
+from abliterate.files import write_json
+from abliterate.measures.parts.moved import Distance, Recovery
 from abliterate.measures.predictions import Predicted, Texts
 from abliterate.measures.recovery import (
     AGREED,
     TOKENS,
+    Divergence,
     RecoverySide,
     check_predicts_alike,
     divergences,
@@ -30,6 +31,7 @@ from abliterate.replies.engine import Engine
 from abliterate.replies.generate import generate
 from abliterate.replies.responding import respond
 from abliterate.replies.transcripts import Transcript
+from abliterate.runs.document import EngineRecord, ModelPlace, RunRecord
 from abliterate.runs.folder import RECOVERY, RunFolder, file_hashes
 from abliterate.terminal.progress import stage
 
@@ -46,11 +48,11 @@ class Reference:
     settle: bool
     agreed: int
 
-    def recorded(self, record: Mapping[str, Any]) -> dict[str, Any]:
+    def recorded(self, record: RunRecord) -> RunRecord:
         """The record of run.json, with the identity and file hashes of the reference added."""
         hashes = {f"reference/{name}": digest for name, digest in file_hashes(self.source.path).items()}
-        found = {"model_path": str(self.source.path), "hub_id": self.source.hub_id, "revision": self.source.revision}
-        return {**record, "model_hashes": {**(record["model_hashes"] or {}), **hashes}, "reference": found}
+        found = ModelPlace(model_path=str(self.source.path), hub_id=self.source.hub_id, revision=self.source.revision)
+        return record.model_copy(update={"model_hashes": {**(record.model_hashes or {}), **hashes}, "reference": found})
 
 
 def open_reference(
@@ -85,7 +87,7 @@ def recovery_base(folder: RunFolder, reference: Reference | None, base: Session,
 
     told = folder.stage("recovery (reference)", _REFERENCE_SIDE, predict, save_predicted, load_predicted)
     reference.session.release()
-    folder.stage("recovery (base)", _RECOVERY_BASE, lambda: _divergence("base", base, told, texts), write_json, read_json)
+    folder.stage("recovery (base)", _RECOVERY_BASE, lambda: _divergence("base", base, told, texts), write_json, Divergence.read)
 
 
 def recovery_edited(
@@ -96,29 +98,29 @@ def recovery_edited(
     roles: Mapping[str, str],
     before: Mapping[str, Judged],
     after: Mapping[str, Judged],
-) -> dict[str, Any] | None:
+) -> Recovery | None:
     """The recovery by set: the base as measured by ``recovery_base``, and the edited model. None without a reference."""
     if reference is None:
         return None
 
-    def make() -> dict[str, Any]:
+    def make() -> Recovery:
         replies = _replies_of(folder, reference, edited, groups)
         texts, own = _texts(reference, replies), judge_all(replies)
         reference.session.release()
         found = _divergence("edited", edited, load_predicted(folder.path / _REFERENCE_SIDE), texts)
-        measured = (read_json(folder.path / _RECOVERY_BASE), found)
-        tokenizer, sets, start = edited.tokenizer(), dict[str, Any](), 0
+        measured = (Divergence.read(folder.path / _RECOVERY_BASE), found)
+        tokenizer, sets, start = edited.tokenizer(), dict[str, Distance](), 0
         for group in groups:
             place = slice(start, start := start + len(group))
             base_side, edited_side = (
-                RecoverySide(values["kl"][place], values["first"][place], ids_of(tokenizer, [t.response for t, _ in judged[group.name]]))
+                RecoverySide(values.kl[place], values.first[place], ids_of(tokenizer, [t.response for t, _ in judged[group.name]]))
                 for values, judged in zip(measured, (before, after), strict=True)
             )
             entry = recovered(roles[group.name], texts.replies[place], base_side, edited_side, reference.agreed)
-            sets[group.name] = {**entry, "degenerate_reference": figures(own[group.name])["degenerate"]}
-        return {"reference": reference.source.name, "agree_tokens": reference.agreed, "sets": sets}
+            sets[group.name] = entry.model_copy(update={"degenerate_reference": figures(own[group.name]).degenerate})
+        return Recovery(reference=reference.source.name, agree_tokens=reference.agreed, sets=sets)
 
-    found = folder.stage("recovery", RECOVERY, make, write_json, read_json)
+    found = folder.stage("recovery", RECOVERY, make, write_json, Recovery.read)
     for file in (_REFERENCE_SIDE, _RECOVERY_BASE):
         (folder.path / file).unlink(missing_ok=True)
     return found
@@ -130,7 +132,9 @@ def _replies_of(folder: RunFolder, reference: Reference, held: Session, groups: 
     def engine() -> Engine:
         held.release()
         model = reference.session.model
-        return Engine({"kind": "transformers"}, lambda sets, path, advance: generate(model, sets, path, TOKENS, advance, reference.settle))
+        return Engine(
+            EngineRecord(kind="transformers"), lambda sets, path, advance: generate(model, sets, path, TOKENS, advance, reference.settle)
+        )
 
     return respond(folder, engine, groups, "reference")
 
@@ -141,6 +145,6 @@ def _texts(reference: Reference, replies: Sequence[Transcript]) -> Texts:
     return Texts(encode(tokenizer, [reply.prompt for reply in replies]), ids_of(tokenizer, [reply.response for reply in replies]), [])
 
 
-def _divergence(which: str, session: Session, told: Predicted, texts: Texts) -> dict[str, Any]:
+def _divergence(which: str, session: Session, told: Predicted, texts: Texts) -> Divergence:
     with stage(f"recovery: the {which} model's predictions", len(texts.prompts)) as advance:
         return divergences(session.model, told, texts, advance)

@@ -8,7 +8,11 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args
+
+from pydantic import Field
+
+from abliterate.files import Count, Record
 
 T = TypeVar("T")
 Split = Literal["train", "val", "test"]
@@ -36,6 +40,14 @@ class Prompt:
     official: str | None = None
 
 
+class PromptsUsed(Record):
+    """A prompt set in a run's record: its role, and the hash and number of its prompts."""
+
+    role: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    n: Count
+
+
 @dataclass(frozen=True)
 class PromptSet:
     """A named set of prompts, in a fixed order."""
@@ -49,6 +61,10 @@ class PromptSet:
 
     def __iter__(self) -> Iterator[Prompt]:
         return iter(self.prompts)
+
+    def used_as(self, role: str) -> PromptsUsed:
+        """The set's entry in a run's record."""
+        return PromptsUsed(role=role, sha256=self.sha256, n=len(self))
 
     def of(self, split: Split, limit: int | None = None) -> PromptSet:
         """The prompts of one split in file order; with ``limit`` at most that many, evenly spread."""

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from abliterate.errors import InputError
-from abliterate.prompts.promptset import Prompt, PromptSet, Split
+from abliterate.prompts.promptset import Prompt, PromptSet, PromptsUsed, Split
 from abliterate.prompts.read import TWINS, load_set
 from abliterate.prompts.split import check_contrast, check_disjoint
 
@@ -116,9 +116,9 @@ class RoleSets:
         """The test prompts of every set."""
         return [group.of("test", self.limit) for group in self.all]
 
-    def described(self) -> dict[str, Any]:
-        """Name, role, hash and size of every set."""
-        return {g.name: {"role": self.roles[g.name], "sha256": g.sha256, "n": len(g)} for g in self.all}
+    def described(self) -> dict[str, PromptsUsed]:
+        """Role, hash and size of every set, by its name."""
+        return {g.name: g.used_as(self.roles[g.name]) for g in self.all}
 
 
 def _untested(group: PromptSet) -> PromptSet:

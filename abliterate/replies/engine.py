@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from abliterate.compute.load import pick_device, pick_dtype
 from abliterate.compute.passes import Advance
@@ -25,6 +24,7 @@ from abliterate.replies.served import Wanted
 from abliterate.replies.server import AwayError, RefusedError, Server
 from abliterate.replies.transcripts import Transcript
 from abliterate.replies.vllm_engine import VllmEngine, check_installed, version
+from abliterate.runs.document import EngineRecord
 from abliterate.terminal.progress import say
 
 Settings = RunConfig | AuditConfig
@@ -35,7 +35,7 @@ _GREETING = 5.0  # seconds to wait for a server to answer at all
 class Engine:
     """``described``: its entry in run.json. ``answer``: generates replies to prompt sets, writes each to a file, and reports progress."""
 
-    described: dict[str, Any]
+    described: EngineRecord
     answer: Callable[[Sequence[PromptSet], Path, Advance], list[Transcript]]
 
 
@@ -94,7 +94,7 @@ def engine_of(config: Settings, session: Session | None, wanted: Wanted, url: st
         return _vllm(config, session)
     here = session
     return Engine(
-        {"kind": "transformers"},
+        EngineRecord(kind="transformers"),
         lambda sets, path, advance: generate(here.model, sets, path, config.max_new_tokens, advance, config.settle, config.thought_budget),
     )
 
@@ -108,13 +108,13 @@ def reply_length(config: Settings, session: Session) -> int:
     return answer if budget is None else answer + min(budget, session.longest or budget) + len(closing(session.tokenizer()))
 
 
-def edited_engine(config: RunConfig, session: Session, source: ModelSource, base: Mapping[str, Any]) -> Engine:
+def edited_engine(config: RunConfig, session: Session, source: ModelSource, base: EngineRecord | None) -> Engine:
     """The engine for the edited checkpoint of ``source``. ``base``: the entry in run.json of the engine that the base used.
 
     A server must list the checkpoint's folder, unless --edited-engine names it. A model known to be the base is refused in any case.
     """
     url = config.edited_engine or config.engine
-    asked = {str(base[key]) for key in ("model", "root") if base.get("url") == url and base.get(key)}
+    asked = {name for name in (base.model, base.root) if name} if base and base.url == url else set()
     never = wanted_of(source)
     never = replace(never, names=(*never.names, *sorted(asked)))
     return engine_of(config, session, Wanted(session.folder.path, certain=config.edited_engine is None, never=never), url)
@@ -135,7 +135,7 @@ def _vllm(config: Settings, session: Session) -> Engine:
         trust_remote_code=config.trust_remote_code,
         ends=end_ids(advice_of(session.folder), tokenizer),
     )
-    return Engine({"kind": "vllm", "version": version()}, engine.answer)
+    return Engine(EngineRecord(kind="vllm", version=version()), engine.answer)
 
 
 def _served(config: Settings, session: Session | None, wanted: Wanted, url: str) -> Engine:
@@ -150,5 +150,5 @@ def _served(config: Settings, session: Session | None, wanted: Wanted, url: str)
         if reads_clock(str(tokenizer.chat_template)):
             say(f"{url}: the model's chat template inserts the server's current time, so the same prompts differ from request to request")
     served = find(server, wanted, config.engine_model)
-    described = {"kind": "server", "url": url, "model": served.model, "root": served.root, "owner": served.owner, "chosen_by": served.by}
+    described = EngineRecord(kind="server", url=url, model=served.model, root=served.root, owner=served.owner, chosen_by=served.by)
     return Engine(described, Asking(server, served, config.max_new_tokens, opened).answer)

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from abliterate import __version__
-from abliterate.report import choice, provenance, sentences
-from abliterate.report import claims as verdicts
+from abliterate.measures.parts.moved import Drift
+from abliterate.measures.parts.paired import Clusters
+from abliterate.report import claims, provenance, sentences
+from abliterate.report.first import first_screen
 from abliterate.report.licences import UNKNOWN, displayed, names_of, notices, terms_of
 from abliterate.report.model_index import eval_results
 from abliterate.report.numbers import corrected, interval, percent
+from abliterate.report.tree.report import Report
 from abliterate.report.without_paths import HUB_ID, judge_without_paths, without_paths
+from abliterate.runs.document import RunRecord
 
 _TAGS = ("abliterated", "directional-ablation", "abliterate")
 _WEIGHTS = (".safetensors",)
 
 
-def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> str:
+def model_card(proof: Mapping[str, Any], report: Report | None) -> str:
     """Markdown from the proof and, if there is one, the report. The front matter follows the Hub's format, with the ``model-index``."""
     base = str(proof["base_model"])
     licence = proof.get("licence")
     terms = terms_of(licence, base)
     name = _called(base, report)
+    first = first_screen(report) if report else None
     body = (
         _environment()
         .get_template("card.md.jinja2")
@@ -36,10 +41,11 @@ def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> st
             made_from=_made_from(base, licence),
             share=_share(proof),
             alpha=_alpha(proof),
-            picked=choice.picked(report["selection"]) if report else None,
-            target=[*sentences.not_judged(report), *sentences.target(report)] if report else [],
+            picked=first.picked if first else None,
+            rates=[row for row in first.rows if row.lang is None] if first else [],
+            target=[*sentences.not_judged(report), *(found.sentence() for found in first.targets)] if report and first else [],
             report=report,
-            kept=list(zip(report["keep_tests"], verdicts.of_keeps(report), strict=True)) if report else [],
+            kept=list(zip(report.keep_tests, first.keeps, strict=True)) if report and first else [],
             version=proof.get("abliterate", __version__),
             hub_id=_hub_id(base) or _hub_id(name),
             revision=proof.get("base_revision"),
@@ -50,17 +56,17 @@ def model_card(proof: Mapping[str, Any], report: Mapping[str, Any] | None) -> st
             notices=notices(terms),
             controls=list(sentences.controls(report)) if report else [],
             recovery=list(sentences.recovery(report)) if report else [],
-            missing=provenance.missing(report) if report else [],
-            command=provenance.command(without_paths(report["run"])) if report else None,
+            missing=first.missing if first else [],
+            command=provenance.command(without_paths(report.run)) if report else None,
             pinned=f" --revision {code(proof['base_revision'])}" if _hub_id(base) and proof.get("base_revision") else "",
-            judge=judge_without_paths(report["judge"]["name"]) if report and report.get("judge") else None,
-            hashes=_weights_of(report["run"]) if report else {},
+            judge=judge_without_paths(report.judge.name) if report and report.judge else None,
+            hashes=_weights_of(report.run) if report else {},
         )
     )
     return str(ModelCard(f"---\n{_data(proof, report, licence).to_yaml()}\n---\n\n{body.strip()}\n"))
 
 
-def _data(proof: Mapping[str, Any], report: Mapping[str, Any] | None, licence: Mapping[str, Any] | None) -> ModelCardData:
+def _data(proof: Mapping[str, Any], report: Report | None, licence: Mapping[str, Any] | None) -> ModelCardData:
     """The front matter."""
     base = str(proof["base_model"])
     ids = list(licence["ids"]) if licence else []
@@ -80,9 +86,9 @@ def _data(proof: Mapping[str, Any], report: Mapping[str, Any] | None, licence: M
     )
 
 
-def _called(base: str, report: Mapping[str, Any] | None) -> str:
+def _called(base: str, report: Report | None) -> str:
     """The base's name. A folder is named as on the page and in the terminal if the report's run records its path."""
-    return provenance.model_name(report["run"]) if report and not _hub_id(base) and report["run"].get("model_path") else base
+    return provenance.model_name(report.run) if report and not _hub_id(base) and report.run.model_path else base
 
 
 def _made_from(base: str, licence: Mapping[str, Any] | None) -> list[str]:
@@ -121,9 +127,9 @@ def _hub_id(base: str) -> str | None:
     return base if HUB_ID.fullmatch(base) else None
 
 
-def _weights_of(run: Mapping[str, Any]) -> dict[str, str]:
+def _weights_of(run: RunRecord) -> dict[str, str]:
     """BLAKE3 hashes of the base's shards."""
-    return {name: digest for name, digest in (run.get("model_hashes") or {}).items() if name.endswith(_WEIGHTS)}
+    return {name: digest for name, digest in (run.model_hashes or {}).items() if name.endswith(_WEIGHTS)}
 
 
 def _environment() -> Environment:
@@ -140,16 +146,21 @@ def _environment() -> Environment:
     made.filters["line"] = one_line
     made.filters["code"] = code
     made.filters["nats"] = nats
-    made.filters["counted"] = verdicts.counted
+    made.filters["counted"] = _counted
     return made
 
 
-def nats(drift: Mapping[str, Any], key: str) -> str:
+def _counted(groups: Clusters) -> str:
+    return claims.counted(groups.count, groups.unit)
+
+
+def nats(drift: Drift, key: str) -> str:
     """A drift figure with its interval."""
-    if drift.get(key) is None:
+    found = drift.mean(key)
+    if found is None:
         return "not measured"
-    bounds: Sequence[float] | None = drift.get(f"{key}_ci95")
-    return f"{drift[key]:.3f}" + (f" (95 % {bounds[0]:.3f}–{bounds[1]:.3f})" if bounds else "")
+    value, (low, high) = found
+    return f"{value:.3f} (95 % {low:.3f}–{high:.3f})"
 
 
 def _flat(text: str) -> str:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from abliterate.errors import InputError
-from abliterate.files import check_new, write_text
+from abliterate.files import Interval, check_new, write_text
+from abliterate.measures.parts.rates import Measure
 from abliterate.report import claims as verdicts
-from abliterate.report.document import SCHEMA
-from abliterate.report.page.render import environment, two_models
+from abliterate.report.claims import Claim
+from abliterate.report.page.render import environment
 from abliterate.report.provenance import after, command, model_name
-from abliterate.report.rates import round_up
+from abliterate.report.rates import RateRow, rate_rows, round_up
+from abliterate.report.tree.report import Report
 from abliterate.report.without_paths import without_paths
 
 _ROLES = ("target", "keep", "baseline", "harmless", "borderline", "audited")
-_DRIFT = "kl_first_token"
 
 
 def compare_runs(folders: Sequence[Path], out: Path) -> str:
@@ -44,38 +44,37 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return next(names for names in named if len(set(names)) == len(names))
 
 
-def _report(folder: Path) -> dict[str, Any]:
+def _report(folder: Path) -> Report:
     file = folder / "report.json"
     if not file.is_file():
         raise InputError(f"{folder}: no report.json; give the folder of a finished run, audit or comparison")
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        ours = found["schema"] == SCHEMA and isinstance(found["sets"], dict)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        ours = False
-    if not ours:
-        raise InputError(f"{file}: not a report of abliterate; write it again with: abliterate report {folder}")
-    return dict(found)
+        return Report.read(file)
+    except InputError as error:
+        why = str(error).removeprefix(f"{file}: ")
+        raise InputError(f"{file}: not a report of abliterate ({why}); write it again with: abliterate report {folder}") from None
 
 
-def runs_page(reports: Mapping[str, Mapping[str, Any]]) -> str:
+@dataclass(frozen=True)
+class _Run:
+    """One run's row: its model, the tests, and the command that repeats it."""
+
+    model: str
+    report: Report
+    command: str
+    verdicts: Sequence[Claim]
+
+
+def runs_page(reports: Mapping[str, Report]) -> str:
     """The page of several reports; ``reports`` maps the runs' names to them."""
     return (
         environment()
         .get_template("runs.html.jinja2")
         .render(
-            runs={
-                name: {
-                    "model": model_name(r["run"]),
-                    "report": r,
-                    "command": command(without_paths(r["run"])),
-                    "verdicts": verdicts.all_of(r),
-                }
-                for name, r in reports.items()
-            },
-            both=any(two_models(r) for r in reports.values()),
-            lone=any(r["sets"] and not two_models(r) for r in reports.values()),
-            after=" or ".join(dict.fromkeys(after(r) for r in reports.values() if two_models(r))) or "edited",
+            runs={name: _Run(model_name(r.run), r, command(without_paths(r.run)), verdicts.all_of(r)) for name, r in reports.items()},
+            both=any(r.two_models for r in reports.values()),
+            lone=any(r.sets and not r.two_models for r in reports.values()),
+            after=" or ".join(dict.fromkeys(after(r) for r in reports.values() if r.two_models)) or "edited",
             sets=_sets(reports),
             drift=_drift(reports),
             unlike=_unlike(reports),
@@ -84,46 +83,77 @@ def runs_page(reports: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _sets(reports: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _SetRates:
+    """One measure of a prompt set in every run that used it: (run, rates) pairs."""
+
+    name: str
+    role: str
+    measure: Measure
+    rows: Sequence[tuple[str, RateRow]]
+
+
+def _sets(reports: Mapping[str, Report]) -> list[_SetRates]:
     """Each prompt set with its rates in every run that used it, targets first."""
-    names = {(name, entry["role"]): None for r in reports.values() for name, entry in r["sets"].items()}
-    found = []
-    for name, role in sorted(names, key=lambda pair: _ROLES.index(pair[1]) if pair[1] in _ROLES else len(_ROLES)):
-        for measure in ("refused" if role == "keep" else "withheld", "degenerate"):
-            entries = {run: r["sets"][name] for run, r in reports.items() if r["sets"].get(name, {}).get("role") == role}
-            rows = [
-                {"run": run, "n": e["base"][measure]["n"], "base": e["base"][measure], "edited": e["edited"] and e["edited"][measure]}
-                for run, e in entries.items()
-            ]
-            found.append({"name": name, "role": role, "measure": measure, "rows": rows})
-    return found
+    whole = {run: [row for row in rate_rows(r) if row.lang is None] for run, r in reports.items()}
+    found = {(row.name, row.role, row.measure): None for rows in whole.values() for row in rows}
+    # Sets in the order in which runs name them, each with its own measure first.
+    names = dict.fromkeys((name, role) for name, role, _ in found)
+    ordered = sorted(names, key=lambda pair: _ROLES.index(pair[1]) if pair[1] in _ROLES else len(_ROLES))
+    return [
+        _SetRates(name, role, measure, [(run, row) for run, rows in whole.items() for row in rows if _key(row) == (name, role, measure)])
+        for name, role in ordered
+        for of, as_, measure in found
+        if (of, as_) == (name, role)
+    ]
 
 
-def _drift(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    there = {run: r["drift"] for run, r in reports.items() if r["drift"] and r["drift"].get(_DRIFT) is not None}
-    if not there:
-        return None
-    rows = [{"run": run, "value": d[_DRIFT], "ci95": d[f"{_DRIFT}_ci95"], "set": d["set"], "n": d["n"]} for run, d in there.items()]
-    return {"end": round_up(max([0.1, *(row["ci95"][1] for row in rows)])), "rows": rows}
+def _key(row: RateRow) -> tuple[str, str, Measure]:
+    return row.name, row.role, row.measure
 
 
-def _unlike(reports: Mapping[str, Mapping[str, Any]]) -> list[str]:
+@dataclass(frozen=True)
+class _DriftRow:
+    run: str
+    value: float
+    ci95: Interval
+    set: str
+    n: int
+
+
+@dataclass(frozen=True)
+class _Drifts:
+    """The drift of each run, and the round number at which their scale ends."""
+
+    end: float
+    rows: Sequence[_DriftRow]
+
+
+def _drift(reports: Mapping[str, Report]) -> _Drifts | None:
+    rows = [
+        _DriftRow(run, *mean, r.drift.set, r.drift.n) for run, r in reports.items() if r.drift and (mean := r.drift.mean("kl_first_token"))
+    ]
+    return _Drifts(round_up(max([0.1, *(row.ci95[1] for row in rows)])), rows) if rows else None
+
+
+def _unlike(reports: Mapping[str, Report]) -> list[str]:
     """Sets whose prompts differ between the runs, so that their rates can't be compared."""
-    known: dict[str, set[tuple[Any, Any]]] = {}
+    known: dict[str, set[tuple[str | None, int]]] = {}
     for r in reports.values():
-        for name, entry in r["sets"].items():
-            known.setdefault(name, set()).add((r["run"].get("prompts", {}).get(name, {}).get("sha256"), entry["n"]))
+        for name, entry in r.sets.items():
+            used = r.run.prompts.get(name)
+            known.setdefault(name, set()).add((used.sha256 if used else None, entry.n))
     return [name for name, versions in known.items() if len(versions) > 1]
 
 
-def _settings(reports: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+def _settings(reports: Mapping[str, Report]) -> list[tuple[str, list[str]]]:
     """Settings that differ between the runs, with each run's value."""
-    given = [r["run"]["settings"] for r in reports.values()]
-    named = [without_paths(r["run"])["settings"] for r in reports.values()]
+    given = [r.run.settings for r in reports.values()]
+    named = [without_paths(r.run).settings for r in reports.values()]
     keys = dict.fromkeys(key for settings in given for key in settings)
     unlike = [key for key in keys if len({_short(settings.get(key)) for settings in given}) > 1]
     return [(key, [_short(settings.get(key)) for settings in named]) for key in unlike]
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return "–" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -3,94 +3,109 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
+from abliterate.checkpoint.records import EditSummary
+from abliterate.choice.records import Selection
+from abliterate.files import Interval
 from abliterate.measures.contrast import against_control
 from abliterate.measures.deliberation import thought_by_answer
+from abliterate.measures.parts.moved import Controls, Drift, DriftValues, Recovery
+from abliterate.measures.parts.sets import KEEP
 from abliterate.measures.statistics import bootstrap_mean
 from abliterate.measures.summary import Judged, answered_ids, by_topic, keep_test, set_entry, table, unchanged
 from abliterate.model.chat.parts import split_thought
+from abliterate.outcomes.records import Outcome
 from abliterate.outcomes.verdict import Verdict
 from abliterate.replies.transcripts import Transcript
+from abliterate.report.tree.report import SCHEMA, Report
+from abliterate.runs.document import Cost, RunRecord
 
-SCHEMA = "abliterate/report/1"
 _ROWS = ("tables.", "against_control[")  # paths of lists in which every row would repeat that nothing was edited
 
 
 def report_document(
-    run: Mapping[str, Any],
+    run: RunRecord,
     roles: Mapping[str, str],
     base: Mapping[str, Judged],
     edited: Mapping[str, Judged] | None,
-    drift: Mapping[str, Any] | None,
-    selection: Mapping[str, Any] | None,
-    edit: Mapping[str, Any] | None,
+    drift: DriftValues | None,
+    selection: Selection | None,
+    edit: EditSummary | None,
     margin: float,
-    controls: Mapping[str, Any] | None = None,
-    recovery: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Everything measured. ``roles`` maps each set's name to its role, in the order of the report."""
-    keeps = [name for name, role in roles.items() if role == "keep"] if edited is not None else []
+    controls: Controls | None = None,
+    recovery: Recovery | None = None,
+) -> Report:
+    """Everything measured, still without its cost. ``roles`` maps each set's name to its role, in the order of the report."""
+    keeps = [name for name, role in roles.items() if role == KEEP] if edited is not None else []
     tests = [keep_test(name, base[name], edited[name], margin) for name in keeps] if edited is not None else []
-    document: dict[str, Any] = {
-        "schema": SCHEMA,
-        "run": dict(run),
-        "sets": {name: set_entry(role, base[name], None if edited is None else edited[name]) for name, role in roles.items()},
-        "by_topic": {name: by_topic(base[name], None if edited is None else edited[name]) for name in roles},
-        "tables": {name: table(base[name], None if edited is None else edited[name]) for name in roles},
-        "against_control": against_control(roles, base, edited),
-        "thought_by_answer": thought_by_answer(base, edited),
-        "unchanged": None if edited is None else unchanged(roles, base, edited, margin),
-        "keep_test": tests[0] if tests else None,
-        "keep_tests": tests,
-        "controls": controls,
-        "recovery": recovery,
-        "drift": _drift(drift, base) if drift else None,
-        "benchmarks": None,
-        "selection": selection,
-        "edit": edit,
-    }
-    document["not_measured"] = not_measured(document)
-    return document
+    controlled, unmoved = against_control(roles, base, edited), None if edited is None else unchanged(roles, base, edited, margin)
+    report = Report(
+        format=SCHEMA,
+        run=run,
+        sets={name: set_entry(role, base[name], None if edited is None else edited[name]) for name, role in roles.items()},
+        by_topic={name: by_topic(base[name], None if edited is None else edited[name]) for name in roles},
+        tables={name: tuple(table(base[name], None if edited is None else edited[name])) for name in roles},
+        against_control=None if controlled is None else tuple(controlled),
+        thought_by_answer=thought_by_answer(base, edited),
+        unchanged=None if unmoved is None else tuple(unmoved),
+        keep_test=tests[0] if tests else None,
+        keep_tests=tuple(tests),
+        controls=controls,
+        recovery=recovery,
+        drift=_drift(drift, base) if drift else None,
+        benchmarks=None,
+        selection=selection,
+        edit=edit,
+        not_measured=(),
+        cost=Cost(seconds={}, peak_rss_bytes=0),
+    )
+    return with_missing(report)
 
 
-def _drift(drift: Mapping[str, Any], base: Mapping[str, Judged]) -> dict[str, Any]:
+def _drift(drift: DriftValues, base: Mapping[str, Judged]) -> Drift:
     """Means over prompts or texts, in nats; those along texts are per token. ``answered``: only prompts that base does not withhold."""
-    answered = answered_ids(base.get(drift["set"], []))
-    found: dict[str, Any] = {"set": drift["set"], "n": len(drift["ids"]), "n_answered": sum(i in answered for i in drift["ids"])}
+    answered = answered_ids(base.get(drift.set, []))
+    found: dict[str, float | Interval | None] = {}
     for name in ("kl_first_token", "kl_sequence"):
-        values = drift.get(name) or [None] * len(drift["ids"])
-        kept = [value for i, value in zip(drift["ids"], values, strict=True) if i in answered]
+        values = drift.values(name) or [None] * len(drift.ids)
+        kept = [value for i, value in zip(drift.ids, values, strict=True) if i in answered]
         found |= {**_mean(name, values), **_mean(f"{name}_answered", kept)}
     for name in ("ce_base", "ce_edited", "own_base", "own_edited"):
-        found[name] = _mean(name, drift.get(name) or [])[name]
+        found[name] = _mean(name, drift.values(name))[name]
     for name in ("suppression_base", "suppression_edited"):
-        if drift.get(name):  # only for models that think
-            found[name] = _mean(name, drift[name])[name]
-    return found
+        if drift.values(name):  # only for models that think
+            found[name] = _mean(name, drift.values(name))[name]
+    counts = {"n": len(drift.ids), "n_answered": sum(i in answered for i in drift.ids)}
+    return Drift.model_validate({"set": drift.set, **counts, **found})
 
 
-def _mean(name: str, values: Sequence[float | None]) -> dict[str, Any]:
+def _mean(name: str, values: Sequence[float | None]) -> dict[str, float | Interval | None]:
     """A mean with its bootstrap interval; null without values."""
     there = [value for value in values if value is not None]
     if not there:
         return {name: None, f"{name}_ci95": None}
-    return {name: sum(there) / len(there), f"{name}_ci95": list(bootstrap_mean(there))}
+    return {name: sum(there) / len(there), f"{name}_ci95": bootstrap_mean(there)}
 
 
-def not_measured(document: Mapping[str, Any]) -> list[str]:
+def with_missing(report: Report) -> Report:
+    """The report with the list of what this run did not measure."""
+    return report.model_copy(update={"not_measured": tuple(not_measured(report))})
+
+
+def not_measured(report: Report) -> list[str]:
     """Paths of everything that the schema has a place for but this run did not measure: every null, except those that repeat another and
     warnings that aren't needed.
 
     Of ``run``, only the hashes of the weights are listed, if they are unknown because only a server has the weights.
     """
-    measured = {key: value for key, value in document.items() if key != "run"}
-    unknown = ["run.model_hashes"] if document["run"].get("model_hashes", {}) is None else []
+    measured = {key: value for key, value in report.document().items() if key not in ("run", "not_measured")}
+    unknown = ["run.model_hashes"] if report.run.model_hashes is None else []
     nulls = [path for path in _nulls(measured, "") if not (path.startswith(_ROWS) and path.endswith(".edited"))]
     return [*nulls, *unknown]
 
 
-def _nulls(value: Any, path: str) -> Iterator[str]:
+def _nulls(value: object, path: str) -> Iterator[str]:
     if value is None:
         yield path
     elif isinstance(value, Mapping):
@@ -107,32 +122,53 @@ def excerpt(text: str, length: int = 280) -> str:
     return text if len(text) <= length else text[:length].rstrip() + " …"
 
 
-def pairs_of(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None, length: int | None = 280) -> dict[str, list[dict[str, Any]]]:
-    """Replies side by side, by set, for the page: the first ``length`` characters of each, or whole if None."""
-    rows: dict[str, list[dict[str, Any]]] = {}
+@dataclass(frozen=True)
+class ReplySide:
+    """One model's reply as the page shows it. The answer, which decides the outcome, and the thought are texts of their own, so that a long
+    thought does not hide the answer; ``thought`` is None if the reply has none."""
+
+    thought: str | None
+    text: str
+    outcome: Outcome
+    rule: str
+    substance: bool | None
+
+
+@dataclass(frozen=True)
+class ReplyPair:
+    """The replies of both models to one prompt of a set; ``edited`` is None if one model was asked."""
+
+    set: str
+    prompt: str
+    lang: str
+    topic: str
+    base: ReplySide
+    edited: ReplySide | None
+
+    @property
+    def sides(self) -> list[ReplySide]:
+        return [self.base, *([self.edited] if self.edited else [])]
+
+
+def pairs_of(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None, length: int | None = 280) -> list[ReplyPair]:
+    """Replies side by side, set by set, for the page: the first ``length`` characters of each, or whole if None."""
+    pairs = []
     for name, judged in base.items():
-        others: Sequence[Any] = edited[name] if edited is not None else [None] * len(judged)
-        rows[name] = [
-            {
-                "prompt": t.prompt if length is None else excerpt(t.prompt, length),
-                "lang": t.lang,
-                "topic": t.topic or t.category,
-                "base": _side(t, v, length),
-                "edited": _side(o[0], o[1], length) if o else None,
-            }
-            for (t, v), o in zip(judged, others, strict=True)
-        ]
-    return rows
+        others: Sequence[tuple[Transcript, Verdict] | None] = [None] * len(judged) if edited is None else edited[name]
+        for (t, v), other in zip(judged, others, strict=True):
+            prompt = t.prompt if length is None else excerpt(t.prompt, length)
+            after = _side(*other, length) if other else None
+            pairs.append(ReplyPair(name, prompt, t.lang, t.topic or t.category, _side(t, v, length), after))
+    return pairs
 
 
-def _side(transcript: Transcript, verdict: Verdict, length: int | None) -> dict[str, Any]:
-    """The answer, which decides the outcome, and the thought as a text of its own, so that a long thought does not hide the answer."""
+def _side(transcript: Transcript, verdict: Verdict, length: int | None) -> ReplySide:
     parts = split_thought(transcript.response, transcript.begins_in_thought)
     thought, text = parts.thought, transcript.response if parts.thought is None else parts.answer
-    return {
-        "thought": thought if thought is None or length is None else excerpt(thought, length // 2),
-        "text": text if length is None else excerpt(text, length),
-        "outcome": verdict.outcome,
-        "rule": verdict.rule,
-        "substance": verdict.substance,
-    }
+    return ReplySide(
+        thought=thought if thought is None or length is None else excerpt(thought, length // 2),
+        text=text if length is None else excerpt(text, length),
+        outcome=verdict.outcome,
+        rule=verdict.rule,
+        substance=verdict.substance,
+    )

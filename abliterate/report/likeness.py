@@ -6,12 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from abliterate.files import Json
 from abliterate.measures.statistics import wilson
+from abliterate.report.tree.report import Report
+from abliterate.report.tree.reproduction import MeasureTotals, Totals, Verdict
 
-Verdict = Literal["identical", "within", "different"]
-VERDICTS: tuple[Verdict, ...] = ("identical", "within", "different")
 CLOSE = 0.01  # relative tolerance for a figure without an interval: another order of summation may move it this far
 NOISE = 1e-6  # absolute tolerance: smaller differences are noise
 PARTS = (
@@ -34,7 +35,7 @@ Path = tuple[str, ...]
 class Figure:
     """One figure of a report; ``interval`` is its 95 % interval. A count has ``of``, its total, and Wilson's interval of its share."""
 
-    value: Any
+    value: Any  # a number, a truth value or a name
     interval: tuple[float, float] | None = None
     of: int | None = None
 
@@ -73,11 +74,12 @@ class Compared:
         return rest[0]
 
 
-def figures(report: Mapping[str, Any]) -> dict[Path, Figure]:
+def figures(report: Report) -> dict[Path, Figure]:
     """Every figure of a report by its path, except those that follow from others."""
-    found = {path: figure for part in PARTS if report.get(part) is not None for path, figure in _walk(report[part], (part,), None)}
+    document = report.document()
+    found = {path: figure for part in PARTS if document.get(part) is not None for path, figure in _walk(document[part], (part,), None)}
     for choice in CHOICES:
-        value: Any = report.get("selection")
+        value = document.get("selection")
         for key in choice:
             value = value.get(key) if isinstance(value, Mapping) else None
         if value is not None:
@@ -87,7 +89,7 @@ def figures(report: Mapping[str, Any]) -> dict[Path, Figure]:
 
 def _walk(value: Any, path: Path, n: int | None) -> Iterator[tuple[Path, Figure]]:
     """Figures inside a value; ``n`` is the total of the counts there."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         if {"k", "n", "rate", "ci95"} <= value.keys():
             yield path, Figure(value["rate"], _pair(value["ci95"]))
             return
@@ -108,15 +110,15 @@ def _walk(value: Any, path: Path, n: int | None) -> Iterator[tuple[Path, Figure]
         yield path, Figure(value, wilson(value, n), n) if counts and n else Figure(value)
 
 
-def _counted(value: Mapping[str, Any], n: int | None) -> int | None:
+def _counted(value: Json, n: int | None) -> int | None:
     """The total of the counts in an object: its own n, its models' n, the sum of its table, or else the n of the object around it."""
     own = value.get("n", value.get("n_pairs"))
     if isinstance(own, int):
         return own
     base = value.get("base")
-    if isinstance(base, Mapping) and isinstance(base.get("refused"), Mapping):
+    if isinstance(base, dict) and isinstance(base.get("refused"), dict):
         return int(base["refused"]["n"])
-    if isinstance(value.get("counts"), Mapping):
+    if isinstance(value.get("counts"), dict):
         return sum(sum(row.values()) for row in value["counts"].values())
     return n
 
@@ -130,7 +132,7 @@ def _row_name(row: Any, number: int) -> str:
     return "/".join(names) or str(number)
 
 
-def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Compared]:
+def compare(before: Report, now: Report) -> list[Compared]:
     """Compare every figure of the first report with the same figure of the second."""
     first, second = figures(before), figures(now)
     return [Compared(path, figure, second.get(path), verdict(figure, second.get(path))) for path, figure in first.items()]
@@ -155,15 +157,19 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def totals(found: Sequence[Compared]) -> dict[str, int]:
+def totals(found: Sequence[Compared]) -> Totals:
     """The number of figures with each verdict."""
     counts = Counter(one.verdict for one in found)
-    return {name: counts[name] for name in VERDICTS}
+    return Totals(identical=counts["identical"], within=counts["within"], different=counts["different"])
 
 
-def by_measure(found: Sequence[Compared]) -> list[dict[str, Any]]:
+def by_measure(found: Sequence[Compared]) -> list[MeasureTotals]:
     """The totals per set and measure, in the order of the report."""
     groups: dict[tuple[str, str], list[Compared]] = {}
     for one in found:
         groups.setdefault((one.set, one.measure), []).append(one)
-    return [{"set": of, "measure": measure, **totals(group)} for (of, measure), group in groups.items()]
+    summed = ((of, measure, totals(group)) for (of, measure), group in groups.items())
+    return [
+        MeasureTotals(set=of, measure=measure, identical=all_.identical, within=all_.within, different=all_.different)
+        for of, measure, all_ in summed
+    ]

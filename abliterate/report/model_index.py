@@ -12,67 +12,64 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from abliterate.files import Json
+from abliterate.measures.parts.rates import Measure
 from abliterate.outcomes.records import NOT_JUDGED
 from abliterate.report.numbers import outcome
+from abliterate.report.tree.report import Report
 
 TASK = "text-generation"
-KEEP = "keep"
 
 
-def eval_results(report: Mapping[str, Any]) -> list[EvalResult]:
+def eval_results(report: Report) -> list[EvalResult]:
     """One result per set and figure; sets without an edited side give none."""
     return [*_rates(report), *_drift(report)]
 
 
-def _rates(report: Mapping[str, Any]) -> Iterator[EvalResult]:
-    tests = {test["set"]: test for test in report["keep_tests"]}
-    for name, entry in report["sets"].items():
-        what = "refused" if entry["role"] == KEEP else "withheld"
-        for key in (what, "degenerate"):
-            before, after = entry["base"][key], (entry["edited"] or {}).get(key)
-            if after is None or after["rate"] is None or before["rate"] is None:
+def _rates(report: Report) -> Iterator[EvalResult]:
+    tests = {test.set: test for test in report.keep_tests}
+    for name, entry in report.sets.items():
+        if entry.edited is None:
+            continue
+        measures: tuple[Measure, ...] = (entry.measure, "degenerate")
+        for key in measures:
+            before, after = entry.base.rate(key), entry.edited.rate(key)
+            if after.rate is None or before.rate is None:
                 continue
-            about = {
-                "ci95": _rounded(after["ci95"]),
-                "k": after["k"],
-                "n": after["n"],
-                "base": {"rate": _round(before["rate"]), "k": before["k"]},
-            }
-            if unknown := entry["edited"]["outcomes"].get(NOT_JUDGED):
+            base = {"rate": _round(before.rate), "k": before.k}
+            about: Json = {"ci95": _rounded(after.ci95), "k": after.k, "n": after.n, "base": base}
+            if unknown := entry.edited.outcomes.not_judged:
                 about[NOT_JUDGED] = unknown
             if key == "refused" and name in tests:
                 test = tests[name]
-                about["keep_test"] = {"margin": test["margin"], "upper_bound": _round(test["upper_bound"]), "holds": test["holds"]}
-                if groups := test.get("clusters"):
-                    about["keep_test"]["clusters"] = f"{groups['count']} by {groups['unit']}"
-            yield _result(
-                name, f"{key}_rate", f"share of prompts whose reply is {outcome(key)}", after["rate"], about, {"role": entry["role"]}
-            )
+                about["keep_test"] = {"margin": test.margin, "upper_bound": _round(test.upper_bound), "holds": test.holds}
+                if groups := test.clusters:
+                    about["keep_test"]["clusters"] = f"{groups.count} by {groups.unit}"
+            yield _result(name, f"{key}_rate", f"share of prompts whose reply is {outcome(key)}", after.rate, about, entry.role)
 
 
-def _drift(report: Mapping[str, Any]) -> Iterator[EvalResult]:
-    drift = report["drift"]
+def _drift(report: Report) -> Iterator[EvalResult]:
+    drift = report.drift
     for key, words in (
         ("kl_first_token", "KL(base‖edited) of the first token, nats"),
         ("kl_sequence", "KL(base‖edited) along the base's own replies, nats per token"),
     ):
-        if drift and drift.get(key) is not None:
-            about = {"ci95": _rounded(drift[f"{key}_ci95"]), "n": drift["n"]}
-            yield _result(drift["set"], key, words, drift[key], about, {"role": "harmless"})
+        if drift and (found := drift.mean(key)):
+            yield _result(drift.set, key, words, found[0], {"ci95": _rounded(found[1]), "n": drift.n}, "harmless")
 
 
-def _result(name: str, metric: str, words: str, value: float, about: Mapping[str, Any], of: Mapping[str, Any]) -> EvalResult:
+def _result(name: str, metric: str, words: str, value: float, about: Json, role: str) -> EvalResult:
     flat = name_on_hub(name)
     return EvalResult(
         task_type=TASK,
         dataset_type=flat,
         dataset_name=flat,
         dataset_split="test",
-        dataset_args=dict(of),
+        dataset_args={"role": role},
         metric_type=metric,
         metric_name=words,
         metric_value=_round(value),
-        metric_args=dict(about),
+        metric_args=about,
     )
 
 

@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from abliterate.measures.parts.rates import Corrected, Rate, Withheld
 from abliterate.outcomes.records import RECORDS
 
 
-def percent(rate: Mapping[str, Any] | None) -> str:
+def percent(rate: Rate | None) -> str:
     """A rate in per cent; a dash if there is none."""
-    if rate is None or rate["rate"] is None:
-        return "–"
-    return f"{100 * rate['rate']:.1f} %"
+    return "–" if rate is None or rate.rate is None else f"{100 * rate.rate:.1f} %"
 
 
-def interval(rate: Mapping[str, Any] | None) -> str:
+def per_cent(rate: Rate) -> str:
+    """A rate in whole per cent; a dash if there is none."""
+    return "–" if rate.rate is None else f"{100 * rate.rate:.0f} %"
+
+
+def interval(rate: Rate | None) -> str:
     """The rate's counts and 95 % interval."""
-    if rate is None or rate["rate"] is None:
-        return ""
-    return f"{rate['k']}/{rate['n']}, 95 % {bounds(rate)}"
+    return "" if rate is None or rate.rate is None else f"{rate.k}/{rate.n}, 95 % {bounds(rate)}"
 
 
-def bounds(rate: Mapping[str, Any]) -> str:
-    """The bounds of a rate's 95 % interval."""
-    low, high = rate["ci95"]
-    return f"{100 * low:.1f}–{100 * high:.1f}"
+def bounds(rate: Rate | Corrected) -> str:
+    """The bounds of a rate's 95 % interval; empty if there is none."""
+    return "" if rate.ci95 is None else f"{100 * rate.ci95[0]:.1f}–{100 * rate.ci95[1]:.1f}"
 
 
-def corrected(rate: Mapping[str, Any] | None) -> str:
+def corrected(rate: Rate | None) -> str:
     """The rate corrected for the detector's known errors; empty if there is none."""
-    found = None if rate is None else rate.get("corrected")
-    if found is None:
-        return ""
-    return f"corrected {100 * found['rate']:.1f} %, 95 % {bounds(found)}"
+    found = rate.corrected if isinstance(rate, Withheld) else None
+    return "" if found is None else f"corrected {100 * found.rate:.1f} %, 95 % {bounds(found)}"
 
 
 def outcome(name: str) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, Literal
 
 from abliterate.config import AuditConfig, CompareConfig, Config, RunConfig
 from abliterate.model.source import CHECKPOINT
+from abliterate.report.tree.report import Report
 from abliterate.report.without_paths import as_path, is_path
+from abliterate.runs.document import Cost, Kind, ModelPlace, RunRecord
 
-Kind = Literal["run", "audit", "compare"]
 _CONFIGS: dict[Kind, type[Config]] = {"run": RunConfig, "audit": AuditConfig, "compare": CompareConfig}
 _IN_WORDS = {
     "drift": "how far the model moved on harmless prompts (drift)",
@@ -24,23 +24,16 @@ _IN_WORDS = {
 }
 
 
-def kind(run: Mapping[str, Any]) -> Kind:
-    """Which command made a run folder."""
-    settings = run["settings"]
-    return "compare" if "derived" in settings else "audit" if "prompts" in settings else "run"
-
-
-def after(report: Mapping[str, Any]) -> str:
+def after(report: Report) -> str:
     """The name of a report's second model: edited, or derived if two models were only compared."""
-    return "derived" if kind(report["run"]) == "compare" else "edited"
+    return "derived" if report.run.kind == "compare" else "edited"
 
 
-def command(run: Mapping[str, Any]) -> str:
+def command(run: RunRecord) -> str:
     """The command line that repeats the run: every setting that differs from its default."""
-    which = kind(run)
-    fields = _CONFIGS[which].model_fields
-    words = ["abliterate", which]
-    for key, value in run["settings"].items():
+    fields = _CONFIGS[run.kind].model_fields
+    words = ["abliterate", run.kind]
+    for key, value in run.settings.items():
         default = fields[key].get_default() if key in fields else None
         given = list(value) if isinstance(value, list | tuple) else [value]
         if value is None or given == (list(default) if isinstance(default, list | tuple) else [default]):
@@ -61,23 +54,28 @@ def _public(given: str) -> str:
     return f"{scheme}://{re.split(r'[?#]', rest, maxsplit=1)[0].rpartition('@')[2]}"
 
 
-def cost(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Stages with their seconds and their share of the longest, the sum, and peak memory in bytes; None if nothing is known."""
-    if not found or not found["seconds"]:
-        return None
-    longest = max(found["seconds"].values()) or 1.0
-    stages = [{"name": name, "seconds": s, "share": 100 * s / longest} for name, s in found["seconds"].items()]
-    return {"stages": stages, "sum": sum(found["seconds"].values()), "peak": found["peak_rss_bytes"]}
+@dataclass(frozen=True)
+class StageCost:
+    """A stage with its seconds and its share of the longest stage, in per cent."""
+
+    name: str
+    seconds: float
+    share: float
 
 
-def missing(report: Mapping[str, Any]) -> list[str]:
+def stages(cost: Cost) -> list[StageCost]:
+    """The stages of a run; empty if nothing is known."""
+    longest = max(cost.seconds.values(), default=0.0) or 1.0
+    return [StageCost(name, s, 100 * s / longest) for name, s in cost.seconds.items()]
+
+
+def missing(report: Report) -> list[str]:
     """What was not measured, in words, as far as a reader would look for it. The report lists every missing figure by its path."""
-    paths = set(report["not_measured"])
-    asked = bool(report["sets"])
-    edited = report["edit"] is not None or any(entry["edited"] is not None for entry in report["sets"].values())
+    paths = set(report.not_measured)
+    asked, edited = bool(report.sets), report.two_models
     only_after = ("drift", "controls", "recovery", "keep_test")
     said = [words for path, words in _IN_WORDS.items() if path in paths and (edited or path not in only_after)]
-    facts = [name for name in report["sets"] if f"sets.{name}.base.substance" in paths]
+    facts = [name for name in report.sets if f"sets.{name}.base.substance" in paths]
     if facts:
         said.append(f"whether answers contain facts ({', '.join(facts)}: the prompts list no facts)")
     if not asked:
@@ -87,15 +85,23 @@ def missing(report: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def citation(report: Mapping[str, Any]) -> dict[str, str]:
-    """How to cite these figures, and the method, as BibTeX."""
-    run = report["run"]
+@dataclass(frozen=True)
+class Citation:
+    """How to cite the figures of a report, and the method, as BibTeX."""
+
+    figures: str
+    method: str
+
+
+def citation(report: Report) -> Citation:
+    """The citation of these figures."""
+    run = report.run
     key = re.sub(r"[^a-z0-9]+", "", _sides(run)[-1].lower()) or "model"
-    version = run["abliterate"]
+    version = run.abliterate
     figures = (
         f"@misc{{abliterate-{key},\n"
         f"  title = {{Refusals of {_tex(model_name(run))}: a report of abliterate {version}}},\n"
-        f"  note = {{report.json, schema {report.get('schema', 'unknown')}; it holds the hashes of model and prompts}}\n}}"
+        f"  note = {{report.json, schema {report.format}; it holds the hashes of model and prompts}}\n}}"
     )
     method = (
         "@inproceedings{arditi2024refusal,\n"
@@ -105,30 +111,30 @@ def citation(report: Mapping[str, Any]) -> dict[str, str]:
         "  booktitle = {Advances in Neural Information Processing Systems},\n"
         "  year = {2024},\n  eprint = {2406.11717},\n  archivePrefix = {arXiv}\n}"
     )
-    return {"figures": figures, "method": method}
+    return Citation(figures, method)
 
 
-def model_name(run: Mapping[str, Any]) -> str:
+def model_name(run: RunRecord) -> str:
     """The model's name, or both names of a comparison: a Hub id, a short name as given, a folder's name (see ``folder_name``), or a
     server's name for a model that is only there."""
     return " against ".join(reversed(_sides(run)))
 
 
-def _sides(run: Mapping[str, Any]) -> list[str]:
+def _sides(run: RunRecord) -> list[str]:
     """The model's name, or the names of a comparison's base and derived model."""
-    settings, engines = run["settings"], run.get("resolved", {}).get("engines", {})
-    served = [engines.get(which, {}).get("model") for which in ("base", "edited")]
-    if "derived" in settings:
-        return [_called(settings["base"], run, served[0]), _called(settings["derived"], run.get("derived") or {}, served[1])]
-    return [_called(settings["model"], run, served[0])]
+    engines = [run.resolved.engine(which) for which in ("base", "edited")]
+    served = [engine.model if engine else None for engine in engines]
+    if run.kind == "compare":
+        return [_called(run.settings["base"], run, served[0]), _called(run.settings["derived"], run.derived, served[1])]
+    return [_called(run.settings["model"], run, served[0])]
 
 
-def _called(given: Any, model: Mapping[str, Any], served: str | None) -> str:
+def _called(given: object, model: RunRecord | ModelPlace | None, served: str | None) -> str:
     """``model``: its entry in run.json; ``served``: a server's name for it."""
-    path = model.get("model_path")
+    path = model.model_path if model else None
     name = str(served if served and path is None else given)
-    if model.get("hub_id"):
-        return str(model["hub_id"])
+    if model and model.hub_id:
+        return model.hub_id
     if "://" in name:
         return "a model on a server"
     if path is None and not is_path(name):

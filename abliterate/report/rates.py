@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from abliterate.outcomes.records import NOT_JUDGED
+from abliterate.files import Interval
+from abliterate.measures.parts.moved import Controls, Drift
+from abliterate.measures.parts.rates import Measure, Outcomes, Rate
+from abliterate.measures.parts.sets import Compared, SetEntry, Side, sides
+from abliterate.outcomes.records import NOT_JUDGED, Outcome
 from abliterate.report.numbers import outcome
+from abliterate.report.tree.report import Report
 
 _GROUPS = (
     ("target", "Should go", "withheld", ("target",)),
@@ -22,56 +27,96 @@ _DRIFTS = (
 )
 
 
-def first_screen(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Groups of rows {label, measure, n, base, edited}, one per role that has sets, and one for broken output."""
-    groups = []
-    for key, title, measure, roles in _GROUPS:
-        rows = [_row(name, entry, measure) for name, entry in report["sets"].items() if entry["role"] in roles]
-        if rows:
-            groups.append({"key": key, "title": title, "measure": measure, "rows": rows})
-    broken = [_row(name, entry, "degenerate") for name, entry in report["sets"].items()]
-    if broken:
-        groups.append({"key": "broken", "title": "Broken output", "measure": "loops, word salad", "rows": broken})
-    return groups
+@dataclass(frozen=True)
+class RateRow:
+    """One rate of a set, or of its prompts in one language (``lang``), before and after; ``edited`` is None if one model was asked."""
+
+    name: str
+    role: str
+    lang: str | None
+    measure: Measure
+    base: Rate
+    edited: Rate | None
+
+    @property
+    def n(self) -> int:
+        return self.base.n
+
+    @property
+    def said(self) -> str:
+        """The measure as people read it."""
+        return outcome(self.measure)
 
 
-def _row(name: str, entry: Mapping[str, Any], measure: str) -> dict[str, Any]:
-    edited = entry["edited"]
-    return {
-        "label": name,
-        "measure": outcome(measure),
-        "n": entry["base"][measure]["n"],
-        "base": entry["base"][measure],
-        "edited": None if edited is None else edited[measure],
-    }
+def rate_rows(report: Report) -> list[RateRow]:
+    """For each set: the measure that it is judged by, the same by language if there are several, and its broken output."""
+    rows = []
+    for name, entry in report.sets.items():
+        rows.append(_row(name, entry, entry, None, entry.measure))
+        rows += [_row(name, entry, part, lang, entry.measure) for lang, part in entry.languages.items()]
+        rows.append(_row(name, entry, entry, None, "degenerate"))
+    return rows
 
 
-def drift_rows(drift: Mapping[str, Any] | None, after: str = "edited") -> dict[str, Any] | None:
-    """Means in nats with their intervals, and the round number at which their scale ends; None without any.
+def _row(name: str, entry: SetEntry, part: SetEntry | Compared, lang: str | None, measure: Measure) -> RateRow:
+    return RateRow(name, entry.role, lang, measure, part.base.rate(measure), part.edited.rate(measure) if part.edited else None)
 
-    ``after``: the name of the second model.
-    """
-    if not drift:
-        return None
+
+@dataclass(frozen=True)
+class Group:
+    """Rates that belong under one title; ``measure``: what they count, in words."""
+
+    key: str
+    title: str
+    measure: str
+    rows: Sequence[RateRow]
+
+
+def groups_of(rows: Sequence[RateRow]) -> list[Group]:
+    """Groups of rates of whole sets, one per role that has sets, and one for broken output."""
+    whole = [row for row in rows if row.lang is None]
     found = [
-        (label, said.format(**drift, after=after), drift[key], drift[f"{key}_ci95"])
-        for key, label, said in _DRIFTS
-        if drift.get(key) is not None
+        Group(key, title, measure, [row for row in whole if row.role in roles and row.measure != "degenerate"])
+        for key, title, measure, roles in _GROUPS
     ]
-    if not found:
-        return None
-    end = round_up(max([0.1, *(max(value, ci[1]) for _, _, value, ci in found)]))
-    rows = [{"label": label, "said": said, "value": value, "ci95": ci} for label, said, value, ci in found]
-    return {"set": drift["set"], "end": end, "rows": rows}
+    found.append(Group("broken", "Broken output", "loops, word salad", [row for row in whole if row.measure == "degenerate"]))
+    return [group for group in found if group.rows]
 
 
-def controls(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The edit beside edits along random directions: rates, and drift in nats on one scale; None without controls."""
-    found = report.get("controls")
-    if not found:
+@dataclass(frozen=True)
+class NatsRow:
+    """A mean in nats with its interval; ``said``: what it is, in words."""
+
+    label: str
+    said: str
+    value: float
+    ci95: Interval
+
+
+@dataclass(frozen=True)
+class DriftRows:
+    """Drift on the prompts of ``set``; ``end``: the round number at which the scale ends."""
+
+    set: str
+    end: float
+    rows: Sequence[NatsRow]
+
+
+def drift_rows(drift: Drift | None, after: str = "edited") -> DriftRows | None:
+    """Means in nats with their intervals; None without any. ``after``: the name of the second model."""
+    if drift is None:
         return None
-    nats = [found["kl_first_token"]["edited"], *found["kl_first_token"]["random"]]
-    return {**found, "end": round_up(max([0.1, *(value for value in nats if value is not None)]))}
+    counts = {"n": drift.n, "n_answered": drift.n_answered, "after": after}
+    rows = [NatsRow(label, said.format(**counts), *found) for key, label, said in _DRIFTS if (found := drift.mean(key))]
+    if not rows:
+        return None
+    return DriftRows(drift.set, round_up(max([0.1, *(max(row.value, row.ci95[1]) for row in rows)])), rows)
+
+
+def nats_end(controls: Controls) -> float:
+    """The round number at which the scale of the drift of the edit and of random directions ends."""
+    nats = [controls.kl_first_token.edited, *controls.kl_first_token.random]
+    return round_up(max([0.1, *(value for value in nats if value is not None)]))
 
 
 def round_up(value: float) -> float:
@@ -80,26 +125,45 @@ def round_up(value: float) -> float:
     return round(next((step * power for step in (1, 2, 5) if step * power >= value - 1e-12), 10 * power), 12)
 
 
-def bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each set's outcomes as parts of one bar per model: {name, role, n, sides: [(model, [(outcome, k, start, share)])]} in per cent."""
-    found = []
-    for name, entry in report["sets"].items():
-        sides = [(side, _parts(entry[side]["outcomes"])) for side in ("base", "edited") if entry[side] is not None]
-        found.append({"name": name, "role": entry["role"], "n": entry["n"], "sides": sides})
-    return found
+@dataclass(frozen=True)
+class Part:
+    """An outcome's part of a bar: its count, where it starts, and its share, in per cent."""
+
+    outcome: Outcome
+    k: int
+    start: float
+    share: float
 
 
-def outcomes_there(report: Mapping[str, Any]) -> list[str]:
+@dataclass(frozen=True)
+class Bar:
+    """A set's outcomes as parts of one bar per model."""
+
+    name: str
+    role: str
+    n: int
+    sides: Sequence[tuple[Side, Sequence[Part]]]
+
+
+def bars(report: Report) -> list[Bar]:
+    """One bar per set and model."""
+    return [
+        Bar(name, entry.role, entry.n, [(side, _parts(found.outcomes)) for side, found in sides(entry)])
+        for name, entry in report.sets.items()
+    ]
+
+
+def outcomes_there(report: Report) -> list[Outcome]:
     """The outcomes that the page lists: all of them, but ``not_judged`` only if a reply has it."""
-    sides = [entry[side]["outcomes"] for entry in report["sets"].values() for side in ("base", "edited") if entry[side] is not None]
-    names = dict.fromkeys(name for outcomes in sides for name in outcomes)
-    return [name for name in names if name != NOT_JUDGED or any(outcomes.get(name) for outcomes in sides)]
+    every = [found.outcomes for entry in report.sets.values() for _, found in sides(entry)]
+    names = dict.fromkeys(name for outcomes in every for name, _ in outcomes.items())
+    return [name for name in names if name != NOT_JUDGED or any(outcomes.not_judged for outcomes in every)]
 
 
-def _parts(outcomes: Mapping[str, int]) -> list[tuple[str, int, float, float]]:
-    total, at, parts = sum(outcomes.values()), 0, []
+def _parts(outcomes: Outcomes) -> list[Part]:
+    total, at, parts = outcomes.total, 0, []
     for name, count in outcomes.items():
         if count:
-            parts.append((name, count, 100 * at / total, 100 * count / total))
+            parts.append(Part(name, count, 100 * at / total, 100 * count / total))
             at += count
     return parts

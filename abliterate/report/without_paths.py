@@ -8,32 +8,33 @@ from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 from abliterate.config.recorded import named_by
+from abliterate.runs.document import RunRecord
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
-def without_paths(run: Mapping[str, Any]) -> dict[str, Any]:
+def without_paths(run: RunRecord) -> RunRecord:
     """run.json with every path and URL, under any key, replaced by a bare name.
 
     Models from the Hub are named by their ids, the base with its revision.
     """
-    settings = {key: _hub_ids(run).get(key) or _named(key, value) for key, value in run["settings"].items()}
-    if run.get("hub_id") and run.get("revision"):
-        settings["revision"] = run["revision"]
-    return {**_plain(run), "settings": settings}
+    settings = {key: _hub_ids(run).get(key) or _named(key, value) for key, value in run.settings.items()}
+    if run.hub_id and run.revision:
+        settings["revision"] = run.revision
+    return RunRecord.model_validate({**_plain(run.document()), "settings": settings})
 
 
-def _hub_ids(run: Mapping[str, Any]) -> dict[str, Any]:
+def _hub_ids(run: RunRecord) -> dict[str, str | None]:
     """The models' Hub ids by the settings that name them; None for models from elsewhere."""
-    own, others = run.get("hub_id"), {which: (run.get(which) or {}).get("hub_id") for which in ("derived", "reference")}
-    return {"model": own, "base": own, **others}
+    others = {"derived": run.derived, "reference": run.reference}
+    return {"model": run.hub_id, "base": run.hub_id, **{which: other.hub_id if other else None for which, other in others.items()}}
 
 
-def said_without_paths(text: str, run: Mapping[str, Any]) -> str:
+def said_without_paths(text: str, run: RunRecord) -> str:
     """A text about a run, such as an error message, with the paths and URLs that run.json knows replaced by names."""
-    known = {place: name for key, value in run["settings"].items() for place, name in _places(key, value)}
-    known |= dict(_places("", {key: value for key, value in run.items() if key != "settings"}))
+    known = {place: name for key, value in run.settings.items() for place, name in _places(key, value)}
+    known |= dict(_places("", {key: value for key, value in run.document().items() if key != "settings"}))
     for place in sorted(known, key=len, reverse=True):
         text = text.replace(place, known[place])
     return text

@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from abliterate.checkpoint.names import PROOF
+from abliterate.checkpoint.records import WeightsFile
 from abliterate.checkpoint.sums import to_hash, write_sums
 from abliterate.config import Transcripts
+from abliterate.directions.document import DirectionsQuality
 from abliterate.files import read_json, write_json, write_text
+from abliterate.measures.parts.moved import Benchmarks
 from abliterate.measures.summary import Judged
 from abliterate.report.card import model_card
 from abliterate.report.page.render import report_page
+from abliterate.report.tree.report import Report
 from abliterate.runs.folder import BENCHMARKS, DIRECTIONS, WEIGHTS, RunFolder
 from abliterate.terminal.progress import stage
 
 
 def write_report(
     folder: RunFolder,
-    report: Mapping[str, Any],
+    report: Report,
     before: Mapping[str, Judged],
     after: Mapping[str, Judged] | None,
     auc: Mapping[str, Sequence[float]] | None,
     transcripts: Transcripts | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Write report.json, report.html and the derived checkpoint's card. Returns the report with its cost.
 
     If the folder holds a comparison of weights, benchmark scores or the quality of the directions, they go into the report.
     ``transcripts``: how much of each reply the page shows; None: as the run's settings say.
     """
     weights, scores, directions = (folder.path / name for name in (WEIGHTS, BENCHMARKS, DIRECTIONS))
-    more = {"weights": read_json(weights)["summary"]} if weights.is_file() else {}
-    more |= {"directions": read_json(directions)} if directions.is_file() else {}
+    more: dict[str, object] = {"weights": WeightsFile.read(weights).summary} if weights.is_file() else {}
+    more |= {"directions": DirectionsQuality.read(directions)} if directions.is_file() else {}
     if scores.is_file():
-        more |= {"benchmarks": read_json(scores), "not_measured": [name for name in report["not_measured"] if name != "benchmarks"]}
-    whole = {**report, **more, "cost": folder.cost()}
+        left = tuple(name for name in report.not_measured if name != "benchmarks")
+        more |= {"benchmarks": Benchmarks.read(scores), "not_measured": left}
+    whole = report.model_copy(update={**more, "cost": folder.cost()})
     write_json(whole, folder.path / "report.json")
-    shown = transcripts or folder.record()["settings"].get("transcripts", "excerpt")
+    shown = transcripts or folder.record().settings.get("transcripts", "excerpt")
     write_text(report_page(whole, before, after, auc, shown), folder.path / "report.html")
     card = folder.path / "checkpoint" / "README.md"
     if card.is_file():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field
 
 from abliterate.files import Count, May, Number, Record
+from abliterate.prompts.promptset import PromptsUsed
 
-SCHEMA = "abliterate/run/1"
+SCHEMA: Final = "abliterate/run/1"
 Kind = Literal["run", "audit", "compare"]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _TIME = "The time at which the run began, if the chat template shows the time."
@@ -21,11 +22,18 @@ class EngineRecord(Record):
     model_config = ConfigDict(extra="allow")
 
     kind: str
+    url: str | None = None
+    model: str | None = None
+    root: str | None = None
+    owner: str | None = None
+    chosen_by: str | None = None
+    version: str | None = None
 
     @property
-    def served(self) -> str | None:
-        """The name under which a server has the model; None if no server wrote the replies."""
-        return (self.model_extra or {}).get("model")
+    def writer(self) -> str:
+        """What two engines must share to give the same replies: their kind and, for a server, what it loaded."""
+        served = self.root or self.model
+        return f"{self.kind} ({served})" if served else self.kind
 
 
 class Resolved(Record):
@@ -43,6 +51,13 @@ class Resolved(Record):
     seeds: Mapping[str, int]
     engines: May[Mapping[str, EngineRecord]] = None
 
+    def engine(self, which: str) -> EngineRecord | None:
+        """The engine that wrote the replies of the ``base`` or ``edited`` model; None if it is not known."""
+        return (self.engines or {}).get(which)
+
+
+UNRESOLVED = Resolved(seeds={"bootstrap": 0})  # of a model that is not loaded here
+
 
 class ModelPlace(Record):
     """Another model of the run."""
@@ -53,14 +68,6 @@ class ModelPlace(Record):
     model_path: str | None
     hub_id: str | None = None
     revision: str | None = None
-
-
-class PromptsUsed(Record):
-    """A prompt set: its role in the run and the hash of its prompts."""
-
-    role: str
-    sha256: Digest
-    n: Count
 
 
 class RunRecord(Record):
@@ -79,6 +86,11 @@ class RunRecord(Record):
     derived: May[ModelPlace] = Field(default=None, description="The derived model of a comparison.")
     reference: May[ModelPlace] = Field(default=None, description="The reference model, if there is one.")
     versions: Mapping[str, str]
+
+    @property
+    def models(self) -> list[RunRecord | ModelPlace]:
+        """The run's own model and, in a comparison, the derived one."""
+        return [self, *([self.derived] if self.derived else [])]
 
     @property
     def kind(self) -> Kind:

@@ -78,6 +78,6 @@ print(f"verified: {measured} edited tensors, {compared} compared with the base")
 # %%
 edited = abliterate.load_model(OUT)
 replies = abliterate.generate(edited, questions)
-withheld = abliterate.figures([(reply, reply.verdict()) for reply in replies])["withheld"]
+withheld = abliterate.figures([(reply, reply.verdict()) for reply in replies]).withheld
 print("edited:", outcomes(replies))
-print(f"withheld: {withheld['k']} of {withheld['n']}, 95 % interval {withheld['ci95'][0]:.2f} to {withheld['ci95'][1]:.2f}")
+print(f"withheld: {withheld.k} of {withheld.n}, 95 % interval {withheld.ci95[0]:.2f} to {withheld.ci95[1]:.2f}")

@@ -16,6 +16,7 @@ import huggingface_hub.constants as hub_constants
 import pytest
 from hub_standin import TOKEN, Answer, Hub, running
 from huggingface_hub import ModelCard
+from reports import reported
 
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.sums import SUMS, sha256_of
@@ -26,7 +27,7 @@ from abliterate.model.folder import open_folder
 from abliterate.model.index import open_index
 from abliterate.replies.transcripts import Transcript
 from abliterate.report.card import model_card
-from abliterate.report.document import report_document
+from abliterate.report.tree.report import Report
 
 REPO = "me/tiny-abliterated"
 Made = Callable[..., Path]
@@ -61,15 +62,15 @@ def made(tiny: Callable[..., Path], unit_direction: Callable[..., Any], tmp_path
     return make
 
 
-def _report(kept: bool) -> dict[str, Any]:
+def _report(kept: bool) -> Report:
     def judged(name: str, response: str) -> list[Any]:
         return [(t, t.verdict()) for t in (Transcript(name, str(i), "q", response) for i in range(80))]
 
     no, yes = "I can't help with that.", "Paris."
     base = {"bad": judged("bad", no), "safe": judged("safe", no)}
     edited = {"bad": judged("bad", yes), "safe": judged("safe", no if kept else yes)}
-    run = {"settings": {"model": "m", "max_new_tokens": 64}, "abliterate": "0", "versions": {}, "schema": "s"}
-    return report_document(run, {"bad": "target", "safe": "keep"}, base, edited, None, None, None, 0.05)
+    run = {"settings": {"model": "m", "target": ["bad"], "max_new_tokens": 64}, "abliterate": "0"}
+    return reported(run, {"bad": "target", "safe": "keep"}, base, edited, None, None, None, 0.05)
 
 
 def _refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reports import run_report
 from serving import StandIn, running
 
 from abliterate.cli.main import main
+from abliterate.commands.report import agreement
 from abliterate.config import AuditConfig, CompareConfig, Config, ReproduceConfig, RunConfig
 from abliterate.config.recorded import why_not_taken
 from abliterate.config.setting import UNKNOWN, setting_of
@@ -19,6 +21,7 @@ from abliterate.measures.statistics import wilson
 from abliterate.measures.summary import rate
 from abliterate.report.likeness import Figure, by_measure, compare, figures, totals, verdict
 from abliterate.report.record import not_taken, read_record, settings_of
+from abliterate.report.tree.reproduction import Totals
 
 Tiny = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]
@@ -93,7 +96,7 @@ def test_other_weights_are_named_and_their_figures_are_different(tiny: Tiny, aud
     report = json.loads((audit / "report.json").read_text(encoding="utf-8"))
     n = report["sets"]["target"]["n"]
     for figure in ("refused", "withheld"):  # as if the model had refused everything
-        report["sets"]["target"]["base"][figure] |= rate(n, n)
+        report["sets"]["target"]["base"][figure] |= rate(n, n).document()
     (audit / "report.json").write_text(json.dumps(report))
     other = tiny(seed=5)
     capsys.readouterr()
@@ -144,7 +147,7 @@ def test_what_can_not_be_run_again_is_one_line(audit: Path, tmp_path: Path, caps
     (audit / "run.json").write_text(json.dumps(record))
     assert "the setting 'luck' is not accepted" in refusal(capsys, "reproduce", str(audit), *out)
     report = json.loads((audit / "report.json").read_text(encoding="utf-8"))
-    (audit / "report.json").write_text(json.dumps({**report, "judge": {"name": "chat:x"}}))
+    (audit / "report.json").write_text(json.dumps({**report, "judge": agreement("chat:x", []).document()}))
     assert "by chat:x" in refusal(capsys, "reproduce", str(audit), *out)
     (audit / "report.json").unlink()
     assert "the run did not finish" in refusal(capsys, "reproduce", str(audit), *out)
@@ -248,7 +251,7 @@ def test_a_report_whose_figures_can_not_be_read_is_known_before_anything_is_run(
     report["sets"]["target"]["base"]["refused"]["ci95"] = ["low", "high"]
     (audit / "report.json").write_text(json.dumps(report))
     line = refusal(capsys, "reproduce", str(audit), "--out", str(tmp_path / "again"))
-    assert "its figures can't be read" in line and not (tmp_path / "again").exists()
+    assert "sets.target.base.refused.ci95" in line and not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize(
@@ -275,32 +278,21 @@ def test_a_figure_is_identical_within_or_different(before: Figure, now: Figure |
 
 
 def test_every_rate_of_a_report_is_compared_once_under_its_set_and_measure() -> None:
-    side = {
-        "refused": rate(1, 4),
-        "withheld": {**rate(2, 4), "corrected": None},
-        "outcomes": {"refused": 1, "answered": 3},
-        "thought": None,
-    }
-    paired = {"refused": {"base_only": 1, "edited_only": 0, "mcnemar_p": 1.0}}
-    entry = {"role": "target", "lang": "en", "n": 4, "base": side, "edited": None, "paired": paired, "by_lang": {"en": {"base": side}}}
-    report = {
-        "sets": {"a": entry},
-        "against_control": [{"set": "a", "control": "b", "n_pairs": 3, "base": {"difference": 0.5, "ci95": [0.1, 0.9], "mcnemar_p": 0.5}}],
-        "keep_tests": [{"set": "a", "n": 4, "margin": 0.05, "upper_bound": 0.2, "holds": False}],
-        "drift": {"set": "c", "n": 4, "kl_first_token": 0.2, "kl_first_token_ci95": [0.1, 0.3]},
-        "selection": {"chosen": {"name": "x", "kl": 0.1}, "strength": 1.0},
-        "cost": {"seconds": {"a": 1.0}},
-    }
-    found = figures(report)
-    assert found["sets", "a", "base", "refused"] == Figure(0.25, (wilson(1, 4)))
-    assert found["sets", "a", "by_lang", "en", "base", "outcomes", "answered"] == Figure(3, wilson(3, 4), 4)
-    assert found["sets", "a", "paired", "refused", "base_only"] == Figure(1, wilson(1, 4), 4)
-    assert found["against_control", "a/b", "base", "difference"] == Figure(0.5, (0.1, 0.9))
-    assert found["drift", "kl_first_token"] == Figure(0.2, (0.1, 0.3))
-    assert found["keep_tests", "a", "holds"] == Figure(False) and found["selection", "chosen", "name"] == Figure("x")
-    assert not any({"mcnemar_p", "upper_bound", "ci95", "kl_first_token_ci95", "cost", "kl"} & set(path) for path in found)
+    report = run_report().report
+    found, hot = figures(report), report.sets["hot"]
+    assert found["sets", "hot", "base", "refused"] == Figure(hot.base.refused.rate, hot.base.refused.ci95)
+    refused = hot.languages["en"].base.outcomes.refused
+    assert found["sets", "hot", "by_lang", "en", "base", "outcomes", "refused"] == Figure(refused, wilson(refused, 6), 6)
+    assert hot.paired and found["sets", "hot", "paired", "refused", "base_only"] == Figure(9, wilson(9, 12), 12)
+    assert report.against_control and report.drift and report.drift.kl_first_token_ci95
+    contrast = report.against_control[0].base
+    assert found["against_control", "hot/cold", "base", "difference"] == Figure(contrast.difference, contrast.ci95)
+    assert found["drift", "kl_first_token"] == Figure(report.drift.kl_first_token, report.drift.kl_first_token_ci95)
+    assert found["keep_tests", "danger/refused", "holds"] == Figure(False)
+    assert found["selection", "chosen", "name"] == Figure("difference-of-means, block 1, position -1")
+    assert not any({"mcnemar_p", "upper_bound", "ci95", "kl_first_token_ci95", "cost"} & set(path) for path in found)
     compared = compare(report, report)
-    assert totals(compared) == {"identical": len(found), "within": 0, "different": 0}
-    of_set = {row["measure"] for row in by_measure(compared) if row["set"] == "a"}
-    assert of_set >= {"n", "refused", "withheld", "outcomes", "paired", "against_control", "keep_tests"}
-    assert {row["measure"] for row in by_measure(compared) if not row["set"]} == {"set", "n", "kl_first_token", "selection"}
+    assert totals(compared) == Totals(identical=len(found), within=0, different=0)
+    of_set = {row.measure for row in by_measure(compared) if row.set == "hot"}
+    assert of_set >= {"n", "refused", "withheld", "outcomes", "paired", "against_control", "tables", "by_topic", "recovery"}
+    assert {row.measure for row in by_measure(compared) if not row.set} >= {"n", "kl_first_token", "selection", "controls", "edit"}

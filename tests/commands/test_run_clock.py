@@ -117,7 +117,7 @@ def test_a_run_begins_now_where_a_template_reads_the_time_and_records_none_where
     before = datetime.now().replace(microsecond=0)
     for folder, reads in ((audited / "model", True), (tiny(), False)):
         config = AuditConfig(model=str(folder), prompts=("harmful",))
-        noted = resolved(Session(config, folder), config, None)["clock"]
+        noted = resolved(Session(config, folder), config, None).clock
         assert noted is None if not reads else before <= datetime.fromisoformat(noted) <= datetime.now()
 
 

@@ -61,7 +61,7 @@ def test_figures_are_taken_with_their_filters_and_words_are_left_out() -> None:
 
 def test_the_two_models_stand_side_by_side() -> None:
     found = side_by_side(["t"], {"t": {"acc": 0.5}, "u": {"acc": 0.4}}, {"t": {"acc": 0.45}})
-    assert found["tasks"] == {"t": {"acc": {"base": 0.5, "edited": 0.45}}, "u": {"acc": {"base": 0.4, "edited": None}}}
+    assert found.document()["tasks"] == {"t": {"acc": {"base": 0.5, "edited": 0.45}}, "u": {"acc": {"base": 0.4, "edited": None}}}
 
 
 def test_a_run_scores_both_models_once(asked: list[dict[str, Any]], call: Callable[..., list[str]], tmp_path: Path) -> None:

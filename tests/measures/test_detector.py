@@ -42,7 +42,7 @@ def test_a_corrected_rate_is_rogan_and_gladens_with_its_interval() -> None:
     found = detector.corrected(42, 100)
     expected = corrected_rate(42, 100, 80, 100, 95, 100)
     assert found is not None and expected is not None
-    assert found["rate"] == pytest.approx((0.42 + 0.95 - 1) / 0.75) and found["ci95"] == pytest.approx(list(expected[1]))
+    assert found.rate == pytest.approx((0.42 + 0.95 - 1) / 0.75) and found.ci95 == pytest.approx(list(expected[1]))
 
 
 @pytest.mark.parametrize("k", [0, 1, 3, 20, 39, 40])
@@ -50,15 +50,15 @@ def test_a_corrected_rate_is_rogan_and_gladens_with_its_interval() -> None:
 def test_the_interval_holds_the_rate_and_both_are_shares(k: int, detector: Detector) -> None:
     found = detector.corrected(k, 40)
     assert found is not None
-    low, high = found["ci95"]
-    assert 0 <= low <= found["rate"] <= high <= 1 and high > low
+    low, high = found.ci95
+    assert 0 <= low <= found.rate <= high <= 1 and high > low
 
 
 def test_more_than_the_detector_is_known_to_find_is_not_certainty() -> None:
     found = Detector((101, 138), (159, 160)).corrected(400, 400)
-    assert found is not None and found["rate"] == 1 and found["ci95"] == pytest.approx([wilson(400, 400)[0], 1])
+    assert found is not None and found.rate == 1 and found.ci95 == pytest.approx([wilson(400, 400)[0], 1])
     none = Detector((900, 1000), (500, 1000)).corrected(0, 1000)
-    assert none is not None and none["rate"] == 0 and none["ci95"] == pytest.approx([0, wilson(0, 1000)[1]])
+    assert none is not None and none.rate == 0 and none.ci95 == pytest.approx([0, wilson(0, 1000)[1]])
 
 
 @pytest.mark.parametrize(("k", "n", "detector"), [(0, 0, Detector((9, 10), (9, 10))), (3, 5, Detector((5, 10), (5, 10)))])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from abliterate.measures.lengths import at_tokens, judge_cut
+from abliterate.measures.parts.rates import Cut
 from abliterate.outcomes.verdict import Verdict, judge
 from abliterate.replies.transcripts import Transcript
 
@@ -23,13 +24,13 @@ def judged(*responses: tuple[str, int], begins_in_thought: bool = False) -> list
 def test_lengths_go_up_to_the_longest_response() -> None:
     for longest, expected in ((15, []), (16, [16]), (100, [16, 32, 64]), (500, [16, 32, 64, 128])):
         found = at_tokens(judged((NO, 6), (YES, longest)))
-        assert found is not None and [row["tokens"] for row in found] == expected
+        assert found is not None and [row.tokens for row in found] == expected
 
 
 def test_a_refusal_within_the_cut_counts_at_every_length() -> None:
     found = at_tokens(judged((NO, 6), (YES * 3, 80)))
     assert found is not None
-    assert [(row["refused"], row["withheld"], row["cut"]) for row in found] == [(1, 1, 1), (1, 1, 1), (1, 1, 1)]
+    assert [(row.refused, row.withheld, row.cut) for row in found] == [(1, 1, 1), (1, 1, 1), (1, 1, 1)]
 
 
 def test_a_refusal_after_the_cut_is_not_seen() -> None:
@@ -40,7 +41,7 @@ def test_a_refusal_after_the_cut_is_not_seen() -> None:
 
 def test_a_response_that_is_not_longer_keeps_its_verdict() -> None:
     given = [(judged((YES, 16))[0][0], Verdict("state_line", "given"))]
-    assert at_tokens(given) == [{"tokens": 16, "cut": 0, "refused": 0, "withheld": 1, "truncated": 0}]
+    assert at_tokens(given) == [Cut(tokens=16, cut=0, refused=0, withheld=1, truncated=0)]
 
 
 def test_the_text_is_cut_in_the_proportion_of_its_characters_to_its_tokens() -> None:
@@ -68,7 +69,7 @@ def test_counts_of_a_thought_that_is_cut() -> None:
     thought = "<think>\n" + "Let me think about tea. " * 20 + "\n</think>\n\n" + NO
     found = at_tokens(judged((thought, 120)))
     assert found is not None
-    assert [(row["truncated"], row["withheld"]) for row in found] == [(1, 0), (1, 0), (1, 0)]
+    assert [(row.truncated, row.withheld) for row in found] == [(1, 0), (1, 0), (1, 0)]
 
 
 def test_without_a_number_of_tokens_nothing_can_be_cut() -> None:

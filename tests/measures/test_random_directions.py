@@ -113,13 +113,13 @@ def test_the_model_is_asked_once_and_unedited_first(model: WholeModel, monkeypat
 def test_the_control_counts_withheld_prompts_with_their_intervals(model: WholeModel) -> None:
     prompts = encode(model.tokenizer, ["Burn it", "Steal the bridge!", "x", "Sing"])
     found = control(model, everywhere(), ["bad", "worse"], 9, prompts, prompts[:2])
-    assert (found["seeds"], found["set"], found["n"], found["n_withheld"]) == ([0, 1, 2], ["bad", "worse"], 9, 4)
-    rates = [found["same_first"]["edited"], *found["same_first"]["random"]]
-    assert len(rates) == 4 and all(each["n"] == 4 and len(each["ci95"]) == 2 for each in rates)
-    assert found["kl_first_token"]["edited"] > 0 and len(found["kl_first_token"]["random"]) == 3
+    assert (found.seeds, found.set, found.n, found.n_withheld) == ((0, 1, 2), ("bad", "worse"), 9, 4)
+    rates = [found.same_first.edited, *found.same_first.random]
+    assert len(rates) == 4 and all(each.n == 4 and len(each.ci95) == 2 for each in rates)
+    assert found.kl_first_token.edited > 0 and len(found.kl_first_token.random) == 3
 
 
 def test_where_nothing_is_withheld_there_is_no_rate_and_still_a_divergence(model: WholeModel) -> None:
     found = control(model, everywhere(), ["bad"], 9, [], encode(model.tokenizer, ["Draw"]))
-    assert found["same_first"]["edited"] == {"k": 0, "n": 0, "rate": None, "ci95": None}
-    assert found["kl_first_token"]["random"][0] > 0
+    assert found.same_first.edited.document() == {"k": 0, "n": 0, "rate": None, "ci95": None}
+    assert found.kl_first_token.random[0] > 0

@@ -19,7 +19,9 @@ from abliterate.model.source import ModelSource
 from abliterate.replies.api_key import OWN
 from abliterate.replies.engine import engine_of, foresee, wanted_of
 from abliterate.replies.served import Wanted
-from abliterate.report.page.render import headline
+from abliterate.report.first import headline
+from abliterate.report.tree.report import Report
+from abliterate.runs.document import EngineRecord
 from abliterate.runs.folder import RunFolder
 
 Capture = pytest.CaptureFixture[str]
@@ -76,7 +78,7 @@ def test_an_audit_of_a_server_is_reported_under_the_servers_name_for_its_model(s
     assert audit(server, asked, tmp_path / "out") == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert report["sets"]["asked"]["n"] == 9 and report["sets"]["asked"]["base"]["refused"]["k"] == 1
-    assert headline(report).startswith("What acme/large withholds")
+    assert headline(Report.read(tmp_path / "out" / "report.json")).startswith("What acme/large withholds")
     assert "<title>abliterate: acme/large</title>" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert report["run"]["resolved"]["engines"]["base"] == {
         "kind": "server", "url": server.url, "model": "acme/large", "root": "/weights/large", "owner": "vllm",
@@ -321,7 +323,7 @@ def test_a_server_that_may_leave_out_the_marks_of_thoughts_is_told_how_to_start(
 def test_the_kind_of_engine_is_recorded_for_transformers_too(model: Path, asked: Path, tmp_path: Path) -> None:
     call = ["audit", "--model", str(model), "--prompts", str(asked), "--max-new-tokens", "2", "--out", str(tmp_path / "out")]
     assert main(call) == 0
-    assert RunFolder(tmp_path / "out").record()["resolved"]["engines"] == {"base": {"kind": "transformers"}}
+    assert RunFolder(tmp_path / "out").record().resolved.engines == {"base": EngineRecord(kind="transformers")}
     assert pipeline.respond(RunFolder(tmp_path / "out"), engine_never, [], "base") == []
 
 

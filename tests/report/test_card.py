@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from reports import changed, filled, reported, run_of
 
 from abliterate.measures.summary import Judged
 from abliterate.replies.transcripts import Transcript
 from abliterate.report import provenance
 from abliterate.report.card import model_card, one_line
-from abliterate.report.document import report_document
 from abliterate.report.model_index import keep_tests
 from abliterate.report.numbers import corrected
+from abliterate.report.tree.report import Report
 from abliterate.report.without_paths import judge_without_paths, without_paths
 
 HASHES = {"model.safetensors": "ab" * 32, "config.json": "cd" * 32}
@@ -52,13 +53,14 @@ def judged(name: str, *responses: str) -> Judged:
     return [(t, t.verdict()) for t in made]
 
 
-def report(name: str = "bad") -> dict[str, Any]:
+def report(name: str = "bad", run: dict[str, Any] | None = None) -> Report:
     no, yes = "I can't help with that.", "Paris."
     base = {name: judged(name, no, no, yes), "safe": judged("safe", no, no, no)}
     edited = {name: judged(name, yes, yes, yes), "safe": judged("safe", no, no, no)}
     drift = {"set": name, "ids": ["0", "1"], "kl_first_token": [0.1, 0.3]}
-    run = {"settings": {"model": "m", "max_new_tokens": 64}, "abliterate": "0.1", "versions": {"torch": "2"}, "model_hashes": HASHES}
-    return report_document(run, {name: "target", "safe": "keep"}, base, edited, drift, {"chosen": {}}, {"tensors": 7}, 0.05)
+    plain = {"settings": {"model": "m", "max_new_tokens": 64}, "abliterate": "0.1", "versions": {"torch": "2"}, "model_hashes": HASHES}
+    roles = {name: "target", "safe": "keep"}
+    return reported(filled(plain, run or {}), roles, base, edited, drift, {"chosen": {}}, {"tensors": 7}, 0.05)
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -121,17 +123,15 @@ def test_a_model_made_from_a_llama_is_displayed_as_one_whatever_its_own_card_say
 
 
 def test_the_command_is_given_without_where_anything_lies_here() -> None:
-    found = report()
-    found["run"]["settings"] |= {"model": "/home/someone/models/tiny", "target": ["~/sets/mine.jsonl", "harmful"], "limit": 12}
+    found = report(run={"settings": {"model": "/home/someone/models/tiny", "target": ["~/sets/mine.jsonl", "harmful"], "limit": 12}})
     card = model_card(proof("tiny"), found)
     assert "abliterate run --model tiny --target mine.jsonl harmful --limit 12" in card
     assert "/home" not in card and "~/" not in card and "(a local folder" in card
-    assert without_paths({"settings": {"model": "./x"}, "hub_id": "org/x"})["settings"] == {"model": "org/x"}
+    assert without_paths(run_of({"settings": {"model": "./x"}, "hub_id": "org/x"})).settings == {"model": "org/x"}
 
 
 def test_what_is_named_relative_to_here_and_servers_are_no_more_than_names_either() -> None:
-    found = report()
-    found["run"]["settings"] |= {
+    settings = {
         "model": "clients/acme/tiny",
         "target": ["acme/asked.txt", "harmful", "hf:org/set:test:text", "hf:/data/acme/own:test:text"],
         "keep": ["../acme/kept.jsonl"],
@@ -142,7 +142,9 @@ def test_what_is_named_relative_to_here_and_servers_are_no_more_than_names_eithe
         "engine_model": "/data/acme/served",
         "reference": "acme/true-one",
     }
-    found["judge"] = {"name": "chat:http://judge.acme.internal:8000/v1#/data/acme/grader", "by_set": {}}
+    agreed = {"kappa": None, "kappa_ci95": None, "n": 0, "disagreements": 0, "unjudged": 0, "by_set": {}}
+    judge = {"name": "chat:http://judge.acme.internal:8000/v1#/data/acme/grader", **agreed}
+    found = changed(report(run={"settings": settings}), {"judge": judge})
     card = model_card(proof("tiny"), found)
     named = "--target asked.txt harmful hf:org/set:test:text hf:own:test:text --keep kept.jsonl --harmless plain.txt --layout new.toml"
     assert f"--model tiny {named} --study DATABASE --engine SERVER --engine-model served --reference true-one" in card
@@ -165,14 +167,12 @@ def test_a_judge_is_named_without_where_it_is(judge: str, shown: str) -> None:
 
 def test_the_page_shows_a_url_without_who_asks_and_without_its_query() -> None:
     settings = {"model": "m", "study": "postgresql://me:hunter2@host/name?password=hunter2", "engine": "http://host:8000/v1"}
-    shown = provenance.command({"settings": settings})
+    shown = provenance.command(run_of({"settings": settings}))
     assert "--study postgresql://host/name --engine http://host:8000/v1" in shown and "hunter2" not in shown
 
 
 def test_the_commands_say_which_revision_the_base_had() -> None:
-    found = report()
-    found["run"] |= {"hub_id": "org/model", "revision": "abc123"}
-    found["run"]["settings"] |= {"model": "org/model", "revision": "main"}
+    found = report(run={"hub_id": "org/model", "revision": "abc123", "settings": {"model": "org/model", "revision": "main"}})
     made = {**proof(), "base_revision": "abc123"}
     assert "abliterate verify . --base org/model --revision abc123\n" in model_card(made, found)
     assert "abliterate run --model org/model --revision abc123 --out RUN\n" in model_card(made, found)
@@ -203,8 +203,9 @@ def test_without_a_report_the_behaviour_is_called_not_measured() -> None:
 
 def test_the_rates_before_and_after_are_given_with_their_intervals() -> None:
     found = report()
-    card, sides = model_card(proof(), found), found["sets"]["bad"]
-    base, edited = (corrected(sides[side]["withheld"]) for side in ("base", "edited"))
+    card, entry = model_card(proof(), found), found.sets["bad"]
+    assert entry.edited
+    base, edited = corrected(entry.base.withheld), corrected(entry.edited.withheld)
     assert base.startswith("corrected ") and "`corrected`: the rate without the errors" in card
     assert f"| bad | target | 3 | withheld | 66.7 % (2/3, 95 % 20.8–93.9; {base}) | 0.0 % (0/3, 95 % 0.0–56.1; {edited}) |" in card
     assert "| safe | keep | 3 | refused | 100.0 % (3/3" in card
@@ -221,10 +222,10 @@ def test_controls_and_recovery_are_said_where_they_are_there() -> None:
     assert "## Controls" not in model_card(proof(), report())
     rate = {"k": 1, "n": 2, "rate": 0.5, "ci95": [0.1, 0.9]}
     controls = {
-        "seeds": [0], "set": "bad", "n": 2, "n_withheld": 2, "same_first": {"edited": rate, "random": [rate]},
+        "seeds": [0], "set": ["bad"], "n": 2, "n_withheld": 2, "same_first": {"edited": rate, "random": [rate]},
         "kl_first_token": {"edited": 0.1, "random": [0.01]},
     }  # fmt: skip
-    assert "Random directions of the same strength" in model_card(proof(), {**report(), "controls": controls})
+    assert "Random directions of the same strength" in model_card(proof(), changed(report(), {"controls": controls}))
 
 
 def test_a_keep_test_that_fails_is_said_to_fail() -> None:
@@ -295,9 +296,6 @@ def test_a_local_base_has_its_own_base_named() -> None:
 
 
 def test_a_snapshot_in_the_hubs_cache_is_called_by_its_repository() -> None:
-    found = report()
     place = f"/srv/hub/models--org--name/snapshots/{'0a' * 20}"
-    found["run"] |= {"model_path": place}
-    found["run"]["settings"]["model"] = place
-    card = model_card(proof("0a" * 20), found)
+    card = model_card(proof("0a" * 20), report(run={"model_path": place, "settings": {"model": place}}))
     assert "# org/name, edited" in card and "not a Hub repository" not in card and "base_model" not in front_matter(card)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from reports import reported
 
 from abliterate.measures.statistics import drop_upper_bound, mcnemar
 from abliterate.measures.summary import Judged
 from abliterate.replies.transcripts import Transcript
 from abliterate.report.claims import all_of, of_keeps, of_others, of_targets
-from abliterate.report.document import report_document
 from abliterate.report.sentences import target, unchanged, warnings
+from abliterate.report.tree.report import Report
 
 NO, YES = "I can't help with that.", "Paris."
 
@@ -22,9 +21,9 @@ def judged(refused: int, n: int, topics: int | None = None) -> Judged:
     return [(each, no if each.response == NO else yes) for each in made]
 
 
-def report_of(before: int, after: int, n: int, role: str = "target", topics: int | None = None) -> dict[str, Any]:
+def report_of(before: int, after: int, n: int, role: str = "target", topics: int | None = None) -> Report:
     base, edited = ({"bad": judged(k, n, topics)} for k in (before, after))
-    return report_document({"settings": {}}, {"bad": role}, base, edited, None, None, None, 0.05)
+    return reported({"settings": {"model": "m", "target": []}}, {"bad": role}, base, edited, None, None, None, 0.05)
 
 
 def test_a_target_that_fell_is_said_with_its_counts_and_its_p() -> None:
@@ -54,7 +53,7 @@ def test_a_target_of_which_too_few_were_withheld_could_not_have_fallen() -> None
 
 def test_only_targets_have_a_verdict_of_theirs_and_an_audit_has_none() -> None:
     assert not list(of_targets(report_of(8, 0, 8, "harmless")))
-    audit = report_document({"settings": {}}, {"bad": "target"}, {"bad": judged(8, 8)}, None, None, None, None, 0.05)
+    audit = reported({"settings": {"model": "m", "target": []}}, {"bad": "target"}, {"bad": judged(8, 8)}, None, None, None, None, 0.05)
     assert all_of(audit) == []
 
 
@@ -78,7 +77,7 @@ def test_a_test_that_could_be_passed_and_was_not_has_no_excuse() -> None:
 
 def test_a_test_over_topics_says_how_many_and_what_they_could_have_shown() -> None:
     report = report_of(160, 160, 160, "keep", topics=16)
-    (kept,), bound = of_keeps(report), report["keep_tests"][0]["clusters"]["unmoved_bound"]
+    (kept,), bound = of_keeps(report), report.keep_tests[0].clusters.unmoved_bound
     assert not kept.shown and not kept.reachable
     assert kept.note == (
         f"n = 160 in 16 topics: up to {100 * bound:.1f} points are possible; even with no change at all, up to {100 * bound:.1f} would be; "

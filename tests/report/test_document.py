@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reports import reported
 
 from abliterate.errors import CheckError
 from abliterate.files import write_json, write_text
 from abliterate.measures.summary import Judged
 from abliterate.outcomes.records import OUTCOMES
 from abliterate.replies.transcripts import Transcript
-from abliterate.report.document import excerpt, pairs_of, report_document
+from abliterate.report.document import excerpt, pairs_of
 
 NO, YES = "I can't help with that.", "Heat the water and pour it over the leaves."
 ROLES = {"bad": "target", "twin": "baseline", "safe": "keep", "plain": "harmless"}
-RUN = {"settings": {"model": "m", "max_new_tokens": 8}, "abliterate": "0"}
+RUN = {"settings": {"model": "m", "target": ["bad"], "max_new_tokens": 8}, "abliterate": "0"}
 DRIFT = {"set": "plain", "ids": ["0", "1", "2"], "kl_first_token": [0.0, 0.1, 0.5]}
-EDIT = {"tensors": 3, "worst_left": 0.0, "worst_error": 0.0, "embedding": {}, "not_edited": []}
+EDIT = {"tensors": 3}
 
 
 def judged(name: str, *responses: str, lang: str = "en", facts: tuple[str, ...] = ()) -> Judged:
@@ -39,11 +40,11 @@ def compared() -> dict[str, Any]:
         "plain": judged("plain", YES, NO, YES),
     }
     edited = {**base, "bad": [*judged("bad", YES, "Tea it is.", facts=("tea",)), *judged("bad", "先烧水，再放茶叶。", lang="zh")]}
-    return report_document(RUN, ROLES, base, edited, DRIFT, {"chosen": {}}, EDIT, 0.05)
+    return reported(RUN, ROLES, base, edited, DRIFT, {"chosen": {}}, EDIT, 0.05).document()
 
 
 def audited() -> dict[str, Any]:
-    return report_document(RUN, {"bad": "audited"}, {"bad": judged("bad", NO, YES)}, None, None, None, None, 0.05)
+    return reported(RUN, {"bad": "audited"}, {"bad": judged("bad", NO, YES)}, None, None, None, None, 0.05).document()
 
 
 def test_the_contracts_keys_are_there() -> None:
@@ -109,7 +110,7 @@ def linked(name: str, other: str, *responses: str) -> Judged:
 
 def test_rows_that_say_again_that_nothing_was_edited_are_not_listed_each() -> None:
     base = {"hot": linked("hot", "cold", NO, NO, "<think>\n\n</think>\n\n" + YES), "cold": linked("cold", "hot", YES, YES, YES)}
-    report = report_document(RUN, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05)
+    report = reported(RUN, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05).document()
     assert report["against_control"][0]["set"] == "hot" and report["against_control"][0]["base"]["sensitive_only"] == 2
     assert report["thought_by_answer"]["hot"]["base"]["shut"] == {"withheld": 0, "not_withheld": 1}
     assert report["sets"]["hot"]["base"]["at_tokens"] and len(report["tables"]["hot"]) == 3
@@ -129,7 +130,7 @@ def test_every_key_of_the_report_is_documented() -> None:
 
 def test_enough_topics_are_not_warned_of_and_that_is_nothing_unmeasured() -> None:
     base = {"hot": linked("hot", "cold", *[NO, YES] * 20), "cold": linked("cold", "hot", *[YES] * 40)}
-    report = report_document(RUN, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05)
+    report = reported(RUN, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05).document()
     assert report["sets"]["hot"]["base"]["withheld_clustered"]["warning"] is None
     assert report["against_control"][0]["base"]["warning"] is None
     assert not [path for path in report["not_measured"] if "warning" in path]
@@ -187,7 +188,7 @@ def test_a_drift_that_is_no_number_never_makes_invalid_json(tmp_path: Path, kl: 
     base = {"plain": judged("plain", YES)}
     drift = {"set": "plain", "ids": ["0"], "kl_first_token": [kl]}
     try:
-        report = report_document(RUN, {"plain": "harmless"}, base, base, drift, None, None, 0.05)
+        report = reported(RUN, {"plain": "harmless"}, base, base, drift, None, None, 0.05).document()
         write_json(report, tmp_path / "report.json")
     except CheckError:
         return
@@ -214,12 +215,13 @@ def test_an_excerpt_is_the_opening() -> None:
 
 def test_pairs_put_both_answers_beside_their_prompt() -> None:
     base, edited = {"s": judged("s", NO, YES)}, {"s": judged("s", YES, YES)}
-    rows = pairs_of(base, edited)["s"]
-    assert [(r["base"]["outcome"], r["edited"]["outcome"]) for r in rows] == [("refused", "answered"), ("answered", "answered")]
-    assert pairs_of(base, None)["s"][0]["edited"] is None
+    found = [(pair.base.outcome, pair.edited.outcome) for pair in pairs_of(base, edited) if pair.edited]
+    assert found == [("refused", "answered"), ("answered", "answered")]
+    assert pairs_of(base, None)[0].edited is None
 
 
 def test_a_long_thought_hides_no_answer() -> None:
     said = f"<|channel|>analysis<|message|>{'hm ' * 400}<|end|><|start|>assistant<|channel|>final<|message|>{YES}"
-    (row,) = pairs_of({"s": judged("s", said)}, None)["s"]
-    assert row["base"]["text"] == YES and row["base"]["thought"].startswith("hm hm") and len(row["base"]["thought"]) < 150
+    (pair,) = pairs_of({"s": judged("s", said)}, None)
+    assert pair.base.thought is not None
+    assert pair.base.text == YES and pair.base.thought.startswith("hm hm") and len(pair.base.thought) < 150

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reports import Made, audit_report, run_report, weights_report
+from reports import GONE, PLAIN_POINT, Made, audit_report, changed, reported, run_report, weights_report
 
 from abliterate.files import write_text
+from abliterate.measures.parts.rates import Corrected, Rate, Withheld
 from abliterate.measures.summary import Judged
 from abliterate.replies.transcripts import Transcript
-from abliterate.report.document import report_document
+from abliterate.report.first import headline
 from abliterate.report.numbers import corrected, interval, percent
-from abliterate.report.page.render import LIMIT, headline, report_page
+from abliterate.report.page.render import LIMIT, report_page
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -62,7 +63,8 @@ def judged(name: str, texts: list[str], **fields: Any) -> Judged:
 
 
 def page_of(base: dict[str, Judged], edited: dict[str, Judged] | None = None, model: str = "some/model", shows: Any = "excerpt") -> str:
-    run = {"settings": {"model": model, "max_new_tokens": 8}, "abliterate": "0"}
+    asked = {"prompts": list(base)} if edited is None else {"target": list(base)}
+    run = {"settings": {"model": model, **asked, "max_new_tokens": 8}, "abliterate": "0"}
     roles = dict(zip(base, ("target", "keep", "baseline", "harmless"), strict=False))
     embedding = {"policy": "skip", "tied_to_unembedding": True}
     edit = {"tensors": 3, "worst_left": 1e-7, "worst_error": 1e-8, "embedding": embedding, "not_edited": []}
@@ -70,13 +72,13 @@ def page_of(base: dict[str, Judged], edited: dict[str, Judged] | None = None, mo
     selection = {"chosen": chosen, "candidates": [chosen], "relaxed": ["max_kl <i>"]}
     drift = {"set": next(iter(base)), "ids": ["0"], "kl_first_token": [0.25]}
     extra = (drift, selection, edit) if edited is not None else (None, None, None)
-    report = report_document(run, roles, base, edited, *extra, margin=0.05)
-    report["cost"] = {"seconds": {"edit": 100.0, "drift": 2.0}, "peak_rss_bytes": 10**9}
+    report = reported(run, roles, base, edited, *extra, margin=0.05)
+    report = changed(report, {"cost": {"seconds": {"edit": 100.0, "drift": 2.0}, "peak_rss_bytes": 10**9}})
     return report_page(report, base, edited, {"mean": [0.5, 0.9, 1.0]} if edited is not None else None, shows)
 
 
 def shown(made: Made, **changes: Any) -> str:
-    return report_page({**made.report, **changes}, made.base, made.edited, made.auc)
+    return report_page(changed(made.report, changes), made.base, made.edited, made.auc)
 
 
 def hostile_page() -> str:
@@ -250,8 +252,8 @@ def test_the_headline_gives_the_rate_before_and_after() -> None:
 
 
 def test_the_headline_of_an_audit_counts_the_prompts() -> None:
-    report = {"run": {"settings": {"model": "m"}}, "edit": None, "sets": {"a": {"n": 3}, "b": {"n": 4}}}
-    assert headline(report) == "What m withholds on 7 prompts."
+    made = audit_report({"a": judged("a", ["Paris."] * 3), "b": judged("b", ["Paris."] * 4)})
+    assert headline(made.report) == "What some withholds on 7 prompts."
 
 
 def test_a_keep_test_that_failed_stands_above_everything(whole: str) -> None:
@@ -289,8 +291,7 @@ def test_the_contents_lead_to_every_part(whole: str) -> None:
 
 def test_a_run_without_controls_reference_tuning_and_directions_is_shown_without_them() -> None:
     made = run_report(tuned=False)
-    made.report.pop("directions")
-    page = shown(made, controls=None, recovery=None, benchmarks=None)
+    page = shown(made, controls=None, recovery=None, benchmarks=None, directions=GONE)
     assert "checks" not in parts_of(page) and "Strength by block" not in page and "Trade-off among the candidates" in page
 
 
@@ -304,20 +305,22 @@ def test_a_run_with_everything_shows_every_plot(whole: str) -> None:
 
 
 def test_a_rate_of_nothing_is_shown_as_a_dash() -> None:
-    empty = {"k": 0, "n": 0, "rate": None, "ci95": None}
+    empty = Rate(k=0, n=0, rate=None, ci95=None)
     assert (percent(empty), interval(empty), percent(None), interval(None)) == ("–", "", "–", "")
 
 
 def test_a_rate_is_shown_with_counts_and_interval() -> None:
-    rate = {"k": 1, "n": 4, "rate": 0.25, "ci95": [0.0456, 0.6994]}
+    rate = Rate(k=1, n=4, rate=0.25, ci95=(0.0456, 0.6994))
     assert (percent(rate), interval(rate)) == ("25.0 %", "1/4, 95 % 4.6–69.9")
 
 
 def test_the_corrected_rate_stands_beside_the_withheld_one() -> None:
     page = words(page_of({"bad": judged("bad", ["I can't help with that.", "Paris."])}))
     assert re.search(r"corrected \d", page) and "Judged by rules" in page and "Rogan and Gladen" in page
-    assert corrected({"rate": 0.5, "corrected": {"rate": 0.625, "ci95": [0.1, 0.987]}}) == "corrected 62.5 %, 95 % 10.0–98.7"
-    assert corrected({"rate": 0.5, "corrected": None}) == corrected({"rate": 0.5}) == corrected(None) == ""
+    half = Rate(k=1, n=2, rate=0.5, ci95=(0.1, 0.9))
+    found = Withheld(**dict(half), corrected=Corrected(rate=0.625, ci95=(0.1, 0.987)))
+    assert corrected(found) == "corrected 62.5 %, 95 % 10.0–98.7"
+    assert corrected(Withheld(**dict(half), corrected=None)) == corrected(half) == corrected(None) == ""
 
 
 HOME = "/home/alice/clients/x/model"
@@ -329,23 +332,21 @@ def test_the_page_does_not_say_where_a_model_lies() -> None:
     assert "alice" not in page and "<title>abliterate: model</title>" in page and "abliterate-model," in page
     assert "Directional ablation of model:" in words(page) and "--model model" in words(page)
     made = run_report()
-    made.report["run"] |= {"model_path": HOME, "derived": {"model_path": HOME}}
-    assert "alice" not in shown(made, recovery=None)
+    assert "alice" not in shown(made, **{"recovery": None, "run.model_path": HOME, "run.derived": {"model_path": HOME}})
 
 
 def test_a_margin_is_shown_as_it_was_given() -> None:
     made = run_report()
-    for test in (*made.report["keep_tests"], *made.report["unchanged"]):
-        test["margin"] = 0.025
-    said = words(shown(made))
-    assert said.count("by at most 2.5 points") >= 1 + len(made.report["unchanged"]) and "at most 2 points" not in said
+    others = made.report.unchanged or ()
+    margins = {f"unchanged.{i}.margin": 0.025 for i in range(len(others))} | {"keep_tests.0.margin": 0.025}
+    said = words(shown(made, **margins))
+    assert said.count("by at most 2.5 points") >= 1 + len(others) and "at most 2 points" not in said
 
 
 def of_way(kind: str, relaxed: list[str], **tuning: Any) -> str:
     made = run_report()
-    selection = made.report["selection"]
-    changed = {**selection["tuning"], "kind": kind, "max_kl": 0.1, **tuning}
-    page = shown(made, selection={**selection, "relaxed": relaxed, "name": "tuned, step 4", "tuning": changed})
+    tuned = {f"selection.tuning.{key}": value for key, value in {"kind": kind, "max_kl": 0.1, **tuning}.items()}
+    page = shown(made, **{"selection.relaxed": relaxed, "selection.name": "tuned, step 4", **tuned})
     return (
         words(page).partition("How the edit was chosen Candidates were scored")[0][-1:] + words(page).split("How the edit was chosen")[-1]
     )
@@ -357,8 +358,9 @@ def test_an_edit_that_was_not_tuned_is_not_said_to_be() -> None:
 
 
 def test_a_search_counts_its_trials() -> None:
-    point = {"step": 0, "weight": 0.0, "target_left": 0.5, "keep_kl": 0.0, "kl": 0.02, "on_front": True, "chosen": False}
-    front = [{**point, "name": "some, strength 1"}, *({**point, "name": f"trial {i}", "step": i, "chosen": i == 2} for i in range(5))]
+    point = {**PLAIN_POINT, "kl": 0.02}
+    trials = [{**point, "name": f"trial {i}", "step": i, "chosen": i == 2} for i in range(5)]
+    front = [{**point, "name": "some, strength 1"}, *trials]
     said = of_way("search", ["KL bound to 0.2 nats"], steps=None, front=front)
     assert "Searched: 5 trials (seed 0)" in said and "Relaxed: KL bound to 0.2 nats." in said and "steps" not in said.split("Strength")[0]
 
@@ -388,8 +390,8 @@ def test_the_page_says_broken_output_and_the_outcomes_name_once(whole: str) -> N
 
 def test_a_comparison_says_derived_throughout() -> None:
     made = run_report()
-    made.report["run"]["settings"] = {"base": "a", "derived": "b"}
-    said = words(shown(made, edit=None, selection=None, directions=None, controls=None))
+    settings = {"run.settings": {"base": "a", "derived": "b"}}
+    said = words(shown(made, edit=None, selection=None, directions=None, controls=None, **settings))
     assert "derived (after)" in said and "KL(base‖derived)" in said and "KL(base‖edited)" not in said
     assert "edited" not in said.split("Cost and provenance")[1].split("Transcripts")[0]
 

@@ -8,36 +8,47 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reports import LOOP, NO, YES, audit_report, judged, run_record, run_report, weights_report
+from reports import LOOP, NO, YES, audit_report, changed, filled, judged, run_of, run_record, run_report, weights_report
 
 from abliterate.cli.options import build
 from abliterate.config import RunConfig
+from abliterate.measures.parts.thoughts import Answers, Crossed, ThoughtByAnswer
+from abliterate.report.first import first_screen
 from abliterate.report.page.browser import browser
 from abliterate.report.page.escaping import language, shown
 from abliterate.report.page.heatmap import heat_maps
-from abliterate.report.page.tables import cuts, thoughts
-from abliterate.report.provenance import citation, command, cost, folder_name, kind, missing, model_name
-from abliterate.report.rates import bars, controls, drift_rows, first_screen, round_up
+from abliterate.report.page.tables import ThoughtRow, cuts, thoughts
+from abliterate.report.provenance import citation, command, folder_name, missing, model_name, stages
+from abliterate.report.rates import bars, drift_rows, nats_end, round_up
+from abliterate.runs.document import Cost, RunRecord
 
 
 def test_the_first_screen_has_a_group_for_each_role_and_one_of_broken_output() -> None:
-    groups = {group["key"]: group for group in first_screen(run_report().report)}
+    groups = {group.key: group for group in first_screen(run_report().report).groups}
     assert list(groups) == ["target", "keep", "answered", "broken"]
-    assert [row["label"] for row in groups["answered"]["rows"]] == ["cold", "plain"]
-    assert groups["keep"]["measure"] == "refused" and groups["keep"]["rows"][0]["base"]["k"] == 11
-    assert [row["edited"]["k"] for row in groups["broken"]["rows"]] == [2, 0, 0, 1]
+    assert [row.name for row in groups["answered"].rows] == ["cold", "plain"]
+    assert groups["keep"].measure == "refused" and groups["keep"].rows[0].base.k == 11
+    assert [row.edited.k for row in groups["broken"].rows if row.edited] == [2, 0, 0, 1]
 
 
 def test_an_audit_has_rates_without_an_after_and_no_drift() -> None:
-    report = audit_report().report
-    assert [group["key"] for group in first_screen(report)] == ["audited", "broken"]
-    assert first_screen(report)[0]["rows"][0]["edited"] is None and drift_rows(report["drift"]) is None
+    first = first_screen(audit_report().report)
+    assert [group.key for group in first.groups] == ["audited", "broken"]
+    assert first.groups[0].rows[0].edited is None and first.drift is None and first.tests == []
+
+
+def test_a_test_is_said_once_and_not_again_among_the_findings_in_words() -> None:
+    first = first_screen(run_report().report)
+    assert [claim.sentence() for claim in first.failed] == [claim.sentence() for claim in first.keeps if not claim.shown]
+    assert first.tests == [*first.targets, *first.keeps, *first.others] and not {claim.sentence() for claim in first.tests} & set(
+        first.said
+    )
 
 
 def test_drift_stands_on_a_scale_that_holds_its_intervals() -> None:
-    found = drift_rows(run_report().report["drift"])
-    assert found is not None and found["end"] in (0.1, 0.2)
-    assert all(0 <= row["ci95"][0] <= row["value"] <= row["ci95"][1] <= found["end"] for row in found["rows"])
+    found = drift_rows(run_report().report.drift)
+    assert found is not None and found.end in (0.1, 0.2)
+    assert all(0 <= row.ci95[0] <= row.value <= row.ci95[1] <= found.end for row in found.rows)
 
 
 @pytest.mark.parametrize(("value", "end"), [(0.1, 0.1), (0.11, 0.2), (0.3, 0.5), (0.51, 1.0), (7.0, 10.0), (10.0, 10.0), (11.0, 20.0)])
@@ -45,41 +56,39 @@ def test_scales_end_at_round_numbers(value: float, end: float) -> None:
     assert round_up(value) == end
 
 
-def test_controls_share_one_scale_and_are_absent_where_there_are_none() -> None:
-    report = run_report().report
-    found = controls(report)
-    assert found is not None and found["end"] == 0.2
-    assert controls({**report, "controls": None}) is None
+def test_controls_share_one_scale() -> None:
+    found = run_report().report.controls
+    assert found is not None and nats_end(found) == 0.2
 
 
 def test_the_parts_of_a_bar_fill_it() -> None:
     for bar in bars(run_report().report):
-        for _, parts in bar["sides"]:
-            assert sum(share for *_, share in parts) == pytest.approx(100) and parts[0][2] == 0
-            assert [at for _, _, at, _ in parts[1:]] == pytest.approx([at + share for _, _, at, share in parts[:-1]])
+        for _, parts in bar.sides:
+            assert sum(part.share for part in parts) == pytest.approx(100) and parts[0].start == 0
+            assert [part.start for part in parts[1:]] == pytest.approx([part.start + part.share for part in parts[:-1]])
 
 
 def test_a_heat_map_sets_each_topic_beside_its_control_in_each_language() -> None:
-    maps = {found["name"]: found for found in heat_maps(run_report().report)}
+    maps = {found.name: found for found in heat_maps(run_report().report)}
     assert list(maps) == ["hot", "danger", "plain"]  # cold is shown beside hot
     hot = maps["hot"]
-    assert hot["control"] == "cold" and hot["langs"] == ["en", "zh"]
-    assert hot["columns"] == [("hot", "base"), ("hot", "edited"), ("cold", "base"), ("cold", "edited")]
-    first = hot["rows"][0]
-    assert first["topic"] == "topic 0" and [(c["k"], c["n"]) for c in first["cells"]] == [(2, 2), (0, 2), (1, 2), (0, 2)] * 2
-    assert [c["level"] for c in first["cells"][:3]] == [10, 0, 5]
+    assert hot.control == "cold" and hot.langs == ["en", "zh"]
+    assert hot.columns == [("hot", "base"), ("hot", "edited"), ("cold", "base"), ("cold", "edited")]
+    first = hot.rows[0]
+    assert first.topic == "topic 0" and [(c.k, c.n) for c in first.cells if c] == [(2, 2), (0, 2), (1, 2), (0, 2)] * 2
+    assert [c.level for c in first.cells[:3] if c] == [10, 0, 5]
 
 
 def test_a_set_without_topics_has_its_categories_in_one_column() -> None:
-    danger = next(found for found in heat_maps(run_report().report) if found["name"] == "danger")
-    assert danger["langs"] == ["en+zh"] and [row["topic"] for row in danger["rows"]] == ["fire", "water"]
-    assert sum(row["cells"][0]["n"] for row in danger["rows"]) == 12
+    danger = next(found for found in heat_maps(run_report().report) if found.name == "danger")
+    assert danger.langs == ["en+zh"] and [row.topic for row in danger.rows] == ["fire", "water"]
+    assert sum(row.cells[0].n for row in danger.rows if row.cells[0]) == 12
 
 
 def test_a_map_of_many_topics_is_cut_and_says_so() -> None:
     made = audit_report({"hot": judged("hot", [YES] * 1000)})
     found = heat_maps(made.report)[0]
-    assert len(found["rows"]) == 200 and found["left_out"] == 50
+    assert len(found.rows) == 200 and found.left_out == 50
 
 
 def test_all_transcripts_are_shown_where_there_is_room() -> None:
@@ -101,7 +110,7 @@ def test_what_is_left_out_is_taken_evenly_so_that_rare_outcomes_stay() -> None:
     found = browser(base, None, "excerpt", 60_000)
     assert found is not None and 20 < len(found.pairs) < found.total == 804
     for name in base:
-        outcomes = [pair["base"]["outcome"] for pair in found.pairs if pair["set"] == name]
+        outcomes = [pair.base.outcome for pair in found.pairs if pair.set == name]
         assert {"refused", "degenerate", "answered"} == set(outcomes)
         assert outcomes == sorted(outcomes, key=["answered", "refused", "degenerate"].index)  # the order is kept
 
@@ -109,7 +118,7 @@ def test_what_is_left_out_is_taken_evenly_so_that_rare_outcomes_stay() -> None:
 def test_whole_transcripts_know_no_room_and_none_shows_none() -> None:
     base = {"a": judged("a", ["tea " * 10_000])}
     found = browser(base, None, "full", 10)
-    assert found is not None and found.pairs[0]["base"]["text"] == "tea " * 10_000 and found.length is None
+    assert found is not None and found.pairs[0].base.text == "tea " * 10_000 and found.length is None
     assert browser(base, None, "none", 10**6) is None and browser({}, None, "excerpt", 10**6) is None
 
 
@@ -136,7 +145,7 @@ def test_only_a_language_is_said_to_be_one() -> None:
 def test_the_command_asks_for_the_same_again() -> None:
     given = {"model": "my models/a", "target": ["hot", "cold;rm"], "keep": ["danger"], "limit": 5, "trust_remote_code": True}
     config = build(RunConfig, None, dict(given))
-    words = shlex.split(command({"settings": config.model_dump(mode="json")}))
+    words = shlex.split(command(run_of({"settings": config.model_dump(mode="json")})))
     assert words[:2] == ["abliterate", "run"] and words[-2:] == ["--out", "RUN"]
     assert words[words.index("--target") + 1 :][:2] == ["hot", "cold;rm"] and words[words.index("--model") + 1] == "my models/a"
     assert {"--trust-remote-code", "--limit", "--keep"} < set(words) and "--margin" not in words and "--baseline" not in words
@@ -144,14 +153,13 @@ def test_the_command_asks_for_the_same_again() -> None:
 
 @pytest.mark.parametrize(("made", "which"), [(run_report, "run"), (audit_report, "audit"), (weights_report, "compare")])
 def test_the_command_is_the_one_that_made_the_folder(made: Any, which: str) -> None:
-    run = made().report["run"]
-    assert kind(run) == which and command(run).startswith(f"abliterate {which} --")
+    run = made().report.run
+    assert run.kind == which and command(run).startswith(f"abliterate {which} --")
 
 
 def test_the_cost_of_stages_is_set_against_the_longest() -> None:
-    found = cost({"seconds": {"a": 30.0, "b": 120.0}, "peak_rss_bytes": 5})
-    assert found is not None and [stage["share"] for stage in found["stages"]] == [25, 100] and found["sum"] == 150
-    assert cost(None) is None and cost({"seconds": {}, "peak_rss_bytes": 0}) is None
+    assert [stage.share for stage in stages(Cost(seconds={"a": 30.0, "b": 120.0}, peak_rss_bytes=5))] == [25, 100]
+    assert stages(Cost(seconds={}, peak_rss_bytes=0)) == []
 
 
 def test_what_was_not_measured_is_said_in_words() -> None:
@@ -159,21 +167,21 @@ def test_what_was_not_measured_is_said_in_words() -> None:
     assert not [said for said in missing(made.report) if "random" in said or "benchmarks" in said]
     assert "public benchmarks" in missing(audit_report().report)
     assert missing(weights_report().report)[0] == "what the models reply (nothing was asked)"
-    bare = {**made.report, "controls": None, "not_measured": ["controls", "keep_test"]}
+    bare = changed(made.report, {"controls": None, "not_measured": ["controls", "keep_test"]})
     assert len(missing(bare)) == 2
 
 
 def test_a_citation_names_the_model_and_breaks_out_of_no_brace() -> None:
-    found = citation({"run": run_record(model="a}{b\\c"), "schema": "abliterate/report/1"})
-    assert "Refusals of abc" in found["figures"] and found["figures"].count("{") == found["figures"].count("}")
-    assert "2406.11717" in found["method"]
+    found = citation(changed(run_report().report, {"run": run_record(model="a}{b\\c")}))
+    assert "Refusals of abc" in found.figures and found.figures.count("{") == found.figures.count("}")
+    assert "2406.11717" in found.method
 
 
 HOME = "/home/alice/clients/x/model"
 
 
-def local(given: str, **fields: Any) -> dict[str, Any]:
-    return {**run_record(model=given), "model_path": HOME, **fields}
+def local(given: str, **fields: Any) -> RunRecord:
+    return run_of(filled({**run_record(model=given), "model_path": HOME}, fields))
 
 
 @pytest.mark.parametrize(
@@ -187,14 +195,14 @@ def local(given: str, **fields: Any) -> dict[str, Any]:
         (local("qwen3-8b", hub_id="Qwen/Qwen3-8B"), "Qwen/Qwen3-8B"),
         (local("smollm2-refuser", model_path="/root/.cache/smollm2-refuser-cac94708"), "smollm2-refuser"),
         (local("org/x", model_path=None), "org/x"),
-        (local("http://host:1/v1", model_path=None, resolved={"engines": {"base": {"model": HOME}}}), "model"),
+        (local("http://host:1/v1", model_path=None, resolved={"engines": {"base": {"kind": "server", "model": HOME}}}), "model"),
         (local("http://host:1/v1", model_path=None), "a model on a server"),
         (local("", settings={"base": HOME, "derived": "/srv/bob/edit"}, derived={"model_path": "/srv/bob/edit"}), "edit against model"),
     ],
 )
-def test_a_model_is_called_by_its_id_or_its_folders_own_name(run: dict[str, Any], name: str) -> None:
+def test_a_model_is_called_by_its_id_or_its_folders_own_name(run: RunRecord, name: str) -> None:
     assert model_name(run) == name
-    cited = citation({"run": run})["figures"]
+    cited = citation(run_report().report.model_copy(update={"run": run})).figures
     assert f"Refusals of {name}:" in cited and "alice" not in cited and "bob" not in cited
 
 
@@ -224,32 +232,33 @@ def test_a_map_of_one_cell_is_left_out() -> None:
 
 def test_a_control_with_topics_of_other_names_has_a_map_of_its_own() -> None:
     base = {"hot": judged("hot", [NO] * 8), "cold": judged("cold", [YES] * 8)}
-    assert [found["control"] for found in heat_maps(audit_report(base).report)] == ["cold"]
+    assert [found.control for found in heat_maps(audit_report(base).report)] == ["cold"]
     renamed = [(replace(t, topic=f"other {t.topic}"), v) for t, v in base["cold"]]
     maps = heat_maps(audit_report({**base, "cold": renamed}).report)
-    assert [(found["name"], found["control"], found["sets"]) for found in maps] == [("hot", None, ["hot"]), ("cold", None, ["cold"])]
-    assert all(cell is not None for found in maps for row in found["rows"] for cell in row["cells"])
+    assert [(found.name, found.control, found.sets) for found in maps] == [("hot", None, ["hot"]), ("cold", None, ["cold"])]
+    assert all(cell is not None for found in maps for row in found.rows for cell in row.cells)
 
 
 def test_a_control_with_categories_alone_has_a_map_of_its_own() -> None:
     other = [(replace(t, topic=None, category=("fire", "water")[i % 2]), v) for i, (t, v) in enumerate(judged("cold", [YES] * 8))]
     maps = heat_maps(audit_report({"hot": judged("hot", [NO] * 8), "cold": other}).report)
-    assert [found["sets"] for found in maps] == [["hot"], ["cold"]]
-    assert all(cell is not None for found in maps for row in found["rows"] for cell in row["cells"])
+    assert [found.sets for found in maps] == [["hot"], ["cold"]]
+    assert all(cell is not None for found in maps for row in found.rows for cell in row.cells)
 
 
 def test_rates_of_cut_replies_stand_beside_the_whole_ones() -> None:
     made = [(replace(t, new_tokens=40), v) for t, v in judged("hot", [NO] * 3 + [YES])]
     short = [(replace(t, new_tokens=20), v) for t, v in judged("plain", [YES] * 4)]
     found = cuts(audit_report({"hot": made, "plain": short}).report)
-    assert found is not None and found["lengths"] == [16, 32]
-    assert [(row["set"], row["whole"], row["rates"][1]) for row in found["rows"]] == [("hot", 0.75, 0.75), ("plain", 0.0, None)]
+    assert found is not None and found.lengths == [16, 32]
+    assert [(row.set, row.whole, row.rates[1]) for row in found.rows] == [("hot", 0.75, 0.75), ("plain", 0.0, None)]
     assert cuts(audit_report().report) is None and cuts(weights_report().report) is None
 
 
 def test_thoughts_are_crossed_with_answers_of_both_models() -> None:
-    crossed = {"shut": {"withheld": 9, "not_withheld": 1}, "open": {"withheld": 2, "not_withheld": 0}}
-    rows = thoughts({"thought_by_answer": {"hot": {"base": crossed, "edited": crossed}, "cold": {"base": crossed, "edited": None}}})
-    assert [(row["set"], row["model"]) for row in rows] == [("hot", "base")] * 2 + [("hot", "edited")] * 2 + [("cold", "base")] * 2
-    assert rows[0] == {"set": "hot", "model": "base", "thought": "empty or refusing", "withheld": 9, "not_withheld": 1}
-    assert thoughts({"thought_by_answer": None}) == thoughts({}) == []
+    crossed = Crossed(counts={}, shut=Answers(withheld=9, not_withheld=1), open=Answers(withheld=2, not_withheld=0))
+    both, one = ThoughtByAnswer(base=crossed, edited=crossed), ThoughtByAnswer(base=crossed, edited=None)
+    rows = thoughts(run_report().report.model_copy(update={"thought_by_answer": {"hot": both, "cold": one}}))
+    assert [(row.set, row.model) for row in rows] == [("hot", "base")] * 2 + [("hot", "edited")] * 2 + [("cold", "base")] * 2
+    assert rows[0] == ThoughtRow("hot", "base", "empty or refusing", 9, 1)
+    assert thoughts(audit_report().report) == []

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from reports import Made, audit_report, run_report, weights_report
+from reports import Made, audit_report, changed, run_report, weights_report
 
 from abliterate.cli.main import main
 from abliterate.files import write_json
@@ -72,14 +71,12 @@ def test_what_cannot_be_compared_is_refused_in_a_line(
 def test_other_prompts_under_one_name_are_said_to_be_not_comparable() -> None:
     one, two = run_report().report, run_report().report
     assert "Not comparable" not in runs_page({"one": one, "two": two})
-    changed = json.loads(json.dumps(two))
-    changed["run"]["prompts"]["hot"]["sha256"] = "00" * 32
-    assert "Not comparable: the prompts of hot differ between the runs." in runs_page({"one": one, "two": changed})
+    other = changed(two, {"run.prompts.hot.sha256": "00" * 32})
+    assert "Not comparable: the prompts of hot differ between the runs." in runs_page({"one": one, "two": other})
 
 
 def test_settings_that_differ_are_listed_and_no_others() -> None:
-    one, two = run_report().report, json.loads(json.dumps(run_report().report))
-    two["run"]["settings"]["limit"] = 40
+    one, two = run_report().report, changed(run_report().report, {"run.settings.limit": 40})
     page = runs_page({"one": one, "two": two})
     assert '<th scope="row"><code>limit</code></th><td>–</td><td>40</td>' in page
     assert "<code>max_new_tokens</code>" not in page
@@ -94,8 +91,9 @@ def test_a_comparison_of_weights_and_hostile_names_do_no_harm() -> None:
 def test_the_page_does_not_say_where_the_models_lie() -> None:
     one, two = run_report().report, weights_report().report
     place = "/home/alice/clients/x/model"
-    one["run"] |= {"settings": {**one["run"]["settings"], "model": place}, "model_path": place}
-    two["run"] |= {"settings": {**two["run"]["settings"], "base": "/home/alice/base", "derived": place}, "model_path": "/home/alice/base"}
+    one = changed(one, {"run.settings.model": place, "run.model_path": place})
+    base = "/home/alice/base"
+    two = changed(two, {"run.settings.base": base, "run.settings.derived": place, "run.model_path": base})
     page = runs_page({"one": one, "two": two})
     assert "alice" not in page and "--derived model" in page
     assert "<td>model</td>" in page and "<td>model against base</td>" in page
@@ -103,8 +101,7 @@ def test_the_page_does_not_say_where_the_models_lie() -> None:
 
 def test_the_edit_of_a_run_is_the_one_that_was_taken() -> None:
     one, two = run_report().report, run_report().report
-    one["selection"]["name"] = "tuned, step 4"
-    one["keep_tests"][0]["margin"] = 0.025
+    one = changed(one, {"selection.name": "tuned, step 4", "keep_tests.0.margin": 0.025})
     page = runs_page({"one": one, "two": two})
     assert "<td>tuned, step 4</td>" in page and "fell by at most 2.5 points" in page
 

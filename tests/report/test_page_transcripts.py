@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 from conftest import save_tiny
-from reports import directions, judged, run_record
+from reports import directions, judged, reported, run_record
 
 from abliterate.cli.main import main
 from abliterate.files import write_json
-from abliterate.report.document import report_document
 from abliterate.report.write import write_report
 from abliterate.runs.folder import DIRECTIONS, RunFolder
 
@@ -47,9 +46,9 @@ def test_how_good_the_directions_are_goes_into_the_report_and_the_page(tmp_path:
     record = {**run_record(), "settings": {"model": "m"}}
     write_json(record, tmp_path / "run.json")
     base = {"hot": judged("hot", ["Paris."] * 4)}
-    report = report_document(record, {"hot": "audited"}, base, None, None, None, None, 0.05)
+    report = reported(record, {"hot": "audited"}, base, None, None, None, None, 0.05)
     plain = write_report(RunFolder(tmp_path), report, base, None, None)
-    assert "directions" not in plain and "Separation by layer" not in page(tmp_path)
+    assert plain.directions is None and "Separation by layer" not in page(tmp_path)
     write_json(directions(), tmp_path / DIRECTIONS)
     write_report(RunFolder(tmp_path), report, base, None, None)
     assert json.loads((tmp_path / "report.json").read_text())["directions"] == directions()

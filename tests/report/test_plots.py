@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
-from reports import directions
+from reports import directions, run_report, selection_of
 
 from abliterate.report.page.figures import of_choice
-from abliterate.report.page.plots import Plot, cloud, lines, separation, trade
+from abliterate.report.page.plots import Plot, TradePoint, cloud, lines, separation, trade
 
 AXIS = ("block", "cosine")
 
@@ -22,8 +23,8 @@ def line_plot(series: dict[str, list[float | None]]) -> Plot:
     return lines("some", "Some lines", "said", series, AXIS, (0.0, 1.0), 0.5)
 
 
-def points(count: int) -> list[dict[str, object]]:
-    return [{"x": 0.1 * i, "y": 50.0 / (i + 1), "front": i % 2 == 0, "chosen": i == 2} for i in range(count)]
+def points(count: int) -> list[TradePoint]:
+    return [TradePoint(0.1 * i, 50.0 / (i + 1), front=i % 2 == 0, chosen=i == 2) for i in range(count)]
 
 
 def curves(root: ElementTree.Element) -> int:
@@ -111,7 +112,7 @@ def test_large_prompt_sets_are_thinned() -> None:
 
 def test_a_single_point_and_a_front_of_one_are_drawn() -> None:
     assert drawn(trade("trade", "Points", "said", points(1), AXIS)).tag == "svg"
-    assert ("dot-front", "Pareto front") not in trade("trade", "P", "s", [{"x": 1.0, "y": 2.0, "front": False, "chosen": True}], AXIS).key
+    assert ("dot-front", "Pareto front") not in trade("trade", "P", "s", [TradePoint(1.0, 2.0, front=False, chosen=True)], AXIS).key
 
 
 def shapes(plot: Plot) -> int:
@@ -120,12 +121,12 @@ def shapes(plot: Plot) -> int:
 
 
 def test_candidates_and_what_was_tuned_from_them_have_marks_of_their_own() -> None:
-    mixed = [{**point, "improved": i > 1} for i, point in enumerate(points(6))]
+    mixed = [replace(point, improved=i > 1) for i, point in enumerate(points(6))]
     plot = trade("trade", "Points", "said", mixed, AXIS, "Pareto front of three", "tuned")
     names = dict(plot.key)
     assert names["square-other"] == "candidate as estimated" and names["dot-other"] == "tuned"
     assert names["dot-front"] == "filled: Pareto front of three"
-    assert shapes(plot) > shapes(trade("trade", "Points", "said", [{**p, "improved": False} for p in points(6)], AXIS))
+    assert shapes(plot) > shapes(trade("trade", "Points", "said", points(6), AXIS))
 
 
 def test_the_front_tells_trials_and_steps_from_candidates() -> None:
@@ -137,5 +138,5 @@ def test_the_front_tells_trials_and_steps_from_candidates() -> None:
     }
     for kind, of in names.items():
         tuning = {"kind": kind, "front": [{**point, "name": name, "step": step} for name, step in of]}
-        (plot,) = of_choice({"selection": {"tuning": tuning}})
+        (plot,) = of_choice(run_report().report.model_copy(update={"selection": selection_of({"tuning": tuning})}))
         assert ("square-other" in dict(plot.key)) == (kind != "off")

@@ -114,7 +114,7 @@ def test_a_report_under_another_judge_is_valid(tiny: Tiny, sets: dict[str, str],
     report = report_of("audit", tmp_path / "audit", "--model", str(tiny()), "--prompts", sets["target"])
     said = Transcript("target", "0", "q", "I can't.")
     rows = [Row("base", said, said.verdict(), Verdict("answered", "j")), Row("base", said, said.verdict(), None)]
-    assert errors({**report, "judge": agreement("judge", rows)}) == []
+    assert errors({**report, "judge": agreement("judge", rows).document()}) == []
 
 
 def documented() -> Iterator[str]:

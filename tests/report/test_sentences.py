@@ -6,24 +6,37 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from reports import reported
 
+from abliterate.measures.parts.moved import Controls, Distance, Moved, Recovery, SameFirst
+from abliterate.measures.parts.paired import Discordant, KeepTest, Paired, UnchangedTest
+from abliterate.measures.parts.rates import Figures, Outcomes, Withheld
+from abliterate.measures.parts.sets import SetEntry
 from abliterate.measures.summary import Judged, keep_test, rate
 from abliterate.replies.transcripts import Transcript
-from abliterate.report.document import report_document
 from abliterate.report.sentences import all_of, broken, controls, kept, recovery, service, thoughts, unchanged
+from abliterate.report.tree.report import Report
 
 
-def entry(base: dict[str, Any], edited: dict[str, Any] | None, base_only: int = 0, edited_only: int = 0) -> dict[str, Any]:
-    paired = None if edited is None else {"withheld": {"base_only": base_only, "edited_only": edited_only}}
-    return {"n": 100, "base": base, "edited": edited, "paired": paired}
+def side(withheld: int, degenerate: int = 0, thought: dict[str, int] | None = None, n: int = 100) -> Figures:
+    found = Withheld(corrected=None, **dict(rate(withheld, n)))
+    counts = Outcomes.of({"refused": withheld, "degenerate": degenerate})
+    return Figures(
+        outcomes=counts, refused=rate(withheld, n), withheld=found, degenerate=rate(degenerate, n), substance=None, thought=thought
+    )
 
 
-def side(withheld: int, degenerate: int = 0, thought: dict[str, int] | None = None) -> dict[str, Any]:
-    return {"withheld": rate(withheld, 100), "degenerate": rate(degenerate, 100), "thought": thought}
+def entry(base: Figures, edited: Figures | None, base_only: int = 0, edited_only: int = 0) -> SetEntry:
+    test = Discordant(base_only=base_only, edited_only=edited_only, mcnemar_p=1.0)
+    paired = None if edited is None else Paired(refused=test, withheld=test)
+    return SetEntry(role="target", lang="en", n=100, base=base, edited=edited, paired=paired)
 
 
-def report(of: dict[str, Any], **settings: str) -> dict[str, Any]:
-    return {"sets": {"hot": of}, "run": {"settings": settings}}
+def report(of: SetEntry | None = None, **parts: Any) -> Report:
+    """A report of nothing but these parts; ``settings``: of the run."""
+    run = {"settings": parts.pop("settings", {"model": "m", "target": []})}
+    empty = reported(run, {}, {}, None, None, None, None, 0.05)
+    return empty.model_copy(update={**({"sets": {"hot": of}} if of else {}), **parts})
 
 
 def test_replies_that_break_are_said_where_fewer_are_withheld() -> None:
@@ -43,10 +56,7 @@ def test_a_rise_within_its_interval_or_without_a_fall_of_what_is_withheld_is_not
 def test_a_rise_that_the_figures_do_not_show_is_not_said(n: int, after: int) -> None:
     """Four broken replies of 9,000 are 0.0 %, like none: a rise is only mentioned if the figures show it."""
 
-    def figures(withheld: int, broken: int) -> dict[str, Any]:
-        return {"withheld": rate(withheld, n), "degenerate": rate(broken, n), "thought": None}
-
-    assert not list(broken(report(entry(figures(n // 2, 0), figures(n // 4, after)))))
+    assert not list(broken(report(entry(side(n // 2, 0, n=n), side(n // 4, after, n=n)))))
 
 
 def test_empty_thoughts_are_told_of_both_models() -> None:
@@ -57,14 +67,14 @@ def test_empty_thoughts_are_told_of_both_models() -> None:
 
 @pytest.mark.parametrize(("base", "derived", "first"), [("http://h/v1", "folder", "the service"), ("folder", "http://h/v1", "the weights")])
 def test_what_a_service_withholds_beside_its_weights_is_told(base: str, derived: str, first: str) -> None:
-    (line,) = service(report(entry(side(60), side(45), 20, 5), base=base, derived=derived))
+    (line,) = service(report(entry(side(60), side(45), 20, 5), settings={"base": base, "derived": derived}))
     other = "the weights" if first == "the service" else "the service"
     assert line == (f"hot: 40 of 100 prompts are withheld by both the service and the weights, 20 by {first} alone, 5 by {other} alone.")
 
 
 def test_two_models_of_one_kind_say_nothing_of_a_service() -> None:
-    assert not list(service(report(entry(side(1), side(1)), base="a", derived="b")))
-    assert not list(service(report(entry(side(1), side(1)), model="a")))
+    assert not list(service(report(entry(side(1), side(1)), settings={"base": "a", "derived": "b"})))
+    assert not list(service(report(entry(side(1), side(1)), settings={"model": "a"})))
 
 
 # --- what must stay ---------------------------------------------------------------------------------------------------------------
@@ -79,29 +89,29 @@ def judged(name: str, refused: int, n: int, otherwise: Transcript = ANSWERED) ->
     return [(t, VERDICTS[t.response]) for t in made]
 
 
-def kept_of(before: int, after: int, n: int, margin: float = 0.05) -> dict[str, Any]:
+def kept_of(before: int, after: int, n: int, margin: float = 0.05) -> KeepTest:
     return keep_test("harmful", judged("harmful", before, n), judged("harmful", after, n), margin)
 
 
 def test_a_keep_test_that_fails_says_what_it_could_have_shown() -> None:
     test = kept_of(110, 103, 120)
-    assert not list(kept({"keep_tests": [test]}, True))
-    (line,) = kept({"keep_tests": [test]}, False)
+    assert not list(kept(report(keep_tests=(test,)), True))
+    (line,) = kept(report(keep_tests=(test,)), False)
     assert line == (
-        f"Refusals of harmful fell by at most 5 points: NOT shown (n = 120: up to {100 * test['upper_bound']:.1f} points are possible; "
+        f"Refusals of harmful fell by at most 5 points: NOT shown (n = 120: up to {100 * test.upper_bound:.1f} points are possible; "
         "n ≥ 400 is advised)."
     )
 
 
 def test_more_prompts_are_advised_only_where_there_are_few() -> None:
-    (line,) = kept({"keep_tests": [kept_of(400, 340, 400)]}, False)
+    (line,) = kept(report(keep_tests=(kept_of(400, 340, 400),)), False)
     assert line.endswith(" points are possible).") and "advised" not in line
 
 
 def test_a_keep_test_that_holds_is_said_once_and_not_first() -> None:
     roles = {"bad": "target", "harmful": "keep", "plain": "harmless"}
     base = {"bad": judged("bad", 9, 9), "harmful": judged("harmful", 399, 400), "plain": judged("plain", 0, 9)}
-    said = all_of(report_document({"settings": {}}, roles, base, base, None, None, {"tensors": 1}, 0.05))
+    said = all_of(reported({"settings": {"model": "m", "target": []}}, roles, base, base, None, None, {"tensors": 1}, 0.05))
     assert [line for line in said if "Refusals of harmful" in line] == [
         "Refusals of harmful fell by at most 5 points: shown (n = 400: at most 0.7 points, with 95 % confidence)."
     ]
@@ -111,7 +121,7 @@ def test_every_failed_keep_test_comes_before_all_else() -> None:
     roles = {"bad": "target", "one": "keep", "good": "keep", "two": "keep"}
     base = {"bad": judged("bad", 90, 100), **{name: judged(name, 100, 100) for name in ("one", "good", "two")}}
     edited = {**base, "bad": judged("bad", 0, 100, BROKEN), "one": judged("one", 50, 100), "two": judged("two", 20, 100)}
-    said = all_of(report_document({"settings": {}}, roles, base, edited, None, None, {"tensors": 1}, 0.05))
+    said = all_of(reported({"settings": {"model": "m", "target": []}}, roles, base, edited, None, None, {"tensors": 1}, 0.05))
     assert [line.split(":")[1].split("(")[0] for line in said[:2]] == [" NOT shown "] * 2 and said[2].startswith(
         "Broken output of bad rose"
     )
@@ -122,9 +132,10 @@ def test_every_failed_keep_test_comes_before_all_else() -> None:
 # --- random directions, and a reference -------------------------------------------------------------------------------------------
 
 
-def controlled(edited: int, random: list[int], n: int = 100, kl: float | None = 0.0771) -> dict[str, Any]:
-    same = {"edited": rate(edited, n), "random": [rate(k, n) for k in random]}
-    return {"controls": {"n_withheld": n, "same_first": same, "kl_first_token": {"edited": kl, "random": [0.0012, 0.002, 0.0015]}}}
+def controlled(edited: int, random: list[int], n: int = 100, kl: float | None = 0.0771) -> Report:
+    same = SameFirst(edited=rate(edited, n), random=tuple(rate(k, n) for k in random))
+    moved = Moved(edited=kl, random=(0.0012, 0.002, 0.0015))
+    return report(controls=Controls(seeds=(0, 1, 2), set=("hot",), n=n, n_withheld=n, same_first=same, kl_first_token=moved))
 
 
 def test_random_directions_are_told_beside_the_edit() -> None:
@@ -140,12 +151,13 @@ def test_random_directions_that_do_alike_are_one_figure_and_no_figure_is_made_up
     assert line.endswith("leave the first token unchanged for 100 % of the withheld prompts (this edit: 0 %).")
     (nothing,) = controls(controlled(0, [0, 0, 0], n=0))
     assert "base withholds no prompt" in nothing
-    assert not list(controls({"controls": None}))
+    assert not list(controls(report()))
 
 
 def came_back(kl_base: float | None, kl_edited: float | None, gone: float | None) -> str:
-    entry = {"n": 100, "kl_base": kl_base, "kl_edited": kl_edited, "gone": gone, "agree_base": rate(4, 100), "agree_edited": rate(61, 100)}
-    (line,) = recovery({"recovery": {"reference": "smollm2", "agree_tokens": 32, "sets": {"censorship": entry}}})
+    agreed = {"agree_base": rate(4, 100), "agree_edited": rate(61, 100)}
+    found = Distance(role="target", n=100, kl_base=kl_base, kl_edited=kl_edited, gone=gone, **agreed)
+    (line,) = recovery(report(recovery=Recovery(reference="smollm2", agree_tokens=32, sets={"censorship": found})))
     return line
 
 
@@ -165,10 +177,10 @@ def test_a_divergence_that_grew_or_never_was_is_not_said_to_be_gone() -> None:
     assert "the divergence from smollm2 grew by 50 % (0.100 → 0.150" in came_back(0.1, 0.15, -0.5)
     assert "base hardly diverges from smollm2 (0.004 → 0.002" in came_back(0.004, 0.002, None)
     assert "from smollm2 could not be measured" in came_back(None, None, None)
-    assert not list(recovery({"recovery": None}))
+    assert not list(recovery(report()))
 
 
 def test_a_margin_that_is_no_whole_point_is_not_rounded() -> None:
-    test = {"set": "plain", "measure": "withheld", "margin": 0.025, "holds": True, "n": 400, "upper_bound": 0.01}
-    (said,) = unchanged({"unchanged": [test]})
+    test = UnchangedTest(set="plain", measure="withheld", n=400, margin=0.025, upper_bound=0.01, holds=True)
+    (said,) = unchanged(report(unchanged=(test,)))
     assert said == "Withheld replies of plain rose by at most 2.5 points: shown (n = 400: at most 1.0 points, with 95 % confidence)."

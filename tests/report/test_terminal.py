@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from reports import reported
 
 from abliterate.measures.summary import Judged
 from abliterate.replies.transcripts import Transcript
-from abliterate.report.document import report_document
 from abliterate.report.terminal import show
+from abliterate.report.tree.report import Report
 
-RUN = {"settings": {"model": "m"}}
+RUN, AUDIT = {"settings": {"model": "m", "target": []}}, {"settings": {"model": "m", "prompts": []}}
 NO, YES = "I can't help with that.", "Paris."
 
 
@@ -21,14 +21,14 @@ def judged(name: str, *responses: str) -> Judged:
     return [(t, t.verdict()) for t in made]
 
 
-def shown(report: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+def shown(report: Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("COLUMNS", "160")
     show(report, Path("out"))
     return capsys.readouterr().out
 
 
 def test_an_audit_shows_rates_and_where_the_report_lies(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    report = report_document(RUN, {"[bold]a[/bold]": "audited"}, {"[bold]a[/bold]": judged("a", NO, YES)}, None, None, None, None, 0.05)
+    report = reported(AUDIT, {"[bold]a[/bold]": "audited"}, {"[bold]a[/bold]": judged("a", NO, YES)}, None, None, None, None, 0.05)
     text = shown(report, capsys, monkeypatch)
     assert "[bold]a[/bold]" in text and "50.0 % (9.5–90.5)" in text
     assert f"report: {Path('out') / 'report.html'}" in text and "edited" not in text
@@ -39,12 +39,12 @@ FOREIGN = "Извините, но я не могу помочь с этим за
 
 def test_replies_that_are_not_judged_are_said_beside_the_rates(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     base = {"a": judged("a", NO, FOREIGN, FOREIGN), "b": judged("b", FOREIGN)}
-    text = shown(report_document(RUN, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05), capsys, monkeypatch)
+    text = shown(reported(AUDIT, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05), capsys, monkeypatch)
     text = " ".join(text.split())
     assert "a: 2 of 3 replies are in a language without rules and not judged" in text and "--judge chat:URL" in text
     assert "a: 1 of 1 replies are withheld" in text and "100.0 %" in text and "b: 1 of 1 replies are in a language" in text
     edited = {"a": judged("a", YES, YES, FOREIGN), "b": judged("b", YES)}
-    report = report_document(RUN, {"a": "target", "b": "keep"}, base, edited, None, None, {"tensors": 1}, 0.05)
+    report = reported(RUN, {"a": "target", "b": "keep"}, base, edited, None, None, {"tensors": 1}, 0.05)
     text = " ".join(shown(report, capsys, monkeypatch).split())
     assert "a: 2 of 3 replies of base and 1 of 3 replies of edited are in a language" in text
     assert "1 → 0 of 1 and 2 judged" in text and "Refusals of b fell by at most 5 points: NOT shown" in text
@@ -60,7 +60,7 @@ def paired(name: str, other: str, topics: int, *responses: str) -> Judged:
 
 def test_an_audit_shows_outcomes_by_topic_and_language(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     base = {"hot": paired("hot", "cold", 1, NO, YES, NO), "plain": judged("plain", YES)}
-    text = shown(report_document(RUN, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05), capsys, monkeypatch)
+    text = shown(reported(AUDIT, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05), capsys, monkeypatch)
     rows = [line.split() for line in text.splitlines() if line.startswith("[b]topic")]
     assert rows == [["[b]topic", "0", "en", "1", "·", "·", "·", "1", "·", "·"], ["[b]topic", "0", "zh", "2", "2", "·", "·", "·", "·", "·"]]
     assert text.count("state line") == 2  # the caption of the rates, and one table: plain has no topics
@@ -68,9 +68,7 @@ def test_an_audit_shows_outcomes_by_topic_and_language(capsys: pytest.CaptureFix
 
 def test_an_audit_says_how_a_set_fares_against_its_control(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     base = {"hot": paired("hot", "cold", 2, NO, NO, NO, YES), "cold": paired("cold", "hot", 2, YES, YES, YES, YES)}
-    text = " ".join(
-        shown(report_document(RUN, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05), capsys, monkeypatch).split()
-    )
+    text = " ".join(shown(reported(AUDIT, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05), capsys, monkeypatch).split())
     assert "hot against its control cold: 75.0 % withheld against 0.0 % in 4 pairs, a difference of +75.0 points (95 % interval " in text
     assert (
         "over 2 topics, too few to rely on); only the sensitive prompt is withheld in 3 pairs, only the control in 0 "
@@ -83,7 +81,7 @@ def test_an_audit_says_how_a_set_fares_against_its_control(capsys: pytest.Captur
 def test_a_run_says_what_did_not_rise(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     base = {"bad": judged("bad", NO), "plain": judged("plain", *[YES] * 100)}
     edited = {**base, "plain": judged("plain", *[YES] * 90, *[NO] * 10)}
-    report = report_document(RUN, {"bad": "target", "plain": "harmless"}, base, edited, None, None, {"tensors": 1}, 0.05)
+    report = reported(RUN, {"bad": "target", "plain": "harmless"}, base, edited, None, None, {"tensors": 1}, 0.05)
     text = " ".join(shown(report, capsys, monkeypatch).split())
     assert "Withheld replies of plain rose by at most 5 points: NOT shown (n = 100: up to" in text
     assert "Broken output of plain rose by at most 5 points: shown (n = 100: " in text and "by topic" not in text
@@ -94,7 +92,7 @@ def test_a_run_shows_both_sides_the_keep_test_and_the_drift(capsys: pytest.Captu
     edited = {**base, "bad": judged("bad", YES, YES)}
     drift = {"set": "plain", "ids": ["0", "1"], "kl_first_token": [0.125, 0.375]}
     roles = {"bad": "target", "safe": "keep", "plain": "harmless"}
-    text = shown(report_document(RUN, roles, base, edited, drift, None, {"tensors": 1}, 0.05), capsys, monkeypatch)
+    text = shown(reported(RUN, roles, base, edited, drift, None, {"tensors": 1}, 0.05), capsys, monkeypatch)
     rows = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert "withheld" in rows["bad"] and "100.0 % (34.2–100.0)" in rows["bad"] and "0.0 % (0.0–65.8)" in rows["bad"]
     assert "refused" in rows["safe"]
@@ -112,19 +110,19 @@ def test_a_run_says_in_a_line_how_the_edit_was_chosen(capsys: pytest.CaptureFixt
         (chosen, "chosen: tuned, step 12 (on val: 0.2 % of the probability of withheld openings left, KL 0.026 nats)"),
         ({"chosen": {"name": "[b]mean, block 3"}}, "chosen: [b]mean, block 3"),
     ):
-        text = shown(report_document(RUN, {"bad": "target"}, base, base, None, selection, {"tensors": 1}, 0.05), capsys, monkeypatch)
+        text = shown(reported(RUN, {"bad": "target"}, base, base, None, selection, {"tensors": 1}, 0.05), capsys, monkeypatch)
         assert line in text.splitlines()
 
 
 def test_an_audit_says_what_the_withheld_replies_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     base = {"hot": judged("hot", NO, NO, YES), "plain": judged("plain", YES)}
-    text = shown(report_document(RUN, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05), capsys, monkeypatch)
+    text = shown(reported(AUDIT, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05), capsys, monkeypatch)
     assert [line for line in text.splitlines() if "replies are withheld" in line] == ["hot: 2 of 3 replies are withheld: 2 refused."]
 
 
 def test_a_run_says_first_whether_the_target_fell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     base, edited = {"bad": judged("bad", *[NO] * 9)}, {"bad": judged("bad", *[YES] * 9)}
-    text = shown(report_document(RUN, {"bad": "target"}, base, edited, None, None, {"tensors": 1}, 0.05), capsys, monkeypatch)
+    text = shown(reported(RUN, {"bad": "target"}, base, edited, None, None, {"tensors": 1}, 0.05), capsys, monkeypatch)
     assert text.splitlines()[1] == "bad is withheld less than before: shown (9 → 0 of 9; exact paired test, p = 0.0039)."
     assert text.count("is withheld less") == 1
 
@@ -132,5 +130,5 @@ def test_a_run_says_first_whether_the_target_fell(capsys: pytest.CaptureFixture[
 def test_a_comparison_calls_the_second_model_derived(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     base = {"bad": judged("bad", NO)}
     run = {"settings": {"base": "a", "derived": "b"}}
-    text = shown(report_document(run, {"bad": "audited"}, base, base, None, None, None, 0.05), capsys, monkeypatch)
+    text = shown(reported(run, {"bad": "audited"}, base, base, None, None, None, 0.05), capsys, monkeypatch)
     assert "derived" in text and "edited" not in text

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reports import run_of
 
 from abliterate.errors import InputError
 from abliterate.files import write_json
@@ -16,19 +17,24 @@ from abliterate.runs.folder import RunFolder, file_hashes, open_run, peak_rss_by
 SETTINGS = {"model": "m", "target": ["a"], "max_new_tokens": 64, "limit": None}
 RECORD = {
     "model_path": "/models/m",
-    "model_hashes": {"model.safetensors": "aa", "config.json": "bb"},
-    "prompts": {"a": {"role": "target", "sha256": "11", "n": 3}},
+    "model_hashes": {"model.safetensors": "aa" * 32, "config.json": "bb" * 32},
+    "prompts": {"a": {"role": "target", "sha256": "11" * 32, "n": 3}},
 }
+
+
+def begun(out: Path, settings: dict[str, Any] = SETTINGS, record: dict[str, Any] = RECORD) -> RunFolder:
+    """A run of these settings, begun or opened again."""
+    return open_run(out, run_of({"settings": settings, "versions": versions(), **record}))
 
 
 def reopened(out: Path, settings: dict[str, Any] | None = None, **record: Any) -> RunFolder:
     """A run begun with SETTINGS and RECORD, opened again with changes."""
-    open_run(out, SETTINGS, RECORD)
-    return open_run(out, {**SETTINGS, **(settings or {})}, {**RECORD, **record})
+    begun(out)
+    return begun(out, {**SETTINGS, **(settings or {})}, {**RECORD, **record})
 
 
 def test_a_new_run_records_what_was_asked(tmp_path: Path) -> None:
-    open_run(tmp_path / "deep" / "out", SETTINGS, RECORD)
+    begun(tmp_path / "deep" / "out")
     run = json.loads((tmp_path / "deep" / "out" / "run.json").read_text(encoding="utf-8"))
     assert run["schema"] == "abliterate/run/1" and run["settings"] == SETTINGS
     assert run["model_path"] == "/models/m" and run["versions"] == versions()
@@ -53,27 +59,27 @@ def test_another_setting_is_refused_by_its_name(tmp_path: Path, settings: dict[s
 
 
 def test_a_setting_that_is_gone_is_refused_by_its_name(tmp_path: Path) -> None:
-    open_run(tmp_path / "out", {**SETTINGS, "margin": 0.05}, RECORD)
+    begun(tmp_path / "out", {**SETTINGS, "margin": 0.05})
     with pytest.raises(InputError, match="--margin"):
-        open_run(tmp_path / "out", SETTINGS, RECORD)
+        begun(tmp_path / "out")
 
 
 def test_changed_prompts_are_refused_by_their_sets_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="prompts 'a'"):
-        reopened(tmp_path / "out", prompts={"a": {**RECORD["prompts"]["a"], "sha256": "22"}})
+        reopened(tmp_path / "out", prompts={"a": {**RECORD["prompts"]["a"], "sha256": "22" * 32}})
 
 
 def test_other_weights_are_refused_by_their_files_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model hashes 'model\.safetensors'"):
-        reopened(tmp_path / "out", model_hashes={**RECORD["model_hashes"], "model.safetensors": "cc"})
+        reopened(tmp_path / "out", model_hashes={**RECORD["model_hashes"], "model.safetensors": "cc" * 32})
 
 
 def test_a_refused_run_changes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    open_run(out, SETTINGS, RECORD)
+    begun(out)
     before = (out / "run.json").read_bytes()
     with pytest.raises(InputError):
-        open_run(out, {**SETTINGS, "limit": 5}, RECORD)
+        begun(out, {**SETTINGS, "limit": 5})
     assert (out / "run.json").read_bytes() == before and [p.name for p in out.iterdir()] == ["run.json"]
 
 
@@ -92,25 +98,25 @@ def test_what_is_not_a_run_folder_is_refused(tmp_path: Path, kind: str) -> None:
     else:
         out.write_text("mine")
     with pytest.raises(InputError, match="not empty and not a run folder"):
-        open_run(out, SETTINGS, RECORD)
+        begun(out)
 
 
 @pytest.mark.parametrize("content", ["{", "", "[]", "7", '{"schema": "other/1"}', '{"settings": 3}', '{"settings": null}'])
 def test_a_run_json_of_something_else_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(InputError, match=r"run\.json|not a run folder") as raised:
-        open_run(tmp_path, SETTINGS, RECORD)
+        begun(tmp_path)
     assert "\n" not in str(raised.value)
     assert (tmp_path / "run.json").read_text() == content
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
-    assert open_run(tmp_path, SETTINGS, RECORD).path == tmp_path
+    assert begun(tmp_path).path == tmp_path
 
 
 def test_a_run_killed_while_it_wrote_run_json_can_be_begun_again(tmp_path: Path) -> None:
     (tmp_path / ".run.json.partial").write_text('{"schema": "abli')
-    assert open_run(tmp_path, SETTINGS, RECORD).path == tmp_path
+    assert begun(tmp_path).path == tmp_path
 
 
 def load(path: Path) -> Any:
@@ -156,15 +162,15 @@ def test_seconds_add_up_over_interruptions(tmp_path: Path) -> None:
         with folder.timed(name):
             pass
     cost = folder.cost()
-    assert list(cost["seconds"]) == ["edit", "drift"] and cost["seconds"]["edit"] >= 5.0
-    assert cost["peak_rss_bytes"] > 1_000_000
+    assert list(cost.seconds) == ["edit", "drift"] and cost.seconds["edit"] >= 5.0
+    assert cost.peak_rss_bytes > 1_000_000
 
 
 def test_the_seconds_of_an_interrupted_stage_are_counted(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with pytest.raises(KeyboardInterrupt), folder.timed("transcripts"):
         raise KeyboardInterrupt
-    assert "transcripts" in folder.cost()["seconds"]
+    assert "transcripts" in folder.cost().seconds
 
 
 def test_the_peak_is_in_bytes() -> None:
@@ -186,30 +192,33 @@ def test_hashes_follow_the_bytes_of_the_models_files(tmp_path: Path) -> None:
     ("record", "clock"),
     [
         ({}, None),
-        ({"resolved": {"clock": None}, "derived": {"resolved": {}}}, None),
+        ({"resolved": {"clock": None}, "derived": {"model_path": None, "resolved": {"seeds": {}}}}, None),
         ({"resolved": {"clock": "2001-02-03T04:05:06"}}, datetime(2001, 2, 3, 4, 5, 6)),
-        ({"resolved": {"clock": None}, "derived": {"resolved": {"clock": "2001-02-03T04:05:06"}}}, datetime(2001, 2, 3, 4, 5, 6)),
-        ({"resolved": None, "derived": "none"}, None),
+        (
+            {"resolved": {"clock": None}, "derived": {"model_path": None, "resolved": {"seeds": {}, "clock": "2001-02-03T04:05:06"}}},
+            datetime(2001, 2, 3, 4, 5, 6),
+        ),
+        ({"derived": {"model_path": None}}, None),
     ],
 )
 def test_the_time_that_prompts_show_is_read_from_the_record_of_either_model(
     tmp_path: Path, record: dict[str, Any], clock: datetime | None
 ) -> None:
     assert recorded_clock(tmp_path / "out") is None
-    open_run(tmp_path / "out", SETTINGS, {**RECORD, **record})
+    begun(tmp_path / "out", SETTINGS, {**RECORD, **record})
     assert recorded_clock(tmp_path / "out") == clock
 
 
 def test_a_record_made_before_clocks_were_noted_gets_one_where_a_template_reads_it(tmp_path: Path) -> None:
     def known(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-        return {**RECORD, "resolved": {"seeds": {}, **first}, "derived": {"resolved": {"seeds": {}, **second}}}
+        return {**RECORD, "resolved": {"seeds": {}, **first}, "derived": {"resolved": {"seeds": {}, **second}, "model_path": None}}
 
     old, time = known({}, {}), {"clock": "2001-02-03T04:05:06"}
-    open_run(tmp_path / "out", SETTINGS, old)
+    begun(tmp_path / "out", SETTINGS, old)
     before = (tmp_path / "out" / "run.json").read_bytes()
-    open_run(tmp_path / "out", SETTINGS, known({"clock": None}, {"clock": None}))
+    begun(tmp_path / "out", SETTINGS, known({"clock": None}, {"clock": None}))
     assert (tmp_path / "out" / "run.json").read_bytes() == before
-    folder = open_run(tmp_path / "out", SETTINGS, known({"clock": None}, time))
-    assert folder.record()["derived"] == known({}, time)["derived"] and folder.record()["resolved"] == {"seeds": {}}
-    open_run(tmp_path / "out", SETTINGS, known({"clock": None}, {"clock": "2031-02-03T04:05:06"}))
-    assert folder.record()["derived"] == known({}, time)["derived"]
+    folder = begun(tmp_path / "out", SETTINGS, known({"clock": None}, time))
+    assert folder.record() == run_of({"settings": SETTINGS, "versions": versions(), **known({}, time)})
+    begun(tmp_path / "out", SETTINGS, known({"clock": None}, {"clock": "2031-02-03T04:05:06"}))
+    assert folder.record() == run_of({"settings": SETTINGS, "versions": versions(), **known({}, time)})

@@ -9,6 +9,7 @@ from pydantic import Field
 from abliterate.files import Count, Interval, May, Number, Record, Share
 from abliterate.measures.parts.paired import Unit
 from abliterate.measures.parts.rates import Rate
+from abliterate.measures.parts.sets import Side
 
 
 class Contrast(Record):
@@ -43,3 +44,8 @@ class AgainstControl(Record):
     base: Contrast
     edited: Contrast | None
     by_lang: May[Mapping[str, Contrasts]] = None
+
+
+def side_of(entry: Contrasts | AgainstControl, side: Side) -> Contrast | None:
+    """The figures of one model; None if it was not asked."""
+    return entry.base if side == "base" else entry.edited

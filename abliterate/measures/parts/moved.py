@@ -117,10 +117,10 @@ class DriftValues(Record):
     ids: Several[str]
     kl_first_token: Several[Number | None] | None = None
     kl_sequence: Several[Number | None] | None = None
-    ce_base: Several[Number | None] | None = None
-    ce_edited: Several[Number | None] | None = None
     own_base: Several[Number | None] | None = None
     own_edited: Several[Number | None] | None = None
+    ce_base: Several[Number | None] | None = None
+    ce_edited: Several[Number | None] | None = None
     suppression_base: Several[Number | None] | None = None
     suppression_edited: Several[Number | None] | None = None
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from abliterate.files import Count, May, Number, Record, Share
 
-Unit = Literal["topic", "category", "prompt"]
+Unit = Literal["topic", "category", "prompt"]  # what a cluster is
 
 
 class Clusters(Record):

@@ -6,13 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
 
 from markupsafe import escape
 
 from abliterate.config import Transcripts
 from abliterate.measures.summary import Judged
-from abliterate.report.document import pairs_of
+from abliterate.report.document import ReplyPair, pairs_of
 from abliterate.report.page.escaping import shown
 
 _LENGTHS = (280, 180, 110)  # characters of an excerpt; shorter ones are tried until all pairs fit
@@ -24,7 +23,7 @@ class Browser:
     """The ``pairs`` on the page, out of ``total``, and the filters' options: ``sets``, ``langs``, ``topics``, ``outcomes`` (base, edited).
     ``length``: characters of an excerpt, None for whole replies; ``thoughts``: whether any reply has a thought."""
 
-    pairs: Sequence[Mapping[str, Any]]
+    pairs: Sequence[ReplyPair]
     total: int
     length: int | None
     sets: Sequence[str]
@@ -40,25 +39,20 @@ def browser(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None, kin
     if kind == "none" or not total:
         return None
     if kind == "full":
-        return _browser(_numbered(pairs_of(base, edited, None)), total, None)
+        return _browser(pairs_of(base, edited, None), total, None)
     room -= sum(_OPTION + _bytes(topic) for topic in {t.topic or t.category for judged in base.values() for t, _ in judged})
     for length in _LENGTHS:
-        pairs = _numbered(pairs_of(base, edited, length))
+        pairs = pairs_of(base, edited, length)
         sizes = [_size(pair) for pair in pairs]
         if sum(sizes) <= room:
             return _browser(pairs, total, length)
     return _browser(_share(pairs, sizes, room), total, _LENGTHS[-1])
 
 
-def _numbered(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    return [{**pair, "set": name} for name, pairs in rows.items() for pair in pairs]
-
-
-def _size(pair: Mapping[str, Any]) -> int:
+def _size(pair: ReplyPair) -> int:
     """Bytes that a pair takes on the page."""
-    sides = [pair[side] for side in ("base", "edited") if pair[side] is not None]
-    texts = [pair["prompt"], pair["set"], pair["topic"] or "", *(side[key] or "" for side in sides for key in ("thought", "text", "rule"))]
-    return _MARKUP + _THOUGHT * sum(side["thought"] is not None for side in sides) + sum(map(_bytes, texts))
+    texts = [pair.prompt, pair.set, pair.topic, *(text for side in pair.sides for text in (side.thought or "", side.text, side.rule))]
+    return _MARKUP + _THOUGHT * sum(side.thought is not None for side in pair.sides) + sum(map(_bytes, texts))
 
 
 def _bytes(text: str) -> int:
@@ -66,12 +60,11 @@ def _bytes(text: str) -> int:
     return len(escape(shown(text)).encode())
 
 
-def _share(pairs: Sequence[dict[str, Any]], sizes: Sequence[int], room: int) -> list[dict[str, Any]]:
+def _share(pairs: Sequence[ReplyPair], sizes: Sequence[int], room: int) -> list[ReplyPair]:
     """As many pairs as there is room for, in their order: one of each set and outcomes in turn, so that rare outcomes are there too."""
-    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for number, pair in enumerate(pairs):
-        outcomes = tuple(pair[side] and pair[side]["outcome"] for side in ("base", "edited"))
-        groups[pair["set"], *outcomes].append(number)
+        groups[pair.set, *(side.outcome for side in pair.sides)].append(number)
     taken, left = [], room
     for number in (n for turn in zip_longest(*groups.values()) for n in turn if n is not None):
         left -= sizes[number]
@@ -81,19 +74,18 @@ def _share(pairs: Sequence[dict[str, Any]], sizes: Sequence[int], room: int) -> 
     return [pairs[number] for number in sorted(taken)]
 
 
-def _browser(pairs: Sequence[dict[str, Any]], total: int, length: int | None) -> Browser:
-    of = {side: _there(pair[side]["outcome"] for pair in pairs if pair[side] is not None) for side in ("base", "edited")}
+def _browser(pairs: Sequence[ReplyPair], total: int, length: int | None) -> Browser:
     return Browser(
         pairs=pairs,
         total=total,
         length=length,
-        sets=list(dict.fromkeys(pair["set"] for pair in pairs)),
-        langs=_there(pair["lang"] for pair in pairs),
-        topics=_there(pair["topic"] for pair in pairs),
-        thoughts=any(pair[side] and pair[side]["thought"] is not None for pair in pairs for side in ("base", "edited")),
-        outcomes=(of["base"], of["edited"]),
+        sets=list(dict.fromkeys(pair.set for pair in pairs)),
+        langs=_there(pair.lang for pair in pairs),
+        topics=_there(pair.topic for pair in pairs),
+        thoughts=any(side.thought is not None for pair in pairs for side in pair.sides),
+        outcomes=(_there(pair.base.outcome for pair in pairs), _there(pair.edited.outcome for pair in pairs if pair.edited)),
     )
 
 
-def _there(values: Iterable[str | None]) -> list[str]:
+def _there(values: Iterable[str]) -> list[str]:
     return sorted({value for value in values if value})

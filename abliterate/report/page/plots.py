@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
@@ -121,27 +121,38 @@ def _scatter(axes: Axes, points: Sequence[Point], number: int) -> None:
     axes.scatter(xs, ys, s=size, marker=marker, c=colour if filled else "none", edgecolors=colour, linewidths=0.9, alpha=0.75)
 
 
+@dataclass(frozen=True)
+class TradePoint:
+    """A point of a trade-off: whether it is on the front, chosen, and better than what was estimated."""
+
+    x: float
+    y: float
+    front: bool
+    chosen: bool
+    improved: bool = False
+
+
 def trade(
     name: str,
     title: str,
     caption: str,
-    points: Sequence[Mapping[str, Any]],
+    points: Sequence[TradePoint],
     axis: tuple[str, str],
     best: str = "Pareto front",
     improved: str = "improved",
 ) -> Plot:
-    """Points {x, y, front, chosen, improved}: those on the front are joined and filled, the chosen one is ringed; if only some are
+    """Points: those on the front are joined and filled, the chosen one is ringed; if only some are
     improved, the others are squares. ``best`` and ``improved``: labels in the key for points on the front and for improved ones."""
-    front = sorted((p["x"], p["y"]) for p in points if p["front"])
-    chosen = next(((p["x"], p["y"]) for p in points if p["chosen"]), None)
-    mixed = len({bool(p.get("improved")) for p in points}) > 1
+    front = sorted((p.x, p.y) for p in points if p.front)
+    chosen = next(((p.x, p.y) for p in points if p.chosen), None)
+    mixed = len({p.improved for p in points}) > 1
 
     def draw(axes: Axes) -> None:
         if len(front) > 1:
             axes.plot(*zip(*front, strict=True), color=ACCENT, linewidth=1.2, zorder=1)
         for filled, face, edge in ((False, BACK, BASE), (True, ACCENT, ACCENT)):
             for square in (False, True):
-                some = [(p["x"], p["y"]) for p in points if p["front"] == filled and (mixed and not p.get("improved")) == square]
+                some = [(p.x, p.y) for p in points if p.front == filled and (mixed and not p.improved) == square]
                 if some:
                     xs, ys = zip(*some, strict=True)
                     axes.scatter(xs, ys, s=26, c=face, edgecolors=edge, linewidths=1.2, zorder=2, marker="s" if square else "o")

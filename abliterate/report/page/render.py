@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from abliterate.choice.records import FrontPoint
 from abliterate.config import Transcripts
+from abliterate.files import Json
 from abliterate.measures.summary import Judged
-from abliterate.report import choice, provenance, rates, sentences
-from abliterate.report import claims as verdicts
+from abliterate.report import choice, provenance, rates
+from abliterate.report.first import FirstScreen, first_screen
 from abliterate.report.numbers import corrected, duration, interval, outcome, percent
 from abliterate.report.page import figures, heatmap, tables
 from abliterate.report.page.browser import Browser, browser
 from abliterate.report.page.colours import outcome_css
 from abliterate.report.page.escaping import language, shown
+from abliterate.report.page.plots import Plot
+from abliterate.report.tree.report import Report
 from abliterate.report.without_paths import judge_without_paths, without_paths
 
 LIMIT = 1_950_000  # bytes of a page without whole transcripts
@@ -68,38 +72,16 @@ def content_policy() -> str:
     )
 
 
-def two_models(report: Mapping[str, Any]) -> bool:
-    """Whether the report has a before and an after."""
-    return report["edit"] is not None or any(entry["edited"] is not None for entry in report["sets"].values())
-
-
-def headline(report: Mapping[str, Any]) -> str:
-    """What was done to which model, with the rates before and after, in a sentence."""
-    name = provenance.model_name(report["run"])
-    sets = report["sets"]
-    if "derived" in report["run"]["settings"]:
-        return f"{name}: what changed between the two models."
-    if report["edit"] is None:
-        return f"What {name} withholds on {sum(s['n'] for s in sets.values())} prompts."
-    parts = []
-    for label, entry in sets.items():
-        if entry["role"] == "target":
-            parts.append(f"{label} withheld {percent(entry['base']['withheld'])} → {percent(entry['edited']['withheld'])}")
-        elif entry["role"] == "keep":
-            parts.append(f"{label} refused {percent(entry['base']['refused'])} → {percent(entry['edited']['refused'])}")
-    return f"Directional ablation of {name}: " + "; ".join(parts) + "."
-
-
 def report_page(
-    report: Mapping[str, Any],
+    report: Report,
     base: Mapping[str, Judged],
     edited: Mapping[str, Judged] | None,
-    auc: Mapping[str, Any] | None,
+    auc: Mapping[str, Sequence[float]] | None,
     transcripts: Transcripts = "excerpt",
 ) -> str:
     """The page, smaller than ``LIMIT`` bytes unless whole transcripts are asked for. ``auc``: the separation on val by activation index,
     one line per estimator; ``transcripts``: how much of each reply is shown."""
-    shows = _content(report, auc)
+    shows = vars(_content(report, auc))
     template = environment().get_template("report.html.jinja2")
 
     def rendered(found: Browser | None) -> str:
@@ -110,39 +92,58 @@ def report_page(
     return bare if found is None else rendered(found)
 
 
-def _content(report: Mapping[str, Any], auc: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Everything that the page shows except transcripts."""
-    tests = verdicts.all_of(report)
-    listed = {found.sentence() for found in tests}  # the page lists the tests separately
-    said = [sentence for sentence in sentences.all_of(report) if sentence not in listed]
-    return {
-        "report": report,
-        "name": provenance.model_name(report["run"]),
-        "both": two_models(report),
-        "headline": headline(report),
-        "after": provenance.after(report),
-        "verdicts": tests,
-        "failed": list(sentences.kept(report, False)),
-        "said": said[:_SAID_FIRST],
-        "said_too": said[_SAID_FIRST:],
-        "missing": provenance.missing(report),
-        "groups": rates.first_screen(report),
-        "drift": rates.drift_rows(report["drift"], provenance.after(report)),
-        "controls": rates.controls(report),
-        "bars": rates.bars(report),
-        "outcomes_there": rates.outcomes_there(report),
-        "maps": heatmap.heat_maps(report),
-        "layer_plots": figures.of_layers(report, auc),
-        "choice_plots": figures.of_choice(report),
-        "picked": choice.picked(report["selection"]),
-        "way": choice.way(report["selection"]),
-        "mark": choice.mark(report["selection"]),
-        "replied": choice.replied(report["selection"]),
-        "cuts": tables.cuts(report),
-        "thoughts": tables.thoughts(report),
-        "command": provenance.command(without_paths(report["run"])),
-        "record": without_paths(report["run"]),
-        "kind": provenance.kind(report["run"]),
-        "cost": provenance.cost(report.get("cost")),
-        "cite": provenance.citation(report),
-    }
+@dataclass(frozen=True)
+class _Content:
+    """Everything that the page shows except transcripts; ``first``: the first screen, whose ``said`` is split into two parts."""
+
+    report: Report
+    first: FirstScreen
+    both: bool
+    after: str
+    said: Sequence[str]
+    said_too: Sequence[str]
+    groups: Sequence[rates.Group]
+    controls_end: float
+    bars: Sequence[rates.Bar]
+    outcomes_there: Sequence[str]
+    maps: Sequence[heatmap.HeatMap]
+    layer_plots: Sequence[Plot]
+    choice_plots: Sequence[Plot]
+    way: Sequence[str]
+    mark: str
+    replied: Sequence[FrontPoint]
+    cuts: tables.Cuts | None
+    thoughts: Sequence[tables.ThoughtRow]
+    command: str
+    record: Json
+    stages: Sequence[provenance.StageCost]
+    cite: provenance.Citation
+
+
+def _content(report: Report, auc: Mapping[str, Sequence[float]] | None) -> _Content:
+    first = first_screen(report)
+    public = without_paths(report.run)
+    return _Content(
+        report=report,
+        first=first,
+        both=first.both,
+        after=first.after,
+        said=first.said[:_SAID_FIRST],
+        said_too=first.said[_SAID_FIRST:],
+        groups=first.groups,
+        controls_end=rates.nats_end(report.controls) if report.controls else 0.0,
+        bars=rates.bars(report),
+        outcomes_there=rates.outcomes_there(report),
+        maps=heatmap.heat_maps(report),
+        layer_plots=figures.of_layers(report, auc),
+        choice_plots=figures.of_choice(report),
+        way=choice.way(report.selection),
+        mark=choice.mark(report.selection),
+        replied=choice.replied(report.selection),
+        cuts=tables.cuts(report),
+        thoughts=tables.thoughts(report),
+        command=provenance.command(public),
+        record=public.document(),
+        stages=provenance.stages(report.cost),
+        cite=provenance.citation(report),
+    )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from abliterate.files import Count, Interval, May, Number, Record
+from abliterate.files import Count, Interval, May, Number, Record, Several
 
 _NO_RULES = "Replies in a language without rules; the agreement leaves them out."
 
@@ -33,3 +33,22 @@ class JudgeRecord(Record):
     unjudged: Count
     rules_not_judged: May[Count] = Field(default=None, description=_NO_RULES)
     by_set: Mapping[str, Agreement]
+
+
+class Dissent(Record):
+    """A reply that the judge and the rules judge differently, or that the judge left unjudged."""
+
+    set: str
+    id: str
+    model: str
+    rules: str
+    judge: str
+    rule: str
+    prompt: str
+    response: str
+
+
+class AgreementFile(JudgeRecord):
+    """agreement.json: the agreement of a judge with the rules, and every reply on which they differ."""
+
+    rows: Several[Dissent]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ from abliterate.measures.parts.thoughts import ThoughtByAnswer
 from abliterate.report.tree.judge import JudgeRecord
 from abliterate.runs.document import Cost, RunRecord
 
-SCHEMA = "abliterate/report/1"
+SCHEMA: Final = "abliterate/report/1"
 
 
 class Report(Record):
@@ -52,3 +52,8 @@ class Report(Record):
     weights: May[Weights] = Field(default=None, description="compare only: what differs between the two checkpoints' weights.")
     directions: DirectionsQuality | None = None
     cost: Cost
+
+    @property
+    def two_models(self) -> bool:
+        """Whether the report has a before and an after."""
+        return self.edit is not None or any(entry.edited is not None for entry in self.sets.values())
