@@ -9,7 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
@@ -194,7 +194,7 @@ def write_text(text: str, path: Path) -> None:
     write_whole(text.encode("utf-8", "replace"), path)
 
 
-def write_json(document: Mapping[str, Any] | Record, path: Path) -> None:
+def write_json(document: Json | Record, path: Path) -> None:
     """Write a JSON file that is complete or absent. Raises CheckError for a number that is not finite, which JSON can't hold."""
     try:
         document = document.document() if isinstance(document, Record) else document
@@ -204,7 +204,7 @@ def write_json(document: Mapping[str, Any] | Record, path: Path) -> None:
     write_text(text + "\n", path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """Read a file that ``write_json`` wrote."""
     return dict(json.loads(path.read_text(encoding="utf-8")))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,7 +19,7 @@ from abliterate.checkpoint.selfcheck import self_check
 from abliterate.checkpoint.tasks import EditTask, WriterKind, edit_tasks
 from abliterate.checkpoint.write import new_folder
 from abliterate.errors import InputError
-from abliterate.files import check_destination
+from abliterate.files import Json, check_destination
 from abliterate.model.agreement import check_agreement
 from abliterate.model.edit import Edit
 from abliterate.model.folder import ModelFolder
@@ -107,7 +106,7 @@ def _factors(index: ShardIndex, task: EditTask) -> dict[str, Tensor]:
     return {"lora_A.weight": a, "lora_B.weight": b}
 
 
-def _config(edit: Edit, modules: list[str], base: str, tasks: Mapping[str, EditTask]) -> dict[str, Any]:
+def _config(edit: Edit, modules: list[str], base: str, tasks: Mapping[str, EditTask]) -> Json:
     k = int(edit.direction.shape[2])
     return {
         "peft_type": "LORA",
@@ -123,5 +122,5 @@ def _config(edit: Edit, modules: list[str], base: str, tasks: Mapping[str, EditT
     }
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: Json) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

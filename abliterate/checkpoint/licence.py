@@ -9,6 +9,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from abliterate.files import Json
+
 CARD = "README.md"
 _READ = ("license", "license_name", "license_link", "base_model")
 _FILES = ("license*", "licence*", "notice*", "copying*", "use_policy*")
@@ -39,7 +41,7 @@ def _is_licence(name: str) -> bool:
     return any(fnmatch(name.lower(), pattern) for pattern in _FILES)
 
 
-def _front_matter(card: Path) -> dict[str, Any]:
+def _front_matter(card: Path) -> Json:
     """The needed fields of the card's metadata; None for missing fields, and for all if there is no readable card."""
     try:
         content = card.read_text(encoding="utf-8")

@@ -6,10 +6,10 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, EditTask
 from abliterate.errors import InputError
+from abliterate.files import Json
 from abliterate.model.index import DTYPES, INDEX, SINGLE, ShardIndex, TensorInfo, reading
 
 _ALIGN = 8
@@ -113,7 +113,7 @@ def _renewed(index: ShardIndex, info: TensorInfo, unpacked: tuple[str, ...]) -> 
 
 
 def _laid_out(shard: str, tensors: list[TensorInfo], metadata: dict[str, str]) -> NewShard:
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    header: Json = {"__metadata__": metadata} if metadata else {}
     position, sizes = 0, []
     for info in tensors:
         size = DTYPES[info.dtype][1]
@@ -151,7 +151,7 @@ def new_index(index: ShardIndex, output: Output) -> bytes | None:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
-def new_config(config: Mapping[str, Any], output: Output, unties: bool = False) -> dict[str, Any] | None:
+def new_config(config: Json, output: Output, unties: bool = False) -> Json | None:
     """The new config.json; None if it stays unchanged. ``unties``: set tie_word_embeddings to false even if the edit itself unties nothing,
     because the checkpoint already stores two matrices."""
     changed = dict(config)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import AutoConfig, PretrainedConfig
 
 from abliterate.errors import InputError, first_line
+from abliterate.files import Json
 from abliterate.model.files import check_genuine, in_truth
 from abliterate.model.guess import guess_layout
 from abliterate.model.layouts import Layout, aliased, known_types, layout_for, load_layout, refusal_of
@@ -94,10 +95,10 @@ def whole_config(folder: ModelFolder) -> PretrainedConfig:
     return _config(file, _raw_config(folder.path, file), folder.trust_remote_code)
 
 
-def _raw_config(path: Path, file: Path) -> dict[str, Any]:
+def _raw_config(path: Path, file: Path) -> Json:
     check_folder(path)
     try:
-        raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        raw: Json = json.loads(file.read_text(encoding="utf-8"))
         str(raw["model_type"])
     except (ValueError, KeyError, TypeError, RecursionError):
         instead = in_truth(file)
@@ -106,7 +107,7 @@ def _raw_config(path: Path, file: Path) -> dict[str, Any]:
     return raw
 
 
-def _config(file: Path, raw: dict[str, Any], trust_remote_code: bool) -> PretrainedConfig:
+def _config(file: Path, raw: Json, trust_remote_code: bool) -> PretrainedConfig:
     try:
         if aliased(raw["model_type"]) != raw["model_type"]:
             renamed: PretrainedConfig = AutoConfig.for_model(**{**raw, "model_type": aliased(raw["model_type"])})
@@ -117,7 +118,7 @@ def _config(file: Path, raw: dict[str, Any], trust_remote_code: bool) -> Pretrai
         raise InputError(f"{file}: transformers can't use it ({first_line(error)})") from None
 
 
-def _quantisation(path: Path, raw: dict[str, Any]) -> tuple[Quantisation | None, tuple[int, int], bool]:
+def _quantisation(path: Path, raw: Json) -> tuple[Quantisation | None, tuple[int, int], bool]:
     """The format of the quantised weights if it can be edited, FP8's block size, and whether its scales are powers of two.
 
     Raises InputError for every other format.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from abliterate.errors import InputError
+from abliterate.files import Json
 from abliterate.model.files import in_truth
 
 INDEX = "model.safetensors.index.json"
@@ -228,7 +229,7 @@ def _is_file_name(name: Any) -> bool:
 def _json(text: bytes, path: Path) -> Any:
     """Parse JSON without duplicate names, since readers differ in which one they take. Raises ValueError, RecursionError, InputError."""
 
-    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def table(pairs: list[tuple[str, Any]]) -> Json:
         made = dict(pairs)
         if len(made) < len(pairs):
             seen: set[str] = set()

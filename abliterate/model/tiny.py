@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from abliterate.files import Json
 from abliterate.model.failure import refused
 
 
@@ -72,10 +73,10 @@ def _whole(config: PretrainedConfig) -> PretrainedConfig:
     return config
 
 
-def _shrunk(raw: dict[str, Any], blocks: int) -> dict[str, Any]:
+def _shrunk(raw: Json, blocks: int) -> Json:
     sizes = _sizes()
     layers = next((raw[key] for key in sizes["blocks"]["count"] if isinstance(raw.get(key), int)), None)
-    small: dict[str, Any] = {}
+    small: Json = {}
     for key, value in raw.items():
         if key in sizes["drop"]["keys"]:
             continue
@@ -97,7 +98,7 @@ def _shrunk(raw: dict[str, Any], blocks: int) -> dict[str, Any]:
     return small
 
 
-def _rotated(raw: dict[str, Any], sizes: Mapping[str, Any]) -> float:
+def _rotated(raw: Json, sizes: Json) -> float:
     """The factor by which a head's rotated part shrinks."""
     key = next((key for key in sizes["rotated"]["dims"] if isinstance(raw.get(key), int)), None)
     if key is not None:
@@ -106,12 +107,12 @@ def _rotated(raw: dict[str, Any], sizes: Mapping[str, Any]) -> float:
     return float(sizes["size"]["head_dim"] * heads / hidden) if isinstance(hidden, int) and isinstance(heads, int) else 1.0
 
 
-def _nested(key: str, value: dict[str, Any], blocks: int, rotated: float, sizes: Mapping[str, Any]) -> dict[str, Any]:
+def _nested(key: str, value: Json, blocks: int, rotated: float, sizes: Json) -> Json:
     if key.endswith("_config"):
         if all(name.isdigit() for name in value):  # one entry per block
             return {name: _shrunk(entry, blocks) for name, entry in value.items() if int(name) < blocks}
         return _shrunk(value, blocks)
-    small: dict[str, Any] = {}
+    small: Json = {}
     for name, entry in value.items():
         if isinstance(entry, dict):
             small[name] = _nested(name, entry, blocks, rotated, sizes)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from abliterate.errors import InputError
+from abliterate.files import Json
 from abliterate.prompts.row import Row, check_names
 
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -42,8 +43,8 @@ def json_rows(path: Path) -> Iterator[Row]:
             yield Row(number, where, _object(line, where))
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
-    def keyed(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(line: str, where: str) -> Json:
+    def keyed(pairs: list[tuple[str, Any]]) -> Json:
         found = dict(pairs)
         if len(found) < len(pairs):
             check_names([name for name, _ in pairs], where)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from abliterate.errors import InputError
+from abliterate.files import Json
 
 TEXT_COLUMNS = ("text", "prompt")
 _KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
@@ -23,7 +24,7 @@ class Row:
 
     number: int
     where: str
-    cells: Mapping[str, Any]
+    cells: Json
     column: str | None = None
 
     def text(self, column: str) -> str | None:

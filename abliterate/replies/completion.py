@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from abliterate.files import Json
 from abliterate.model.chat.parts import joined
 
 PATH = "/chat/completions"
@@ -26,7 +27,7 @@ class Reply:
     cut: bool = False
 
 
-def request(model: str, prompt: str, max_new_tokens: int, extra: dict[str, Any]) -> dict[str, Any]:
+def request(model: str, prompt: str, max_new_tokens: int, extra: Json) -> Json:
     """The body of a request for the greedy reply to one user's message."""
     return {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_new_tokens, **GREEDY, **extra}
 
@@ -62,7 +63,7 @@ def _whole(thought: str | None, content: str, cut: bool) -> str:
     return joined(thought, None if cut and not content.strip() else content)
 
 
-def _new_tokens(answer: dict[str, Any]) -> int:
+def _new_tokens(answer: Json) -> int:
     usage = answer.get("usage")
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     return tokens if isinstance(tokens, int) and tokens >= 0 else 0

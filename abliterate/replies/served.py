@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from abliterate.errors import InputError
+from abliterate.files import Json
 from abliterate.replies.completion import PATH, PLAIN, prompt_tokens, reply_of, request
 from abliterate.replies.server import Line, RefusedError, passes
 from abliterate.terminal.progress import say
@@ -50,7 +51,7 @@ class Served:
     root: str | None = None
     owner: str | None = None
     by: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: Json = field(default_factory=dict)
 
 
 async def choose(line: Line, url: str, wanted: Wanted, named: str | None) -> Served:
@@ -128,7 +129,7 @@ async def _loads(line: Line, path: Path) -> bool:
     return not await _answers(line, f"{path}.not-there", {}) and await _answers(line, str(path), {})
 
 
-async def _answers(line: Line, model: str, extra: dict[str, Any]) -> bool:
+async def _answers(line: Line, model: str, extra: Json) -> bool:
     try:
         await _probe(line, model, extra)
     except RefusedError:
@@ -160,7 +161,7 @@ async def _tried(line: Line, served: Served) -> tuple[Served, int | None]:
     return Served(served.model, served.root, served.owner, served.by, PLAIN), given
 
 
-async def _probe(line: Line, model: str, extra: dict[str, Any], prompt: str = _SHORT) -> int | None:
+async def _probe(line: Line, model: str, extra: Json, prompt: str = _SHORT) -> int | None:
     """Request one token. Returns the number of prompt tokens, if the server reports it. Raises RefusedError."""
 
     def read(answer: Any) -> int | None:

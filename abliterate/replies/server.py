@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from abliterate.errors import InputError, first_line
+from abliterate.files import Json
 from abliterate.replies.api_key import HIDDEN, how_to_give, key_for, without_key
 from abliterate.terminal.progress import say
 
@@ -93,7 +94,7 @@ class Line:
         self._away_since: float | None = None
         self._said = False
 
-    async def call(self, path: str, body: dict[str, Any] | None, read: Callable[[Any], T], again: Callable[[int], bool] = passes) -> T:
+    async def call(self, path: str, body: Json | None, read: Callable[[Any], T], again: Callable[[int], bool] = passes) -> T:
         """GET, or POST if there is a body, and ``read`` the JSON of the reply (which raises ValueError if it is not as expected).
 
         ``again``: which HTTP statuses are retried. Raises RefusedError if a retry can't help, AwayError when patience ends.
@@ -116,7 +117,7 @@ class Line:
             await self._wait(fault, tries)
             tries += 1
 
-    async def _once(self, path: str, body: dict[str, Any] | None, again: Callable[[int], bool]) -> bytes:
+    async def _once(self, path: str, body: Json | None, again: Callable[[int], bool]) -> bytes:
         """The body of a successful reply. The time limit covers all of it, so that a slow server can't block a slot forever."""
         limit = self._server.request_timeout
         method, content = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
