@@ -89,7 +89,7 @@ def edit_checkpoint(
         proofs = prove(written, tasks, before, advance)
         described = {
             "base_revision": revision,
-            "licence": stated_licence(folder.path),
+            "licence": stated_licence(folder.path).document(),
             "embedding": {"policy": edit.embedding, "tied_to_unembedding": folder.tied and edit.embedding != "untie"},
             "norms": "keep" if edit.keep_norms else "free",
             "unpacked": list(output.unpacked),

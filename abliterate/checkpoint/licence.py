@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from abliterate.checkpoint.records import Licence
 from abliterate.files import Json
 
 CARD = "README.md"
@@ -16,20 +17,16 @@ _READ = ("license", "license_name", "license_link", "base_model")
 _FILES = ("license*", "licence*", "notice*", "copying*", "use_policy*")
 
 
-def stated_licence(folder: Path) -> dict[str, Any]:
-    """``{ids, name, link, files, bases}`` of a model's folder.
-
-    ``ids``: the Hub's ids of its licences (empty: the card states none). ``name`` and ``link``: what the card adds to the id ``other``.
-    ``files``: the licence files in the folder. ``bases``: the models that the card names as its base.
-    """
+def stated_licence(folder: Path) -> Licence:
+    """The licence of a model's folder, from its card and its files."""
     matter = _front_matter(folder / CARD)
-    return {
-        "ids": [text.lower() for text in _texts(matter["license"])],
-        "name": _text(matter["license_name"]),
-        "link": _text(matter["license_link"]),
-        "files": licence_files(folder),
-        "bases": _texts(matter["base_model"]),
-    }
+    return Licence(
+        ids=tuple(text.lower() for text in _texts(matter["license"])),
+        name=_text(matter["license_name"]),
+        link=_text(matter["license_link"]),
+        files=tuple(licence_files(folder)),
+        bases=tuple(_texts(matter["base_model"])),
+    )
 
 
 def licence_files(folder: Path) -> list[str]:

@@ -29,6 +29,23 @@ class EditSummary(Record):
     not_edited: Several[str]
 
 
+class Licence(Record):
+    """The licence that a model's folder states.
+
+    ``ids``: the Hub's ids of its licences (empty: the card states none). ``name`` and ``link``: what the card adds to the id ``other``.
+    ``files``: the licence files in the folder. ``bases``: the models that the card names as its base.
+    """
+
+    ids: Several[str]
+    name: str | None
+    link: str | None
+    files: Several[str]
+    bases: Several[str] = ()
+
+
+NO_LICENCE = Licence(ids=(), name=None, link=None, files=())
+
+
 class Spread(Record):
     """The least, the median and the largest value."""
 

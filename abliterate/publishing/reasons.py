@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from abliterate.checkpoint.checked import checked
+from abliterate.checkpoint.records import NO_LICENCE, Licence
 from abliterate.config import PushConfig, VerifyConfig
 from abliterate.errors import CheckError, InputError
 from abliterate.publishing.checkpoint import Checkpoint
@@ -13,7 +13,6 @@ from abliterate.report.licences import UNKNOWN, Terms, names_of, notices, refusa
 from abliterate.terminal.progress import say
 
 NOTICE = "NOTICE"
-_NONE_STATED: dict[str, Any] = {"ids": [], "name": None, "link": None, "files": [], "bases": []}
 
 
 class Reasons:
@@ -29,15 +28,15 @@ class Reasons:
         self.told.append(reason)
 
 
-def licence_of(made: Checkpoint, stated: str | None) -> tuple[Mapping[str, Any], str | None]:
+def licence_of(made: Checkpoint, stated: str | None) -> tuple[Licence, str | None]:
     """The base's licence, and the publisher's statement of it, which counts only if the base's card states none."""
-    found = made.proof.get("licence") or _NONE_STATED
+    found = made.licence or NO_LICENCE
     if stated is None or names_of(found):
         return found, None
-    return {**found, "ids": [stated.lower()], "name": None}, stated.lower()
+    return found.model_copy(update={"ids": (stated.lower(),), "name": None}), stated.lower()
 
 
-def forbidden(made: Checkpoint, licence: Mapping[str, Any], terms: Sequence[Terms], name: str, stated: str | None) -> Iterator[str]:
+def forbidden(made: Checkpoint, licence: Licence, terms: Sequence[Terms], name: str, stated: str | None) -> Iterator[str]:
     """Why the licence forbids publishing the checkpoint under ``name``, or differs from ``--license``."""
     names = names_of(licence)
     if not names:

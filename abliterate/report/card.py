@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from abliterate import __version__
+from abliterate.checkpoint.records import NO_LICENCE, Licence
 from abliterate.measures.parts.moved import Drift
 from abliterate.measures.parts.paired import Clusters
 from abliterate.report import claims, provenance, sentences
@@ -28,7 +29,7 @@ _WEIGHTS = (".safetensors",)
 def model_card(proof: Mapping[str, Any], report: Report | None) -> str:
     """Markdown from the proof and, if there is one, the report. The front matter follows the Hub's format, with the ``model-index``."""
     base = str(proof["base_model"])
-    licence = proof.get("licence")
+    licence = Licence.model_validate(proof["licence"]) if proof.get("licence") else None
     terms = terms_of(licence, base)
     name = _called(base, report)
     first = first_screen(report) if report else None
@@ -50,7 +51,7 @@ def model_card(proof: Mapping[str, Any], report: Report | None) -> str:
             hub_id=_hub_id(base) or _hub_id(name),
             revision=proof.get("base_revision"),
             licences=names_of(licence) or [UNKNOWN],
-            licence=licence or {"name": None, "link": None, "files": []},
+            licence=licence or NO_LICENCE,
             terms=terms,
             displayed=displayed(terms),
             notices=notices(terms),
@@ -66,18 +67,18 @@ def model_card(proof: Mapping[str, Any], report: Report | None) -> str:
     return str(ModelCard(f"---\n{_data(proof, report, licence).to_yaml()}\n---\n\n{body.strip()}\n"))
 
 
-def _data(proof: Mapping[str, Any], report: Report | None, licence: Mapping[str, Any] | None) -> ModelCardData:
+def _data(proof: Mapping[str, Any], report: Report | None, licence: Licence | None) -> ModelCardData:
     """The front matter."""
     base = str(proof["base_model"])
-    ids = list(licence["ids"]) if licence else []
+    ids = list(licence.ids) if licence else []
     results = eval_results(report) if report else []
     named: dict[str, Any] = {"eval_results": results, "model_name": f"{_flat(base).split('/')[-1]}-abliterated"} if results else {}
     hub_id = _hub_id(base)
     related: dict[str, Any] = {"base_model": hub_id, "base_model_relation": "finetune"} if hub_id else {}
     return ModelCardData(
         license=(ids[0] if len(ids) == 1 else ids) or UNKNOWN,  # type: ignore[arg-type]  # the Hub takes several
-        license_name=licence["name"] if licence else None,
-        license_link=licence["link"] if licence else None,
+        license_name=licence.name if licence else None,
+        license_link=licence.link if licence else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=list(_TAGS),
@@ -91,9 +92,9 @@ def _called(base: str, report: Report | None) -> str:
     return provenance.model_name(report.run) if report and not _hub_id(base) and report.run.model_path else base
 
 
-def _made_from(base: str, licence: Mapping[str, Any] | None) -> list[str]:
+def _made_from(base: str, licence: Licence | None) -> list[str]:
     """The base models that the card in a local base's folder names, if they are Hub ids."""
-    return [] if _hub_id(base) else [each for each in (licence or {}).get("bases", ()) if _hub_id(each)]
+    return [] if _hub_id(base) else [each for each in (licence or NO_LICENCE).bases if _hub_id(each)]
 
 
 def _strengths(proof: Mapping[str, Any]) -> list[float]:

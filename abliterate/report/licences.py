@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
+
+from abliterate.checkpoint.records import Licence
 
 UNKNOWN = "unknown"
 
@@ -58,21 +60,21 @@ def _value(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def names_of(licence: Mapping[str, Any] | None) -> list[str]:
+def names_of(licence: Licence | None) -> list[str]:
     """The licences that a base's card names: ids, or the card's own name if the id is ``other``; empty if it names none."""
     if licence is None:
         return []
-    named = [licence["name"]] if licence["name"] and set(licence["ids"]) <= {"other"} else []
-    return [*named, *(name for name in licence["ids"] if name != UNKNOWN and not (named and name == "other"))]
+    named = [licence.name] if licence.name and set(licence.ids) <= {"other"} else []
+    return [*named, *(name for name in licence.ids if name != UNKNOWN and not (named and name == "other"))]
 
 
-def terms_of(licence: Mapping[str, Any] | None, base: str) -> list[Terms]:
+def terms_of(licence: Licence | None, base: str) -> list[Terms]:
     """The known licences that apply to the derived model: those that the base's card names, and those of the models it was made from.
 
     ``base`` is the base model's name.
     """
     stated = {re.sub(r"[\s_]+", "-", name.lower()) for name in names_of(licence)}
-    chain = [base, *(licence["bases"] if licence else ())]
+    chain = [base, *(licence.bases if licence else ())]
     return [terms for terms in known() if stated & {terms.id, *terms.also} or terms.covers(chain)]
 
 

@@ -102,10 +102,10 @@ def test_licence_files_tokenizer_template_and_generation_config_are_the_bases_by
 def test_a_card_that_states_nothing_gives_no_licence(tmp_path: Path, card: str | bytes | None) -> None:
     if card is not None:
         (tmp_path / "README.md").write_bytes(card if isinstance(card, bytes) else card.encode())
-    assert stated_licence(tmp_path) == {"ids": [], "name": None, "link": None, "files": [], "bases": []}
+    assert stated_licence(tmp_path).document() == {"ids": [], "name": None, "link": None, "files": [], "bases": []}
 
 
 def test_several_licences_and_bases_are_all_kept(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: [MIT, llama3.1]\nbase_model:\n- a/b\n- c/d\n---\n")
-    found = stated_licence(tmp_path)
+    found = stated_licence(tmp_path).document()
     assert (found["ids"], found["bases"]) == (["mit", "llama3.1"], ["a/b", "c/d"])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import pytest
 
+from abliterate.checkpoint.records import Licence
 from abliterate.report.licences import displayed, known, names_of, notices, refusals, terms_of
 
 
-def stated(*ids: str, name: str | None = None, bases: tuple[str, ...] = ()) -> dict[str, Any]:
-    return {"ids": list(ids), "name": name, "link": None, "files": [], "bases": list(bases)}
+def stated(*ids: str, name: str | None = None, bases: tuple[str, ...] = ()) -> Licence:
+    return Licence(ids=ids, name=name, link=None, files=(), bases=bases)
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,7 @@ def stated(*ids: str, name: str | None = None, bases: tuple[str, ...] = ()) -> d
         ("org/model", None, []),
     ],
 )
-def test_a_licence_is_known_by_its_card_or_by_what_the_model_was_made_from(
-    base: str, licence: dict[str, Any] | None, expected: list[str]
-) -> None:
+def test_a_licence_is_known_by_its_card_or_by_what_the_model_was_made_from(base: str, licence: Licence | None, expected: list[str]) -> None:
     assert [terms.id for terms in terms_of(licence, base)] == expected
 
 
