@@ -48,8 +48,8 @@ def changed(base: Path, change: Callable[[dict[str, Tensor]], Mapping[str, Tenso
 def compared(base: Path, derived: Path) -> tuple[Difference, dict[str, Any]]:
     found = differences(open_folder(base), open_folder(derived))
     told = summary(found)
-    json.dumps([told, found.table()], allow_nan=False)
-    return found, told
+    json.dumps(found.table(told).document(), allow_nan=False)
+    return found, told.document()
 
 
 def cosines(found: Difference, rows: Tensor) -> list[float]:
@@ -241,7 +241,7 @@ def test_tensors_that_one_side_lacks_or_has_in_another_shape_are_listed(tiny: Ti
 
     found, told = compared(base, changed(base, change))
     assert (found.only_base, found.only_derived) == ([lost], ["extra.weight"])
-    assert [entry["name"] for entry in found.reshaped] == [grown] and told["verdict"] == "other"
+    assert [entry.name for entry in found.reshaped] == [grown] and told["verdict"] == "other"
     assert any(lost in reason for reason in told["reasons"])
 
 
