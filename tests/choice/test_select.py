@@ -20,6 +20,7 @@ from abliterate.choice.candidates import BY_EFFECT, Candidate
 from abliterate.choice.front import WEIGHTS, Point
 from abliterate.choice.gate import GATED, Replied
 from abliterate.choice.method import settled_method
+from abliterate.choice.records import Selection
 from abliterate.choice.scores import Scores
 from abliterate.choice.select import SHARES, SHORTLIST, select
 from abliterate.choice.tuned import starts
@@ -172,7 +173,7 @@ def test_the_replies_of_the_best_edits_decide(given: Any, monkeypatch: pytest.Mo
     (chosen,) = [row for row in document["tuning"]["front"] if row["chosen"]]
     assert asked == [GATED] and chosen["target_left"] == pytest.approx(0.2)
     assert chosen["replies"]["target"]["withheld"] == 0
-    assert "0 of 9 withheld replies are still withheld" in str(picked(document))
+    assert "0 of 9 withheld replies are still withheld" in str(picked(Selection.model_validate(document)))
 
 
 def test_without_tuning_a_candidate_is_chosen(given: Any) -> None:
@@ -233,7 +234,7 @@ def test_what_the_bound_on_kl_cost_is_told(given: Any, monkeypatch: pytest.Monke
     other = next(row["name"] for row in document["tuning"]["front"] if row["kl"] == 0.3)
     (said,) = document["tuning"]["given_up"]
     assert said == f"without --max-kl 0.1, {other} would be the cheapest: 2.0 % left, KL 0.3 nats"
-    assert said in str(picked(document))
+    assert said in str(picked(Selection.model_validate(document)))
 
 
 def test_a_search_measures_as_many_edits_as_it_may(given: Any) -> None:

@@ -211,24 +211,25 @@ def test_quality_holds_every_figure_of_every_estimate() -> None:
     activations = _activations()
     directions = estimate(activations, ESTIMATORS)
     document = quality_document(activations, directions)
-    assert document == json.loads(json.dumps(document, allow_nan=False))
+    json.dumps(document.document(), allow_nan=False)
     assert document == quality_document(activations, directions)
-    assert document["positions"] == [-1, -2, -3] and document["layers"] == LAYERS
-    assert document["estimators"].keys() == {*ESTIMATORS, *(f"{name}, scoped" for name in ESTIMATORS)}
-    for name, entry in document["estimators"].items():
-        positions = len(entry["positions"])
-        assert [len(entry[key]) for key in ("auc", "norm", "cohens_d")] == [positions] * 3
-        assert len(entry["auc"][0]) == LAYERS + 1 == len(entry["stability"])
-        assert len(entry["cosine_keep"]["bad"]) == positions
-        assert (entry["share_left"] is None) != name.endswith(", scoped")
-    best = document["separation"]
-    assert best == separation(directions) and best["estimator"] in directions.competing
-    pca = document["pca"]
-    assert pca["index"] == best["layer"] + 1
-    assert [len(pca[role]) for role in ("target", "baseline")] == [60, 60] and len(pca["keep"]["bad"]) == 60
-    means = {role: torch.tensor(pca[role]).mean(0) for role in ("target", "baseline")}
+    assert document.positions == (-1, -2, -3) and document.layers == LAYERS
+    assert document.estimators.keys() == {*ESTIMATORS, *(f"{name}, scoped" for name in ESTIMATORS)}
+    for name, entry in document.estimators.items():
+        positions = len(entry.positions)
+        assert entry.cohens_d is not None and entry.stability is not None
+        assert [len(each) for each in (entry.auc, entry.norm, entry.cohens_d)] == [positions] * 3
+        assert len(entry.auc[0]) == LAYERS + 1 == len(entry.stability)
+        assert len(entry.cosine_keep["bad"]) == positions
+        assert (entry.share_left is None) != name.endswith(", scoped")
+    best = document.separation
+    assert best == separation(directions) and best.estimator in directions.competing
+    pca = document.pca
+    assert pca is not None and pca.index == best.layer + 1
+    assert [len(each) for each in (pca.target, pca.baseline)] == [60, 60] and len(pca.keep["bad"]) == 60
+    means = {role: torch.tensor(getattr(pca, role)).mean(0) for role in ("target", "baseline")}
     assert bool((means["target"] >= means["baseline"]).all())
-    assert 1 >= sum(pca["explained"]) >= pca["explained"][0] >= pca["explained"][1] > 0
+    assert 1 >= sum(pca.explained) >= pca.explained[0] >= pca.explained[1] > 0
 
 
 def test_without_val_vectors_each_half_is_judged_by_the_other() -> None:
@@ -238,7 +239,7 @@ def test_without_val_vectors_each_half_is_judged_by_the_other() -> None:
     assert float(found.auc["difference-of-means"][0, 1:].min()) > 0.95
     whole = activations.train["target"].mean - activations.train["baseline"].mean
     assert torch.equal(found.direction["difference-of-means"], whole[:1])
-    assert quality_document(activations, found)["held_out"] == "halves"
+    assert quality_document(activations, found).held_out == "halves"
     few = {name: replace(one, vectors=one.vectors[:3]) for name, one in activations.train.items()}
     with pytest.raises(InputError, match="too few prompts"):
         measured(replace(activations, train=few))

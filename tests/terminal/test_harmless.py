@@ -15,6 +15,7 @@ from abliterate.cli.main import main
 from abliterate.commands.chat.screen import Plain
 from abliterate.commands.chat.speaker import ChatReply
 from abliterate.report.reproduction import show
+from abliterate.report.tree.reproduction import SCHEMA, Reproduction
 from abliterate.terminal.console import HarmlessConsole
 from abliterate.terminal.harmless import harmless
 from abliterate.terminal.progress import say
@@ -54,8 +55,11 @@ def test_every_line_of_ours_is_harmless(capsys: pytest.CaptureFixture[str]) -> N
     say(EVIL)
     Plain().note(EVIL)
     Plain().told({EVIL: ChatReply(EVIL, 3, True, None)})
-    nothing = {"by_measure": [{"set": EVIL, "measure": EVIL, "identical": 0, "within": 0, "different": 0}], "figures": []}
-    show({**nothing, "differences": {"versions": {EVIL: [EVIL, EVIL]}}, "totals": {"identical": 0, "within": 0, "different": 0}})
+    totals = {"identical": 0, "within": 0, "different": 0}
+    changes: dict[str, dict[str, list[str]]] = {kind: {} for kind in ("settings", "resolved", "model_hashes")}
+    repeated = {"schema": SCHEMA, "of": "run", "kind": "run", "totals": totals, "figures": [], "not_compared": []}
+    found = {"by_measure": [{"set": EVIL, "measure": EVIL, **totals}], "differences": {"versions": {EVIL: [EVIL, EVIL]}, **changes}}
+    show(Reproduction.model_validate({**repeated, **found}))
     assert main(["score", f"{EVIL}.jsonl"]) == 2
     shown = capsys.readouterr()
     assert not obeyed(shown.err) and not obeyed(shown.out)
