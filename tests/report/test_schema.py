@@ -71,7 +71,7 @@ def reports(tiny: Tiny, sets: dict[str, str], tmp_path: Path) -> dict[str, dict[
 
 def test_the_schema_is_one_and_the_models_own() -> None:
     Draft202012Validator.check_schema(report_schema())
-    assert report_schema() == generated(), "write report/schema.json again: json.dumps(generated(), indent=1)"
+    assert report_schema() == generated(), "run scripts/write_schema"
 
 
 def test_a_report_is_read_and_written_again_byte_for_byte(reports: dict[str, dict[str, Any]], tmp_path: Path) -> None:
