@@ -22,7 +22,7 @@ from torch import Tensor
 
 from abliterate.choice.openings import OPENING_TOKENS
 from abliterate.choice.tuning.examples import Examples
-from abliterate.choice.tuning.losses import closing, guessed, likely, per_token
+from abliterate.choice.tuning.losses import guessed, likely, per_token, withheld
 from abliterate.choice.tuning.metric import damped
 from abliterate.compute.forward import Continued
 from abliterate.compute.memory import free
@@ -166,8 +166,7 @@ def _effects(
 
 
 def _withheld(replies: Ids, marks: Sequence[int], index: int, row: Float[Tensor, "kept vocab"]) -> Float[Tensor, ""]:
-    logprobs, mark = likely(row, replies[index]), marks[index]
-    return per_token(logprobs) + (closing(logprobs[:mark]) if mark else 0.0)
+    return withheld(likely(row, replies[index]), marks[index], per_token)
 
 
 def _guessed(

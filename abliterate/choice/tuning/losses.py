@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -69,9 +69,10 @@ def likely(row: Float[Tensor, "kept vocab"], reply: Sequence[int]) -> Float[Tens
     return logprobs.gather(-1, torch.tensor(list(reply), device=row.device)[:, None])[:, 0]
 
 
-def withheld(logprobs: Float[Tensor, " token"], mark: int = 0) -> Float[Tensor, ""]:
-    """How likely a withholding reply is, from the log-probabilities of its tokens; its first ``mark`` tokens close a thought."""
-    return suppression(logprobs) + (closing(logprobs[:mark]) if mark else 0.0)
+def withheld(logprobs: Float[Tensor, " token"], mark: int = 0, opening: Callable[[Tensor], Tensor] = suppression) -> Float[Tensor, ""]:
+    """How likely a withholding reply is, from the log-probabilities of its tokens; its first ``mark`` tokens close a thought. ``opening``
+    says how likely its opening is: ``suppression`` or ``per_token``."""
+    return opening(logprobs) + (closing(logprobs[:mark]) if mark else 0.0)
 
 
 def guessed(row: Float[Tensor, "kept vocab"], length: int, first: int, chance: torch.Generator) -> Float[Tensor, ""]:

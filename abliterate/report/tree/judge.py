@@ -22,16 +22,13 @@ class Agreement(Record):
     rules_not_judged: May[Count] = Field(default=None, description=_NO_RULES)
 
 
-class JudgeRecord(Record):
+class _Named(Record):
+    name: str
+
+
+class JudgeRecord(Agreement, _Named):  # the keys of the last base are written first
     """Only if the judge is not the rules: its agreement with the rules."""
 
-    name: str
-    kappa: Number | None
-    kappa_ci95: Interval | None
-    n: Count
-    disagreements: Count
-    unjudged: Count
-    rules_not_judged: May[Count] = Field(default=None, description=_NO_RULES)
     by_set: Mapping[str, Agreement]
 
 

@@ -28,18 +28,13 @@ class Totals(Record):
         return found
 
 
-class MeasureTotals(Record):
-    """The totals of a set and measure."""
-
+class _SetAndMeasure(Record):
     set: str
     measure: str
-    identical: Count
-    within: Count
-    different: Count
 
-    def of(self, verdict: Verdict) -> int:
-        found: int = getattr(self, verdict)
-        return found
+
+class MeasureTotals(Totals, _SetAndMeasure):  # the keys of the last base are written first
+    """The totals of a set and measure."""
 
 
 class FigureRow(Record):
