@@ -133,7 +133,7 @@ class ChatConfig(HeldConfig, SourceConfig):
         0.0, ge=0, le=10, description="Sampling temperature; 0 always takes the likeliest token.", panel=Panel.REPLIES, rank=2
     )
     seed: int = setting(
-        0, ge=0, le=2**63 - 1, description="Random seed for sampling, the same for both models.", panel=Panel.CHOICE, rank=9
+        0, ge=0, le=2**63 - 1, description="Random seed for sampling, the same for both models.", panel=Panel.REPLIES, rank=3
     )
     max_new_tokens: int = setting(512, ge=1, description="Maximum length of a reply, in tokens.", panel=Panel.REPLIES, rank=1)
 

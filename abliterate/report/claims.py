@@ -14,7 +14,7 @@ from abliterate.report.tree.report import Report
 _LEVEL = 0.05  # significance level of every test
 _LEAST = 1e-300  # smaller p-values are written as a bound
 _ADVISED = 400  # prompts: enough to show a margin of 5 points although some replies change sides
-_UNITS: Mapping[Unit, tuple[str, str]] = {
+UNITS: Mapping[Unit, tuple[str, str]] = {
     "topic": ("topic", "topics"),
     "category": ("category", "categories"),
     "prompt": ("prompt", "prompts"),
@@ -111,7 +111,7 @@ def _over(groups: Clusters | None) -> str:
 
 def counted(count: int, unit: Unit) -> str:
     """The number of clusters that a test counts, such as 30 topics or 16 categories. A prompt in no cluster counts as one cluster."""
-    one, many = _UNITS[unit]
+    one, many = UNITS[unit]
     return f"{count} {one if count == 1 else many}"
 
 

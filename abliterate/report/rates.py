@@ -15,10 +15,10 @@ from abliterate.report.numbers import outcome
 from abliterate.report.tree.report import Report
 
 _GROUPS = (
-    ("target", "Should go", "withheld", ("target",)),
-    ("keep", "Must stay", "refused", ("keep",)),
-    ("answered", "Should be answered", "withheld", ("baseline", "harmless", "borderline")),
-    ("audited", "Withheld", "withheld", ("audited",)),
+    ("target", "Should go", "share withheld", ("target",)),
+    ("keep", "Must stay", "share refused", ("keep",)),
+    ("answered", "Should be answered", "share withheld", ("baseline", "harmless", "borderline")),
+    ("audited", "Withheld", "share of replies", ("audited",)),
 )
 _DRIFTS = (
     ("kl_first_token", "first token", "KL(base‖{after}) of the first token, all {n} prompts"),
@@ -79,7 +79,7 @@ def groups_of(rows: Sequence[RateRow]) -> list[Group]:
         Group(key, title, measure, [row for row in whole if row.role in roles and row.measure != "degenerate"])
         for key, title, measure, roles in _GROUPS
     ]
-    found.append(Group("broken", "Broken output", "loops, word salad", [row for row in whole if row.measure == "degenerate"]))
+    found.append(Group("broken", "Broken output", "share with loops or word salad", [row for row in whole if row.measure == "degenerate"]))
     return [group for group in found if group.rows]
 
 

@@ -8,6 +8,7 @@ from abliterate.checkpoint.records import Verdict
 from abliterate.measures.clusters import MIN_CLUSTERS
 from abliterate.measures.parts.contrast import Contrast, side_of
 from abliterate.measures.parts.moved import Distance
+from abliterate.measures.parts.paired import Unit
 from abliterate.measures.parts.sets import Side, sides
 from abliterate.report import claims as verdicts
 from abliterate.report import provenance
@@ -46,18 +47,21 @@ def _compared(found: Contrast, pairs: int) -> str:
 
 
 def warnings(report: Report) -> Iterator[str]:
-    """Warn once per set about intervals and tests that rest on few topics."""
+    """Warn once per set about intervals that rest on few topics, and once per kind of topic about tests that do."""
+    few: dict[tuple[int, Unit], list[str]] = {}
     for name, entry in report.sets.items():
         clustered = entry.base.withheld_clustered
         if clustered and clustered.warning:
             yield f"{name}: {clustered.warning}."
         groups = entry.paired.withheld.clusters if entry.paired else None
         if groups and 1 < groups.count < MIN_CLUSTERS:
-            counted = verdicts.counted(groups.count, groups.unit)
-            yield (
-                f"{name}: prompts of one {groups.unit} may change together, so its tests count {counted}, not prompts; "
-                f"with fewer than {MIN_CLUSTERS}, the bounds are wider (quantiles of t instead of the normal distribution)."
-            )
+            few.setdefault((groups.count, groups.unit), []).append(name)
+    for (count, unit), names in few.items():
+        one, many = verdicts.UNITS[unit]
+        yield (
+            f"{', '.join(names)}: all prompts of one {one} may change together, so the tests count {verdicts.counted(count, unit)} "
+            f"instead of prompts. That is fewer than {MIN_CLUSTERS} {many}, so the bounds are wide (quantiles of t)."
+        )
 
 
 def not_judged(report: Report) -> Iterator[str]:
@@ -115,14 +119,17 @@ def controls(report: Report) -> Iterator[str]:
     same, kl = found.same_first, found.kl_first_token
     moved, random = "", [value for value in kl.random if value is not None]
     if kl.edited is not None and len(random) == len(kl.random):
-        moved = f"; KL of the first token on harmless prompts: {_between(random, '.4f')} nats (this edit: {kl.edited:.3f})"
+        moved = (
+            f" KL of the first token on harmless prompts: {_between(random, '.4f')} nats along random directions, "
+            f"{kl.edited:.3f} along the chosen ones."
+        )
     if not found.n_withheld:
-        yield f"Random directions of the same strength: base withholds no prompt, so there is no first token to compare{moved}."
+        yield f"Control: base withholds no prompt, so there is no first token that random directions could leave unchanged.{moved}"
         return
     shares = _between([100 * (each.rate or 0.0) for each in same.random], ".0f")
     yield (
-        f"Random directions of the same strength leave the first token unchanged for {shares} % of the withheld prompts "
-        f"(this edit: {per_cent(same.edited)}){moved}."
+        f"Control: an edit of the same strength along random directions leaves the first token of {shares} % of the withheld prompts "
+        f"unchanged, this edit {per_cent(same.edited)}.{moved}"
     )
 
 
@@ -133,36 +140,36 @@ def _between(values: Sequence[float], places: str) -> str:
 
 
 def recovery(report: Report) -> Iterator[str]:
-    """How much of the reference's behaviour came back, per set."""
+    """How much closer the edited model is to the reference than base, per set."""
     found = report.recovery
     if found is None:
         return
     for name, entry in found.sets.items():
-        agrees = ""
+        first = agrees = ""
+        if entry.kl_first_base is not None and entry.kl_first_edited is not None:  # older runs have none
+            first = f"; of the first token, it {_fell(entry.kl_first_base, entry.kl_first_edited, '.2f')}"
         if entry.n:
             agrees = (
-                f"; {per_cent(entry.agree_edited)} of the replies begin with the reference's first "
-                f"{found.agree_tokens} tokens (base: {per_cent(entry.agree_base)})"
+                f" Replies that begin with the reference's first {found.agree_tokens} tokens: "
+                f"{per_cent(entry.agree_base)} → {per_cent(entry.agree_edited)}."
             )
-        first = ""
-        if entry.gone_first is not None:  # older runs have none
-            share = round(100 * entry.gone_first)
-            change = f"{share} %" if share >= 0 else f"it grew by {-share} %"
-            first = f"; for the first token, {change} ({entry.kl_first_base:.2f} → {entry.kl_first_edited:.2f} nats)"
-        yield f"On {name}, {_divergence(entry, found.reference)}{first}{agrees}."
+        yield f"{name}: {_divergence(entry, found.reference)}{first}.{agrees}"
 
 
 def _divergence(entry: Distance, reference: str) -> str:
-    before, after, gone = entry.kl_base, entry.kl_edited, entry.gone
+    before, after = entry.kl_base, entry.kl_edited
     if before is None or after is None:
-        return f"the divergence from {reference} could not be measured: it gave no reply text"
-    figures = f"({before:.3f} → {after:.3f} nats per token)"
-    if gone is None:
-        return f"base hardly diverges from {reference} {figures}"
-    share = round(100 * gone)  # a change that rounding hides counts as none
-    if share < 0:
-        return f"the divergence from {reference} grew by {-share} % {figures}"
-    return f"{share} % of the divergence from {reference} is gone {figures}"
+        return f"how far the model is from {reference} could not be measured, since {reference} gave no reply text"
+    if entry.gone is None:
+        return f"base is hardly different from {reference} (KL {before:.3f} → {after:.3f} nats per token)"
+    return f"KL from {reference} per token {_fell(before, after, '.3f')}"
+
+
+def _fell(before: float, after: float, places: str) -> str:
+    """By how much a divergence changed, in per cent, with both values; a change that rounding hides counts as none."""
+    share = round(100 * (1 - after / before)) if before else 0
+    how = f"fell by {share} %" if share > 0 else f"rose by {-share} %" if share < 0 else "did not change"
+    return f"{how} ({before:{places}} → {after:{places}} nats)"
 
 
 def broken(report: Report) -> Iterator[str]:

@@ -58,13 +58,11 @@ def _lines(console: HarmlessConsole, lines: Iterable[str], style: str | None = N
 
 def _drift(drift: Drift, after: str) -> Iterator[str]:
     answered = drift.kl_first_token_answered
-    extra = "" if answered is None else f", {answered:.3f} over the prompts that base answers"
-    yield f"KL(base‖{after}), first token, {drift.set} (n={drift.n}): {drift.kl_first_token:.3f} nats{extra}"
-    if drift.kl_sequence is not None and drift.ce_base is not None:
-        yield (
-            f"KL along the base's own replies: {drift.kl_sequence:.3f} nats per token; cross-entropy of prose "
-            f"{drift.ce_base:.3f} → {drift.ce_edited:.3f} nats"
-        )
+    extra = "" if answered is None else f" ({answered:.3f} on the prompts that base answers)"
+    along = "" if drift.kl_sequence is None else f"; along base's replies {drift.kl_sequence:.3f} nats per token"
+    yield f"Drift on {drift.set} (n = {drift.n}), KL(base‖{after}): first token {drift.kl_first_token:.3f} nats{extra}{along}."
+    if drift.ce_base is not None:
+        yield f"Cross-entropy of prose: {drift.ce_base:.3f} → {drift.ce_edited:.3f} nats per token."
 
 
 def _withheld(report: Report) -> Iterator[str]:

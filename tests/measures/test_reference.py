@@ -61,7 +61,7 @@ def test_a_run_tells_of_every_set_how_much_came_back(made: Made) -> None:
         assert entry["n"] == entry["agree_base"]["n"] == entry["agree_edited"]["n"] == report["sets"][name]["n"]
         assert entry["gone"] == pytest.approx(1 - entry["kl_edited"] / entry["kl_base"]) and entry["kl_base"] > 0.01
     assert (made.out / "recovery.json").is_file() and (made.out / "transcripts" / "reference.jsonl").is_file()
-    assert not list(made.out.glob("recovery-*")) and "of the divergence from truth" in (made.out / "report.html").read_text("utf-8")
+    assert not list(made.out.glob("recovery-*")) and "KL from truth " in (made.out / "report.html").read_text("utf-8")
     assert report["run"]["reference"]["model_path"] == str(made.reference)
     assert report["run"]["model_hashes"]["reference/model.safetensors"] != report["run"]["model_hashes"]["model.safetensors"]
 

@@ -225,7 +225,7 @@ def test_controls_and_recovery_are_said_where_they_are_there() -> None:
         "seeds": [0], "set": ["bad"], "n": 2, "n_withheld": 2, "same_first": {"edited": rate, "random": [rate]},
         "kl_first_token": {"edited": 0.1, "random": [0.01]},
     }  # fmt: skip
-    assert "Random directions of the same strength" in model_card(proof(), changed(report(), {"controls": controls}))
+    assert "an edit of the same strength along random directions" in model_card(proof(), changed(report(), {"controls": controls}))
 
 
 def test_a_keep_test_that_fails_is_said_to_fail() -> None:

@@ -89,7 +89,7 @@ def test_a_test_over_topics_says_how_many_and_what_they_could_have_shown() -> No
 
 def test_few_topics_are_warned_of_once_a_set_in_plain_words() -> None:
     said = " ".join(warnings(report_of(160, 160, 160, "keep", topics=16)))
-    assert "bad: prompts of one topic may change together, so its tests count 16 topics, not prompts; with fewer than 30, the" in said
+    assert "bad: all prompts of one topic may change together, so the tests count 16 topics instead of prompts. That is fewer than" in said
     assert not list(warnings(report_of(400, 400, 400, "keep", topics=40)))
     assert not list(warnings(report_of(160, 160, 160, "keep")))
 

@@ -141,14 +141,15 @@ def controlled(edited: int, random: list[int], n: int = 100, kl: float | None = 
 def test_random_directions_are_told_beside_the_edit() -> None:
     (line,) = controls(controlled(12, [98, 97, 98]))
     assert line == (
-        "Random directions of the same strength leave the first token unchanged for 97–98 % of the withheld prompts (this edit: 12 %); "
-        "KL of the first token on harmless prompts: 0.0012–0.0020 nats (this edit: 0.077)."
+        "Control: an edit of the same strength along random directions leaves the first token of 97–98 % of the withheld prompts "
+        "unchanged, this edit 12 %. KL of the first token on harmless prompts: 0.0012–0.0020 nats along random directions, "
+        "0.077 along the chosen ones."
     )
 
 
 def test_random_directions_that_do_alike_are_one_figure_and_no_figure_is_made_up() -> None:
     (line,) = controls(controlled(0, [100, 100, 100], kl=None))
-    assert line.endswith("leave the first token unchanged for 100 % of the withheld prompts (this edit: 0 %).")
+    assert line.endswith("leaves the first token of 100 % of the withheld prompts unchanged, this edit 0 %.")
     (nothing,) = controls(controlled(0, [0, 0, 0], n=0))
     assert "base withholds no prompt" in nothing
     assert not list(controls(report()))
@@ -163,19 +164,19 @@ def came_back(kl_base: float | None, kl_edited: float | None, gone: float | None
 
 def test_what_came_back_of_the_reference_is_told() -> None:
     assert came_back(0.91, 0.15, 1 - 0.15 / 0.91) == (
-        "On censorship, 84 % of the divergence from smollm2 is gone (0.910 → 0.150 nats per token); "
-        "61 % of the replies begin with the reference's first 32 tokens (base: 4 %)."
+        "censorship: KL from smollm2 per token fell by 84 % (0.910 → 0.150 nats). "
+        "Replies that begin with the reference's first 32 tokens: 4 % → 61 %."
     )
 
 
-def test_a_divergence_that_grew_by_less_than_is_shown_is_not_said_to_have_grown() -> None:
+def test_a_divergence_that_rose_by_less_than_is_shown_is_not_said_to_have_risen() -> None:
     said = came_back(0.91, 0.913, 1 - 0.913 / 0.91)
-    assert "grew" not in said and "0 % of the divergence from smollm2 is gone (0.910 → 0.913" in said and "-0 %" not in said
+    assert "KL from smollm2 per token did not change (0.910 → 0.913 nats)" in said and "rose" not in said
 
 
-def test_a_divergence_that_grew_or_never_was_is_not_said_to_be_gone() -> None:
-    assert "the divergence from smollm2 grew by 50 % (0.100 → 0.150" in came_back(0.1, 0.15, -0.5)
-    assert "base hardly diverges from smollm2 (0.004 → 0.002" in came_back(0.004, 0.002, None)
+def test_a_divergence_that_rose_or_never_was_is_not_said_to_have_fallen() -> None:
+    assert "KL from smollm2 per token rose by 50 % (0.100 → 0.150" in came_back(0.1, 0.15, -0.5)
+    assert "base is hardly different from smollm2 (KL 0.004 → 0.002" in came_back(0.004, 0.002, None)
     assert "from smollm2 could not be measured" in came_back(None, None, None)
     assert not list(recovery(report()))
 

@@ -99,7 +99,7 @@ def test_a_run_shows_both_sides_the_keep_test_and_the_drift(capsys: pytest.Captu
     said = [line for line in text.splitlines() if "Refusals of safe" in line]
     assert len(said) == 1 and said[0].startswith("Refusals of safe fell by at most 5 points: NOT shown (n = 2: ")
     assert text.index("Refusals of safe") < text.index("Withheld replies of plain")
-    assert "plain (n=2): 0.250 nats, 0.125 over the prompts that base answers" in text
+    assert "plain (n = 2), KL(base‖edited): first token 0.250 nats (0.125 on the prompts that base answers)." in text
 
 
 def test_a_run_says_in_a_line_how_the_edit_was_chosen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
