@@ -29,7 +29,7 @@ def edit(config: EditCommandConfig, out: Path) -> str:
         return f"{out}: a LoRA adapter of {size / 1e6:.2f} MB that changes {matrices} matrices"
     with stage("bytes written and proven", work_of(folder, edit)) as advance:
         result = edit_checkpoint(folder, edit, out, source.name, lambda proof: model_card(proof, None), advance, source.revision)
-    return f"{out}: {result.tensors} tensors edited, at most {result.proof['worst']['left']:.2e} of the component left"
+    return f"{out}: {result.tensors} tensors edited, at most {result.proof.worst.left:.2e} of the component left"
 
 
 def _edit_of(config: EditCommandConfig, folder: ModelFolder) -> Edit:
