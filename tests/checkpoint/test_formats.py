@@ -196,10 +196,11 @@ def test_bands_of_columns_leave_as_little_as_the_whole(tmp_path: Path, monkeypat
     whole = _edit(tmp_path / "base", tmp_path / "whole")
     monkeypatch.setattr(stream, "_BAND", 256 * 130)
     banded = _edit(tmp_path / "base", tmp_path / "banded")
-    for one, other in zip(whole["tensors"], banded["tensors"], strict=True):
+    for one, other in zip(whole.tensors, banded.tensors, strict=True):
         for figure, near in (("before", 1e-6), ("rounding", 0.05), ("plain_rounding", 1e-3)):
-            assert one[figure] == other[figure] is None or one[figure] == pytest.approx(other[figure], rel=near)
-        assert max(one["error"], other["error"]) < 1e-3
+            a, b = getattr(one, figure), getattr(other, figure)
+            assert a == b is None or a == pytest.approx(b, rel=near)
+        assert max(one.error, other.error) < 1e-3
     assert _left(tensors_of(tmp_path / "banded"), name, _unit(256)) <= 1e-3 < 1e-2 < _left(tensors, name, _unit(256))
 
 
