@@ -155,9 +155,9 @@ def _selection(
     file = folder.path / "selection.json"
     if not file.exists():
         with folder.timed("selection"):
-            edit, document = select(base.model, sets, config, directions, how, keep_axes(activations), store)
+            edit, selection = select(base.model, sets, config, directions, how, keep_axes(activations), store)
         save_edit(edit, folder.path / "plan.safetensors")
-        write_json(document, file)
+        write_json(selection, file)
     store.forget()
     return load_edit(folder.path / "plan.safetensors"), Selection.read(file)
 

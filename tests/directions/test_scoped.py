@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from abliterate.choice.candidates import at_most, candidates, scoped_document
+from abliterate.choice.candidates import at_most, candidates
+from abliterate.choice.document import scoped_record
 from abliterate.config import DEFAULT_ESTIMATORS, ESTIMATORS
 from abliterate.directions.activations import Activations, load_activations, save_activations
 from abliterate.directions.collect import SetActivations
@@ -74,7 +75,7 @@ def test_without_keep_sets_nothing_is_scoped() -> None:
     assert not directions.scoping and not sentences_on_scope(directions)
     check_separable(directions, 1.0)
     chosen = candidates(directions, 4, 0.8, "skip", False)[0]
-    assert scoped_document(directions, chosen) is None
+    assert scoped_record(directions, chosen, chosen.edit, None) is None
 
 
 def test_with_keep_sets_every_direction_has_a_scoped_version_and_these_compete() -> None:
@@ -126,13 +127,13 @@ def test_places_at_which_too_little_is_left_give_no_candidates() -> None:
 def test_selection_json_says_how_the_chosen_direction_was_scoped() -> None:
     directions = estimate(_activations())
     for chosen in candidates(directions, 4, 0.8, "skip", False):
-        found = scoped_document(directions, chosen)
-        assert found is not None and found["sets"] == ["bad"]
+        found = scoped_record(directions, chosen, chosen.edit, None)
+        assert found is not None and found.sets == ("bad",)
         share = directions.scoping[chosen.estimator].share[-1 - chosen.position, 1:]
         edited = [chosen.layer] if chosen.kind != "per-layer" else list(range(chosen.layer, LAYERS))
-        assert found["share_left"] == pytest.approx(float(share[edited].mean()))
-        assert 0 < found["share_left"] < 1 and 0.5 < found["cosine"]["bad"] < 1
-        json.dumps(found, allow_nan=False)
+        assert found.share_left == pytest.approx(float(share[edited].mean()))
+        assert found.cosine and 0 < found.share_left < 1 and 0.5 < found.cosine["bad"] < 1
+        json.dumps(found.document(), allow_nan=False)
 
 
 def test_every_estimator_competes_where_it_is_asked_for() -> None:
