@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from abliterate.config.base import Config, Sets, is_url
 from abliterate.config.model import FolderConfig, HeldConfig, SourceConfig
-from abliterate.config.replies import Transcripts
+from abliterate.config.replies import ServerConfig, Transcripts
 from abliterate.config.setting import Panel, setting
 from abliterate.config.stages import ESTIMATORS, EditConfig, known_estimators
 from abliterate.errors import InputError
@@ -86,7 +86,7 @@ class PushConfig(FolderConfig):
         return given
 
 
-class JudgeConfig(Config):
+class JudgeConfig(ServerConfig):
     """Settings of score: what judges stored replies."""
 
     judge: str = setting(
@@ -96,16 +96,6 @@ class JudgeConfig(Config):
         panel=Panel.MAIN,
     )
     device: str = setting("auto", description="Device of a classifier: auto, cpu, cuda, cuda:1, mps.", panel=Panel.MODEL, rank=2)
-    concurrency: int = setting(16, ge=1, le=4096, description="Maximum number of simultaneous requests to a server.", panel=Panel.REPLIES)
-    request_timeout: int = setting(
-        600, ge=1, description="Seconds to wait for one reply of a server before the request is sent again.", panel=Panel.REPLIES
-    )
-    patience: int = setting(
-        600,
-        ge=0,
-        description="Seconds to wait for a server that does not answer; after that the command stops and can be resumed.",
-        panel=Panel.REPLIES,
-    )
 
 
 class ReportConfig(JudgeConfig):
