@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from abliterate.config import DEFAULT_ESTIMATORS
-from abliterate.directions.estimate import Directions, languages
+from abliterate.directions.estimate import Directions
 from abliterate.directions.interpolated import interpolated
 from abliterate.model.edit import Edit, EmbeddingPolicy, edit_from_direction, edit_from_rows, resolve_embedding
 from abliterate.model.layouts import COMPONENTS
@@ -68,7 +68,7 @@ def candidates(
         for name in names:
             made += _per_layer(directions, name, [name])
         for name in names:
-            own = [each for lang in languages(directions.direction) if (each := f"{name}@{lang}") in directions.direction]
+            own = list(directions.by_language.get(name, {}).values())
             made += _per_layer(directions, name, own) if own and by_language else []
     return made
 

@@ -170,4 +170,5 @@ def as_json(forecast: Forecast) -> dict[str, Any]:
 def _edits(edits: Edits) -> dict[str, Any]:
     """The edits, with the bytes of each output format beside the other figures."""
     found = asdict(edits)
-    return found | found.pop("outputs")
+    outputs: dict[str, Any] = found.pop("outputs")
+    return {**found, **outputs}
