@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from abliterate import __version__
 from abliterate.checkpoint.licence import stated_licence
-from abliterate.checkpoint.names import PLAN
+from abliterate.checkpoint.names import PLAN, PROOF
 from abliterate.checkpoint.output import Output, marked, new_config, new_index, plan_output
-from abliterate.checkpoint.proof import proof_document, prove, write_proof
+from abliterate.checkpoint.proof import FORMULA, prove
 from abliterate.checkpoint.provenance import provenance
-from abliterate.checkpoint.selfcheck import SelfCheck, self_check
+from abliterate.checkpoint.records import PROOF_SCHEMA, EmbeddingRecord, Proof, SelfCheck, TensorProof, Worst
+from abliterate.checkpoint.selfcheck import self_check
 from abliterate.checkpoint.stream import write_shards
 from abliterate.checkpoint.tasks import edit_tasks, placed_writers
 from abliterate.checkpoint.write import copy_side_files, left_behind, new_folder
 from abliterate.errors import CheckError, InputError
-from abliterate.files import check_destination
+from abliterate.files import check_destination, write_json
 from abliterate.model.agreement import check_agreement
 from abliterate.model.edit import Edit, load_edit, save_edit, whole_edit
 from abliterate.model.folder import ModelFolder
@@ -35,7 +36,7 @@ class EditResult:
 
     tensors: int
     written_bytes: int
-    proof: dict[str, Any]
+    proof: Proof
 
 
 def check_editable(folder: ModelFolder) -> SelfCheck:
@@ -58,7 +59,7 @@ def edit_checkpoint(
     edit: Edit,
     out: Path,
     base: str,
-    card: Callable[[dict[str, Any]], str],
+    card: Callable[[Proof], str],
     advance: Callable[[int], None] = lambda done: None,
     revision: str | None = None,
 ) -> EditResult:
@@ -86,19 +87,10 @@ def edit_checkpoint(
         written = open_index(partial)
         if written.tensors != output.tensors:
             raise CheckError(f"{partial}: the written tensors differ from those planned for {folder.path}")
-        proofs = prove(written, tasks, before, advance)
-        described = {
-            "base_revision": revision,
-            "licence": stated_licence(folder.path).document(),
-            "embedding": {"policy": edit.embedding, "tied_to_unembedding": folder.tied and edit.embedding != "untie"},
-            "norms": "keep" if edit.keep_norms else "free",
-            "unpacked": list(output.unpacked),
-        }
-        skipped = not_edited(index, folder, tasks)
-        document = proof_document(proofs, base, described, asdict(checked), skipped)
-        write_proof(document, partial)
-        (partial / "README.md").write_text(card(document), encoding="utf-8")
-    return EditResult(len(tasks), output.nbytes, document)
+        proof = _proof(index, folder, edit, output, base, revision, checked, prove(written, tasks, before, advance))
+        write_json(proof, partial / PROOF)
+        (partial / "README.md").write_text(card(proof), encoding="utf-8")
+    return EditResult(len(tasks), output.nbytes, proof)
 
 
 def to_untie(index: ShardIndex, folder: ModelFolder, edit: Edit) -> tuple[str, str] | None:
@@ -118,6 +110,39 @@ def to_untie(index: ShardIndex, folder: ModelFolder, edit: Edit) -> tuple[str, s
 def unties(folder: ModelFolder, output: Output) -> bool:
     """Whether the new config must set tie_word_embeddings to false while the old config has it true."""
     return folder.says_tied and (output.untied is not None or not folder.tied)
+
+
+def norms_of(edit: Edit) -> str:
+    """Whether the edit keeps the norms of the edited matrices."""
+    return "keep" if edit.keep_norms else "free"
+
+
+def _proof(
+    index: ShardIndex,
+    folder: ModelFolder,
+    edit: Edit,
+    output: Output,
+    base: str,
+    revision: str | None,
+    checked: SelfCheck,
+    tensors: Sequence[TensorProof],
+) -> Proof:
+    """The content of ``abliteration.json``."""
+    return Proof(
+        format=PROOF_SCHEMA,
+        abliterate=__version__,
+        base_model=base,
+        base_revision=revision,
+        licence=stated_licence(folder.path),
+        embedding=EmbeddingRecord(policy=edit.embedding, tied_to_unembedding=folder.tied and edit.embedding != "untie"),
+        norms=norms_of(edit),
+        unpacked=tuple(output.unpacked),
+        formula=FORMULA,
+        self_check=checked,
+        tensors=tuple(tensors),
+        worst=Worst.of(tensors),
+        not_edited=tuple(not_edited(index, folder, {tensor.name for tensor in tensors})),
+    )
 
 
 def _write_settings(index: ShardIndex, folder: ModelFolder, output: Output, partial: Path) -> None:

@@ -1,54 +1,24 @@
-"""The proof of an edit, measured on the bytes on disk: ``abliteration.json``."""
+"""The proof of an edit, measured on the bytes on disk."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from abliterate import __version__
-from abliterate.checkpoint.names import PROOF
 from abliterate.checkpoint.orthogonalise import read_component
-from abliterate.checkpoint.records import EditSummary, EmbeddingRecord
+from abliterate.checkpoint.records import TensorProof
 from abliterate.checkpoint.stream import WORKERS, Before, digest_of
 from abliterate.checkpoint.tasks import SCALES, EditTask
 from abliterate.errors import CheckError
 from abliterate.model.formats import fp8
 from abliterate.model.index import ShardIndex
 
-SCHEMA = "abliterate/abliteration/2"
+FORMULA = "W' = W - strength * w (q W), in float32, rounded once; q = R and w = R^T, behind a norm q = R D and w = D^-1 R^T"
 FLOOR = 1e-36  # a component this small counts as zero: float32 can't square it, and its rounding error in storage is as large as itself
 # The largest allowed distance of ‖R W'‖ from its aim, relative to the tensor's norm, by the stored dtype.
 TOLERANCE = {"F64": 1e-6, "F32": 1e-6, "F16": 1e-3, "BF16": 1e-3, "F8_E4M3": 1e-3}
-
-
-@dataclass(frozen=True)
-class TensorProof:
-    """A tensor's component along the directions before and after the edit, as it enters the stream.
-
-    ``left``: ‖R W'‖ / ‖R W‖, the share of the component that is left (1 - strength if exact). ``error``: the distance of ‖R W'‖ from
-    ``aim``, relative to ‖W‖; the tolerance of the stored dtype applies to it. ``rounding`` and ``plain_rounding``: see ``Before``.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    dtype: str
-    strength: float
-    before: float
-    aim: float
-    after: float
-    left: float
-    error: float
-    blake3_before: str
-    blake3_after: str
-    rounding: float | None
-    plain_rounding: float | None
 
 
 def prove(
@@ -98,39 +68,3 @@ def stored_parts(index: ShardIndex, task: EditTask) -> list[Tensor]:
 def values(task: EditTask, stored: Sequence[Tensor]) -> Tensor:
     """The values of a stored tensor: FP8 is dequantised with its block scales, other dtypes are returned unchanged."""
     return fp8.dequantise(stored[0], stored[1], task.block) if len(stored) > 1 else stored[0]
-
-
-def proof_document(
-    proofs: list[TensorProof], base: str, edit: Mapping[str, Any], check: Mapping[str, Any], skipped: list[str]
-) -> dict[str, Any]:
-    """The content of ``abliteration.json``: the edit, the self-check of the architecture, and every edited tensor."""
-    return {
-        "schema": SCHEMA,
-        "abliterate": __version__,
-        "base_model": base,
-        **edit,
-        "formula": "W' = W - strength * w (q W), in float32, rounded once; q = R and w = R^T, behind a norm q = R D and w = D^-1 R^T",
-        "self_check": dict(check),
-        "tensors": [asdict(p) for p in proofs],
-        "worst": {
-            "left": max((p.left for p in proofs), default=0.0),
-            "error": max((p.error for p in proofs), default=0.0),
-        },
-        "not_edited": skipped,
-    }
-
-
-def write_proof(document: dict[str, Any], folder: Path) -> None:
-    """Write ``abliteration.json``."""
-    (folder / PROOF).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def edit_summary(proof: Mapping[str, Any]) -> EditSummary:
-    """The report's summary of an edit."""
-    return EditSummary(
-        tensors=len(proof["tensors"]),
-        worst_left=proof["worst"]["left"],
-        worst_error=proof["worst"]["error"],
-        embedding=EmbeddingRecord.model_validate(proof["embedding"]),
-        not_edited=tuple(proof["not_edited"]),
-    )

@@ -1,13 +1,15 @@
-"""What the report and the card say of an edited checkpoint, and of two checkpoints' weights, as typed records."""
+"""An edited checkpoint's proof, what the report says of it and of two checkpoints' weights, as typed records."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from abliterate.files import Count, Number, Record, Several
+from abliterate.files import Count, May, Number, Record, Several
+
+PROOF_SCHEMA: Final = "abliterate/abliteration/2"
 
 Verdict = Literal["directional", "other", "identical"]
 
@@ -36,6 +38,8 @@ class Licence(Record):
     ``files``: the licence files in the folder. ``bases``: the models that the card names as its base.
     """
 
+    model_config = ConfigDict(extra="allow")
+
     ids: Several[str]
     name: str | None
     link: str | None
@@ -44,6 +48,95 @@ class Licence(Record):
 
 
 NO_LICENCE = Licence(ids=(), name=None, link=None, files=())
+
+
+class SelfCheck(Record):
+    """The results on a small copy of the architecture. ``before`` and ``left``: the largest part of the stream along the direction before
+    and after the edit. ``logits``: the relative distance to the logits with hooks; ``kl``: the same as KL in nats per token."""
+
+    model_config = ConfigDict(extra="allow")
+
+    architecture: str
+    layout: str
+    blocks: Count
+    before: Number
+    left: Number
+    logits: Number
+    kl: Number
+    transformers: str
+    torch: str
+
+
+class TensorProof(Record):
+    """A tensor's component along the directions before and after the edit, as it enters the stream.
+
+    ``left``: ‖R W'‖ / ‖R W‖, the share of the component that is left (1 - strength if exact). ``error``: the distance of ‖R W'‖ from
+    ``aim``, relative to ‖W‖; the tolerance of the stored dtype applies to it. ``rounding`` and ``plain_rounding``: see ``Before``.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    kind: str
+    shape: Several[int]
+    dtype: str
+    strength: Number
+    before: Number
+    aim: Number
+    after: Number
+    left: Number
+    error: Number
+    blake3_before: str
+    blake3_after: str
+    rounding: Number | None
+    plain_rounding: Number | None
+
+
+class Worst(Record):
+    """The largest ``left`` and the largest ``error`` of all edited tensors."""
+
+    left: Number
+    error: Number
+
+    @classmethod
+    def of(cls, tensors: Iterable[TensorProof]) -> Worst:
+        """The largest figures of these tensors, 0 if there are none."""
+        listed = list(tensors)
+        return cls(left=max((t.left for t in listed), default=0.0), error=max((t.error for t in listed), default=0.0))
+
+
+class Proof(Record):
+    """abliteration.json: the edit, the self-check of the architecture, and every edited tensor.
+
+    Keys that ``verify`` doesn't need may be absent: earlier versions did not write all of them. Keys of later versions are kept.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    format: Literal["abliterate/abliteration/2"] = Field(validation_alias="schema", serialization_alias="schema")
+    abliterate: May[str] = None
+    base_model: str
+    base_revision: str | None = None
+    licence: Licence | None = None
+    embedding: EmbeddingRecord
+    norms: str
+    unpacked: Several[str]
+    formula: May[str] = None
+    self_check: May[SelfCheck] = None
+    tensors: Several[TensorProof]
+    worst: Worst
+    not_edited: Several[str]
+
+    @property
+    def summary(self) -> EditSummary:
+        """The report's summary of the edit."""
+        return EditSummary(
+            tensors=len(self.tensors),
+            worst_left=self.worst.left,
+            worst_error=self.worst.error,
+            embedding=self.embedding,
+            not_edited=self.not_edited,
+        )
 
 
 class Spread(Record):

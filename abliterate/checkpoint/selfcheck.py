@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from abliterate import __version__
 from abliterate.checkpoint.output import plan_output
+from abliterate.checkpoint.records import SelfCheck
 from abliterate.checkpoint.stream import write_shards
 from abliterate.checkpoint.tasks import edit_tasks, missing_expert, placed_writers, unplaced, writer_kinds
 from abliterate.compute.hooks import ablated, captured, cleared
@@ -39,22 +40,6 @@ from abliterate.model.tensor_names import in_memory, template, text_name
 from abliterate.model.tiny import probe, tiny_config, tiny_model, tried
 
 LEFT, LOGITS = 1e-5, 1e-4
-
-
-@dataclass(frozen=True)
-class SelfCheck:
-    """The results on the copy. ``before`` and ``left``: the largest part of the stream along the direction before and after the edit.
-    ``logits``: the relative distance to the logits with hooks; ``kl``: the same as KL in nats per token."""
-
-    architecture: str
-    layout: str
-    blocks: int
-    before: float
-    left: float
-    logits: float
-    kl: float
-    transformers: str
-    torch: str
 
 
 def self_check(folder: ModelFolder, index: ShardIndex) -> SelfCheck:
@@ -81,7 +66,7 @@ def self_check(folder: ModelFolder, index: ShardIndex) -> SelfCheck:
             kept.parent.mkdir(OWN_FOLDER, exist_ok=True)
             unfinished = kept.with_suffix(f".{blake3(str(place).encode()).hexdigest(8)}")
             unfinished.touch(OWN_FILE)
-            unfinished.write_text(json.dumps(asdict(made)), encoding="utf-8")
+            unfinished.write_text(json.dumps(made.document()), encoding="utf-8")
             unfinished.replace(kept)
     return made
 
@@ -105,8 +90,8 @@ def _place(name: str) -> Path | None:
 
 def _read(kept: Path) -> SelfCheck | None:
     try:
-        return SelfCheck(**json.loads(kept.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # missing or damaged
+        return SelfCheck.read(kept)
+    except (OSError, InputError):  # missing or damaged
         return None
 
 

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from abliterate.checkpoint.edit import not_edited, to_untie, unties
+from abliterate.checkpoint.edit import norms_of, not_edited, to_untie, unties
 from abliterate.checkpoint.licence import CARD, licence_files
 from abliterate.checkpoint.names import PLAN, PROOF
 from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.output import metadata_of, new_config, plan_output
-from abliterate.checkpoint.proof import FLOOR, SCHEMA, TOLERANCE, stored_parts, values
+from abliterate.checkpoint.proof import FLOOR, TOLERANCE, stored_parts, values
 from abliterate.checkpoint.provenance import PLAN_KEY, edit_digest
+from abliterate.checkpoint.records import PROOF_SCHEMA, EmbeddingRecord, Proof, TensorProof, Worst
 from abliterate.checkpoint.selfcheck import self_check
 from abliterate.checkpoint.stream import digest_of, edited, leaves_mxfp4
 from abliterate.checkpoint.sums import check_sums
 from abliterate.checkpoint.tasks import SCALES, EditTask, edit_tasks
 from abliterate.checkpoint.write import same_side_files
 from abliterate.errors import CheckError, InputError
+from abliterate.files import Record
 from abliterate.model.agreement import check_agreement
 from abliterate.model.edit import Edit, load_edit
 from abliterate.model.files import everything
@@ -31,25 +33,19 @@ from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex, TensorInfo, first_difference, open_index
 from abliterate.model.source import check_no_adapter
 
+T = TypeVar("T")
 _PIECE = 1 << 24
 _SAME = 1e-5  # relative tolerance for sums of the same numbers in another order
 # Tolerance for the same edit on another machine, relative to the tensor: another order of sums changes a few roundings (in FP8, all later
 # ones too).
 _AGAIN = {**TOLERANCE, "F8_E4M3": 0.1}
-_NUMBER = (int, float)
-_FIELDS: dict[str, Any] = {
-    "name": str, "kind": str, "shape": list, "dtype": str, "strength": _NUMBER, "before": _NUMBER, "aim": _NUMBER, "after": _NUMBER,
-    "left": _NUMBER, "error": _NUMBER, "blake3_before": str, "blake3_after": str, "rounding": (*_NUMBER, type(None)),
-    "plain_rounding": (*_NUMBER, type(None)),
-}  # fmt: skip
-_PARTS = {"tensors": list, "worst": dict, "embedding": dict, "norms": str, "unpacked": list, "not_edited": list}
 _LOADED = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")  # side files that can change what a model or tokenizer does
 
 
 def steps(folder: ModelFolder, with_base: bool) -> int:
     """How many tensors ``verify`` will check. Raises the same errors."""
-    document, _ = _documents(folder.path)
-    return len(document["tensors"]) + (len(_opened(folder).tensors) if with_base else 0)
+    proof, _ = _stated(folder.path)
+    return len(proof.tensors) + (len(_opened(folder).tensors) if with_base else 0)
 
 
 def verify(folder: ModelFolder, base: ModelFolder | None, advance: Callable[[int], None] = lambda done: None) -> tuple[int, int]:
@@ -60,9 +56,9 @@ def verify(folder: ModelFolder, base: ModelFolder | None, advance: Callable[[int
     everything else must equal the base byte for byte. If there is a SHA256SUMS, every file must match it, except the card and the licence
     files, which people change. Raises InputError if there is no proof, and CheckError with the first difference.
     """
-    document, edit = _documents(folder.path)
+    proof, edit = _stated(folder.path)
     index = _opened(folder)
-    if {folder.says_tied, folder.tied} != {document["embedding"].get("tied_to_unembedding")}:
+    if {folder.says_tied, folder.tied} != {proof.embedding.tied_to_unembedding}:
         raise CheckError(f"{folder.path / 'config.json'}: tie_word_embeddings is {folder.says_tied}, which contradicts {PROOF}")
     try:  # here a bad checkpoint is a failed check, not bad input
         tasks = edit_tasks(index, folder, edit)
@@ -70,13 +66,13 @@ def verify(folder: ModelFolder, base: ModelFolder | None, advance: Callable[[int
         check_agreement(folder, index)
     except InputError as error:
         raise CheckError(str(error)) from None
-    listed = {str(entry["name"]): entry for entry in document["tensors"]}
-    _described(folder, edit, document, listed, tasks, not_edited(index, folder, tasks))
+    listed = {entry.name: entry for entry in proof.tensors}
+    _described(folder, edit, proof, listed, tasks, not_edited(index, folder, tasks))
     for name, task in tasks.items():
         _measured(index, task, listed[name])
         advance(1)
     _signed(index, edit, tasks)
-    compared = _compared(index, folder, edit, document, listed, base, advance) if base is not None else 0
+    compared = _compared(index, folder, edit, proof, listed, base, advance) if base is not None else 0
     _plain(folder)
     check_sums(folder.path, but=(CARD, *licence_files(folder.path)))
     return len(tasks), compared
@@ -90,17 +86,15 @@ def _plain(folder: ModelFolder) -> None:
         raise CheckError(str(error)) from None
 
 
-def _documents(path: Path) -> tuple[dict[str, Any], Edit]:
+def _stated(path: Path) -> tuple[Proof, Edit]:
     """The proof and the edit that it proves."""
     try:
-        document: dict[str, Any] = json.loads((path / PROOF).read_text(encoding="utf-8"))
-        whole = document["schema"] == SCHEMA and all(isinstance(document[part], kind) for part, kind in _PARTS.items())
-        whole &= all(isinstance(entry[field], kind) for entry in document["tensors"] for field, kind in _FIELDS.items())
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        whole = False
-    if not whole:
-        raise InputError(f"{path}: no {PROOF} of schema {SCHEMA} in it; verify only checks checkpoints that abliterate edited")
-    return document, load_edit(path / PLAN)
+        proof = Proof.read(path / PROOF)
+    except (OSError, InputError):
+        raise InputError(
+            f"{path}: no {PROOF} of schema {PROOF_SCHEMA} in it; verify only checks checkpoints that abliterate edited"
+        ) from None
+    return proof, load_edit(path / PLAN)
 
 
 def _opened(folder: ModelFolder) -> ShardIndex:
@@ -111,28 +105,25 @@ def _opened(folder: ModelFolder) -> ShardIndex:
 
 
 def _described(
-    folder: ModelFolder,
-    edit: Edit,
-    document: Mapping[str, Any],
-    listed: Mapping[str, Mapping[str, Any]],
-    tasks: Iterable[str],
-    skipped: list[str],
+    folder: ModelFolder, edit: Edit, proof: Proof, listed: Mapping[str, TensorProof], tasks: Iterable[str], skipped: Sequence[str]
 ) -> None:
     """Check everything in the proof except the figures of tensors. Raises CheckError."""
     if different := sorted(set(tasks) ^ set(listed)):
         where = "lists it but the edit doesn't change it" if different[0] in listed else "doesn't list it"
         raise CheckError(f"{folder.path}: {different[0]}: {PROOF} {where}")
-    if len(listed) != len(document["tensors"]):
+    if len(listed) != len(proof.tensors):
         raise CheckError(f"{folder.path}: {PROOF} lists a tensor twice")
-    found = {
-        "embedding": {"policy": edit.embedding, "tied_to_unembedding": folder.tied},
-        "norms": "keep" if edit.keep_norms else "free",
-        "not_edited": skipped,
-        "worst": {what: max((entry[what] for entry in listed.values()), default=0.0) for what in ("left", "error")},
-    }
-    for what, value in found.items():
-        if document[what] != value:
-            raise CheckError(f"{folder.path}: {PROOF} says {what} is {document[what]}, but it is {value}")
+    _equal(folder, "embedding", proof.embedding, EmbeddingRecord(policy=edit.embedding, tied_to_unembedding=folder.tied))
+    _equal(folder, "norms", proof.norms, norms_of(edit))
+    _equal(folder, "not_edited", list(proof.not_edited), list(skipped))
+    _equal(folder, "worst", proof.worst, Worst.of(listed.values()))
+
+
+def _equal(folder: ModelFolder, what: str, said: T, found: T) -> None:
+    """Raises CheckError if what the proof says is not what was found."""
+    if said != found:
+        shown, fact = (each.document() if isinstance(each, Record) else each for each in (said, found))
+        raise CheckError(f"{folder.path}: {PROOF} says {what} is {shown}, but it is {fact}")
 
 
 def allowed(dtype: str, size: float, before: float) -> float:
@@ -144,26 +135,31 @@ def allowed(dtype: str, size: float, before: float) -> float:
     return max(TOLERANCE[dtype] * math.hypot(size, before), FLOOR)
 
 
-def _measured(index: ShardIndex, task: EditTask, entry: Mapping[str, Any]) -> None:
+def _measured(index: ShardIndex, task: EditTask, entry: TensorProof) -> None:
     """Check one edited tensor against its entry in the proof. Raises CheckError."""
     name, info = task.name, index.tensors.get(task.name)
     if info is None:
-        raise CheckError(f"{index.folder}: {name} is still packed as MXFP4, the proof says {entry['dtype']}")
-    facts = {"dtype": info.dtype, "shape": list(info.shape), "kind": task.kind, "strength": task.strength}
-    if wrong := [f"{what} is {fact}, the proof says {entry[what]}" for what, fact in facts.items() if entry[what] != fact]:
+        raise CheckError(f"{index.folder}: {name} is still packed as MXFP4, the proof says {entry.dtype}")
+    facts = (
+        ("dtype", info.dtype, entry.dtype),
+        ("shape", list(info.shape), list(entry.shape)),
+        ("kind", task.kind, entry.kind),
+        ("strength", task.strength, entry.strength),
+    )
+    if wrong := [f"{what} is {fact}, the proof says {said}" for what, fact, said in facts if fact != said]:
         raise CheckError(f"{index.folder}: {name}: {wrong[0]}")
     stored = stored_parts(index, task)
-    if digest_of(*stored) != entry["blake3_after"]:
+    if digest_of(*stored) != entry.blake3_after:
         raise CheckError(f"{index.folder}: the bytes of {name} don't match the proof (BLAKE3 differs)")
     found = read_component(values(task, stored), task.removal, task.axis)
-    limit = allowed(info.dtype, found.size, entry["before"])
-    if not abs(found.along - entry["after"]) <= max(_SAME * found.size, 1e-12):
-        raise CheckError(f"{index.folder}: {name} holds {found.along:.3e} of the direction, the proof says {entry['after']:.3e}")
-    if not abs(found.along - entry["aim"]) <= limit:
-        raise CheckError(f"{index.folder}: {name} holds {found.along:.3e} of the direction, its strength should leave {entry['aim']:.3e}")
-    _near(index, entry, "left", entry["after"] / entry["before"] if entry["before"] else 0.0, 0.0)
+    limit = allowed(info.dtype, found.size, entry.before)
+    if not abs(found.along - entry.after) <= max(_SAME * found.size, 1e-12):
+        raise CheckError(f"{index.folder}: {name} holds {found.along:.3e} of the direction, the proof says {entry.after:.3e}")
+    if not abs(found.along - entry.aim) <= limit:
+        raise CheckError(f"{index.folder}: {name} holds {found.along:.3e} of the direction, its strength should leave {entry.aim:.3e}")
+    _near(index, f"{name}: left", entry.left, entry.after / entry.before if entry.before else 0.0, 0.0)
     if not task.keep_norms:
-        _near(index, entry, "aim", (1 - task.strength) * entry["before"], _SAME * found.size)
+        _near(index, f"{name}: aim", entry.aim, (1 - task.strength) * entry.before, _SAME * found.size)
 
 
 def _signed(index: ShardIndex, edit: Edit, tasks: Iterable[str]) -> None:
@@ -175,18 +171,18 @@ def _signed(index: ShardIndex, edit: Edit, tasks: Iterable[str]) -> None:
             raise CheckError(f"{index.folder / shard}: its header names another plan ({said[:12]}…) than {PLAN} holds ({expected[:12]}…)")
 
 
-def _near(index: ShardIndex, entry: Mapping[str, Any], what: str, value: float, within: float, share: float = _SAME) -> None:
-    """Raises CheckError if a figure in the proof differs from ``value``."""
-    if not math.isclose(value, entry[what], rel_tol=share, abs_tol=within):
-        raise CheckError(f"{index.folder}: {entry['name']}: {what} is {value:.6e}, the proof says {entry[what]:.6e}")
+def _near(index: ShardIndex, what: str, said: float, found: float, within: float, share: float = _SAME) -> None:
+    """Raises CheckError if a figure in the proof differs from the one that was found."""
+    if not math.isclose(found, said, rel_tol=share, abs_tol=within):
+        raise CheckError(f"{index.folder}: {what} is {found:.6e}, the proof says {said:.6e}")
 
 
 def _compared(
     index: ShardIndex,
     folder: ModelFolder,
     edit: Edit,
-    document: Mapping[str, Any],
-    listed: Mapping[str, Mapping[str, Any]],
+    proof: Proof,
+    listed: Mapping[str, TensorProof],
     base: ModelFolder,
     advance: Callable[[int], None],
 ) -> int:
@@ -197,8 +193,7 @@ def _compared(
     _same_places(index, output.tensors)
     if different := sorted(set(tasks) ^ set(listed)):
         raise CheckError(f"{base.path}: {different[0]}: the edit of this base and {PROOF} disagree about this tensor")
-    if list(output.unpacked) != document["unpacked"]:
-        raise CheckError(f"{folder.path}: {PROOF} says unpacked is {document['unpacked']}, but it is {list(output.unpacked)}")
+    _equal(folder, "unpacked", list(proof.unpacked), list(output.unpacked))
     scales = {name + SCALES for name, task in tasks.items() if task.form == "fp8"}
     for name, info in output.tensors.items():
         if name in tasks or leaves_mxfp4(info, source):
@@ -229,20 +224,21 @@ def _same_places(index: ShardIndex, wanted: Mapping[str, TensorInfo]) -> None:
             raise CheckError(f"{index.folder}: {name} is {found}, but from this base it must be {expected}")
 
 
-def _came_from(source: ShardIndex, index: ShardIndex, name: str, task: EditTask | None, entry: Mapping[str, Any] | None) -> None:
+def _came_from(source: ShardIndex, index: ShardIndex, name: str, task: EditTask | None, entry: TensorProof | None) -> None:
     """Check that a tensor is the result of editing or unpacking the base's tensor again. Raises CheckError."""
     before, parts = edited(source, name, task)
     if before is not None and entry is not None:
-        if before.blake3 != entry["blake3_before"]:
+        if before.blake3 != entry.blake3_before:
             raise CheckError(f"{source.folder}: {name} is not the tensor that was edited (BLAKE3 differs)")
-        _near(source, entry, "before", before.component, _SAME * before.size)
-        _near(source, entry, "aim", before.aim, _SAME * before.size)
-        _near(source, entry, "error", abs(entry["after"] - entry["aim"]) / before.size if before.size else 0.0, 0.0)
-        for what, value in (("rounding", before.rounding), ("plain_rounding", before.plain_rounding)):
-            if (value is None) != (entry[what] is None):
-                raise CheckError(f"{source.folder}: {name}: {what} is {value}, the proof says {entry[what]}")
-            if value is not None:
-                _near(source, entry, what, value, 0.0, 0.01)
+        _near(source, f"{name}: before", entry.before, before.component, _SAME * before.size)
+        _near(source, f"{name}: aim", entry.aim, before.aim, _SAME * before.size)
+        _near(source, f"{name}: error", entry.error, abs(entry.after - entry.aim) / before.size if before.size else 0.0, 0.0)
+        roundings = (("rounding", before.rounding, entry.rounding), ("plain_rounding", before.plain_rounding, entry.plain_rounding))
+        for what, value, said in roundings:
+            if value is not None and said is not None:
+                _near(source, f"{name}: {what}", said, value, 0.0, 0.01)
+            elif value != said:
+                raise CheckError(f"{source.folder}: {name}: {what} is {value}, the proof says {said}")
     again, stored = list(parts.values()), [index.read(part) for part in parts]
     if digest_of(*again) == digest_of(*stored):
         return

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from abliterate.config import DEFAULT_ESTIMATORS
-from abliterate.directions.estimate import Directions, languages
+from abliterate.directions.estimate import Directions
 from abliterate.directions.interpolated import interpolated
 from abliterate.model.edit import Edit, EmbeddingPolicy, edit_from_direction, edit_from_rows, resolve_embedding
 from abliterate.model.layouts import COMPONENTS
@@ -68,7 +68,7 @@ def candidates(
         for name in names:
             made += _per_layer(directions, name, [name])
         for name in names:
-            own = [each for lang in languages(directions.direction) if (each := f"{name}@{lang}") in directions.direction]
+            own = list(directions.by_language.get(name, {}).values())
             made += _per_layer(directions, name, own) if own and by_language else []
     return made
 
@@ -91,24 +91,6 @@ def at_most(count: int, layers: int, languages: int, estimators: int = len(DEFAU
         "per-layer": len({int(share * layers) for share in FIRST_SHARES}) * (2 if languages else 1),
     }
     return estimators * sum(each[kind] for kind in kinds)
-
-
-def scoped_document(directions: Directions, chosen: Candidate) -> dict[str, Any] | None:
-    """The ``scoped`` entry of selection.json: how much of the chosen edit's directions scoping left, on average, and their cosine with each
-    keep set's direction. Both are null if no estimator made the directions. None if there is no keep set."""
-    if not directions.scoping:
-        return None
-    if chosen.estimator == BY_EFFECT:
-        return {"sets": list(next(iter(directions.scoping.values())).sets), "lambda": None, "share_left": None, "cosine": None}
-    scoping = directions.scoping[chosen.estimator]
-    edited = chosen.edit.strength.any(-1) if chosen.kind == "per-layer" else torch.arange(chosen.edit.layers) == chosen.layer
-    position = -1 - chosen.position
-    return {
-        "sets": list(scoping.sets),
-        "lambda": scoping.ridge,
-        "share_left": float(scoping.share[position, 1:][edited].mean()),
-        "cosine": {name: float(values[position, 1:][edited].mean()) for name, values in scoping.cosine.items()},
-    }
 
 
 def _scores(directions: Directions, name: str) -> Float[Tensor, "position layer"]:

@@ -8,18 +8,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 from blake3 import blake3
 from torch import Tensor
 
-from abliterate.choice.candidates import KINDS, Candidate, Kind, candidates, scoped_document
-from abliterate.choice.document import along_keep, edit_document, shape
+from abliterate.choice.candidates import KINDS, Candidate, Kind, candidates
+from abliterate.choice.document import candidate_record, filters_record, scoped_record, tuning_record
 from abliterate.choice.front import Point, over_bound, ranked
 from abliterate.choice.gate import GATED, By, gate_work, gated, loaded, passed, saved
 from abliterate.choice.method import TuningMethod
 from abliterate.choice.openings import dealt
 from abliterate.choice.own_examples import Prompts, own_examples, prompts_of, replies_of
+from abliterate.choice.records import Selection, YardstickRecord
 from abliterate.choice.scores import Scores, Yardstick, asked_of, score_all, scoring_work
 from abliterate.choice.search import search
 from abliterate.choice.shortlist import choose
@@ -55,8 +55,8 @@ def select(
     how: TuningMethod,
     away: Tensor | None = None,
     store: ResumeStore = NO_STORE,
-) -> tuple[Edit, dict[str, Any]]:
-    """Returns the chosen edit with its strengths, and the content of ``selection.json``. Uses train and val prompts only.
+) -> tuple[Edit, Selection]:
+    """Returns the chosen edit with its strengths, and how it was chosen. Uses train and val prompts only.
 
     ``away`` [position, layer, d_model, n]: the keep sets' axes; tuned directions stay orthogonal to them with ``tune_directions="scoped"``.
     ``store`` holds finished work for this model, these sets and this config, which is not repeated. Raises InputError if the model
@@ -92,20 +92,22 @@ def select(
     if config.norms == "keep":
         notes.append("--norms keep applies only when the weights are edited; the val figures are without it")
     filtered = () if how == "gradient" else choice.relaxed  # no filter applies to the tuner's starting point
-    chosen = next(i for i, (c, _) in enumerate(scored) if c is start)
-    document = edit_document(
-        scored, replace(choice, chosen=chosen, relaxed=(*notes, *filtered, *relaxed)), seen, best, replied, steps, how, config
+    chosen, position = seen[best], -1 - start.position
+    selection = Selection(
+        chosen=next(candidate_record(*each) for each in scored if each[0] is start),
+        filters=filters_record(choice, config),
+        relaxed=(*notes, *filtered, *relaxed),
+        candidates=tuple(candidate_record(*each) for each in scored),
+        name=chosen.name,
+        strength=float(chosen.edit.strength.max()),
+        tuning=tuning_record(seen, best, replied, steps, how, config, start.edit, learned.counts),
+        yardstick=YardstickRecord(asked=val.target.asked, withheld=val.target.withheld, base_logprob=base_logprob),
+        scoped=scoped_record(directions, start, chosen.edit, None if away is None else away[position]),
     )
-    document["yardstick"] = {"asked": val.target.asked, "withheld": val.target.withheld, "base_logprob": base_logprob}
-    document["scoped"] = scoped_document(directions, start)
-    if away is not None:
-        document["scoped"]["along_keep"] = along_keep(seen[best].edit, away[-1 - start.position])
-    document["tuning"] |= {"examples": dict(learned.counts), **shape(seen[best].edit, start.edit)}
-    point = seen[best].point
     own = replied[best]["target"]
-    said = f"chosen: {seen[best].name}: {own.withheld} of {own.asked} val replies still withheld, KL {point.kl:.3f} nats"
-    say("; relaxed: ".join([said, *document["relaxed"]]))
-    return replace(seen[best].edit, keep_norms=config.norms == "keep"), document
+    said = f"chosen: {chosen.name}: {own.withheld} of {own.asked} val replies still withheld, KL {chosen.point.kl:.3f} nats"
+    say("; relaxed: ".join([said, *selection.relaxed]))
+    return replace(chosen.edit, keep_norms=config.norms == "keep"), selection
 
 
 def _scored(

@@ -1,11 +1,9 @@
-"""Choose a candidate by its scores, and record which filters had to be relaxed."""
+"""Choose a candidate by its scores, and say which filters had to be relaxed."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from abliterate.choice.candidates import Candidate
 from abliterate.choice.front import NOT_FINITE
@@ -71,29 +69,3 @@ def _relaxed_kl(kls: Sequence[float], max_kl: float, enough: int) -> tuple[float
     while (below := sum(kl < bound for kl in kls)) == 0 or (below < min(enough, len(kls)) and bound < 4 * max_kl):
         bound *= 2
     return bound, () if bound == max_kl else (f"candidates may have a first-token KL of up to {bound:g} nats, not {max_kl:g}",)
-
-
-def selection_document(scored: Sequence[tuple[Candidate, Scores]], choice: Choice, max_kl: float, max_layer: float) -> dict[str, Any]:
-    """The entries of selection.json about the candidates, the filters and the choice."""
-    rows = [
-        {"name": c.name, "kind": c.kind, "estimator": c.estimator, "position": c.position, "layer": c.layer, **finite(asdict(s))}
-        for c, s in scored
-    ]
-    return {
-        "chosen": rows[choice.chosen],
-        "filters": {
-            "max_kl": max_kl,
-            "max_kl_in_force": choice.max_kl,
-            "max_layer": max_layer,
-            "max_stays": MAX_STAYS,
-            "max_spill": MAX_SPILL,
-            "induce": "> 0",
-        },
-        "relaxed": list(choice.relaxed),
-        "candidates": rows,
-    }
-
-
-def finite(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures, with None in place of NaN and infinity, which JSON can't hold."""
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in figures.items()}

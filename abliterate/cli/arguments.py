@@ -10,7 +10,7 @@ import typer
 from abliterate.config.setting import Panel
 
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder for the results.", show_default=False, rich_help_panel=Panel.MAIN)]
-NewFolder = Annotated[Path, typer.Option("--out", help="Folder for the new checkpoint.", show_default=False, rich_help_panel=Panel.MAIN)]
+NewFolder = Annotated[Path, typer.Option("--out", help="New folder for the output.", show_default=False, rich_help_panel=Panel.MAIN)]
 OutFile = Annotated[
     Path, typer.Option("--out", help="Activations file to write (.safetensors).", show_default=False, rich_help_panel=Panel.MAIN)
 ]

@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from abliterate.compute.launch import own_rank
 from abliterate.config import Config, is_url
-from abliterate.config.messages import flag_of, in_plain_words
+from abliterate.config.messages import field_of, flag_of, in_plain_words
 from abliterate.config.setting import Panel, place_in, setting_of, values_naming
 from abliterate.errors import InputError
 from abliterate.model.source import check_given
@@ -136,7 +136,7 @@ def build(config: type[C], file: Path | None, given: dict[str, Any]) -> C:
             raise InputError(f"{file}: can't be read ({error.strerror})") from None
         except (ValueError, RecursionError) as error:
             raise InputError(f"{file}: not TOML ({error})") from None
-        values = {key.replace("-", "_"): value for key, value in values.items()}
+        values = {field_of(key): value for key, value in values.items()}
         for key, value in values.items():
             if isinstance(value, str) and key in config.model_fields and _kind(config.model_fields[key].annotation)[1]:
                 values[key] = [value]

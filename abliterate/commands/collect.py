@@ -7,6 +7,7 @@ from pathlib import Path
 from abliterate.config import CollectConfig
 from abliterate.directions.activations import save_activations
 from abliterate.directions.groups import collect_roles, positions_of
+from abliterate.directions.keys import GroupKey
 from abliterate.files import check_new
 from abliterate.prompts import Role, RoleSets
 from abliterate.prompts.roles import ROLES
@@ -32,4 +33,4 @@ def collect(config: CollectConfig, out: Path) -> str:
     partial = out.with_name(f".{out.name}.partial")
     save_activations(found, partial)
     partial.replace(out)
-    return f"{out}: " + ", ".join(f"{role} {len(found.train[role].vectors)} prompts" for role in roles)
+    return f"{out}: " + ", ".join(f"{role} {len(found.train[GroupKey(role)].vectors)} prompts" for role in roles)

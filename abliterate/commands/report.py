@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from abliterate.checkpoint.names import PROOF
-from abliterate.checkpoint.proof import edit_summary
-from abliterate.checkpoint.records import EditSummary
+from abliterate.checkpoint.records import EditSummary, Proof
 from abliterate.choice.records import Selection
 from abliterate.config import ReportConfig
 from abliterate.directions.file import load_directions
 from abliterate.errors import InputError
-from abliterate.files import Record, read_json, write_json
+from abliterate.files import Record, write_json
 from abliterate.measures.agreement import kappa
 from abliterate.measures.parts.moved import Controls, DriftValues, Recovery
 from abliterate.measures.parts.rates import Figures
@@ -141,7 +140,7 @@ def _edit(path: Path) -> EditSummary | None:
     """What was edited, from the checkpoint's proof, or from the previous report if the checkpoint is no longer there."""
     proof = path / "checkpoint" / PROOF
     if proof.is_file():
-        return edit_summary(read_json(proof))
+        return Proof.read(proof).summary
     before = _optional(Report, path / "report.json")
     return None if before is None else before.edit
 

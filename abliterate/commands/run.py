@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from abliterate.checkpoint.edit import check_editable, edit_checkpoint, work_of
 from abliterate.checkpoint.names import PROOF
-from abliterate.checkpoint.proof import edit_summary
+from abliterate.checkpoint.records import Proof
 from abliterate.choice.method import TuningMethod, settled_method
 from abliterate.choice.own_examples import prompts_of
 from abliterate.choice.records import Selection
@@ -30,7 +29,7 @@ from abliterate.directions.estimate import Directions, check_separable, estimate
 from abliterate.directions.file import load_directions, save_directions
 from abliterate.directions.groups import activations_of, positions_of
 from abliterate.directions.quality import quality_document, sentences_on_scope
-from abliterate.files import read_json, write_json
+from abliterate.files import write_json
 from abliterate.measures.benchmarks import check_installed
 from abliterate.measures.final_test import benchmarked, drift_base, drift_edited, random_control
 from abliterate.measures.reference import open_reference, recovery_base, recovery_edited
@@ -105,7 +104,7 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> Report:
         edited=after,
         drift=drift,
         selection=selection,
-        edit=edit_summary(proof),
+        edit=proof.summary,
         margin=config.margin,
         controls=controls,
         recovery=recovery,
@@ -156,18 +155,18 @@ def _selection(
     file = folder.path / "selection.json"
     if not file.exists():
         with folder.timed("selection"):
-            edit, document = select(base.model, sets, config, directions, how, keep_axes(activations), store)
+            edit, selection = select(base.model, sets, config, directions, how, keep_axes(activations), store)
         save_edit(edit, folder.path / "plan.safetensors")
-        write_json(document, file)
+        write_json(selection, file)
     store.forget()
     return load_edit(folder.path / "plan.safetensors"), Selection.read(file)
 
 
-def _edit(folder: RunFolder, base: Session, edit: Edit, source: ModelSource) -> dict[str, Any]:
+def _edit(folder: RunFolder, base: Session, edit: Edit, source: ModelSource) -> Proof:
     """The edited checkpoint's proof. Writes the checkpoint if it does not exist yet, without the model in memory."""
     out = folder.path / "checkpoint"
     if not (out / PROOF).is_file():
         base.release()
         with folder.timed("edit"), stage("bytes written and proven", work_of(base.folder, edit)) as advance:
             edit_checkpoint(base.folder, edit, out, source.name, lambda proof: model_card(proof, None), advance, source.revision)
-    return read_json(out / PROOF)
+    return Proof.read(out / PROOF)

@@ -6,8 +6,9 @@ from pydantic import field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from abliterate.config.base import Config, Sets, is_url
+from abliterate.config.formats import ChosenFormat, chosen_format, described
 from abliterate.config.model import FolderConfig, HeldConfig, SourceConfig
-from abliterate.config.replies import Transcripts
+from abliterate.config.replies import ServerConfig, Transcripts
 from abliterate.config.setting import Panel, setting
 from abliterate.config.stages import ESTIMATORS, EditConfig, known_estimators
 from abliterate.errors import InputError
@@ -28,7 +29,30 @@ class EditCommandConfig(EditConfig, SourceConfig):
         rank=4,
         names="file",
     )
-    as_adapter: bool = setting(False, description="Write the edit as a LoRA adapter (PEFT) instead of a checkpoint.", panel=Panel.EDIT)
+    as_: str = setting("checkpoint", description=f"Format of the output. {described()}.", panel=Panel.EDIT)
+    as_adapter: bool | None = setting(None, description="Alias of --as adapter.", panel=Panel.EDIT)
+
+    @property
+    def output(self) -> ChosenFormat:
+        """The format in which the edit is written."""
+        return ChosenFormat("adapter") if self.as_adapter else chosen_format(self.as_)
+
+    @field_validator("as_")
+    @classmethod
+    def _format_is_known(cls, given: str) -> str:
+        chosen_format(given)
+        return given
+
+    @model_validator(mode="after")
+    def _the_alias_says_the_same(self) -> EditCommandConfig:
+        if (
+            self.as_adapter is not None
+            and "as_" in self.model_fields_set
+            and self.as_adapter != (chosen_format(self.as_).name == "adapter")
+        ):
+            alias = "--as-adapter" if self.as_adapter else "--no-as-adapter"
+            raise InputError(f"{alias} contradicts --as {self.as_}: leave {alias} out")
+        return self
 
     @model_validator(mode="after")
     def _one_file_says_what_is_removed(self) -> EditCommandConfig:
@@ -86,7 +110,7 @@ class PushConfig(FolderConfig):
         return given
 
 
-class JudgeConfig(Config):
+class JudgeConfig(ServerConfig):
     """Settings of score: what judges stored replies."""
 
     judge: str = setting(
@@ -96,16 +120,6 @@ class JudgeConfig(Config):
         panel=Panel.MAIN,
     )
     device: str = setting("auto", description="Device of a classifier: auto, cpu, cuda, cuda:1, mps.", panel=Panel.MODEL, rank=2)
-    concurrency: int = setting(16, ge=1, le=4096, description="Maximum number of simultaneous requests to a server.", panel=Panel.REPLIES)
-    request_timeout: int = setting(
-        600, ge=1, description="Seconds to wait for one reply of a server before the request is sent again.", panel=Panel.REPLIES
-    )
-    patience: int = setting(
-        600,
-        ge=0,
-        description="Seconds to wait for a server that does not answer; after that the command stops and can be resumed.",
-        panel=Panel.REPLIES,
-    )
 
 
 class ReportConfig(JudgeConfig):

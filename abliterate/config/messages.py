@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from keyword import iskeyword
 
 from pydantic_core import ErrorDetails
 
@@ -35,8 +36,14 @@ _LONGEST = 60  # characters of a value in a message
 
 
 def flag_of(name: str) -> str:
-    """The flag of a field."""
-    return "--" + name.replace("_", "-")
+    """The flag of a field. A field whose name would be a word of Python (``as``) ends with an underscore, its flag does not."""
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
+def field_of(key: str) -> str:
+    """The field of a TOML key, which is written like the field or like its flag."""
+    name = key.replace("-", "_")
+    return f"{name}_" if iskeyword(name) else name
 
 
 def in_plain_words(error: ErrorDetails, known: Iterable[str]) -> str:
@@ -45,7 +52,7 @@ def in_plain_words(error: ErrorDetails, known: Iterable[str]) -> str:
     if error["type"] == "missing":
         return f"{flag_of(name)} is needed"
     if error["type"] == "extra_forbidden":
-        near = get_close_matches(name, list(known), 3)
+        near = get_close_matches(name, [each.rstrip("_") for each in known], 3)
         meant = f"did you mean {' or '.join(near)}?" if near else "the settings are the command's flags; --help lists them"
         return f"no setting {name!r}: {meant}"
     context = dict(error.get("ctx") or {})

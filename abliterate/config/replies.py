@@ -37,26 +37,9 @@ class EvaluateConfig(Config):
     )
 
 
-class EngineConfig(Config):
-    """What generates the replies of the final test."""
+class ServerConfig(Config):
+    """How a server is asked, whether it generates replies or judges them."""
 
-    engine: str = setting(
-        "transformers",
-        description="What generates the replies: transformers, vllm, or the URL of an OpenAI-compatible server (http://host:8000/v1).",
-        panel=Panel.REPLIES,
-        rank=4,
-        risk=SENDS,
-    )
-    engine_model: str | None = setting(
-        None,
-        min_length=1,
-        description="Name of the model on the server; default: the served model that matches the local one.",
-        panel=Panel.REPLIES,
-        rank=4,
-        names="served",
-        may_change=True,
-        from_record=True,
-    )
     concurrency: int = setting(
         16,
         ge=1,
@@ -79,6 +62,28 @@ class EngineConfig(Config):
         ge=0,
         description="Seconds to wait for a server that does not answer; after that the command stops and can be resumed.",
         panel=Panel.REPLIES,
+        may_change=True,
+        from_record=True,
+    )
+
+
+class EngineConfig(ServerConfig):
+    """What generates the replies of the final test."""
+
+    engine: str = setting(
+        "transformers",
+        description="What generates the replies: transformers, vllm, or the URL of an OpenAI-compatible server (http://host:8000/v1).",
+        panel=Panel.REPLIES,
+        rank=4,
+        risk=SENDS,
+    )
+    engine_model: str | None = setting(
+        None,
+        min_length=1,
+        description="Name of the model on the server; default: the served model that matches the local one.",
+        panel=Panel.REPLIES,
+        rank=4,
+        names="served",
         may_change=True,
         from_record=True,
     )

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from abliterate.directions.collect import SetActivations
+from abliterate.directions.keys import GroupKey
 from abliterate.errors import InputError
 
 
@@ -20,26 +21,27 @@ from abliterate.errors import InputError
 class Activations:
     """Activations by role: directions are estimated from ``train`` and ranked on ``val``.
 
-    Roles are ``target``, ``baseline``, ``harmless`` and ``keep``. If the prompts are in several languages, ``target@en`` and the like hold
-    one language each; ``keep/<set>`` holds one keep set. ``val`` holds every position of target and baseline, and the last position of
-    ``harmless`` and ``keep/<set>``. ``categories``: one for each of the target's train prompts.
+    There is a group for each role and each keep set, and if the prompts are in several languages, for target and baseline in each language.
+    ``val`` holds every position of target and baseline, and the last position of harmless and of each keep set. ``categories``: one for
+    each of the target's train prompts.
     """
 
-    train: Mapping[str, SetActivations]
-    val: Mapping[str, Float[Tensor, "prompt position layer_plus_1 d_model"]]
+    train: Mapping[GroupKey, SetActivations]
+    val: Mapping[GroupKey, Float[Tensor, "prompt position layer_plus_1 d_model"]]
     positions: tuple[int, ...]
     hashes: Mapping[str, str]
     categories: tuple[str, ...] = ()
 
 
 def save_activations(activations: Activations, path: Path) -> None:
-    """Write the file: ``<role>_mean``, ``<role>_second_moment``, ``<role>_last``, and ``<role>_val`` for roles in ``val``."""
+    """Write the file: ``<group>_mean``, ``<group>_second_moment``, ``<group>_last``, and ``<group>_val`` for groups in ``val``. A group is
+    called ``target``, ``target@en`` or ``keep/<set>``."""
     tensors: dict[str, Tensor] = {}
-    for role, found in activations.train.items():
-        tensors[f"{role}_mean"] = found.mean
-        tensors[f"{role}_second_moment"] = found.second_moment
-        tensors[f"{role}_last"] = found.last.contiguous()
-    tensors |= {f"{role}_val": vectors.contiguous() for role, vectors in activations.val.items()}
+    for key, found in activations.train.items():
+        tensors[f"{key}_mean"] = found.mean
+        tensors[f"{key}_second_moment"] = found.second_moment
+        tensors[f"{key}_last"] = found.last.contiguous()
+    tensors |= {f"{key}_val": vectors.contiguous() for key, vectors in activations.val.items()}
     metadata = {
         "positions": json.dumps(activations.positions),
         "prompts": json.dumps(dict(activations.hashes)),
@@ -51,9 +53,11 @@ def save_activations(activations: Activations, path: Path) -> None:
 def load_activations(path: Path) -> Activations:
     """Read the file back. ``train`` then has vectors at the last position only. Raises InputError for a file of another kind."""
     tensors, metadata = _read(path)
-    roles = [name.removesuffix("_mean") for name in tensors if name.endswith("_mean")]
-    train = {r: SetActivations(tensors[f"{r}_mean"], tensors[f"{r}_second_moment"], tensors[f"{r}_last"][:, None]) for r in roles}
-    val = {name.removesuffix("_val"): t for name, t in tensors.items() if name.endswith("_val")}
+    groups = [name.removesuffix("_mean") for name in tensors if name.endswith("_mean")]
+    train = {
+        GroupKey.read(g): SetActivations(tensors[f"{g}_mean"], tensors[f"{g}_second_moment"], tensors[f"{g}_last"][:, None]) for g in groups
+    }
+    val = {GroupKey.read(name.removesuffix("_val")): t for name, t in tensors.items() if name.endswith("_val")}
     categories = tuple(json.loads(metadata.get("categories", "[]")))
     return Activations(train, val, tuple(json.loads(metadata["positions"])), json.loads(metadata["prompts"]), categories)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,8 @@ from abliterate.compute.passes import Advance, Ids, Pass, Seen, no_progress
 from abliterate.directions.moments import RunningMoments
 from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
+
+K = TypeVar("K", bound=Hashable)  # what names a group or a part of one
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,15 @@ class SetActivations:
 
 
 @dataclass(frozen=True)
-class Group:
+class Group(Generic[K]):
     """Prompts (token ids). ``parts`` names subsets, by index, that get separate statistics. The vectors of the last ``kept`` positions are
     stored."""
 
     prompts: Ids
-    parts: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    parts: Mapping[K, Sequence[int]] = field(default_factory=dict)
     kept: int = 1
 
-    def share(self, start: int, step: int) -> Group:
+    def share(self, start: int, step: int) -> Group[K]:
         """Every ``step``-th prompt."""
         mine = range(start, len(self.prompts), step)
         parts = {name: [i // step for i in chosen if i % step == start] for name, chosen in self.parts.items()}
@@ -52,13 +54,13 @@ class Group:
 
 
 @dataclass
-class Collected:
+class Collected(Generic[K]):
     """The results of one process: moments by group or part and by activation index, and the vectors of each group."""
 
-    moments: dict[str, list[RunningMoments]]
-    vectors: dict[str, Float[Tensor, "prompt kept_position layer_plus_1 d_model"]]
+    moments: dict[K, list[RunningMoments]]
+    vectors: dict[K, Float[Tensor, "prompt kept_position layer_plus_1 d_model"]]
 
-    def found(self, name: str, chosen: Sequence[int] | None, group: str) -> SetActivations:
+    def found(self, name: K, chosen: Sequence[int] | None, group: K) -> SetActivations:
         """The statistics of a group, or of the part of it with the indices ``chosen``."""
         by_layer, vectors = self.moments[name], self.vectors[group]
         return SetActivations(
@@ -81,7 +83,7 @@ class Watchable(Protocol):
     def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = no_progress) -> None: ...
 
 
-def collect(model: Watchable, groups: Mapping[str, Group], positions: int, advance: Advance = no_progress) -> dict[str, SetActivations]:
+def collect(model: Watchable, groups: Mapping[K, Group[K]], positions: int, advance: Advance = no_progress) -> dict[K, SetActivations]:
     """Activations of groups of prompts at their last ``positions`` tokens, by the names of the groups and their parts.
 
     All prompts run in one pass over the weights; with several processes, process i of n runs prompts i, i + n, i + 2n, … Raises InputError
@@ -99,7 +101,7 @@ def collect(model: Watchable, groups: Mapping[str, Group], positions: int, advan
     return found | {part: gathered.found(part, chosen, name) for name, g in groups.items() for part, chosen in g.parts.items()}
 
 
-def gather(model: Watchable, groups: Mapping[str, Group], positions: int, advance: Advance = no_progress) -> Collected:
+def gather(model: Watchable, groups: Mapping[K, Group[K]], positions: int, advance: Advance = no_progress) -> Collected[K]:
     """``collect`` for the prompts of one process."""
     layers, width, names = model.folder.layers + 1, model.folder.d_model, list(groups)
     keys = [*names, *(part for group in groups.values() for part in group.parts)]
@@ -121,7 +123,7 @@ def gather(model: Watchable, groups: Mapping[str, Group], positions: int, advanc
     return gathered
 
 
-def _merged(shares: Sequence[Collected], groups: Mapping[str, Group]) -> Collected:
+def _merged(shares: Sequence[Collected[K]], groups: Mapping[K, Group[K]]) -> Collected[K]:
     """Merge the results of several processes."""
     first, *others = shares
     for other in others:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from abliterate.config import DEFAULT_ESTIMATORS
 from abliterate.directions.activations import Activations
-from abliterate.directions.collect import SetActivations
 from abliterate.directions.estimators.sample import Sample
 from abliterate.directions.estimators.subspace import leading_rows, within
 from abliterate.directions.estimators.table import TABLE
-from abliterate.directions.keep import KEEP, SCOPED, KeepSpace, Scoping, best_ridge, cosine, keep_columns
+from abliterate.directions.keep import KeepSpace, Scoping, best_ridge, cosine, keep_columns
+from abliterate.directions.keys import BASELINE, HARMLESS, TARGET, EstimateKey, GroupKey, by_language
 from abliterate.directions.separation import auc, cohens_d, projections
 from abliterate.errors import CheckError, InputError
 
@@ -28,7 +28,8 @@ class Directions:
 
     Some estimates exist only for the first of these positions. ``rows`` holds the orthogonal rows of estimates that are subspaces; the
     ``direction`` of a subspace is the part of the difference of means that lies in it. If there are keep sets, ``scoping`` says how the
-    directions named ``<estimator>, scoped`` were made.
+    directions named ``<estimator>, scoped`` were made. ``by_language``: by the name of an estimate, the names of its versions from the
+    prompts in one language, by language.
     """
 
     direction: Mapping[str, Float[Tensor, "_position layer_plus_1 d_model"]]
@@ -36,11 +37,13 @@ class Directions:
     cohens_d: Mapping[str, Float[Tensor, "_position layer_plus_1"]]
     rows: Mapping[str, Float[Tensor, "_position layer_plus_1 k d_model"]] = field(default_factory=dict)
     scoping: Mapping[str, Scoping] = field(default_factory=dict)
+    by_language: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def estimators(self) -> list[str]:
         """The names of all estimates except those for one language."""
-        return [name for name in self.direction if "@" not in name]
+        of_one = {name for versions in self.by_language.values() for name in versions.values()}
+        return [name for name in self.direction if name not in of_one]
 
     @property
     def competing(self) -> list[str]:
@@ -62,32 +65,37 @@ def estimate(
     sample = sample_of(activations)
     if float((sample.difference.norm(dim=-1) / sample.baseline_mean.norm(dim=-1).clamp_min(1e-30)).max()) < _FLAT:
         raise InputError("target and baseline prompts give the same activations: there is no direction between them")
-    found: dict[str, Tensor] = {}
-    rows: dict[str, Tensor] = {}
+    found: dict[EstimateKey, Tensor] = {}
+    rows: dict[EstimateKey, Tensor] = {}
     for name in estimators:
         if TABLE[name].harmless and sample.harmless_mean is None:
             raise InputError(f"the estimator {name} needs the activations of harmless prompts too; collect them (--keep, or --harmless)")
         made = TABLE[name].function(sample)
         if made.ndim == 4:
-            rows[name] = made
+            rows[EstimateKey(name)] = made
             made = within(sample.difference[: len(made)], made)
-        found[name] = made
-    for lang in languages(activations.train):
-        own = sample_of(activations, f"@{lang}")
-        found |= {f"{name}@{lang}": TABLE[name].function(own) for name in estimators if TABLE[name].rank == 1}
+        found[EstimateKey(name)] = made
+    for lang in sorted({key.lang for key in activations.train if key.lang is not None}):
+        own = sample_of(activations, lang)
+        found |= {EstimateKey(name, lang=lang): TABLE[name].function(own) for name in estimators if TABLE[name].rank == 1}
     scoping = _scope(activations, found, rows, min_share, ridges)
-    at = {name: tuple(projections(activations.val[role][:, : len(r)], r) for role in ("target", "baseline")) for name, r in found.items()}
+    at = {str(key): tuple(projections(activations.val[of][:, : len(r)], r) for of in (TARGET, BASELINE)) for key, r in found.items()}
     return Directions(
-        direction=found,
+        direction={str(key): r for key, r in found.items()},
         auc={name: auc(t, b) for name, (t, b) in at.items()},
         cohens_d={name: cohens_d(t, b) for name, (t, b) in at.items()},
-        rows=rows,
+        rows={str(key): r for key, r in rows.items()},
         scoping=scoping,
+        by_language=by_language(found),
     )
 
 
 def _scope(
-    activations: Activations, found: dict[str, Tensor], rows: dict[str, Tensor], min_share: float, ridges: Mapping[str, float] | None
+    activations: Activations,
+    found: dict[EstimateKey, Tensor],
+    rows: dict[EstimateKey, Tensor],
+    min_share: float,
+    ridges: Mapping[str, float] | None,
 ) -> dict[str, Scoping]:
     """Add the scoped version of every direction to ``found`` and ``rows``. Returns the scoping by name; directions of one language use the
     scoping of all languages and have no entry."""
@@ -96,20 +104,20 @@ def _scope(
         return {}
     space = KeepSpace.of(keep_columns(list(own.values())))
     scoping: dict[str, Scoping] = {}
-    for name, direction in list(found.items()):
-        estimator, at, lang = name.partition("@")
-        scoped, positions = estimator + SCOPED, len(direction)
+    for key, direction in list(found.items()):
+        made, positions = replace(key, scoped=True), len(direction)
+        scoped = str(made.of_all_languages)
         here = KeepSpace(space.axes[:positions], space.lengths[:positions])
-        if not at:
+        if key.lang is None:
             ridge = best_ridge(direction[0], space.at(0), activations.val, list(own)) if ridges is None else ridges[scoped]
             left = here.without(direction, 0.0)
             share = (left.double().norm(dim=-1) / direction.double().norm(dim=-1).clamp_min(1e-300)).float()
             alike = {set_: cosine(direction, keep[:positions]) for set_, keep in own.items()}
-            scoping[scoped] = Scoping(tuple(own), ridge, share, alike, min_share)
-        found[scoped + at + lang] = here.without(direction, scoping[scoped].ridge)
-        if name in rows:
-            each = [here.without(rows[name][..., row, :], scoping[scoped].ridge) for row in range(rows[name].shape[-2])]
-            rows[scoped] = leading_rows(torch.stack(each, dim=-2))
+            scoping[scoped] = Scoping(str(key), tuple(own), ridge, share, alike, min_share)
+        found[made] = here.without(direction, scoping[scoped].ridge)
+        if key in rows:
+            each = [here.without(rows[key][..., row, :], scoping[scoped].ridge) for row in range(rows[key].shape[-2])]
+            rows[made] = leading_rows(torch.stack(each, dim=-2))
     return scoping
 
 
@@ -121,7 +129,7 @@ def check_separable(directions: Directions, min_share: float) -> None:
     """
     best = {}
     for scoped, scoping in directions.scoping.items():
-        separation = directions.cohens_d[scoped.removesuffix(SCOPED)][:, 1:]
+        separation = directions.cohens_d[scoping.plain][:, 1:]
         used = separation >= 0.5 * separation.max()
         best[scoped] = float(scoping.share[:, 1:][used].max()), used
     if not best or max(share for share, _ in best.values()) >= min_share:
@@ -134,15 +142,10 @@ def check_separable(directions: Directions, min_share: float) -> None:
     )
 
 
-def languages(groups: Iterable[str]) -> list[str]:
-    """The languages that have separate groups."""
-    return sorted({name.partition("@")[2] for name in groups if "@" in name})
-
-
-def sample_of(activations: Activations, part: str = "") -> Sample:
-    """The input of the estimators, from all prompts or from a ``part`` of them (``@en``)."""
-    target, baseline = activations.train["target" + part], activations.train["baseline" + part]
-    harmless = activations.train.get("harmless")
+def sample_of(activations: Activations, lang: str | None = None) -> Sample:
+    """The input of the estimators, from all prompts, or from those of target and baseline in one language."""
+    target, baseline = activations.train[GroupKey("target", lang)], activations.train[GroupKey("baseline", lang)]
+    harmless = activations.train.get(HARMLESS)
     return Sample(
         target.mean,
         baseline.mean,
@@ -150,21 +153,16 @@ def sample_of(activations: Activations, part: str = "") -> Sample:
         target.last,
         baseline.last,
         None if harmless is None else harmless.last,
-        tuple(activations.categories) if not part else (),
+        tuple(activations.categories) if lang is None else (),
     )
-
-
-def keep_sets(train: Mapping[str, SetActivations]) -> list[str]:
-    """The names of the keep sets."""
-    return [name.removeprefix(KEEP) for name in train if name.startswith(KEEP)]
 
 
 def keep_directions(activations: Activations) -> dict[str, Float[Tensor, "position layer_plus_1 d_model"]]:
     """Each keep set's direction: its mean minus the harmless mean, by the name of the set. Raises InputError without harmless prompts."""
-    sets = keep_sets(activations.train)
-    if sets and "harmless" not in activations.train:
+    sets = {key.keep_set: found for key, found in activations.train.items() if key.keep_set is not None}
+    if sets and HARMLESS not in activations.train:
         raise InputError("the directions of the keep sets need the activations of harmless prompts too; collect them (--harmless)")
-    return {name: activations.train[KEEP + name].mean - activations.train["harmless"].mean for name in sets}
+    return {name: found.mean - activations.train[HARMLESS].mean for name, found in sets.items()}
 
 
 def keep_axes(activations: Activations) -> Float[Tensor, "position layer d_model column"] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import safe_open
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from abliterate.directions.estimate import Directions
 from abliterate.directions.keep import Scoping
+from abliterate.directions.keys import EstimateKey, by_language
 from abliterate.errors import InputError
 from abliterate.files import whole_file
 
@@ -49,11 +51,13 @@ def load_directions(path: Path) -> Directions:
     scoping = {}
     for name, said in json.loads(metadata["scoping"]).items():
         cosine = {set_: tensors[f"{name}.cosine/{set_}"] for set_ in said["sets"]}
-        scoping[name] = Scoping(tuple(said["sets"]), said["lambda"], tensors[f"{name}.share"], cosine, said["min_share"])
+        plain = str(replace(EstimateKey.read(name), scoped=False))
+        scoping[name] = Scoping(plain, tuple(said["sets"]), said["lambda"], tensors[f"{name}.share"], cosine, said["min_share"])
     return Directions(
         direction={name: tensors[name] for name in names},
         auc={name: tensors[f"{name}.auc"] for name in names},
         cohens_d={name: tensors[f"{name}.cohens_d"] for name in names},
         rows={name: tensors[f"{name}.rows"] for name in names if f"{name}.rows" in tensors},
         scoping=scoping,
+        by_language=by_language(map(EstimateKey.read, names)),
     )

@@ -12,10 +12,11 @@ from torch import Tensor
 from abliterate.directions.activations import Activations
 from abliterate.directions.collect import SetActivations
 from abliterate.directions.estimate import Directions, estimate
-from abliterate.directions.keep import KEEP, cosine
+from abliterate.directions.keep import cosine
+from abliterate.directions.keys import BASELINE, HARMLESS, TARGET
 
 SEED = 0
-_ROLES = ("target", "baseline", "harmless")
+_ROLES = (TARGET, BASELINE, HARMLESS)
 
 
 def halves(activations: Activations) -> tuple[Activations, Activations] | None:
@@ -24,16 +25,16 @@ def halves(activations: Activations) -> tuple[Activations, Activations] | None:
     None if a set has fewer than four prompts, or if its vectors were not stored.
     """
     draw = torch.Generator().manual_seed(SEED)
-    taken = {name: found for name, found in activations.train.items() if name in _ROLES or name.startswith(KEEP)}
+    taken = {key: found for key, found in activations.train.items() if key in _ROLES or key.keep_set is not None}
     if any(len(found.vectors) < 4 for found in taken.values()):
         return None
-    order = {name: torch.randperm(len(found.vectors), generator=draw) for name, found in taken.items()}
-    chosen = [{name: order[name][start::2].sort().values for name in taken} for start in (0, 1)]
-    vectors = [{name: found.vectors[own[name], :1] for name, found in taken.items()} for own in chosen]
+    order = {key: torch.randperm(len(found.vectors), generator=draw) for key, found in taken.items()}
+    chosen = [{key: order[key][start::2].sort().values for key in taken} for start in (0, 1)]
+    vectors = [{key: found.vectors[own[key], :1] for key, found in taken.items()} for own in chosen]
     made = []
     for own, other, indices in zip(vectors, reversed(vectors), chosen, strict=True):
-        train = {name: SetActivations(v.double().mean(0).float(), v.double().square().mean(0).float(), v) for name, v in own.items()}
-        categories = [activations.categories[i] for i in indices["target"].tolist()] if activations.categories else []
+        train = {key: SetActivations(v.double().mean(0).float(), v.double().square().mean(0).float(), v) for key, v in own.items()}
+        categories = [activations.categories[i] for i in indices[TARGET].tolist()] if activations.categories else []
         made.append(Activations(train, other, (-1,), activations.hashes, tuple(categories)))
     return made[0], made[1]
 
@@ -60,8 +61,8 @@ def estimate_without_val(activations: Activations, estimators: Sequence[str]) ->
     one, two = (estimate(half, estimators) for half in both)
     ridges = {name: scoping.ridge for name, scoping in one.scoping.items()}
     train = {
-        name: replace(found, mean=found.mean[:1], second_moment=found.second_moment[:1], vectors=found.vectors[:, :1])
-        for name, found in activations.train.items()
+        key: replace(found, mean=found.mean[:1], second_moment=found.second_moment[:1], vectors=found.vectors[:, :1])
+        for key, found in activations.train.items()
     }
     whole = estimate(replace(activations, train=train, val=both[0].val, positions=(-1,)), estimators, ridges=ridges)
     return replace(

@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from abliterate.directions.keys import BASELINE, HARMLESS, TARGET, GroupKey
 from abliterate.directions.separation import cohens_d, projections
 
-KEEP = "keep/"  # prefix of a keep set's name in the names of groups
-SCOPED = ", scoped"  # suffix of an estimator's name
 # Values of λ to try, relative to the mean squared length of K's columns.
 RIDGES = (0.0, 1e-3, 1e-2, 1e-1, 1.0)
 _RANK = 1e-9  # relative to the largest singular value; smaller singular values count as zero
@@ -59,10 +58,11 @@ class KeepSpace:
 class Scoping:
     """How one estimator's directions were scoped.
 
-    ``ridge``: λ relative to the mean squared length of K's columns. ``share``: |r'| / |r| at λ = 0, the part of r that is not shared with
-    the keep sets; a larger λ leaves more, but the rest is shared. ``cosine``: between r and each keep set's direction at the same place. A
-    place with a share below ``min_share`` gives no candidate."""
+    ``plain``: the name of the estimate that was scoped. ``ridge``: λ relative to the mean squared length of K's columns. ``share``:
+    |r'| / |r| at λ = 0, the part of r that is not shared with the keep sets; a larger λ leaves more, but the rest is shared. ``cosine``:
+    between r and each keep set's direction at the same place. A place with a share below ``min_share`` gives no candidate."""
 
+    plain: str
     sets: tuple[str, ...]
     ridge: float
     share: Float[Tensor, "position layer_plus_1"]
@@ -91,23 +91,26 @@ def middle(layer_plus_1: int) -> slice:
     return slice(1 + first, 1 + max(3 * layers // 4, first + 1))
 
 
-def best_ridge(direction: Float[Tensor, "layer_plus_1 d_model"], space: KeepSpace, val: Mapping[str, Tensor], sets: Sequence[str]) -> float:
+def best_ridge(
+    direction: Float[Tensor, "layer_plus_1 d_model"], space: KeepSpace, val: Mapping[GroupKey, Tensor], sets: Sequence[str]
+) -> float:
     """The ridge in ``RIDGES`` whose scoped direction separates target from baseline best and keep from harmless least, on val.
 
     The measure is Cohen's d at the last position, averaged over the middle layers and the keep sets. If ridges are equal, the first is
     returned. Zero if a set has no val vectors.
     """
-    needed = ["target", "baseline", "harmless", *(KEEP + name for name in sets)]
-    if not all(name in val for name in needed):
+    keep = [GroupKey("keep", keep_set=name) for name in sets]
+    needed = [TARGET, BASELINE, HARMLESS, *keep]
+    if not all(key in val for key in needed):
         return RIDGES[0]
     at = middle(direction.shape[0])
-    last = {name: val[name][:, 0, at] for name in needed}
+    last = {key: val[key][:, 0, at] for key in needed}
     among = KeepSpace(space.axes[at], space.lengths[at])
 
     def worth(ridge: float) -> float:
-        along = {name: projections(vectors, among.without(direction[at], ridge)) for name, vectors in last.items()}
-        wanted = cohens_d(along["target"], along["baseline"])
-        unwanted = torch.stack([cohens_d(along[KEEP + name], along["harmless"]).abs() for name in sets]).mean(0)
+        along = {key: projections(vectors, among.without(direction[at], ridge)) for key, vectors in last.items()}
+        wanted = cohens_d(along[TARGET], along[BASELINE])
+        unwanted = torch.stack([cohens_d(along[key], along[HARMLESS]).abs() for key in keep]).mean(0)
         return float((wanted - unwanted).mean())
 
     return max(RIDGES, key=worth)

@@ -14,7 +14,8 @@ from abliterate.directions.document import Components, DirectionsQuality, Estima
 from abliterate.directions.estimate import Directions, estimate, keep_directions
 from abliterate.directions.estimators.table import TABLE
 from abliterate.directions.halves import estimate_without_val, stability
-from abliterate.directions.keep import KEEP, cosine
+from abliterate.directions.keep import cosine
+from abliterate.directions.keys import BASELINE, HARMLESS, TARGET, GroupKey
 from abliterate.errors import InputError
 
 _DIGITS = 5
@@ -26,7 +27,7 @@ def measured(activations: Activations, estimators: Sequence[str] = ()) -> Direct
     Without val vectors, estimates from each half of the train prompts are scored on the other half. Raises InputError if there are neither
     val vectors nor enough prompts for halves.
     """
-    names = tuple(estimators) or tuple(name for name in ESTIMATORS if "harmless" in activations.train or not TABLE[name].harmless)
+    names = tuple(estimators) or tuple(name for name in ESTIMATORS if HARMLESS in activations.train or not TABLE[name].harmless)
     if activations.val:
         return estimate(activations, names)
     found = estimate_without_val(activations, names)
@@ -98,30 +99,30 @@ def _farthest(directions: Directions, name: str) -> tuple[int, int]:
 def pca(activations: Activations, index: int) -> Components:
     """The train and val vectors of target, baseline and keep sets at one activation index and the last position, in their first two
     principal components. ``explained``: the share of the variance in each. Signs put the target to the upper right of the baseline."""
-    keep = [name for name in activations.train if name.startswith(KEEP)]
-    vectors = {name: _at(activations, name, index) for name in ("target", "baseline", *keep)}
+    keep = {key: key.keep_set for key in activations.train if key.keep_set is not None}
+    vectors = {key: _at(activations, key, index) for key in (TARGET, BASELINE, *keep)}
     every = torch.cat(list(vectors.values()))
     mean = every.mean(0)
     centred = every - mean
     _, lengths, axes = torch.linalg.svd(centred, full_matrices=False)
-    apart = vectors["target"].mean(0) - vectors["baseline"].mean(0)
+    apart = vectors[TARGET].mean(0) - vectors[BASELINE].mean(0)
     two = axes[:2] * torch.where(axes[:2] @ apart < 0, -1.0, 1.0)[:, None].to(axes.dtype)
-    points = {name: _points((own - mean) @ two.T) for name, own in vectors.items()}
+    points = {key: _points((own - mean) @ two.T) for key, own in vectors.items()}
     share = lengths[:2].square() / lengths.square().sum().clamp_min(1e-300)
     return Components(
         index=index,
         position=-1,
         explained=_row(share),
-        target=points["target"],
-        baseline=points["baseline"],
-        keep={name.removeprefix(KEEP): points[name] for name in keep},
+        target=points[TARGET],
+        baseline=points[BASELINE],
+        keep={name: points[key] for key, name in keep.items()},
     )
 
 
-def _at(activations: Activations, name: str, index: int) -> Float[Tensor, "prompt d_model"]:
-    parts = [activations.train[name].last[:, index]]
-    if name in activations.val:
-        parts.append(activations.val[name][:, 0, index])
+def _at(activations: Activations, key: GroupKey, index: int) -> Float[Tensor, "prompt d_model"]:
+    parts = [activations.train[key].last[:, index]]
+    if key in activations.val:
+        parts.append(activations.val[key][:, 0, index])
     return torch.cat(parts).double()
 
 

@@ -35,7 +35,7 @@ def cheaper(forecast: Forecast) -> Iterator[str]:
     if config.max_new_tokens > _SHORT and forecast.model.held.whole:
         yield from _saved(forecast, f"--max-new-tokens {_SHORT}", config.model_copy(update={"max_new_tokens": _SHORT}))
     yield from _saved(forecast, "half the prompts (--limit)", config, prompts=forecast.prompts.half())
-    yield from _adapter(forecast)
+    yield from _other_formats(forecast)
 
 
 def _again(forecast: Forecast, config: RunConfig, prompts: Prompts | None = None, held: Holding | None = None) -> Figures:
@@ -89,10 +89,11 @@ def _engine(forecast: Forecast) -> Iterator[str]:
     )
 
 
-def _adapter(forecast: Forecast) -> Iterator[str]:
-    if forecast.edits.adapter is not None:
-        written = next(stage for stage in forecast.stages if stage.stage == "edit").write_bytes
-        yield f"edit --plan RUN/plan.safetensors --as-adapter: writes {size(forecast.edits.adapter)} instead of {size(written)}"
+def _other_formats(forecast: Forecast) -> Iterator[str]:
+    edits = forecast.edits
+    for name, nbytes in edits.outputs.items():
+        if nbytes is not None and nbytes < edits.written:
+            yield f"edit --plan RUN/plan.safetensors --as {name}: writes {size(nbytes)} instead of {size(edits.written)}"
 
 
 def _name(dtype: torch.dtype) -> DTypeName:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from abliterate.checkpoint.adapter import check_adaptable
+from abliterate.checkpoint.formats import checkpoint
+from abliterate.checkpoint.formats.format import WholeEdit
+from abliterate.checkpoint.formats.table import sizes
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES, WriterKind, WriterTensor, placed_writers, shared_writers
 from abliterate.config import EditConfig
 from abliterate.errors import InputError
-from abliterate.model.edit import whole_edit
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex
 from abliterate.model.tensor_names import text_name
-
-_BF16 = 2
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,8 @@ class Edits:
     ``largest``: bytes of the two largest together.
 
     ``embedding``, ``left``, ``format``: in words, what happens to the embedding, to the tensors that are not edited, and to quantised
-    writers. ``growth``: bytes by which the checkpoint grows. ``unpacked``: modules converted from MXFP4. ``adapter``: bytes of a LoRA
-    adapter (None: it can't make this edit).
+    writers. ``growth``: bytes by which the checkpoint grows. ``unpacked``: modules converted from MXFP4. ``outputs``: by output format, the
+    bytes that ``edit`` writes (None: the format can't hold this edit).
     """
 
     kinds: Mapping[str, int]
@@ -40,33 +39,40 @@ class Edits:
     format: str | None
     growth: int
     unpacked: int
-    adapter: int | None
+    outputs: Mapping[str, int | None]
 
     @property
     def tensors(self) -> int:
         return sum(self.kinds.values())
 
+    @property
+    def written(self) -> int:
+        """The bytes of the new checkpoint."""
+        found = self.outputs["checkpoint"]
+        assert found is not None
+        return found
 
-def edits_of(index: ShardIndex, folder: ModelFolder, config: EditConfig) -> Edits:
-    """The edits at full strength in every block. Raises InputError if the checkpoint does not match the layout."""
-    writers = placed_writers(index, folder)
+
+def edits_of(index: ShardIndex, folder: ModelFolder, stored: int, config: EditConfig) -> Edits:
+    """The edits at full strength in every block; ``stored``: bytes of the weights. Raises InputError if the checkpoint does not match the
+    layout."""
+    edit = WholeEdit(folder, index, placed_writers(index, folder), stored)
     shared, embedding = _shared(index, folder, config)
-    kinds: dict[str, WriterKind] = {w.name: "mtp" if w.mtp else w.writer.component for w in writers}
-    sizes = {w.name: _size(index, w) for w in writers}
-    sizes |= {name: (math.prod(index.tensors[name].shape), index.tensors[name].nbytes) for name in shared}
-    unpacked = {w.name.rpartition(".")[0] for w in writers if w.form == "mxfp4"}
+    parts = {w.name: _size(index, w) for w in edit.writers}
+    parts |= {name: (math.prod(index.tensors[name].shape), index.tensors[name].nbytes) for name in shared}
+    unpacked = {w.name.rpartition(".")[0] for w in edit.writers if w.form == "mxfp4"}
     return Edits(
-        kinds=dict(Counter(kinds.values())),
+        kinds=dict(Counter(edit.kinds.values())),
         shared=dict(Counter(shared.values())),
-        nbytes=sum(nbytes for _, nbytes in sizes.values()),
-        numbers=sum(numbers for numbers, _ in sizes.values()),
-        largest=sum(sorted(nbytes for _, nbytes in sizes.values())[-2:]),
+        nbytes=sum(nbytes for _, nbytes in parts.values()),
+        numbers=sum(numbers for numbers, _ in parts.values()),
+        largest=sum(sorted(nbytes for _, nbytes in parts.values())[-2:]),
         embedding=embedding,
-        left=_left(index, folder, len(sizes)),
-        format=_format(writers, len(unpacked)),
-        growth=_growth(index, unpacked),
+        left=_left(index, folder, len(parts)),
+        format=_format(edit.writers, len(unpacked)),
+        growth=checkpoint.nbytes(edit) - stored,
         unpacked=len(unpacked),
-        adapter=_adapter(index, folder, kinds),
+        outputs=sizes(edit),
     )
 
 
@@ -74,7 +80,7 @@ def _size(index: ShardIndex, writer: WriterTensor) -> tuple[int, int]:
     """A writer's number of elements, and its bytes in the new checkpoint."""
     if writer.form == "mxfp4":
         numbers = 2 * math.prod(index.tensors[writer.name + BLOCKS].shape)
-        return numbers, numbers * _BF16
+        return numbers, numbers * checkpoint.BF16
     scales = index.tensors.get(writer.name + SCALES)
     info = index.tensors[writer.name]
     return math.prod(info.shape), info.nbytes + (scales.nbytes if scales is not None else 0)
@@ -104,31 +110,10 @@ def _left(index: ShardIndex, folder: ModelFolder, edited: int) -> str:
     return f"{others} other tensors, which do not write into the residual stream (input projections, norms, routers){vision}"
 
 
-def _format(writers: list[WriterTensor], unpacked: int) -> str | None:
+def _format(writers: Sequence[WriterTensor], unpacked: int) -> str | None:
     forms = Counter(writer.form for writer in writers)
     if unpacked:
         return f"the experts of {unpacked} modules are converted from MXFP4 to bf16"
     if forms["fp8"]:
         return f"{forms['fp8']} of the edited tensors are FP8 and stay FP8, rounded so that the direction does not come back"
     return None
-
-
-def _growth(index: ShardIndex, unpacked: set[str]) -> int:
-    """Bytes by which the checkpoint grows: all packed tensors of a module become bf16."""
-    grown = 0
-    for name, info in index.tensors.items():
-        module, _, last = name.rpartition(".")
-        if module in unpacked and last.endswith(BLOCKS):
-            grown += 2 * math.prod(info.shape) * _BF16 - info.nbytes
-        elif module in unpacked and last.endswith(EXPONENTS):
-            grown -= info.nbytes
-    return grown
-
-
-def _adapter(index: ShardIndex, folder: ModelFolder, kinds: Mapping[str, WriterKind]) -> int | None:
-    """Bytes of a LoRA adapter that makes the edit; None if no adapter can."""
-    try:
-        check_adaptable(index, folder, whole_edit(folder.layers, folder.d_model), kinds)
-    except InputError:
-        return None
-    return sum(4 * sum(index.tensors[name].shape) for name in kinds)

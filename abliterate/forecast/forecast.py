@@ -57,7 +57,7 @@ def forecast_run(config: RunConfig, path: Path) -> Forecast:
     a missing tokenizer, or a model of which not even one block fits into memory."""
     folder = open_folder(path, config.trust_remote_code, config.layout_file)
     index, nbytes, here = _opened(folder)
-    edits = edits_of(index, folder, config)
+    edits = edits_of(index, folder, nbytes, config)
     sizes = sizes_of(index, folder)
     session = Session(config, path, sizes)
     held, unfit = _held(session, sizes)
@@ -162,6 +162,13 @@ def as_json(forecast: Forecast) -> dict[str, Any]:
         "prompts": {"n": len(forecast.prompts), "tokens": forecast.prompts.tokens, "exact": forecast.prompts.exact},
         "stages": [asdict(stage) for stage in forecast.stages],
         "total": asdict(forecast.total),
-        "edits": asdict(forecast.edits),
+        "edits": _edits(forecast.edits),
         "machine": asdict(forecast.machine),
     }  # fmt: skip
+
+
+def _edits(edits: Edits) -> dict[str, Any]:
+    """The edits, with the bytes of each output format beside the other figures."""
+    found = asdict(edits)
+    outputs: dict[str, Any] = found.pop("outputs")
+    return {**found, **outputs}

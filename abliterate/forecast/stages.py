@@ -143,12 +143,11 @@ def _widening(model: Model, machine: Machine) -> float:
 
 
 def _of_edit(edits: Edits, disk: Disk, machine: Machine) -> Figures:
-    written = disk.nbytes + edits.growth
-    moving = disk.nbytes / disk.speed(machine) + written / machine.write + edits.nbytes / machine.again
+    moving = disk.nbytes / disk.speed(machine) + edits.written / machine.write + edits.nbytes / machine.again
     return Figures(
         "edit",
         read_bytes=disk.nbytes + edits.nbytes,
-        write_bytes=written,
+        write_bytes=edits.written,
         flops=8.0 * edits.numbers,
         peak_bytes=editing_bytes(edits.largest),
         seconds=max(moving, _PROVEN * edits.numbers / machine.edit),

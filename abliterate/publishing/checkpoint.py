@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from abliterate.checkpoint.licence import CARD, licence_files
 from abliterate.checkpoint.names import PROOF
-from abliterate.checkpoint.records import Licence
+from abliterate.checkpoint.records import Licence, Proof
 from abliterate.errors import InputError, first_line
 from abliterate.files import read_json
 from abliterate.model.source import CHECKPOINT
@@ -26,7 +26,7 @@ class Checkpoint:
     """An edited checkpoint. ``run`` and ``report``: the contents of run.json and report.json beside it; None if there are no such files."""
 
     path: Path
-    proof: Mapping[str, Any]
+    proof: Proof
     card: ModelCard
     run: Mapping[str, Any] | None
     report: Mapping[str, Any] | None = None
@@ -34,13 +34,12 @@ class Checkpoint:
     @property
     def base(self) -> str:
         """The name of the base in the proof."""
-        return str(self.proof["base_model"])
+        return self.proof.base_model
 
     @property
     def licence(self) -> Licence | None:
         """The licence that the base's folder stated; None in a proof of an older version."""
-        found = self.proof.get("licence")
-        return Licence.model_validate(found) if found else None
+        return self.proof.licence
 
     @property
     def base_folder(self) -> Path | None:
@@ -84,16 +83,11 @@ def find_checkpoint(given: Path) -> Checkpoint:
         raise InputError(f"{path}: no {CARD}; a checkpoint isn't published without its card")
     around = Path(os.path.abspath(path)).parent  # noqa: PTH100  (also for "."; resolve() would follow a link away from the run)
     try:
-        proof = read_json(path / PROOF)
+        proof = Proof.read(path / PROOF)
         card = ModelCard((path / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=False)
         run, report = (read_json(around / file) if (around / file).is_file() else None for file in _OF_A_RUN)
         made = Checkpoint(path, proof, card, run, report)
-        _ = (
-            made.base,
-            made.licence,
-            made.keep_tests,
-            made.asked_to_keep,
-        )  # read here, so that malformed files give one line
+        _ = made.keep_tests, made.asked_to_keep  # read here, so that malformed files give one line
     except Exception as error:  # files that people edit: not JSON, not YAML, not UTF-8
         raise InputError(f"{path}: {PROOF}, {CARD}, {_OF_A_RUN[0]} or {_OF_A_RUN[1]} can't be read ({first_line(error)})") from None
     return made

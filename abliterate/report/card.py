@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from abliterate import __version__
-from abliterate.checkpoint.records import NO_LICENCE, Licence
+from abliterate.checkpoint.records import NO_LICENCE, Licence, Proof
 from abliterate.measures.parts.moved import Drift
 from abliterate.measures.parts.paired import Clusters
 from abliterate.report import claims, provenance, sentences
@@ -26,10 +25,9 @@ _TAGS = ("abliterated", "directional-ablation", "abliterate")
 _WEIGHTS = (".safetensors",)
 
 
-def model_card(proof: Mapping[str, Any], report: Report | None) -> str:
+def model_card(proof: Proof, report: Report | None) -> str:
     """Markdown from the proof and, if there is one, the report. The front matter follows the Hub's format, with the ``model-index``."""
-    base = str(proof["base_model"])
-    licence = Licence.model_validate(proof["licence"]) if proof.get("licence") else None
+    base, licence = proof.base_model, proof.licence
     terms = terms_of(licence, base)
     name = _called(base, report)
     first = first_screen(report) if report else None
@@ -47,9 +45,9 @@ def model_card(proof: Mapping[str, Any], report: Report | None) -> str:
             target=[*sentences.not_judged(report), *(found.sentence() for found in first.targets)] if report and first else [],
             report=report,
             kept=list(zip(report.keep_tests, first.keeps, strict=True)) if report and first else [],
-            version=proof.get("abliterate", __version__),
+            version=proof.abliterate or __version__,
             hub_id=_hub_id(base) or _hub_id(name),
-            revision=proof.get("base_revision"),
+            revision=proof.base_revision,
             licences=names_of(licence) or [UNKNOWN],
             licence=licence or NO_LICENCE,
             terms=terms,
@@ -59,17 +57,16 @@ def model_card(proof: Mapping[str, Any], report: Report | None) -> str:
             recovery=list(sentences.recovery(report)) if report else [],
             missing=first.missing if first else [],
             command=provenance.command(without_paths(report.run)) if report else None,
-            pinned=f" --revision {code(proof['base_revision'])}" if _hub_id(base) and proof.get("base_revision") else "",
+            pinned=f" --revision {code(proof.base_revision)}" if _hub_id(base) and proof.base_revision else "",
             judge=judge_without_paths(report.judge.name) if report and report.judge else None,
             hashes=_weights_of(report.run) if report else {},
         )
     )
-    return str(ModelCard(f"---\n{_data(proof, report, licence).to_yaml()}\n---\n\n{body.strip()}\n"))
+    return str(ModelCard(f"---\n{_data(base, report, licence).to_yaml()}\n---\n\n{body.strip()}\n"))
 
 
-def _data(proof: Mapping[str, Any], report: Report | None, licence: Licence | None) -> ModelCardData:
+def _data(base: str, report: Report | None, licence: Licence | None) -> ModelCardData:
     """The front matter."""
-    base = str(proof["base_model"])
     ids = list(licence.ids) if licence else []
     results = eval_results(report) if report else []
     named: dict[str, Any] = {"eval_results": results, "model_name": f"{_flat(base).split('/')[-1]}-abliterated"} if results else {}
@@ -97,11 +94,11 @@ def _made_from(base: str, licence: Licence | None) -> list[str]:
     return [] if _hub_id(base) else [each for each in (licence or NO_LICENCE).bases if _hub_id(each)]
 
 
-def _strengths(proof: Mapping[str, Any]) -> list[float]:
-    return [float(tensor["strength"]) for tensor in proof["tensors"] if "strength" in tensor]
+def _strengths(proof: Proof) -> list[float]:
+    return [float(tensor.strength) for tensor in proof.tensors]
 
 
-def _share(proof: Mapping[str, Any]) -> str | None:
+def _share(proof: Proof) -> str | None:
     """The share of the component that is removed, in words; None if it is all removed or nothing is known about it."""
     strengths = _strengths(proof)
     if not strengths or min(strengths) == max(strengths) == 1:
@@ -115,7 +112,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if 0.01 <= share < 0.99 or share == 1 else f"{100 * share:.3g} %"
 
 
-def _alpha(proof: Mapping[str, Any]) -> str | None:
+def _alpha(proof: Proof) -> str | None:
     """The strength α of the formula, or its range over the tensors."""
     strengths = _strengths(proof)
     if not strengths:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from abliterate.checkpoint.names import PROOF
-from abliterate.checkpoint.records import WeightsFile
+from abliterate.checkpoint.records import Proof, WeightsFile
 from abliterate.checkpoint.sums import to_hash, write_sums
 from abliterate.config import Transcripts
 from abliterate.directions.document import DirectionsQuality
-from abliterate.files import read_json, write_json, write_text
+from abliterate.files import write_json, write_text
 from abliterate.measures.parts.moved import Benchmarks
 from abliterate.measures.summary import Judged
 from abliterate.report.card import model_card
@@ -44,8 +44,7 @@ def write_report(
     write_text(report_page(whole, before, after, auc, shown), folder.path / "report.html")
     card = folder.path / "checkpoint" / "README.md"
     if card.is_file():
-        proof = read_json(card.parent / PROOF)
-        write_text(model_card(proof, whole), card)
+        write_text(model_card(Proof.read(card.parent / PROOF), whole), card)
         with stage("bytes hashed (SHA256SUMS)", to_hash(card.parent)) as advance:
             write_sums(card.parent, advance)
     return whole

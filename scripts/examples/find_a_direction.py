@@ -69,7 +69,7 @@ print("hooked:", outcomes(abliterate.generate(model, questions, edit=edit)))
 # %%
 result = abliterate.edit_checkpoint(MODEL, edit, OUT)
 measured, compared = abliterate.verify(OUT, base=MODEL)
-print(f"{OUT}: {result.tensors} tensors edited, at most {result.proof['worst']['left']:.1e} of the direction left")
+print(f"{OUT}: {result.tensors} tensors edited, at most {result.proof.worst.left:.1e} of the direction left")
 print(f"verified: {measured} edited tensors, {compared} compared with the base")
 
 # %% [markdown]

@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from abliterate.checkpoint import edit as editing
 from abliterate.checkpoint.edit import EditResult, check_editable, edit_checkpoint, work_of
+from abliterate.checkpoint.names import PROOF
+from abliterate.checkpoint.records import Proof
 from abliterate.checkpoint.verify import verify
 from abliterate.compute.hooks import ablated
 from abliterate.compute.whole.model import load_model
@@ -108,7 +110,7 @@ def test_everything_but_the_edited_tensors_is_byte_identical(
 ) -> None:
     model = tiny("qwen2" if tied else "llama", shards=shards, dtype=dtype, tied=tied)
     result = _edit(model, edit_from_direction(unit_direction(32), 4, tied=tied), tmp_path / "out")
-    edited = {tensor["name"] for tensor in result.proof["tensors"]}
+    edited = {tensor.name for tensor in result.proof.tensors}
     before, after = _hashes(model), _hashes(tmp_path / "out")
     assert after.keys() - before.keys() == {"README.md", "abliteration.json", "abliteration.plan"}
     assert before.keys() <= after.keys()
@@ -211,8 +213,8 @@ def test_a_tied_config_whose_checkpoint_stores_another_head_is_untied_and_says_s
     folder = open_folder(model)
     plan = edit_from_direction(r, 4, policy=policy, tied=folder.tied)
     result = _edit(model, plan, tmp_path / "out")
-    assert any(entry["name"] == EMBEDDING for entry in result.proof["tensors"]) is (policy != "skip")
-    assert result.proof["embedding"]["tied_to_unembedding"] is False
+    assert any(entry.name == EMBEDDING for entry in result.proof.tensors) is (policy != "skip")
+    assert result.proof.embedding.tied_to_unembedding is False
     assert torch.equal(_tensors(tmp_path / "out")[HEAD], _tensors(model)[HEAD])
     assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["tie_word_embeddings"] is False
     assert _distance(_logits(tmp_path / "out"), _logits(model, plan)) < 1e-4
@@ -231,7 +233,7 @@ def test_untying_edits_the_embedding_and_leaves_the_unembedding_its_old_weights(
     assert new.keys() - old.keys() == {HEAD} and HEAD not in old
     assert new[HEAD].dtype == dtype and torch.equal(new[HEAD], old[EMBEDDING])
     assert float((new[EMBEDDING].double() @ r.double()).norm()) < TOLERANCE[dtype] * float(old[EMBEDDING].double().norm())
-    assert result.proof["embedding"] == {"policy": "untie", "tied_to_unembedding": False}
+    assert result.proof.embedding.document() == {"policy": "untie", "tied_to_unembedding": False}
     configs = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (model, tmp_path / "out")]
     assert configs[0]["tie_word_embeddings"] is True and configs[1] == configs[0] | {"tie_word_embeddings": False}
     assert _distance(_logits(tmp_path / "out"), _logits(model, plan)) < near
@@ -244,7 +246,7 @@ def test_untying_edits_the_embedding_and_leaves_the_unembedding_its_old_weights(
 def test_untying_leaves_everything_else_byte_identical(tiny: Tiny, unit_direction: Unit, tmp_path: Path, shards: str | None) -> None:
     model = tiny(tied=True, shards=shards, dtype=torch.bfloat16)
     result = _edit(model, edit_from_direction(unit_direction(32), 4, policy="untie", tied=True), tmp_path / "out")
-    edited = {tensor["name"] for tensor in result.proof["tensors"]}
+    edited = {tensor.name for tensor in result.proof.tensors}
     old, new = _tensors(model), _tensors(tmp_path / "out")
     assert EMBEDDING in edited and all(torch.equal(new[name], old[name]) for name in old.keys() - edited)
     source, before, after = open_index(model), _hashes(model), _hashes(tmp_path / "out")
@@ -262,7 +264,7 @@ def test_an_untied_checkpoint_can_be_edited_again(tiny: Tiny, unit_direction: Un
     assert not again.tied
     plan = edit_from_direction(unit_direction(32, 2), 4, policy="untie", tied=again.tied)
     result = _edit(tmp_path / "once", plan, tmp_path / "twice")
-    assert plan.embedding == "edit" and EMBEDDING in {tensor["name"] for tensor in result.proof["tensors"]}
+    assert plan.embedding == "edit" and EMBEDDING in {tensor.name for tensor in result.proof.tensors}
     assert torch.equal(_tensors(tmp_path / "twice")[HEAD], _tensors(tmp_path / "once")[HEAD])
 
 
@@ -273,15 +275,15 @@ def test_keeping_norms_keeps_the_length_of_what_every_input_and_token_writes(
 ) -> None:
     model, r = tiny(attention_bias=True, dtype=dtype), unit_direction(32)
     result = _edit(model, edit_from_direction(r, 4, strength, "edit", keep_norms=True), tmp_path / "out")
-    assert result.proof["norms"] == "keep" and result.tensors == 13
+    assert result.proof.norms == "keep" and result.tensors == 13
     old, new = _tensors(model), _tensors(tmp_path / "out")
-    for tensor in result.proof["tensors"]:
-        name, axis = tensor["name"], 1 if tensor["kind"] == "embedding" else 0
+    for tensor in result.proof.tensors:
+        name, axis = tensor.name, 1 if tensor.kind == "embedding" else 0
         assert not torch.equal(old[name], new[name])
         torch.testing.assert_close(new[name].double().norm(dim=axis), old[name].double().norm(dim=axis), rtol=TOLERANCE[dtype] * 4, atol=0)
-        assert tensor["error"] < TOLERANCE[dtype]
+        assert tensor.error < TOLERANCE[dtype]
         if strength == 1:
-            assert tensor["after"] < TOLERANCE[dtype] * float(old[name].double().norm())
+            assert tensor.after < TOLERANCE[dtype] * float(old[name].double().norm())
 
 
 def test_behind_a_norm_nothing_that_a_block_adds_lies_along_the_direction(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
@@ -305,8 +307,8 @@ def test_auto_edits_an_untied_embedding_and_leaves_a_tied_one(tiny: Tiny, unit_d
         name = "model.embed_tokens.weight"
         same = torch.equal(_tensors(model)[name], _tensors(tmp_path / f"out-{tied}")[name])
         assert same == tied
-        assert any(line.startswith(name) for line in result.proof["not_edited"]) == tied
-        assert result.proof["embedding"] == {"policy": "skip" if tied else "edit", "tied_to_unembedding": tied}
+        assert any(line.startswith(name) for line in result.proof.not_edited) == tied
+        assert result.proof.embedding.document() == {"policy": "skip" if tied else "edit", "tied_to_unembedding": tied}
 
 
 def test_no_prompt_can_put_anything_along_r_into_the_stream(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
@@ -324,19 +326,19 @@ def test_what_the_plan_leaves_is_listed_with_its_reason(tiny: Tiny, unit_directi
     strength = plan.strength.clone()
     strength[2, 0] = 0
     result = _edit(tiny(), replace(plan, strength=strength), tmp_path / "out")
-    assert result.proof["not_edited"] == [
+    assert result.proof.not_edited == (
         "model.embed_tokens.weight: the plan skips it",
         "model.layers.2.self_attn.o_proj.weight: strength 0 in the plan",
-    ]
+    )
 
 
 def test_proof_and_card_stand_in_the_new_folder(tiny: Tiny, unit_direction: Unit, tmp_path: Path) -> None:
     result = _edit(tiny(), edit_from_direction(unit_direction(32), 4), tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "abliteration.json").read_text(encoding="utf-8")) == json.loads(json.dumps(result.proof))
+    assert Proof.read(tmp_path / "out" / PROOF) == result.proof
     assert (tmp_path / "out" / "README.md").read_text(encoding="utf-8") == "card\n"
-    assert result.tensors == len(result.proof["tensors"]) == 9
-    assert result.proof["self_check"]["architecture"] == "llama" and result.proof["self_check"]["left"] < 1e-5
-    assert (result.proof["norms"], result.proof["unpacked"], result.proof["base_model"]) == ("free", [], "base")
+    assert result.tensors == len(result.proof.tensors) == 9
+    assert result.proof.self_check and result.proof.self_check.architecture == "llama" and result.proof.self_check.left < 1e-5
+    assert (result.proof.norms, result.proof.unpacked, result.proof.base_model) == ("free", (), "base")
 
 
 @pytest.mark.parametrize(("policy", "keep_norms"), [("edit", False), ("untie", True), ("skip", True)])
@@ -359,7 +361,7 @@ def test_every_byte_that_is_written_or_read_back_is_heard_of_and_counted(
     plan = edit_from_direction(unit_direction(32), 4, policy=policy, tied=True)
     result = edit_checkpoint(folder, plan, tmp_path / "out", "b", lambda proof: "", heard.append)
     written = open_index(tmp_path / "out")
-    read_back = sum(written.tensors[entry["name"]].nbytes for entry in result.proof["tensors"])
+    read_back = sum(written.tensors[entry.name].nbytes for entry in result.proof.tensors)
     assert result.written_bytes == written.nbytes
     headers = {shard: min(i.start for i in written.in_shard(shard)) for shard in written.shards}
     provenance = sum(start % 4096 != start for start in headers.values()) * 4096
@@ -388,7 +390,7 @@ def test_a_plan_stored_in_half_precision_is_edited_or_refused_as_input(tiny: Tin
         plan = load_edit(tmp_path / "p")
     except InputError:
         return
-    assert _edit(tiny(), plan, tmp_path / "out").proof["worst"]["left"] < 1e-6
+    assert _edit(tiny(), plan, tmp_path / "out").proof.worst.left < 1e-6
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -133,7 +133,7 @@ def assert_exact(base: Path, out: Path, plan: Edit, r: Tensor) -> None:
 
 def assert_only_the_proven_changed(base: Path, out: Path, result: EditResult) -> set[str]:
     before, after = tensors(base), tensors(out)
-    proven = {tensor["name"] for tensor in result.proof["tensors"]}
+    proven = {tensor.name for tensor in result.proof.tensors}
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(raw(before[name]), raw(after[name]))}
     assert changed == proven
@@ -154,8 +154,8 @@ def test_every_family_is_edited_exactly_whole_and_in_shards(tmp_path: Path, case
     result = edit(tmp_path / "whole", plan, tmp_path / "whole-out")
     proven = assert_only_the_proven_changed(tmp_path / "whole", tmp_path / "whole-out", result)
     assert all(any(f".{part}" in name for name in proven) for part in case.parts)
-    assert result.proof["not_edited"] == ([f"{BLOOM}: a norm stands behind it"] if case.model_type == "bloom" else [])
-    assert result.proof["worst"]["error"] <= 1e-6
+    assert result.proof.not_edited == ((f"{BLOOM}: a norm stands behind it",) if case.model_type == "bloom" else ())
+    assert result.proof.worst.error <= 1e-6
     edit(tmp_path / "shards", plan, tmp_path / "shards-out")
     one, other = tensors(tmp_path / "whole-out"), tensors(tmp_path / "shards-out")
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
@@ -178,7 +178,7 @@ def test_an_embedding_that_is_untied_is_edited_and_the_unembedding_keeps_its_wei
     if stripped:
         rewrite(tmp_path / "base", strip)
     plan = edit_from_direction(random_direction(), case.blocks, policy="untie", tied=True)
-    assert edit(tmp_path / "base", plan, tmp_path / "out").proof["not_edited"] == []
+    assert edit(tmp_path / "base", plan, tmp_path / "out").proof.not_edited == ()
     assert_exact(tmp_path / "base", tmp_path / "out", plan, random_direction())
     kept = load(tmp_path / "base").get_output_embeddings().weight
     assert torch.equal(load(tmp_path / "out").get_output_embeddings().weight, kept)
@@ -190,7 +190,7 @@ def assert_edited_exactly(place: Path, case: Case, tied: bool) -> None:
     assert plan.embedding == ("skip" if tied else "edit")
     result = edit(place / "base", plan, place / "out")
     assert_only_the_proven_changed(place / "base", place / "out", result)
-    assert {reason.partition(": ")[2] for reason in result.proof["not_edited"]} == ({"it is tied to the unembedding"} if tied else set())
+    assert {reason.partition(": ")[2] for reason in result.proof.not_edited} == ({"it is tied to the unembedding"} if tied else set())
     assert_exact(place / "base", place / "out", plan, random_direction())
 
 
@@ -202,7 +202,7 @@ def test_the_text_tower_of_a_vision_language_model_is_edited_and_its_vision_stay
     changed = assert_only_the_proven_changed(tmp_path / "base", tmp_path / "out", result)
     assert {name for name in changed if SEEING.search(name)} == projector
     assert any(SEEING.search(name) for name in tensors(tmp_path / "base").keys() - changed)
-    assert result.proof["not_edited"] == []
+    assert result.proof.not_edited == ()
     assert_exact(tmp_path / "base", tmp_path / "out", plan, random_direction())
 
 
@@ -264,7 +264,7 @@ def test_blocks_that_predict_further_tokens_are_edited_and_measured(
     changed = assert_only_the_proven_changed(tmp_path / "base", tmp_path / "out", result)
     behind = {name for name in changed if name.startswith(prefix) and "embed_tokens" not in name}
     assert behind == {f"{prefix}{writer}.weight" for writer in writers}
-    kinds = {tensor["name"]: tensor["kind"] for tensor in result.proof["tensors"]}
+    kinds = {tensor.name: tensor.kind for tensor in result.proof.tensors}
     assert {kinds[name] for name in behind} == {"mtp"}
     after = tensors(tmp_path / "out")
     assert all(float((r @ after[name]).norm() / after[name].norm()) < 1e-5 for name in behind)
@@ -304,7 +304,7 @@ def test_kimi_k2_is_deepseek_v3_under_another_name(tmp_path: Path) -> None:
     renamed(tmp_path / "base", "kimi_k2")
     plan = edit_from_direction(random_direction(), 4, policy="edit")
     result = edit(tmp_path / "base", plan, tmp_path / "out")
-    assert result.proof["self_check"]["architecture"] == "kimi_k2"
+    assert result.proof.self_check and result.proof.self_check.architecture == "kimi_k2"
     assert_only_the_proven_changed(tmp_path / "base", tmp_path / "out", result)
     for folder in ("base", "out"):
         renamed(tmp_path / folder, "deepseek_v3")

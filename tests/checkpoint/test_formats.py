@@ -16,6 +16,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from abliterate.checkpoint import stream
 from abliterate.checkpoint.edit import edit_checkpoint
+from abliterate.checkpoint.records import Proof
 from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES
 from abliterate.cli.main import main
 from abliterate.compute.load import from_pretrained
@@ -25,7 +26,6 @@ from abliterate.model.folder import open_folder
 from abliterate.model.formats import fp8
 from abliterate.model.index import INDEX, open_index
 
-Proof = dict[str, Any]
 FP8_WRITERS = ("self_attn.o_proj", "mlp.down_proj", "down_proj")
 EXPERTS = "model.layers.{}.mlp.experts"
 
@@ -90,7 +90,7 @@ def test_no_fp8_writer_keeps_anything_along_r(fp8_pair: tuple[Path, Path, Proof]
     before, after, r = tensors_of(base), tensors_of(edited), _unit(256)
     writers = _fp8_writers(before)
     assert len(writers) == 2 + 1 + 4 + 1  # attention; dense, routed and shared experts
-    assert set(writers) | {"model.embed_tokens.weight"} == {entry["name"] for entry in proof["tensors"]}
+    assert set(writers) | {"model.embed_tokens.weight"} == {entry.name for entry in proof.tensors}
     for name in writers:
         assert _left(after, name, r) <= 1e-3 < 1e-2 < _left(before, name, r)
 
@@ -137,7 +137,7 @@ def test_an_fp8_file_keeps_names_shapes_types_places_and_what_is_not_edited(fp8_
     assert all((written.shards[name] - size) % 4096 == 0 for name, size in source.shards.items())
     assert (edited / INDEX).read_bytes() == (base / INDEX).read_bytes()
     assert (edited / "config.json").read_bytes() == (base / "config.json").read_bytes()
-    names = {entry["name"] for entry in proof["tensors"]}
+    names = {entry.name for entry in proof.tensors}
     touched = names | {name + SCALES for name in names}
     rest = source.tensors.keys() - touched
     assert len(rest) > 20 and any(name.endswith(SCALES) for name in rest)
@@ -148,15 +148,15 @@ def test_an_fp8_file_keeps_names_shapes_types_places_and_what_is_not_edited(fp8_
 def test_the_proof_says_what_rounding_costs(fp8_pair: tuple[Path, Path, Proof]) -> None:
     base, edited, proof = fp8_pair
     before, after, r = tensors_of(base), tensors_of(edited), _unit(256).double()
-    for entry in proof["tensors"]:
-        if entry["dtype"] != "F8_E4M3":
-            assert entry["rounding"] is None and entry["plain_rounding"] is None
+    for entry in proof.tensors:
+        if entry.dtype != "F8_E4M3":
+            assert entry.rounding is None and entry.plain_rounding is None
             continue
-        old, new = _values(before, entry["name"]), _values(after, entry["name"])
+        old, new = _values(before, entry.name), _values(after, entry.name)
         exact = old - r[:, None] * (r @ old)
-        assert entry["rounding"] == pytest.approx(float((new - exact).norm() / exact.norm()), rel=1e-4)
-        assert 0.005 < entry["plain_rounding"] <= entry["rounding"] < 0.05
-        assert entry["error"] <= 1e-3
+        assert entry.rounding == pytest.approx(float((new - exact).norm() / exact.norm()), rel=1e-4)
+        assert 0.005 < entry.plain_rounding <= entry.rounding < 0.05
+        assert entry.error <= 1e-3
 
 
 @pytest.mark.parametrize("scales", [torch.float32, torch.bfloat16, torch.float8_e8m0fnu], ids=["float32", "bf16", "e8m0"])
@@ -196,10 +196,11 @@ def test_bands_of_columns_leave_as_little_as_the_whole(tmp_path: Path, monkeypat
     whole = _edit(tmp_path / "base", tmp_path / "whole")
     monkeypatch.setattr(stream, "_BAND", 256 * 130)
     banded = _edit(tmp_path / "base", tmp_path / "banded")
-    for one, other in zip(whole["tensors"], banded["tensors"], strict=True):
+    for one, other in zip(whole.tensors, banded.tensors, strict=True):
         for figure, near in (("before", 1e-6), ("rounding", 0.05), ("plain_rounding", 1e-3)):
-            assert one[figure] == other[figure] is None or one[figure] == pytest.approx(other[figure], rel=near)
-        assert max(one["error"], other["error"]) < 1e-3
+            a, b = getattr(one, figure), getattr(other, figure)
+            assert a == b is None or a == pytest.approx(b, rel=near)
+        assert max(one.error, other.error) < 1e-3
     assert _left(tensors_of(tmp_path / "banded"), name, _unit(256)) <= 1e-3 < 1e-2 < _left(tensors, name, _unit(256))
 
 
@@ -245,7 +246,7 @@ def test_an_fp8_scale_that_is_no_number_is_refused(value: float, tmp_path: Path)
 def test_experts_of_every_edited_module_become_bf16_in_out(mxfp4_pair: tuple[Path, Path, Proof]) -> None:
     base, edited, proof = mxfp4_pair
     before, after, r = tensors_of(base), tensors_of(edited), _unit(64).double()
-    assert proof["unpacked"] == [EXPERTS.format(0), EXPERTS.format(1)]
+    assert proof.unpacked == (EXPERTS.format(0), EXPERTS.format(1))
     assert not [name for name in after if name.endswith((BLOCKS, EXPONENTS))]
     for layer in range(2):
         for part, shape in (("gate_up_proj", (4, 64, 128)), ("down_proj", (4, 64, 64))):
@@ -259,7 +260,7 @@ def test_experts_of_every_edited_module_become_bf16_in_out(mxfp4_pair: tuple[Pat
             exact = was - (was @ r)[..., None] * r
             assert float((weight @ r).norm() / was.norm()) <= 1e-3 < 1e-2 < float((was @ r).norm() / was.norm())
             assert float((weight - exact).norm() / was.norm()) < 4e-3  # rounded once, to nearest
-    same = [name for name in before if name in after and name not in {entry["name"] for entry in proof["tensors"]}]
+    same = [name for name in before if name in after and name not in {entry.name for entry in proof.tensors}]
     assert len(same) > 15 and all(_bytes(before[name]) == _bytes(after[name]) for name in same)
 
 
@@ -298,7 +299,7 @@ def _one_layer(path: Path) -> Edit:
 def test_where_some_layers_stay_packed_the_config_names_those_that_left(sharded: bool, tmp_path: Path) -> None:
     base, edited = save_mxfp4(tmp_path / "base", sharded=sharded), tmp_path / "edited"
     proof = _edit(base, edited, _one_layer(base))
-    assert proof["unpacked"] == [EXPERTS.format(1)]
+    assert proof.unpacked == (EXPERTS.format(1),)
     settings = json.loads((edited / "config.json").read_text(encoding="utf-8"))["quantization_config"]
     listed = "modules_to_not_convert"
     assert settings == {**MXFP4_SETTINGS, listed: [*MXFP4_SETTINGS[listed], EXPERTS.format(1)]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load_file, save_file
 
-from abliterate.checkpoint.names import PROOF
 from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.output import plan_output
-from abliterate.checkpoint.proof import TOLERANCE, TensorProof, proof_document, prove, write_proof
+from abliterate.checkpoint.proof import TOLERANCE, prove
+from abliterate.checkpoint.records import TensorProof
 from abliterate.checkpoint.stream import Before, write_shards
 from abliterate.checkpoint.tasks import EditTask
 from abliterate.errors import CheckError, InputError
@@ -144,20 +143,3 @@ def test_a_tensor_of_zeros_is_proven(tmp_path: Path) -> None:
     found = read_component(torch.zeros(4, 6), task.removal, 0)
     (proof,) = prove(open_index(tmp_path), {"w": task}, {"w": Before(found.along, 0.0, found.size, "")})
     assert proof.left == proof.error == 0.0
-
-
-def test_the_document_is_strict_json_and_names_its_worst_tensor(tmp_path: Path) -> None:
-    proof = Edited(tmp_path).proof()
-    worse = replace(proof, name="x", left=0.5, error=0.25)
-    write_proof(proof_document([proof, worse], "é", {"embedding": "skip"}, {"left": 0.0}, ["x: why"]), tmp_path)
-    document = json.loads((tmp_path / PROOF).read_text(encoding="utf-8"), parse_constant=lambda constant: pytest.fail(constant))
-    assert document["schema"] == "abliterate/abliteration/2"
-    assert document["worst"] == {"left": 0.5, "error": 0.25}
-    assert document["base_model"] == "é" and document["not_edited"] == ["x: why"]
-    assert document["embedding"] == "skip" and document["self_check"] == {"left": 0.0}
-    assert [tensor["name"] for tensor in document["tensors"]] == ["w", "x"]
-
-
-def test_the_document_of_an_edit_of_nothing_has_no_worst_tensor() -> None:
-    document = proof_document([], "base", {}, {}, [])
-    assert document["worst"] == {"left": 0.0, "error": 0.0} and document["tensors"] == []

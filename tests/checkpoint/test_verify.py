@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -318,7 +318,7 @@ def _with_a_proof_to_match(base: Path, edited: Path, name: str, change: Callable
     before, _ = stream.edited(open_index(base), name, edit_tasks(open_index(base), open_folder(base), edit)[name])
     assert before is not None
     made = measure(open_index(edited), edit_tasks(open_index(edited), open_folder(edited), edit)[name], before)
-    _entry(name, lambda entry: entry.update(asdict(made), shape=list(made.shape)))(edited)
+    _entry(name, lambda entry: entry.update(made.document()))(edited)
     _proof(lambda d: d.update(worst={what: max(entry[what] for entry in d["tensors"]) for what in ("left", "error")}))(edited)
 
 
@@ -440,6 +440,22 @@ def test_without_a_proof_of_this_schema_there_is_nothing_to_check(
     with pytest.raises(InputError, match=r"no abliteration\.json of schema abliterate/abliteration/2") as error:
         _verify(changed("single", damage)[1], None)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *(_proof(lambda d, key=key: d.pop(key)) for key in ("base_revision", "licence", "abliterate", "formula", "self_check")),
+        _proof(lambda d: d.update(signed={"by": ["x"]}, licence=None)),
+        _proof(lambda d: d["licence"].update(terms="x")),
+        _proof(lambda d: d["self_check"].update(device="cpu")),
+        _figure("measured", "twice"),
+        _figure("strength", 1),
+    ],
+)
+def test_a_proof_of_an_earlier_or_a_later_version_is_read(other: Damage, changed: Callable[[str, Damage], tuple[Path, Path]]) -> None:
+    base, edited = changed("single", other)
+    assert _verify(edited, base) == (9, 39)
 
 
 def test_without_its_plan_there_is_nothing_to_check(changed: Callable[[str, Damage], tuple[Path, Path]]) -> None:

@@ -10,6 +10,7 @@ from abliterate.config import DEFAULT_ESTIMATORS as ESTIMATORS
 from abliterate.directions.activations import Activations
 from abliterate.directions.collect import SetActivations
 from abliterate.directions.estimate import Directions, estimate
+from abliterate.directions.keys import BASELINE, HARMLESS, TARGET
 from abliterate.errors import InputError
 from abliterate.model.edit import Edit
 
@@ -33,8 +34,8 @@ def _activations(gap: float = 3.0) -> Activations:
         v = vectors(n, sign)
         return SetActivations(v.mean(0), v.square().mean(0), v)
 
-    train = {"target": made(200, 1.0), "baseline": made(200, -1.0), "harmless": made(200, -1.0)}
-    return Activations(train, {"target": vectors(50, 1.0), "baseline": vectors(50, -1.0)}, (-1, -2), {})
+    train = {TARGET: made(200, 1.0), BASELINE: made(200, -1.0), HARMLESS: made(200, -1.0)}
+    return Activations(train, {TARGET: vectors(50, 1.0), BASELINE: vectors(50, -1.0)}, (-1, -2), {})
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +49,11 @@ def _first_row(edit: Edit, layer: int) -> torch.Tensor:
 
 def test_the_estimate_is_the_difference_of_the_train_means(directions: Directions) -> None:
     train = _activations().train
-    assert torch.equal(directions.direction["difference-of-means"], train["target"].mean - train["baseline"].mean)
+    assert torch.equal(directions.direction["difference-of-means"], train[TARGET].mean - train[BASELINE].mean)
 
 
 def test_the_projected_estimate_is_orthogonal_to_the_harmless_mean(directions: Directions) -> None:
-    harmless = _activations().train["harmless"].mean
+    harmless = _activations().train[HARMLESS].mean
     along = (directions.direction["projected"] * harmless).sum(-1) / harmless.norm(dim=-1)
     assert float(along.abs().max()) < 1e-5
 

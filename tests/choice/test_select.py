@@ -20,7 +20,6 @@ from abliterate.choice.candidates import BY_EFFECT, Candidate
 from abliterate.choice.front import WEIGHTS, Point
 from abliterate.choice.gate import GATED, Replied
 from abliterate.choice.method import settled_method
-from abliterate.choice.records import Selection
 from abliterate.choice.scores import Scores
 from abliterate.choice.select import SHARES, SHORTLIST, select
 from abliterate.choice.tuned import starts
@@ -71,21 +70,21 @@ def measured_by(monkeypatch: pytest.MonkeyPatch, measure: Callable[..., list[Poi
 @pytest.mark.usefixtures("withholding")
 def test_what_is_chosen_is_on_the_front_and_in_the_document(given: Any) -> None:
     model, sets, made, directions, away = given
-    edit, document = select(model, sets, RunConfig(**made), directions, "gradient", away)
-    tuning = document["tuning"]
-    (chosen,) = [row for row in tuning["front"] if row["chosen"]]
-    assert chosen["on_front"] and chosen["name"] == document["name"]
-    assert tuning["kind"] == "gradient" and tuning["steps"] == 6 == len(tuning["history"])
-    assert {"keep", "baseline", "harmless", "target"} <= tuning["history"][0].keys() and tuning["examples"]["target"] >= 1
-    assert tuning["front"][0]["step"] == 0 and tuning["front"][-1]["step"] == 6 and len(tuning["front"]) <= SHORTLIST + 3
-    replied = [row for row in tuning["front"] if row["replies"]]
-    assert chosen in replied and len(replied) == min(GATED, sum(row["on_front"] for row in tuning["front"]))
-    assert all(row["on_front"] and row["replies"]["target"]["asked"] == document["yardstick"]["withheld"] for row in replied)
-    assert tuning["strength"] == edit.strength.tolist() and document["strength"] == float(edit.strength.max())
-    assert document["scoped"]["sets"] == ["keep"] and 0 <= document["scoped"]["along_keep"] <= 1
-    by_effect = document["chosen"]["estimator"] == BY_EFFECT
-    assert (document["scoped"]["share_left"] is None) == by_effect
-    assert sum(row["estimator"] == BY_EFFECT for row in document["candidates"]) == 3
+    edit, selected = select(model, sets, RunConfig(**made), directions, "gradient", away)
+    tuning = selected.tuning
+    (chosen,) = [row for row in tuning.front if row.chosen]
+    assert chosen.on_front and chosen.name == selected.name
+    assert tuning.kind == "gradient" and tuning.steps == 6 == len(tuning.history)
+    assert {"keep", "baseline", "harmless", "target"} <= tuning.history[0].document().keys() and (tuning.examples.target or 0) >= 1
+    assert tuning.front[0].step == 0 and tuning.front[-1].step == 6 and len(tuning.front) <= SHORTLIST + 3
+    replied = [row for row in tuning.front if row.replies]
+    assert chosen in replied and len(replied) == min(GATED, sum(row.on_front for row in tuning.front))
+    assert all(row.on_front and row.replies["target"].asked == selected.yardstick.withheld for row in replied)
+    assert [list(pair) for pair in tuning.strength] == edit.strength.tolist() and selected.strength == float(edit.strength.max())
+    assert selected.scoped.sets == ("keep",) and 0 <= selected.scoped.along_keep <= 1
+    by_effect = selected.chosen.estimator == BY_EFFECT
+    assert (selected.scoped.share_left is None) == by_effect
+    assert sum(row.estimator == BY_EFFECT for row in selected.candidates) == 3
 
 
 class Counted:
@@ -150,9 +149,9 @@ def test_what_was_kept_of_other_directions_is_not_used(given: Any, tmp_path: Pat
 def test_without_memory_for_the_costs_only_strengths_are_tuned(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, sets, made, directions, away = given
     monkeypatch.setattr("abliterate.choice.tuning.first_order.free", lambda device: 1.0)
-    _, document = select(model, sets, RunConfig(**made), directions, "gradient", away)
-    assert "only strengths were tuned, because there is too little memory to turn directions" in document["relaxed"]
-    cosines = document["tuning"]["cosine_to_start"]
+    _, selected = select(model, sets, RunConfig(**made), directions, "gradient", away)
+    assert "only strengths were tuned, because there is too little memory to turn directions" in selected.relaxed
+    cosines = selected.tuning.cosine_to_start
     assert cosines and all(each == pytest.approx(1, abs=1e-5) for row in cosines for each in row)
 
 
@@ -169,17 +168,17 @@ def test_the_replies_of_the_best_edits_decide(given: Any, monkeypatch: pytest.Mo
         return [{"target": Replied(9, 9, 0 if i == 1 else 9, 0, 0)} for i in range(len(seen))]
 
     monkeypatch.setattr(selection, "gated", replied)
-    _, document = select(model, sets, RunConfig(**made), directions, "off", away)
-    (chosen,) = [row for row in document["tuning"]["front"] if row["chosen"]]
-    assert asked == [GATED] and chosen["target_left"] == pytest.approx(0.2)
-    assert chosen["replies"]["target"]["withheld"] == 0
-    assert "0 of 9 withheld replies are still withheld" in str(picked(Selection.model_validate(document)))
+    _, selected = select(model, sets, RunConfig(**made), directions, "off", away)
+    (chosen,) = [row for row in selected.tuning.front if row.chosen]
+    assert asked == [GATED] and chosen.target_left == pytest.approx(0.2)
+    assert chosen.replies["target"].withheld == 0
+    assert "0 of 9 withheld replies are still withheld" in str(picked(selected))
 
 
 def test_without_tuning_a_candidate_is_chosen(given: Any) -> None:
     model, sets, made, directions, _ = given
-    edit, document = select(model, sets, RunConfig(**made, strength=0.5), directions, "off")
-    assert document["tuning"]["kind"] == "off" and document["tuning"]["history"] == []
+    edit, selected = select(model, sets, RunConfig(**made, strength=0.5), directions, "off")
+    assert selected.tuning.kind == "off" and selected.tuning.history == ()
     assert float(edit.strength.max()) in [pytest.approx(0.5 * share) for share in SHARES]
 
 
@@ -187,11 +186,11 @@ def test_without_tuning_a_candidate_is_chosen(given: Any) -> None:
 @pytest.mark.parametrize("how", ["gradient", "off", "search"])
 def test_an_edit_of_no_strength_is_chosen_like_any_other(given: Any, how: Any) -> None:
     model, sets, made, directions, away = given
-    edit, document = select(model, sets, RunConfig(**made, strength=0.0, trials=4), directions, how, away)
-    assert not edit.strength.any() and document["strength"] == 0.0
-    ended = [note for note in document["relaxed"] if note.startswith("tuning ended")]
+    edit, selected = select(model, sets, RunConfig(**made, strength=0.0, trials=4), directions, how, away)
+    assert not edit.strength.any() and selected.strength == 0.0
+    ended = [note for note in selected.relaxed if note.startswith("tuning ended")]
     assert ended == (["tuning ended at step 0 of 6: all strengths were zero"] if how == "gradient" else [])
-    json.dumps(document, allow_nan=False)
+    json.dumps(selected.document(), allow_nan=False)
 
 
 @pytest.mark.usefixtures("withholding")
@@ -211,10 +210,10 @@ def test_edits_that_break_the_outputs_are_told_apart_or_in_one_line(given: Any, 
         with pytest.raises(InputError, match="the model's outputs are not finite with any edit that was tried; try --dtype float32"):
             select(model, sets, config, directions, "gradient", away)
         return
-    _, document = select(model, sets, config, directions, "gradient", away)
-    looks = [row for row in document["tuning"]["front"] if row["step"] > 0]
-    assert looks and all(row["kl"] is None and row["keep_kl"] is None and not row["on_front"] for row in looks)
-    json.dumps(document, allow_nan=False)
+    _, selected = select(model, sets, config, directions, "gradient", away)
+    looks = [row for row in selected.tuning.front if row.step > 0]
+    assert looks and all(row.kl is None and row.keep_kl is None and not row.on_front for row in looks)
+    json.dumps(selected.document(), allow_nan=False)
 
 
 def test_the_tuner_begins_at_no_candidate_that_breaks_the_outputs() -> None:
@@ -230,29 +229,29 @@ def test_what_the_bound_on_kl_cost_is_told(given: Any, monkeypatch: pytest.Monke
     model, sets, made, directions, away = given
     points = [Point(0.02, 0.0, 0.3, 0.0, 1.0), Point(0.6, 0.0, 0.05, 0.0, 1.0), Point(0.9, 0.0, 0.01, 0.0, 1.0)]
     measured_by(monkeypatch, lambda model, edits, *more: [points[i % 3] for i in range(len(edits))])
-    _, document = select(model, sets, RunConfig(**made), directions, "off", away)
-    other = next(row["name"] for row in document["tuning"]["front"] if row["kl"] == 0.3)
-    (said,) = document["tuning"]["given_up"]
+    _, selected = select(model, sets, RunConfig(**made), directions, "off", away)
+    other = next(row.name for row in selected.tuning.front if row.kl == 0.3)
+    (said,) = selected.tuning.given_up
     assert said == f"without --max-kl 0.1, {other} would be the cheapest: 2.0 % left, KL 0.3 nats"
-    assert said in str(picked(Selection.model_validate(document)))
+    assert said in str(picked(selected))
 
 
 def test_a_search_measures_as_many_edits_as_it_may(given: Any) -> None:
     model, sets, made, directions, _ = given
-    _, document = select(model, sets, RunConfig(**made, trials=10), directions, "search")
-    assert sum(row["name"].startswith("trial") for row in document["tuning"]["front"]) == 10
+    _, selected = select(model, sets, RunConfig(**made, trials=10), directions, "search")
+    assert sum(row.name.startswith("trial") for row in selected.tuning.front) == 10
 
 
 @pytest.mark.usefixtures("withholding")
 def test_scoped_directions_stay_orthogonal_to_the_keep_sets(given: Any) -> None:
     model, sets, made, directions, away = given
     config = RunConfig(**made, tune_directions="scoped", prefer="removal", max_kl=100)
-    edit, document = select(model, sets, config, directions, "gradient", away)
-    assert document["tuning"]["kind"] == "gradient" and 0 <= document["scoped"]["along_keep"] <= 1
-    if document["name"].startswith("tuned"):
-        position = -1 - document["chosen"]["position"]
+    edit, selected = select(model, sets, config, directions, "gradient", away)
+    assert selected.tuning.kind == "gradient" and 0 <= selected.scoped.along_keep <= 1
+    if selected.name.startswith("tuned"):
+        position = -1 - selected.chosen.position
         along = torch.einsum("lckd,ldn->lckn", edit.direction, away[position])
-        assert along[edit.strength > 0].abs().max() < 1e-4 and document["scoped"]["along_keep"] < 1e-4
+        assert along[edit.strength > 0].abs().max() < 1e-4 and selected.scoped.along_keep < 1e-4
 
 
 def test_how_it_is_improved_on_is_known_before_anything_runs() -> None:

@@ -26,6 +26,7 @@ from abliterate.config import (
     RunConfig,
     VerifyConfig,
 )
+from abliterate.config.messages import flag_of
 from abliterate.config.setting import Panel
 from abliterate.errors import CheckError, InputError
 
@@ -87,7 +88,7 @@ def test_every_field_of_the_config_is_a_flag_with_its_default(name: str, config:
     assert main([name, "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     for field, info in config.model_fields.items():
-        assert f"--{field.replace('_', '-')} " in shown
+        assert f"{flag_of(field)} " in shown
         assert " ".join(str(info.description).split()[:4]) in shown
     assert "--config" in shown
 
@@ -217,6 +218,8 @@ def test_a_reader_that_goes_away_is_no_failed_check() -> None:
         (["edit", "--model", "m", "--out", "o", "--direction", "d", "--plan", "p"], "--plan"),
         (["edit", "--model", "m", "--out", "o", "--direction", "d", "--norms", "tidy"], "--norms"),
         (["edit", "--model", "m", "--out", "o", "--direction", "d", "--embedding", "cut"], "--embedding"),
+        (["edit", "--model", "m", "--out", "o", "--direction", "d", "--as", "gguff"], "--as gguff: not one of checkpoint, adapter"),
+        (["edit", "--model", "m", "--out", "o", "--direction", "d", "--as", "checkpoint", "--as-adapter"], "contradicts --as checkpoint"),
         (["verify"], "DIR"),
         (["verify", "nowhere"], "nowhere: no such model folder"),
         (["verify", "a", "b"], "b"),

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from abliterate import config as configs
 from abliterate.cli.main import app
 from abliterate.cli.options import build, flags_of_several, repeat_flags
-from abliterate.config import AuditConfig, CompareConfig, Config, EditCommandConfig, RunConfig
+from abliterate.config import AuditConfig, CompareConfig, Config, EditCommandConfig, EngineConfig, JudgeConfig, RunConfig
 from abliterate.config.recorded import RECORDED
+from abliterate.config.replies import ServerConfig
 from abliterate.config.setting import Panel, setting_of, values_naming
 from abliterate.errors import InputError
 
@@ -197,6 +198,12 @@ def test_a_setting_stands_at_the_same_place_in_every_command() -> None:
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
+def test_how_a_server_is_asked_is_declared_once_for_engines_and_judges() -> None:
+    assert set(ServerConfig.model_fields) == {"concurrency", "request_timeout", "patience"}
+    for model in (EngineConfig, JudgeConfig):
+        assert issubclass(model, ServerConfig) and not ServerConfig.model_fields.keys() & model.__annotations__.keys()
+
+
 def test_help_lists_the_options_of_a_panel_by_rank() -> None:
     flags = {
         name: [option.opts[0] for option in command.params]
@@ -287,6 +294,7 @@ def test_every_setting_is_described_in_a_sentence(model: type[Config]) -> None:
 def test_every_setting_is_read_somewhere() -> None:
     code = "\n".join(file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py") if CONFIG not in file.parents)
     code += inspect.getsource(CompareConfig.side)  # the two audits that a comparison is
+    code += inspect.getsource(EditCommandConfig.output.fget)  # type: ignore[attr-defined]  # what --as and its alias mean
     names = {name for model in MODELS for name in model.model_fields}
     assert sorted(name for name in names if not re.search(rf"\.{name}\b", code)) == []
 

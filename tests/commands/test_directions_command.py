@@ -16,6 +16,7 @@ from abliterate.cli.main import main
 from abliterate.config import ESTIMATORS
 from abliterate.directions.activations import load_activations
 from abliterate.directions.file import load_directions
+from abliterate.directions.keys import GroupKey
 from abliterate.model.chat.template import load_tokenizer, template_positions
 from abliterate.model.edit import load_direction
 
@@ -53,9 +54,9 @@ def test_collect_with_keep_sets_gathers_all_that_a_run_would(tiny: Tiny, sets: l
     found = load_activations(out)
     positions = len(template_positions(load_tokenizer(model))) + 1
     assert found.positions == tuple(range(-1, -positions - 1, -1))
-    assert found.train.keys() == {"target", "baseline", "harmless", "keep", "keep/keeps"}
-    assert {name: len(v) for name, v in found.val.items()} == {"target": 6, "baseline": 6, "harmless": 6, "keep/keeps": 6}
-    assert torch.equal(found.train["keep/keeps"].mean, found.train["keep"].mean)
+    assert set(map(str, found.train)) == {"target", "baseline", "harmless", "keep", "keep/keeps"}
+    assert {str(key): len(v) for key, v in found.val.items()} == {"target": 6, "baseline": 6, "harmless": 6, "keep/keeps": 6}
+    assert torch.equal(found.train[GroupKey("keep", keep_set="keeps")].mean, found.train[GroupKey("keep")].mean)
     assert len(found.categories) == 16 and set(found.categories) == {"c0", "c1"}
     with safe_open(out, framework="pt") as file:
         assert {"keep_mean", "keep_last", "keep_second_moment"} <= set(file.keys())

@@ -162,13 +162,14 @@ def test_kept_norms_keep_each_columns_length_and_untying_keeps_the_unembedding(
     assert main(["verify", str(out), "--base", str(model)]) == 0
 
 
+@pytest.mark.parametrize("flags", [["--as", "adapter"], ["--as-adapter"]], ids=["as", "alias"])
 def test_edit_as_adapter_writes_one_that_peft_loads(
-    tiny: Tiny, tmp_path: Path, unit_direction: Direction, capsys: pytest.CaptureFixture[str]
+    flags: list[str], tiny: Tiny, tmp_path: Path, unit_direction: Direction, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, file, out = tiny(), tmp_path / "r", tmp_path / "adapter"
     save_file({"direction": unit_direction(32)}, file)
     capsys.readouterr()
-    assert main(["edit", "--model", str(model), "--direction", str(file), "--as-adapter", "--out", str(out)]) == 0
+    assert main(["edit", "--model", str(model), "--direction", str(file), *flags, "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}: a LoRA adapter of 0.00 MB that changes 9 matrices\n"
     assert main(["edit", "--model", str(model), "--direction", str(file), "--out", str(tmp_path / "edited")]) == 0
     base, edited = load_model(model), load_model(tmp_path / "edited")
@@ -190,15 +191,29 @@ def test_what_no_adapter_can_do_is_bad_input(
     model, file, out = tiny(tied=tied), tmp_path / "r", tmp_path / "adapter"
     save_file({"direction": unit_direction(32)}, file)
     capsys.readouterr()
-    assert main(["edit", "--model", str(model), "--direction", str(file), "--as-adapter", *flags, "--out", str(out)]) == 2
+    assert main(["edit", "--model", str(model), "--direction", str(file), "--as", "adapter", *flags, "--out", str(out)]) == 2
     assert named in _one_line(capsys) and not out.exists()
+
+
+def test_an_adapter_can_not_be_verified_and_one_line_says_so(
+    tiny: Tiny, tmp_path: Path, unit_direction: Direction, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, file, out = tiny(), tmp_path / "r", tmp_path / "adapter"
+    save_file({"direction": unit_direction(32)}, file)
+    assert main(["edit", "--model", str(model), "--direction", str(file), "--as", "adapter", "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(out)]) == 2
+    assert (
+        _one_line(capsys)
+        == f"abliterate: {out}: an output of edit --as adapter, which holds no proof; make the edit as a checkpoint and verify that\n"
+    )
 
 
 def test_packed_experts_as_an_adapter_are_bad_input(tmp_path: Path, unit_direction: Direction, capsys: pytest.CaptureFixture[str]) -> None:
     model, file = save_mxfp4(tmp_path / "base"), tmp_path / "r"
     save_file({"direction": unit_direction(64)}, file)
     capsys.readouterr()
-    assert main(["edit", "--model", str(model), "--direction", str(file), "--as-adapter", "--out", str(tmp_path / "a")]) == 2
+    assert main(["edit", "--model", str(model), "--direction", str(file), "--as", "adapter", "--out", str(tmp_path / "a")]) == 2
     assert "is not a plain matrix" in _one_line(capsys) and not (tmp_path / "a").exists()
 
 

@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard
 from reports import reported
 
 from abliterate.checkpoint.edit import edit_checkpoint
+from abliterate.checkpoint.records import Proof
 from abliterate.checkpoint.sums import SUMS, sha256_of
 from abliterate.cli.main import main
 from abliterate.files import read_json, write_json
@@ -177,7 +178,7 @@ def test_a_keep_test_that_was_taken_out_of_the_card_is_still_in_the_runs_report(
     out = made(kept=False)
     write_json(_report(kept=False), out.parent / "report.json")
     for held in (None, True):
-        (out / "README.md").write_text(model_card(read_json(out / "abliteration.json"), _report(held) if held else None), encoding="utf-8")
+        (out / "README.md").write_text(model_card(Proof.read(out / "abliteration.json"), _report(held) if held else None), encoding="utf-8")
         code, line = _refused(capsys, "push", out, REPO)
         assert code == 1 and "refusals of safe were not shown" in line and hub.asked == []
     monkeypatch.chdir(out)

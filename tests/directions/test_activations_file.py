@@ -8,6 +8,10 @@ import torch
 
 from abliterate.directions.activations import Activations, load_activations, save_activations
 from abliterate.directions.collect import SetActivations
+from abliterate.directions.keys import BASELINE, TARGET, GroupKey
+from abliterate.prompts import Role
+
+ROLES: tuple[Role, ...] = ("target", "baseline", "harmless", "keep")
 
 
 def _set(seed: int) -> SetActivations:
@@ -17,8 +21,8 @@ def _set(seed: int) -> SetActivations:
 
 
 def _activations() -> Activations:
-    train = {role: _set(i) for i, role in enumerate(("target", "baseline", "harmless", "keep"))}
-    val = {role: torch.randn(3, 2, 3, 4) for role in ("target", "baseline")}
+    train = {GroupKey(role): _set(i) for i, role in enumerate(ROLES)}
+    val = {key: torch.randn(3, 2, 3, 4) for key in (TARGET, BASELINE)}
     return Activations(train, val, (-1, -2), {"harmful": "abc", "无害": "def"})
 
 

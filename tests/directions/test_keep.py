@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abliterate.directions.keep import KEEP, RIDGES, KeepSpace, best_ridge, cosine, keep_columns, middle
+from abliterate.directions.keep import RIDGES, KeepSpace, best_ridge, cosine, keep_columns, middle
+from abliterate.directions.keys import BASELINE, HARMLESS, TARGET, GroupKey
 
 WIDTH = 24
 COLUMNS = st.integers(1, 5)
@@ -85,17 +86,18 @@ def test_the_ridge_is_the_one_that_keeps_target_apart_and_keep_together() -> Non
     def val(shift: torch.Tensor, seed: int) -> torch.Tensor:
         return (_draw(40, 1, 5, WIDTH, seed=seed) + shift).float()
 
-    sets = {"target": val(2 * own, 1), "baseline": val(0 * own, 2), KEEP + "k": val(3 * axis, 3), "harmless": val(0 * own, 4)}
+    kept = GroupKey("keep", keep_set="k")
+    sets = {TARGET: val(2 * own, 1), BASELINE: val(0 * own, 2), kept: val(3 * axis, 3), HARMLESS: val(0 * own, 4)}
     space = KeepSpace.of((3 * axis).expand(5, WIDTH)[..., None])
     assert best_ridge(r.float(), space, sets, ["k"]) <= 1e-2
     # Where the keep set differs from harmless nowhere, and the target along K, K is best left in.
-    alike = sets | {KEEP + "k": val(0 * own, 5), "target": val(3 * axis, 1)}
+    alike = sets | {kept: val(0 * own, 5), TARGET: val(3 * axis, 1)}
     assert best_ridge(r.float(), space, alike, ["k"]) == RIDGES[-1]
 
 
 def test_without_val_vectors_of_a_keep_set_there_is_no_ridge() -> None:
     space = KeepSpace.of(_draw(5, WIDTH, 2))
-    assert best_ridge(_draw(5, WIDTH).float(), space, {"target": torch.zeros(1, 1, 5, WIDTH)}, ["k"]) == 0.0
+    assert best_ridge(_draw(5, WIDTH).float(), space, {TARGET: torch.zeros(1, 1, 5, WIDTH)}, ["k"]) == 0.0
 
 
 def test_cosines_of_parallel_opposite_and_missing_vectors() -> None:

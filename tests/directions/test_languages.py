@@ -7,8 +7,9 @@ import torch
 from abliterate.choice.candidates import candidates
 from abliterate.directions.activations import Activations
 from abliterate.directions.collect import SetActivations
-from abliterate.directions.estimate import estimate, languages
+from abliterate.directions.estimate import estimate
 from abliterate.directions.groups import MIN_PER_LANGUAGE, by_language
+from abliterate.directions.keys import BASELINE, HARMLESS, TARGET, GroupKey
 from abliterate.prompts import Prompt
 
 LAYERS, WIDTH = 6, 16
@@ -31,15 +32,15 @@ def bilingual() -> Activations:
     shift[0::2, ..., 0] = 3.0
     shift[1::2, ..., 1] = 3.0
     train = {
-        "target": activations_of(len(langs), shift, 1),
-        "baseline": activations_of(len(langs), torch.zeros(1), 2),
-        "harmless": activations_of(8, torch.zeros(1), 3),
+        TARGET: activations_of(len(langs), shift, 1),
+        BASELINE: activations_of(len(langs), torch.zeros(1), 2),
+        HARMLESS: activations_of(8, torch.zeros(1), 3),
     }
     for role, parts in by_language({"target": prompts("t", langs), "baseline": prompts("b", langs)}).items():
         for part, chosen in parts.items():
-            vectors = train[role].vectors[chosen]
+            vectors = train[GroupKey(role)].vectors[chosen]
             train[part] = SetActivations(vectors.mean(0), vectors.square().mean(0), vectors)
-    val = {"target": activations_of(8, shift[:8], 4).vectors, "baseline": activations_of(8, torch.zeros(1), 5).vectors}
+    val = {TARGET: activations_of(8, shift[:8], 4).vectors, BASELINE: activations_of(8, torch.zeros(1), 5).vectors}
     return Activations(train, val, (-1, -2), {})
 
 
@@ -47,7 +48,10 @@ def test_each_language_has_its_own_prompts() -> None:
     langs = ["en", "zh"] * MIN_PER_LANGUAGE
     found = by_language({"target": prompts("t", langs), "baseline": prompts("b", langs[1:] + langs[:1])})
     evens, odds = list(range(0, len(langs), 2)), list(range(1, len(langs), 2))
-    assert found == {"target": {"target@en": evens, "target@zh": odds}, "baseline": {"baseline@en": odds, "baseline@zh": evens}}
+    assert found == {
+        "target": {GroupKey("target", "en"): evens, GroupKey("target", "zh"): odds},
+        "baseline": {GroupKey("baseline", "en"): odds, GroupKey("baseline", "zh"): evens},
+    }
 
 
 def test_one_language_or_too_few_prompts_of_the_other_give_no_groups() -> None:
@@ -58,7 +62,8 @@ def test_one_language_or_too_few_prompts_of_the_other_give_no_groups() -> None:
 
 def test_the_edit_of_a_bilingual_target_removes_both_directions() -> None:
     directions = estimate(bilingual())
-    assert languages(directions.direction) == ["en", "zh"]
+    assert {tuple(versions) for versions in directions.by_language.values()} == {("en", "zh")}
+    assert directions.by_language["projected"] == {"en": "projected@en", "zh": "projected@zh"}
     made = [c for c in candidates(directions, 2, 0.8, "skip", False) if "a language" in c.name]
     assert made
     for candidate in made:
@@ -73,5 +78,5 @@ def test_the_edit_of_a_bilingual_target_removes_both_directions() -> None:
 
 def test_a_monolingual_target_has_no_such_edit() -> None:
     both = bilingual()
-    plain = Activations({k: v for k, v in both.train.items() if "@" not in k}, both.val, both.positions, {})
+    plain = Activations({k: v for k, v in both.train.items() if k.lang is None}, both.val, both.positions, {})
     assert not [c for c in candidates(estimate(plain), 2, 0.8, "skip", False) if "a language" in c.name]

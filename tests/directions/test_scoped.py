@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from abliterate.choice.candidates import at_most, candidates, scoped_document
+from abliterate.choice.candidates import at_most, candidates
+from abliterate.choice.document import scoped_record
 from abliterate.config import DEFAULT_ESTIMATORS, ESTIMATORS
 from abliterate.directions.activations import Activations, load_activations, save_activations
 from abliterate.directions.collect import SetActivations
 from abliterate.directions.estimate import check_separable, estimate
 from abliterate.directions.file import load_directions, save_directions
 from abliterate.directions.halves import halves, stability
-from abliterate.directions.keep import KEEP, KeepSpace, cosine, keep_columns
+from abliterate.directions.keep import KeepSpace, cosine, keep_columns
+from abliterate.directions.keys import BASELINE, HARMLESS, TARGET, GroupKey
 from abliterate.directions.one import one_direction
 from abliterate.directions.quality import measured, quality_document, sentences_on_scope, separation
 from abliterate.errors import CheckError, InputError
@@ -48,24 +50,24 @@ def _activations(own: float = 2.0) -> Activations:
     """The target is refused for what it shares with the keep set and, unless ``own`` is zero, for something of its own."""
     target, kept = own * OWN + 2 * SHARED, 2 * SHARED
     train = {
-        "target": _set(40, target, 1),
-        "baseline": _set(40, 0 * OWN, 2),
-        "harmless": _set(40, 0 * OWN, 3),
-        "keep": _set(40, kept, 4),
-        KEEP + "bad": _set(40, kept, 4),
+        TARGET: _set(40, target, 1),
+        BASELINE: _set(40, 0 * OWN, 2),
+        HARMLESS: _set(40, 0 * OWN, 3),
+        GroupKey("keep"): _set(40, kept, 4),
+        GroupKey("keep", keep_set="bad"): _set(40, kept, 4),
     }
     val = {
-        "target": _val(20, target, 5),
-        "baseline": _val(20, 0 * OWN, 6),
-        "harmless": _val(20, 0 * OWN, 7, 1),
-        KEEP + "bad": _val(20, kept, 8, 1),
+        TARGET: _val(20, target, 5),
+        BASELINE: _val(20, 0 * OWN, 6),
+        HARMLESS: _val(20, 0 * OWN, 7, 1),
+        GroupKey("keep", keep_set="bad"): _val(20, kept, 8, 1),
     }
     return Activations(train, val, (-1, -2, -3), {"a": "b"}, ("one", "two", "three", "four") * 10)
 
 
 def _without_keep(activations: Activations) -> Activations:
-    train = {name: found for name, found in activations.train.items() if "keep" not in name}
-    return replace(activations, train=train, val={role: activations.val[role] for role in ("target", "baseline")})
+    train = {key: found for key, found in activations.train.items() if key.role != "keep"}
+    return replace(activations, train=train, val={key: activations.val[key] for key in (TARGET, BASELINE)})
 
 
 def test_without_keep_sets_nothing_is_scoped() -> None:
@@ -74,14 +76,14 @@ def test_without_keep_sets_nothing_is_scoped() -> None:
     assert not directions.scoping and not sentences_on_scope(directions)
     check_separable(directions, 1.0)
     chosen = candidates(directions, 4, 0.8, "skip", False)[0]
-    assert scoped_document(directions, chosen) is None
+    assert scoped_record(directions, chosen, chosen.edit, None) is None
 
 
 def test_with_keep_sets_every_direction_has_a_scoped_version_and_these_compete() -> None:
     activations = _activations()
     directions = estimate(activations)
     assert directions.competing == [f"{name}, scoped" for name in DEFAULT_ESTIMATORS]
-    own = activations.train[KEEP + "bad"].mean - activations.train["harmless"].mean
+    own = activations.train[GroupKey("keep", keep_set="bad")].mean - activations.train[HARMLESS].mean
     for name in DEFAULT_ESTIMATORS:
         scoped, scoping = directions.direction[f"{name}, scoped"], directions.scoping[f"{name}, scoped"]
         plain = estimate(_without_keep(activations)).direction[name]
@@ -126,13 +128,13 @@ def test_places_at_which_too_little_is_left_give_no_candidates() -> None:
 def test_selection_json_says_how_the_chosen_direction_was_scoped() -> None:
     directions = estimate(_activations())
     for chosen in candidates(directions, 4, 0.8, "skip", False):
-        found = scoped_document(directions, chosen)
-        assert found is not None and found["sets"] == ["bad"]
+        found = scoped_record(directions, chosen, chosen.edit, None)
+        assert found is not None and found.sets == ("bad",)
         share = directions.scoping[chosen.estimator].share[-1 - chosen.position, 1:]
         edited = [chosen.layer] if chosen.kind != "per-layer" else list(range(chosen.layer, LAYERS))
-        assert found["share_left"] == pytest.approx(float(share[edited].mean()))
-        assert 0 < found["share_left"] < 1 and 0.5 < found["cosine"]["bad"] < 1
-        json.dumps(found, allow_nan=False)
+        assert found.share_left == pytest.approx(float(share[edited].mean()))
+        assert found.cosine and 0 < found.share_left < 1 and 0.5 < found.cosine["bad"] < 1
+        json.dumps(found.document(), allow_nan=False)
 
 
 def test_every_estimator_competes_where_it_is_asked_for() -> None:
@@ -190,8 +192,8 @@ def test_halves_share_no_prompt_and_judge_each_other() -> None:
         for name, found in own.train.items():
             assert torch.equal(other.val[name], found.vectors)
             torch.testing.assert_close(found.mean[0], found.vectors[:, 0].mean(0))
-    joined = torch.cat([half.train["target"].vectors for half in both])
-    assert sorted(joined[:, 0, 1, 0].tolist()) == sorted(activations.train["target"].vectors[:, 0, 1, 0].tolist())
+    joined = torch.cat([half.train[TARGET].vectors for half in both])
+    assert sorted(joined[:, 0, 1, 0].tolist()) == sorted(activations.train[TARGET].vectors[:, 0, 1, 0].tolist())
 
 
 def test_stability_is_high_where_there_is_a_direction_and_low_where_there_is_noise() -> None:
@@ -201,8 +203,8 @@ def test_stability_is_high_where_there_is_a_direction_and_low_where_there_is_noi
     assert float(found["difference-of-means"][1:].min()) > 0.9
     draw = torch.Generator().manual_seed(0)
     noise = torch.randn(40, 1, LAYERS + 1, WIDTH, generator=draw)
-    train = {**activations.train, "target": _of(noise)}
-    train["baseline"] = _of(torch.randn(40, 1, LAYERS + 1, WIDTH, generator=draw))
+    train = {**activations.train, TARGET: _of(noise)}
+    train[BASELINE] = _of(torch.randn(40, 1, LAYERS + 1, WIDTH, generator=draw))
     lost = stability(replace(activations, train=train), estimate(replace(activations, train=train)))
     assert float(lost["difference-of-means"][1:].abs().mean()) < 0.6
 
@@ -237,7 +239,7 @@ def test_without_val_vectors_each_half_is_judged_by_the_other() -> None:
     found = measured(activations)
     assert all(len(direction) == 1 for direction in found.direction.values())
     assert float(found.auc["difference-of-means"][0, 1:].min()) > 0.95
-    whole = activations.train["target"].mean - activations.train["baseline"].mean
+    whole = activations.train[TARGET].mean - activations.train[BASELINE].mean
     assert torch.equal(found.direction["difference-of-means"], whole[:1])
     assert quality_document(activations, found).held_out == "halves"
     few = {name: replace(one, vectors=one.vectors[:3]) for name, one in activations.train.items()}
@@ -247,7 +249,7 @@ def test_without_val_vectors_each_half_is_judged_by_the_other() -> None:
 
 def test_estimators_that_need_harmless_prompts_say_so_or_stay_away() -> None:
     activations = _without_keep(_activations())
-    bare = replace(activations, train={name: activations.train[name] for name in ("target", "baseline")})
+    bare = replace(activations, train={key: activations.train[key] for key in (TARGET, BASELINE)})
     assert "projected" not in measured(bare).direction and "lda" in measured(bare).direction
     with pytest.raises(InputError, match="projected needs the activations of harmless prompts"):
         estimate(bare)

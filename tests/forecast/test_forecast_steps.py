@@ -17,6 +17,7 @@ from abliterate.config import RunConfig
 from abliterate.directions.activations import Activations
 from abliterate.directions.collect import SetActivations
 from abliterate.directions.estimate import estimate
+from abliterate.directions.keys import BASELINE, HARMLESS, TARGET, GroupKey
 from abliterate.forecast.steps import Step, read_prompts, run_steps, sweeps_of
 from abliterate.model.folder import open_folder
 
@@ -108,7 +109,7 @@ def test_no_more_candidates_are_tried_than_planned(count: int, languages: int) -
         mean = torch.randn(2, layers + 1, width, generator=generator)
         return SetActivations(mean, mean.square() + 1, torch.zeros(1, 1, layers + 1, width))
 
-    names = ["target", "baseline", "harmless", *(f"{role}@{lang}" for lang in ("en", "zh")[:languages] for role in ("target", "baseline"))]
-    val = {role: torch.randn(6, 2, layers + 1, width, generator=generator) for role in ("target", "baseline")}
-    directions = estimate(Activations({name: some() for name in names}, val, (-1, -2), {}))
+    of_one = [GroupKey(key.role, lang) for lang in ("en", "zh")[:languages] for key in (TARGET, BASELINE)]
+    val = {key: torch.randn(6, 2, layers + 1, width, generator=generator) for key in (TARGET, BASELINE)}
+    directions = estimate(Activations({key: some() for key in (TARGET, BASELINE, HARMLESS, *of_one)}, val, (-1, -2), {}))
     assert len(candidates(directions, count, 0.8, "skip", False)) == at_most(count, layers, languages)

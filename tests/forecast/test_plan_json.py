@@ -25,3 +25,12 @@ def test_all_figures_are_written_as_json(tiny: Callable[..., Path], tmp_path: Pa
     figures = json.loads(file.read_text(encoding="utf-8"))
     assert figures["edits"]["kinds"] == {"attention": 4, "mlp": 4}
     assert {stage["stage"] for stage in figures["stages"]} >= {"collection", "selection", "edit", "evaluation"}
+    written = next(stage["write_bytes"] for stage in figures["stages"] if stage["stage"] == "edit")
+    assert figures["edits"]["checkpoint"] == written > figures["edits"]["adapter"] > 0
+    assert "outputs" not in figures["edits"]
+
+
+def test_the_plan_names_the_formats_that_take_less(tiny: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--model", str(tiny()), "--limit", "8"]) == 0
+    shown = capsys.readouterr().out
+    assert "edit --plan RUN/plan.safetensors --as adapter: writes " in shown and "--as checkpoint" not in shown

@@ -167,7 +167,7 @@ def test_an_expert_of_another_shape_or_one_that_is_missing_is_refused(tmp_path: 
         ["compare", "--base", "GOOD", "--derived", "BAD", "--prompts", "harmless", "--out", "OUT"],
         ["compare", "--base", "BAD", "--derived", "GOOD", "--weights-only", "--out", "OUT"],
         ["edit", "--model", "BAD", "--direction", "R", "--out", "OUT"],
-        ["edit", "--model", "BAD", "--direction", "R", "--out", "OUT", "--as-adapter"],
+        ["edit", "--model", "BAD", "--direction", "R", "--out", "OUT", "--as", "adapter"],
         ["plan", "--model", "BAD"],
         ["chat", "--model", "BAD"],
     ],

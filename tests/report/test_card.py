@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from reports import changed, filled, reported, run_of
+from reports import GONE, changed, filled, reported, run_of
 
+from abliterate.checkpoint.records import NO_LICENCE, PROOF_SCHEMA, EmbeddingRecord, Proof, TensorProof, Worst
 from abliterate.measures.summary import Judged
 from abliterate.replies.transcripts import Transcript
 from abliterate.report import provenance
@@ -32,20 +34,42 @@ KEYS = {
 }
 
 
-def proof(base_model: str = "org/model") -> dict[str, Any]:
-    return {
-        "base_model": base_model,
-        "tensors": [{}] * 7,
-        "worst": {"left": 1.5e-4, "error": 1e-7},
-        "embedding": {"policy": "skip", "tied_to_unembedding": True},
-        "base_revision": None,
-        "licence": {"ids": [], "name": None, "link": None, "files": [], "bases": []},
-    }
+def proof(base_model: str = "org/model", strengths: Sequence[float] = (1.0,) * 7, revision: str | None = None) -> Proof:
+    tensors = tuple(
+        TensorProof(
+            name=f"w{number}",
+            kind="mlp",
+            shape=(4, 6),
+            dtype="F32",
+            strength=strength,
+            before=1.0,
+            aim=1 - strength,
+            after=1 - strength,
+            left=1.5e-4,
+            error=1e-7,
+            blake3_before="ab" * 32,
+            blake3_after="cd" * 32,
+            rounding=None,
+            plain_rounding=None,
+        )
+        for number, strength in enumerate(strengths)
+    )
+    return Proof(
+        format=PROOF_SCHEMA,
+        base_model=base_model,
+        base_revision=revision,
+        licence=NO_LICENCE,
+        embedding=EmbeddingRecord(policy="skip", tied_to_unembedding=True),
+        norms="free",
+        unpacked=(),
+        tensors=tensors,
+        worst=Worst.of(tensors),
+        not_edited=(),
+    )
 
 
-def licensed(*ids: str, base_model: str = "org/model", **fields: Any) -> dict[str, Any]:
-    made = proof(base_model)
-    return {**made, "licence": {**made["licence"], "ids": list(ids), **fields}}
+def licensed(*ids: str, base_model: str = "org/model", **fields: Any) -> Proof:
+    return proof(base_model).model_copy(update={"licence": NO_LICENCE.model_copy(update={"ids": ids, **fields})})
 
 
 def judged(name: str, *responses: str) -> Judged:
@@ -102,7 +126,7 @@ def test_a_card_without_figures_has_no_results() -> None:
 
 
 def test_the_licence_is_the_bases_and_what_nobody_states_is_unknown() -> None:
-    made = licensed("other", name="qwen-research", link="LICENSE", files=["LICENSE", "NOTICE"])
+    made = licensed("other", name="qwen-research", link="LICENSE", files=("LICENSE", "NOTICE"))
     matter = front_matter(model_card(made, None))
     assert (matter["license"], matter["license_name"], matter["license_link"]) == ("other", "qwen-research", "LICENSE")
     card = model_card(made, None)
@@ -113,8 +137,7 @@ def test_the_licence_is_the_bases_and_what_nobody_states_is_unknown() -> None:
 
 
 def test_a_card_written_before_licences_were_kept_is_still_written() -> None:
-    old = {key: value for key, value in proof().items() if key not in ("licence", "base_revision")}
-    assert "**Unknown**" in model_card(old, report())
+    assert "**Unknown**" in model_card(changed(proof(), {"licence": GONE, "base_revision": GONE}), report())
 
 
 def test_a_model_made_from_a_llama_is_displayed_as_one_whatever_its_own_card_says() -> None:
@@ -173,7 +196,7 @@ def test_the_page_shows_a_url_without_who_asks_and_without_its_query() -> None:
 
 def test_the_commands_say_which_revision_the_base_had() -> None:
     found = report(run={"hub_id": "org/model", "revision": "abc123", "settings": {"model": "org/model", "revision": "main"}})
-    made = {**proof(), "base_revision": "abc123"}
+    made = proof(revision="abc123")
     assert "abliterate verify . --base org/model --revision abc123\n" in model_card(made, found)
     assert "abliterate run --model org/model --revision abc123 --out RUN\n" in model_card(made, found)
     assert "abliterate edit --model org/model --revision abc123 --plan abliteration.plan" in model_card(made, None)
@@ -181,7 +204,7 @@ def test_the_commands_say_which_revision_the_base_had() -> None:
 
 
 def test_the_versions_and_the_weights_hashes_are_there() -> None:
-    card = model_card({**proof(), "base_revision": "abc123"}, report())
+    card = model_card(proof(revision="abc123"), report())
     assert "ab" * 32 in card and "cd" * 32 not in card and "torch 2" in card and "abc123" in card
 
 
@@ -267,12 +290,8 @@ def test_one_line_is_one_line() -> None:
     assert one_line(" a\r\n b\u2028c\tlast ") == "a b c last"
 
 
-def strong(*strengths: float) -> dict[str, Any]:
-    return {**proof(), "tensors": [{"strength": each} for each in strengths]}
-
-
 def test_only_where_all_is_taken_out_the_model_is_said_to_write_no_more_along_it() -> None:
-    whole, half, tuned = (model_card(strong(*each), None) for each in ((1, 1), (0.7, 0.7), (0.01, 0.4, 1)))
+    whole, half, tuned = (model_card(proof(strengths=each), None) for each in ((1, 1), (0.7, 0.7), (0.01, 0.4, 1)))
     assert "can no longer write along it" in whole and "| strength α | 1 for every tensor |" in whole
     for card in (half, tuned):
         assert "no longer write along" not in card and "removes everything" not in card and "they write **less** along it" in card
@@ -287,12 +306,11 @@ def test_the_card_says_whether_the_target_fell() -> None:
 
 
 def test_a_local_base_has_its_own_base_named() -> None:
-    made = proof("model")
-    made["licence"]["bases"] = ["org/first", "../elsewhere"]
+    made = licensed(base_model="model", bases=("org/first", "../elsewhere"))
     card = model_card(made, None)
     assert "base_model" not in front_matter(card)  # on the Hub, base_model means the direct parent
     assert "| base model | model (its card names org/first as its own base) |" in card and "base revision" not in card
-    assert front_matter(model_card(licensed(bases=["org/first"]), None))["base_model"] == "org/model"
+    assert front_matter(model_card(licensed(bases=("org/first",)), None))["base_model"] == "org/model"
 
 
 def test_a_snapshot_in_the_hubs_cache_is_called_by_its_repository() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from abliterate.checkpoint.formats.format import Job, WholeEdit
 from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.proof import stored_parts, values
 from abliterate.checkpoint.selfcheck import self_check
@@ -21,12 +22,35 @@ from abliterate.checkpoint.write import new_folder
 from abliterate.errors import InputError
 from abliterate.files import Json, check_destination
 from abliterate.model.agreement import check_agreement
-from abliterate.model.edit import Edit
+from abliterate.model.edit import Edit, whole_edit
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex, open_index
 from abliterate.model.tensor_names import text_name
+from abliterate.terminal.progress import stage
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def write(job: Job) -> str:
+    """Write the adapter. It holds no proof; its effect is that of the checkpoint, whose proof can be had."""
+    edited = sum(job.index.tensors[name].nbytes for name in edit_tasks(job.index, job.folder, job.edit) if name in job.index.tensors)
+    with stage("bytes read", edited) as advance:
+        matrices, size = write_adapter(job.folder, job.edit, job.out, job.base, advance)
+    return f"{job.out}: a LoRA adapter of {size / 1e6:.2f} MB that changes {matrices} matrices"
+
+
+def nbytes(edit: WholeEdit) -> int | None:
+    """Bytes of an adapter that makes the edit; None if no adapter can."""
+    try:
+        check_adaptable(edit.index, edit.folder, whole_edit(edit.folder.layers, edit.folder.d_model), edit.kinds)
+    except InputError:
+        return None
+    return sum(4 * sum(edit.index.tensors[name].shape) for name in edit.kinds)
+
+
+def holds(path: Path) -> bool:
+    """Whether the folder holds an adapter, and no model beside it."""
+    return (path / CONFIG).is_file() and not (path / "config.json").is_file()
 
 
 def write_adapter(
@@ -82,7 +106,7 @@ def check_adaptable(index: ShardIndex, folder: ModelFolder, edit: Edit, kinds: M
         if text_name(name) != name:
             why = why or f"{name} has another name when transformers loads it"
     if why:
-        raise InputError(f"{folder.path}: can't be edited as an adapter: {why}; edit the weights instead (leave out --as-adapter)")
+        raise InputError(f"{folder.path}: can't be edited as an adapter: {why}; edit the weights instead (--as checkpoint)")
 
 
 def _module(name: str, folder: ModelFolder) -> str:

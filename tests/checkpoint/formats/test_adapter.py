@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from abliterate.checkpoint.adapter import CONFIG, WEIGHTS, write_adapter
 from abliterate.checkpoint.edit import edit_checkpoint
+from abliterate.checkpoint.formats.adapter import CONFIG, WEIGHTS, write_adapter
 from abliterate.errors import InputError
 from abliterate.model.edit import Edit, edit_from_direction, edit_from_rows
 from abliterate.model.folder import ModelFolder, open_folder
