@@ -97,7 +97,7 @@ def learned() -> Phrases:
 @cache
 def unlearned() -> frozenset[str]:
     """The languages that the weights have learned nothing of. The default language has no feature of its own."""
-    return frozenset(language.name for language in languages() if language.code != DEFAULT) - learned().rows.keys()
+    return frozenset(language.name for language in languages() if language.code != DEFAULT).difference(learned().rows)
 
 
 def features(answer: str, prompt: str | None, outcome: Outcome, rule: str) -> dict[str, float]:

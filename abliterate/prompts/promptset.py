@@ -41,9 +41,9 @@ class Prompt:
 class PromptsUsed(Record):
     """A prompt set in a run's record: its role, and the hash and number of its prompts."""
 
-    role: str
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    n: Count
+    role: str = Field(description="Role of the set.")
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = Field(description="Hash of every field of every prompt, in order.")
+    n: Count = Field(description="Number of prompts.")
 
 
 @dataclass(frozen=True)
