@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import tomllib
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -158,6 +159,18 @@ def test_modules_within_a_room_import_each_other_in_no_circle() -> None:
     done: set[str] = {"abliterate"}
     for name in MODULES:
         visit(name, ())
+
+
+@pytest.mark.parametrize("folder", ["prompts", "outcomes", "measures", "forecast", "replies", "report"])
+def test_no_code_names_a_language(folder: str) -> None:
+    """But for the default one; what depends on a language is in its data file."""
+    files = list(PACKAGE.glob("prompts/languages/*.toml"))
+    named = {text for file in files for text in (file.stem, tomllib.loads(file.read_text(encoding="utf-8"))["name"])}
+    modules = {m: file for m, file in MODULES.items() if m.startswith(f"abliterate.{folder}")}
+    trees = {m: ast.parse(file.read_text(encoding="utf-8")) for m, file in modules.items()}
+    found = {m: {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and n.value in named} for m, tree in trees.items()}
+    default = {"abliterate.prompts.languages.record": {"en"}} if folder == "prompts" else {}
+    assert {m: texts for m, texts in found.items() if texts} == default
 
 
 def test_no_module_is_named_utils() -> None:

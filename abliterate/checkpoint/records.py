@@ -17,18 +17,20 @@ Verdict = Literal["directional", "other", "identical"]
 class EmbeddingRecord(Record):
     """What was done to the input embedding, and whether it is the unembedding too."""
 
-    policy: str
-    tied_to_unembedding: bool
+    policy: str = Field(description="auto, edit, skip or untie.")
+    tied_to_unembedding: bool = Field(description="Whether the two share their weights.")
 
 
 class EditSummary(Record):
     """The edit and its proof."""
 
-    tensors: Count
-    worst_left: Number
-    worst_error: Number
+    tensors: Count = Field(description="Number of edited tensors.")
+    worst_left: Number = Field(
+        description="Largest share of a component along the direction that is left in a tensor; 1 - strength if exact."
+    )
+    worst_error: Number = Field(description="Largest distance of what is left from what should be, relative to the tensor's norm.")
     embedding: EmbeddingRecord
-    not_edited: Several[str]
+    not_edited: Several[str] = Field(description="Tensors that write into the stream and were left as they are, with the reason.")
 
 
 class Licence(Record):
@@ -142,56 +144,56 @@ class Proof(Record):
 class Spread(Record):
     """The least, the median and the largest value."""
 
-    min: Number
-    median: Number
-    max: Number
+    min: Number = Field(description="The least.")
+    median: Number = Field(description="The median.")
+    max: Number = Field(description="The largest.")
 
 
 class BlockWeights(Record):
     """How well the directions of one block's writers agree."""
 
-    layer: Count
-    writers: Count
-    agreement: Number
-    explained: Number
-    cos_to_mean: Number
-    left: Spread | None
-    strength: Spread | None
+    layer: Count = Field(description="The block.")
+    writers: Count = Field(description="Number of changed writers.")
+    agreement: Number = Field(description="Smallest cosine between a writer's direction and that of the clearest writer.")
+    explained: Number = Field(description="Share of their directions that one common direction explains.")
+    cos_to_mean: Number = Field(description="Cosine between that direction and the one that all blocks have in common.")
+    left: Spread | None = Field(description="Share of the component along it that is left.")
+    strength: Spread | None = Field(description="Share of it that was removed; negative: added.")
 
 
 class OverBlocks(Record):
     """How well one direction fits all blocks."""
 
-    explained: Number
-    cos_min: Number
-    cos_median: Number
+    explained: Number = Field(description="Share of the blocks' directions that it explains.")
+    cos_min: Number = Field(description="Least cosine of a block's direction with it.")
+    cos_median: Number = Field(description="Median cosine.")
 
 
 class WeightsCompared(Record):
     """What differs between two checkpoints' weights."""
 
-    compared: Literal[True]
-    verdict: Verdict
-    reasons: Several[str]
-    changed: Mapping[str, Count]
-    same: Mapping[str, Count]
-    recast: Count
-    only_base: Count
-    only_derived: Count
-    reshaped: Count
-    relative: Spread | None
-    rank: Spread | None
-    left: Spread | None
-    strength: Spread | None
-    layers: Several[BlockWeights]
-    over_layers: OverBlocks | None
+    compared: Literal[True] = Field(description="They were.")
+    verdict: Verdict = Field(description="What the difference looks like.")
+    reasons: Several[str] = Field(description="Why, a sentence each.")
+    changed: Mapping[str, Count] = Field(description="Changed tensors by kind.")
+    same: Mapping[str, Count] = Field(description="Equal tensors by kind.")
+    recast: Count = Field(description="Tensors with the same values in another dtype.")
+    only_base: Count = Field(description="Tensors that only base has.")
+    only_derived: Count = Field(description="Tensors that only the derived checkpoint has.")
+    reshaped: Count = Field(description="Tensors of other shapes.")
+    relative: Spread | None = Field(description="Norm of the difference over the norm of base, by changed tensor.")
+    rank: Spread | None = Field(description="Rank of the difference, by changed matrix.")
+    left: Spread | None = Field(description="Share of the component along its direction that is left, by changed writer.")
+    strength: Spread | None = Field(description="Share of it that was removed, by changed writer.")
+    layers: Several[BlockWeights] = Field(description="Each block with changed writers.")
+    over_layers: OverBlocks | None = Field(description="Null if no writer changed.")
 
 
 class WeightsNotCompared(Record):
     """Why two models' weights were not compared."""
 
-    compared: Literal[False]
-    why: str
+    compared: Literal[False] = Field(description="They were not.")
+    why: str = Field(description="The reason.")
 
 
 Weights = Annotated[WeightsCompared | WeightsNotCompared, Field(discriminator="compared")]

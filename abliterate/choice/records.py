@@ -20,16 +20,18 @@ class CandidateScores(Record):
 
     model_config = ConfigDict(extra="allow")
 
-    name: str
-    kind: str
-    estimator: str
-    position: int
-    layer: int
-    bypass: Number | None
-    stays: Number | None
-    induce: Number | None
-    kl: Number | None
-    spill: Number | None
+    name: str = Field(description="Name of the edit.")
+    kind: str = Field(description="single, interpolated, per-layer.")
+    estimator: str = Field(description="The estimator of its direction, or first-order effect.")
+    position: int = Field(description="Position of its direction; -1 is the last token of the prompt.")
+    layer: int = Field(description="The block whose direction it is, or the first block of a per-layer edit.")
+    bypass: Number | None = Field(description="Log-probability of the withholding openings on target prompts, after ablation.")
+    stays: Number | None = Field(description="Share of their likelihood that is left after ablation.")
+    induce: Number | None = Field(
+        description="Rise of their likelihood on baseline prompts after addition, as a share of that on target prompts."
+    )
+    kl: Number | None = Field(description="Mean KL(base‖ablated) of the first token on harmless prompts.")
+    spill: Number | None = Field(description="The same rise after ablation; null, like induce, without baseline prompts.")
 
 
 class Filters(Record):
@@ -37,12 +39,12 @@ class Filters(Record):
 
     model_config = ConfigDict(extra="allow")
 
-    max_kl: Number
-    max_kl_in_force: Number
-    max_layer: Number
-    max_stays: May[Number] = None
-    max_spill: May[Number] = None
-    induce: May[str] = None
+    max_kl: Number = Field(description="Largest KL that was asked for.")
+    max_kl_in_force: Number = Field(description="Largest KL that was let pass, after relaxing.")
+    max_layer: Number = Field(description="Highest block, as a share of the depth.")
+    max_stays: May[Number] = Field(default=None, description="Largest stays.")
+    max_spill: May[Number] = Field(default=None, description="Largest spill.")
+    induce: May[str] = Field(default=None, description="What induce must be, in words.")
 
 
 class YardstickRecord(Record):
@@ -50,16 +52,16 @@ class YardstickRecord(Record):
 
     model_config = ConfigDict(extra="allow")
 
-    asked: Count
-    withheld: Count
-    base_logprob: Number | None
+    asked: Count = Field(description="Number of prompts.")
+    withheld: Count = Field(description="How many the unedited model withholds.")
+    base_logprob: Number | None = Field(description="Mean log-probability of the unedited model's own openings.")
 
 
 class Scoped(Record):
     """How the direction was separated from the keep sets' directions."""
 
-    sets: Several[str]
-    ridge: Number | None = Field(validation_alias="lambda", serialization_alias="lambda")
+    sets: Several[str] = Field(description="The keep sets.")
+    ridge: Number | None = Field(validation_alias="lambda", serialization_alias="lambda", description="Ridge penalty of the separation.")
     share_left: Share | None = Field(
         description="Share of the chosen directions that is left; null, like lambda and cosine, if they do not come from an estimate."
     )
@@ -73,47 +75,49 @@ class Scoped(Record):
 class TuningExamples(Record):
     """How many examples of each role the tuner learned from; a role without prompts is absent."""
 
-    target: May[Count] = None
-    keep: May[Count] = None
-    baseline: May[Count] = None
-    harmless: May[Count] = None
+    target: May[Count] = Field(default=None, description="Target prompts.")
+    keep: May[Count] = Field(default=None, description="Keep prompts.")
+    baseline: May[Count] = Field(default=None, description="Baseline prompts.")
+    harmless: May[Count] = Field(default=None, description="Harmless prompts.")
 
 
 class TuningStep(Record):
     """Parts of the loss on train prompts."""
 
-    step: Count
-    weight: Number
-    target: Number | None = None
-    keep: Number | None = None
-    baseline: Number | None = None
-    harmless: Number | None = None
-    edits: Number | None = None
+    step: Count = Field(description="Number of the step.")
+    weight: Number = Field(description="Weight of drift in the loss.")
+    target: Number | None = Field(default=None, description="Suppression of the withholding openings on target prompts, nats.")
+    keep: Number | None = Field(default=None, description="Drift on keep prompts, nats.")
+    baseline: Number | None = Field(default=None, description="Drift on baseline prompts, nats.")
+    harmless: Number | None = Field(default=None, description="Drift on harmless prompts, nats.")
+    edits: Number | None = Field(default=None, description="Sum of the strengths after the step.")
 
 
 class RepliesOf(Record):
     """Short replies to val prompts of one role: withheld and broken ones of the unedited and of this edited model."""
 
-    asked: Count
-    withheld_before: Count
-    withheld: Count
-    broken_before: Count
-    broken: Count
+    asked: Count = Field(description="Number of replies.")
+    withheld_before: Count = Field(description="Withheld by the unedited model.")
+    withheld: Count = Field(description="Withheld by this edited model.")
+    broken_before: Count = Field(description="Broken ones of the unedited model.")
+    broken: Count = Field(description="Broken ones of this edited model.")
 
 
 class FrontPoint(Record):
-    """An edit measured on val prompts, KL in nats; edits: the sum of strengths."""
+    """An edit measured on val prompts, KL in nats."""
 
-    name: May[str] = None
-    step: Count
-    weight: Number | None
-    target_left: Positive | None
-    keep_kl: Number | None
-    kl: Number | None
-    kl_sequence: Number | None
-    edits: Number | None
-    on_front: bool
-    chosen: bool
+    name: May[str] = Field(default=None, description="Name of the edit.")
+    step: Count = Field(description="Step of the tuner or trial of the search at which it was measured.")
+    weight: Number | None = Field(description="Weight of drift under which it was tuned; null if it was not.")
+    target_left: Positive | None = Field(
+        description="How likely the target is still withheld, as a share of the unedited model; 1: nothing was removed."
+    )
+    keep_kl: Number | None = Field(description="KL along the unedited model's own replies to keep and baseline prompts, per token.")
+    kl: Number | None = Field(description="KL of the first token on harmless prompts.")
+    kl_sequence: Number | None = Field(description="KL along the unedited model's own replies to harmless prompts, per token.")
+    edits: Number | None = Field(description="Sum of the strengths.")
+    on_front: bool = Field(description="Whether no other edit is better in target_left, keep_kl and kl.")
+    chosen: bool = Field(description="Whether it was chosen.")
     replies: Mapping[str, RepliesOf] | None = Field(
         default=None,
         description="Short replies to val prompts by role, to target prompts that the unedited model withholds and to all others. "
@@ -126,16 +130,16 @@ class TuningRecord(Record):
 
     model_config = ConfigDict(extra="allow")
 
-    kind: TuningKind
-    seed: int
-    steps: int | None
-    prefer: Literal["balanced", "quality", "removal"]
-    max_kl: Number | None
+    kind: TuningKind = Field(description="How: by gradients, by a search of forward passes, or not.")
+    seed: int = Field(description="Seed of the tuner.")
+    steps: int | None = Field(description="Number of steps; null without.")
+    prefer: Literal["balanced", "quality", "removal"] = Field(description="How drift is weighed against what is removed.")
+    max_kl: Number | None = Field(description="Bound on the first-token KL.")
     given_up: May[Several[str]] = Field(
         default=None, description="The edit that would have been chosen without the bound on KL; empty if it is the same."
     )
-    history: Several[TuningStep]
-    front: Several[FrontPoint]
+    history: Several[TuningStep] = Field(description="Each step.")
+    front: Several[FrontPoint] = Field(description="Every edit that was measured.")
     examples: TuningExamples
     strength: Several[Pair] = Field(description="[attention, mlp] of each block.")
     cosine_to_start: Several[PairOrNone] | None = Field(description="[attention, mlp] of each block.")
@@ -144,12 +148,12 @@ class TuningRecord(Record):
 class Selection(Record):
     """How the edit was chosen, on val prompts: selection.json."""
 
-    chosen: CandidateScores
+    chosen: CandidateScores = Field(description="The candidate that was chosen, or that the chosen edit began with.")
     filters: Filters
     relaxed: Several[str] = Field(description="Filters that were relaxed, in words.")
-    candidates: Several[CandidateScores]
+    candidates: Several[CandidateScores] = Field(description="Every candidate.")
     name: May[str] = Field(default=None, description="Name of the chosen edit, tuned or not.")
-    strength: Number
+    strength: Number = Field(description="Largest strength of the chosen edit.")
     tuning: TuningRecord | None = None
     yardstick: YardstickRecord
     scoped: Scoped | None = None

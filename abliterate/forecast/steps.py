@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -29,15 +28,14 @@ from abliterate.measures.recovery import TOKENS
 from abliterate.model.chat.template import encode, load_tokenizer, template_positions
 from abliterate.model.folder import ModelFolder
 from abliterate.prompts import Prompt, Role, RoleSets
+from abliterate.prompts.languages.tokens import expected_tokens
 from abliterate.prompts.promptset import evenly
 
 Stage = Literal["collection", "selection", "edit", "evaluation"]
 Encode = Callable[[Sequence[Prompt]], list[list[int]]]
 SHORT = PROBE_TOKENS + THOUGHT_TOKENS  # maximum tokens of a short reply
 POSITIONS = 4  # assumed if there is no chat template
-_TEMPLATE, _LETTERS = 16, 4.2  # tokens that a chat template adds; letters per token
-_CJK = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-_CJK_TOKENS = 0.75  # tokens per Chinese character
+_TEMPLATE = 16  # tokens that a chat template adds
 
 
 @dataclass(frozen=True)
@@ -133,10 +131,7 @@ def read_prompts(config: RunConfig, folder: ModelFolder) -> Prompts:
 
 def _guessed(prompts: Sequence[Prompt]) -> Ids:
     """About as many ids as a prompt has tokens in a large vocabulary; no two prompts begin with the same id."""
-    lengths = []
-    for prompt in prompts:
-        characters = len(_CJK.findall(prompt.text))
-        lengths.append(_TEMPLATE + round(_CJK_TOKENS * characters + (len(prompt.text) - characters) / _LETTERS))
+    lengths = [_TEMPLATE + round(expected_tokens(prompt.text, prompt.lang)) for prompt in prompts]
     return [[number, *range(1, length)] for number, length in enumerate(lengths)]
 
 

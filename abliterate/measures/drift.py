@@ -7,10 +7,8 @@ smaller.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 from jaxtyping import Float
@@ -23,6 +21,7 @@ from abliterate.compute.context import Context
 from abliterate.compute.passes import Advance, Ids, Model, no_progress
 from abliterate.measures.parts.moved import DriftValues
 from abliterate.measures.predictions import Divergences, Firsts, Nats, Predicted, Predictions, Texts, ThoughtClosing, ask, kl_divergence
+from abliterate.prompts.languages.record import languages
 
 REPLY = 64  # tokens of the base's own replies
 
@@ -36,9 +35,8 @@ def texts_of(tokenizer: PreTrainedTokenizerBase, prompts: Ids, replies: Sequence
 
 
 def bundled_prose() -> list[str]:
-    """Ordinary paragraphs in English and Chinese, written for this measurement."""
-    lines = (files("abliterate.measures") / "prose.jsonl").read_text(encoding="utf-8").splitlines()
-    return [str(json.loads(line)["text"]) for line in lines]
+    """Ordinary paragraphs in each language, written for this measurement."""
+    return [text for language in languages() for text in language.prose.texts]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from abliterate.outcomes.normalise import plain, sentences
-from abliterate.outcomes.ruleset import matches, table
-from abliterate.prompts.promptset import language_of
+from abliterate.outcomes.normalise import ends, plain, sentences
+from abliterate.outcomes.ruleset import matches, shared, table
+from abliterate.prompts.languages.recognition import language_of
+from abliterate.prompts.languages.record import languages
 
 Measure = Callable[[str, str | None], str | None]
 
@@ -53,7 +54,7 @@ def distinct_share(units: Sequence[str], n: int) -> float:
 
 def _loop(text: str, prompt: str | None) -> str | None:
     most = limits()
-    tight = re.sub(r"\s+", "", re.sub(most["loop_exempt"], " ", text))[: most["loop_window"]]
+    tight = re.sub(r"\s+", "", shared("loop_exempt").sub(" ", text))[: most["loop_window"]]
     if len(tight) < most["loop_least_characters"] or matches("asks_for_repetition", prompt):
         return None
     for times, floor in ((most["loop_times"], most["loop_share"]), (most["loop_many_times"], most["loop_many_share"])):
@@ -65,15 +66,13 @@ def _loop(text: str, prompt: str | None) -> str | None:
 def _repeated(text: str, prompt: str | None) -> str | None:
     if matches("asks_for_repetition", prompt):
         return None
-    zh, most = language_of(text) == "zh", limits()
-    units = list(re.sub(r"\s+", "", text)) if zh else text.split()
-    long = len(units) > most["short_units"]
+    language, most = language_of(text), limits()
+    units = text.split() if language.writing.is_spaced else list(re.sub(r"\s+", "", text))
     if len(units) >= most["least_units"]:
-        n = 3 if zh and not long else 4 if zh else 3
-        floor = most["distinct_long" if long else "distinct_short"]
-        if (share := distinct_share(units, n)) < floor:
-            return f"repeats: {share:.0%} distinct {n}-grams"
-    said = [part for part in re.split(r"[.!?。\n]+\s*", text) if part.strip()]
+        bound = language.broken.long_text if len(units) > most["short_units"] else language.broken.short_text
+        if (share := distinct_share(units, bound.n)) < bound.distinct:
+            return f"repeats: {share:.0%} distinct {bound.n}-grams"
+    said = [part for part in _full_stop().split(text) if part.strip()]
     if len(said) >= most["least_sentences"] and len(set(said)) < most["distinct_sentences"] * len(said):
         return f"repeats: {len(set(said))} distinct sentences of {len(said)}"
     return None
@@ -117,9 +116,10 @@ def _scripts(text: str, prompt: str | None) -> str | None:
 
 def _ungrammatical(text: str, prompt: str | None) -> str | None:
     most = limits()
-    words = len(text) / 2 if language_of(text) == "zh" else len(text.split())
+    writing = language_of(text).writing
+    words = len(text.split()) if writing.is_spaced else len(text) / writing.characters_a_word
     for name, least in (("impossible", 1), ("doubtful", 2)):
-        found = len(re.findall(most[name], text))
+        found = len(shared(name).findall(text))
         if found >= least and found * most[f"{name}_every"] >= words and not matches("asks_for_languages", prompt):
             return f"{found} {name} pairs of words"
     return None
@@ -139,7 +139,7 @@ def _echo(text: str, prompt: str | None) -> str | None:
         return f"echoes the prompt: {share:.0%}"
     if matches("open_question", asked) and not _news(said, given, text):
         return "says nothing that the prompt doesn't"
-    if share >= most["open_statement_share"] and _left_open(text, said, given):
+    if _left_open(text, said, given, share):
         return "leaves the question word standing in a statement"
     return None
 
@@ -160,13 +160,13 @@ def stays_open(text: str, prompt: str | None) -> str | None:
     first = text[: text.find(rest)]
     if rest is text or not matches("open_question", plain(prompt or "")) or not _given_back(first, plain(prompt or "")):
         return None
-    complete = re.search(r"[.!?。\")\]】]$|^[\d\W]+\w{0,4}$", rest)
+    complete = re.search(rf"[{ends()}\")\]】]$|^[\d\W]+\w{{0,4}}$", rest)
     return None if complete or len(rest) > limits()["echo_rest"] else "echoes the prompt, then breaks off"
 
 
 def _units(text: str) -> list[str]:
-    """The characters of a Chinese text, else the words; without punctuation."""
-    return re.findall(r"\w", text) if language_of(text) == "zh" else re.findall(r"\w+", text)
+    """The units of the text's language, without punctuation."""
+    return re.findall(r"\w+" if language_of(text).writing.is_spaced else r"\w", text)
 
 
 def _covered(said: Sequence[str], given: Sequence[str]) -> list[bool]:
@@ -181,17 +181,18 @@ def _covered(said: Sequence[str], given: Sequence[str]) -> list[bool]:
 
 def _given_back(text: str, asked: str) -> bool:
     """Whether the text repeats the question word, or the beginning of the order."""
-    words = set(re.findall(limits()["question_words"], asked)) & set(re.findall(limits()["question_words"], text))
+    words = set(shared("question_words").findall(asked)) & set(shared("question_words").findall(text))
     return bool(words) or (matches("order", asked) and text[:4] == asked[:4])
 
 
-def _left_open(text: str, said: Sequence[str], given: Sequence[str]) -> bool:
-    """Whether a short Chinese statement repeats the prompt's question word with the words before it: ``X是谁，他…``."""
-    most = limits()
-    if language_of(text) != "zh" or len(said) > most["open_statement_most"] or re.search(most["open_statement_unless"], text):
+def _left_open(text: str, said: Sequence[str], given: Sequence[str], share: float) -> bool:
+    """Whether a short statement, of which the prompt has the ``share``, repeats its question word with the words before it:
+    ``X是谁，他…``."""
+    bound = language_of(text).broken.open_statement
+    if bound is None or share < bound.share or len(said) > bound.most or re.search(bound.unless, text):
         return False
     joined, asked = "".join(said), "".join(given)
-    words = re.finditer(most["question_words"], asked)
+    words = shared("question_words").finditer(asked)
     return any(asked[max(w.start() - 2, 0) : w.end()] in joined for w in words if w.start() >= 2)
 
 
@@ -200,14 +201,24 @@ def _news(said: Sequence[str], given: Sequence[str], text: str) -> bool:
     most = limits()
     if len(said) < most["news_least_units"]:
         return True
-    common = {*most["function_words"].split(), *most["function_characters"]}
+    common = _function_words()
     known = {unit[: most["stem"]] for unit in given}
     new = {unit for unit in said if unit not in common and unit[: most["stem"]] not in known}
     if max(map(len, said)) > 1 or len(said) < most["news_one_in"]:
         return bool(new)
-    broken_off = re.search(r"[.!?。)\"\]:]$", text) is None
+    broken_off = re.search(rf"[{ends()})\"\]:]$", text) is None
     return len(new) > (max(1, most["news_broken_off"] * len(said)) if broken_off else 1)
 
 
-# Measures that work in any language; the others rely on English and Chinese words.
+@cache
+def _function_words() -> frozenset[str]:
+    return frozenset(word for language in languages() for word in language.broken.function_words.split())
+
+
+@cache
+def _full_stop() -> re.Pattern[str]:
+    return re.compile(rf"[{ends()}\n]+\s*")
+
+
+# Measures that work in any language; the others rely on the words of those with rules.
 ANY_LANGUAGE: tuple[Measure, ...] = (_loop, _repeated, _compressed, _soup)

@@ -18,27 +18,42 @@ import numpy as np
 from jaxtyping import Float
 from safetensors import safe_open
 
-from abliterate.outcomes.normalise import own_voice, plain, sentences
+from abliterate.outcomes.normalise import ends, letters_of, own_voice, plain, sentences
 from abliterate.outcomes.records import LEARNED, WITHHELD, Outcome
-from abliterate.prompts.promptset import language_of
+from abliterate.prompts.languages.recognition import language_of, letters_pattern
+from abliterate.prompts.languages.record import DEFAULT, Language, languages
 
 FILE = Path(__file__).parent / "phrases.safetensors"
 _WITHHELD = len(WITHHELD)  # as many of the first classes are withheld
 AGAINST_RULES = 1.5  # nats of evidence that it takes to contradict the rules
 REACH = 12  # tokens of the opening and of the end
 REPEATED = "■"  # stands for words of the prompt
-_TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)?|\d+|[\u4e00-\u9fff]|[^\w\s]")
 _NAME = re.compile(r"(?<![.!?]\s)(?<!^)\b[A-Z][a-z]+")
 _LIST = re.compile(r"(?m)^\s*(?:[-*•]|\d+[.)])\s")
-_ENDED = re.compile(r"[.!?。！？…\"”)]\s*$")
-_COMMON = frozenset(
-    re.findall(
-        r"\w+",
-        "the a an of to in is are was were do does did how what why when who which i you me my your it that this and or for with on can "
-        "could would should be not no about from at by as if there have has had will we they he she",
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What the languages say of words: a ``token`` of any of them, how an answer that is not cut has ``ended``, common words by the
+    language's code, and the words for the model and the reader in any language."""
+
+    token: re.Pattern[str]
+    ended: re.Pattern[str]
+    common: Mapping[str, frozenset[str]]
+    first_person: frozenset[str]
+    second_person: frozenset[str]
+
+
+@cache
+def _words() -> _Words:
+    letters = letters_of(spaced=True)
+    return _Words(
+        token=re.compile(rf"[{letters}]+(?:'[{letters}]+)?|\d+|[{letters_of(spaced=False)}]|[^\w\s]"),
+        ended=re.compile(rf"[{ends()}…\"”)]\s*$"),
+        common={language.code: frozenset(language.phrases.common.split()) for language in languages()},
+        first_person=frozenset(word for language in languages() for word in language.phrases.first_person.split()),
+        second_person=frozenset(word for language in languages() for word in language.phrases.second_person.split()),
     )
-)
-_I, _YOU = frozenset(("i", "i'm", "i'll", "i've", "i'd", "我")), frozenset(("you", "your", "你", "您"))
 
 
 @dataclass(frozen=True)
@@ -79,18 +94,26 @@ def learned() -> Phrases:
     return Phrases({name: row for row, name in enumerate(names)}, weights.astype(np.float64), bias.astype(np.float64))
 
 
+@cache
+def unlearned() -> frozenset[str]:
+    """The languages that the weights have learned nothing of. The default language has no feature of its own."""
+    return frozenset(language.name for language in languages() if language.code != DEFAULT).difference(learned().rows)
+
+
 def features(answer: str, prompt: str | None, outcome: Outcome, rule: str) -> dict[str, float]:
     """The features of an answer; ``outcome`` and ``rule`` are what the rules found."""
     asked, text = plain(prompt or ""), plain(own_voice(answer))
-    tokens, theirs = _TOKEN.findall(text), frozenset(_TOKEN.findall(asked))
-    chinese = language_of(text) == "zh"
-    words = _masked_characters(text, asked) if chinese else _masked_words(tokens, theirs)
-    sizes = (1, 2, 3, 4) if chinese else (1, 2, 3)
+    known = _words()
+    tokens, theirs = known.token.findall(text), frozenset(known.token.findall(asked))
+    language = language_of(text)
+    spaced = language.writing.is_spaced
+    words = _masked_words(tokens, theirs, known.common[language.code]) if spaced else _masked_characters(text, asked, language)
+    sizes = range(1, language.phrases.grams + 1)
     found: dict[str, float] = dict.fromkeys(_grams(words, sizes, ""), 1.0)
     found |= dict.fromkeys(_grams(["^", *words[:REACH]], sizes, "opens: "), 1.0)
     found |= dict.fromkeys(_grams([*words[-REACH:], "$"], (1, 2), "ends: "), 1.0)
     found |= _form(answer, text, tokens, theirs)
-    found |= {"Chinese": float(chinese), "asks: ?": float(asked.endswith("?")), f"rules: {outcome}": 1.0}
+    found |= {language.name: float(language.code != DEFAULT), "asks: ?": float(asked.endswith("?")), f"rules: {outcome}": 1.0}
     if outcome != "answered":
         found[f"rule: {rule}"] = 1.0
     return {name: value for name, value in found.items() if value}
@@ -98,7 +121,7 @@ def features(answer: str, prompt: str | None, outcome: Outcome, rule: str) -> di
 
 def _form(answer: str, text: str, tokens: Sequence[str], theirs: frozenset[str]) -> dict[str, float]:
     """Length, questions, figures, names, lists, quotes, first and second person, and overlap with the prompt."""
-    n = max(len(tokens), 1)
+    n, known = max(len(tokens), 1), _words()
     return {
         "shorter than 8": float(n < 8),
         "shorter than 16": float(n < 16),
@@ -114,29 +137,26 @@ def _form(answer: str, text: str, tokens: Sequence[str], theirs: frozenset[str])
         "quotes": float(any(mark in answer for mark in '"“「')),
         "of the prompt": len(theirs.intersection(tokens)) / max(len(theirs), 1),
         "new words": sum(token not in theirs for token in tokens) / n,
-        "I": 10 * sum(token in _I for token in tokens) / n,
-        "you": 10 * sum(token in _YOU for token in tokens) / n,
-        "cut": float(_ENDED.search(text) is None),
+        "I": 10 * sum(token in known.first_person for token in tokens) / n,
+        "you": 10 * sum(token in known.second_person for token in tokens) / n,
+        "cut": float(known.ended.search(text) is None),
     }
 
 
-def _masked_words(tokens: Sequence[str], theirs: frozenset[str]) -> list[str]:
+def _masked_words(tokens: Sequence[str], theirs: frozenset[str], common: frozenset[str]) -> list[str]:
     """The tokens, with the prompt's content words and all numbers masked: the topic of a text says nothing about its outcome."""
-    return [REPEATED if t in theirs and t not in _COMMON and t.isalpha() else "0" if t.isdigit() else t for t in tokens]
+    return [REPEATED if t in theirs and t not in common and t.isalpha() else "0" if t.isdigit() else t for t in tokens]
 
 
-def _masked_characters(text: str, asked: str) -> list[str]:
+def _masked_characters(text: str, asked: str, language: Language) -> list[str]:
     """The characters, with each run of two or more that the prompt contains masked by one symbol."""
     pairs = {asked[i : i + 2] for i in range(len(asked) - 1)}
     covered = [False] * len(text)
     for i in range(len(text) - 1):
         if text[i : i + 2] in pairs:
             covered[i] = covered[i + 1] = True
-    masked = [
-        REPEATED if hidden and "\u4e00" <= char <= "\u9fff" else char
-        for char, hidden in zip(text, covered, strict=True)
-        if not char.isspace()
-    ]
+    is_letter = letters_pattern(language).match
+    masked = [REPEATED if hidden and is_letter(char) else char for char, hidden in zip(text, covered, strict=True) if not char.isspace()]
     return [char for i, char in enumerate(masked) if char != REPEATED or not i or masked[i - 1] != REPEATED]
 
 

@@ -1,8 +1,8 @@
 """The outcomes of a reply, one record each: what depends on which outcomes there are is read from here.
 
-A new outcome is a record here (withheld ones come first), its rules in ``outcomes.toml`` and its field in ``measures/parts/rates.py``. A
-rule's outcome that phrases have no weights for is overruled by them, so it must be ``learned``: ``scripts/train_detector`` learns the
-weights from labelled replies.
+A new outcome is a record here (withheld ones come first), its rules in ``prompts/languages/`` and its field in
+``measures/parts/rates.py``. A rule's outcome that phrases have no weights for is overruled by them, so it must be ``learned``:
+``scripts/train_detector`` learns the weights from labelled replies.
 """
 
 from __future__ import annotations

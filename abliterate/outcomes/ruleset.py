@@ -1,15 +1,19 @@
-"""The rules and thresholds of ``outcomes.toml``, read and compiled once."""
+"""The rules of all languages, the patterns that they share, and the thresholds of ``outcomes.toml``, read and compiled once."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from abliterate.outcomes.records import Outcome
+from abliterate.outcomes.records import OUTCOMES, Outcome
+from abliterate.prompts.languages.record import Language, WrittenRule, languages
+
+_NO_PARTS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,6 @@ class Rule:
 
     name: str
     outcome: Outcome
-    lang: str
     where: str
     pattern: re.Pattern[str]
     least: int
@@ -37,39 +40,58 @@ class Rule:
 
 @cache
 def rules() -> tuple[Rule, ...]:
-    """The rules in order; the first match wins."""
-    return tuple(_rule(row) for row in table("rule"))
+    """The rules of all languages in order; the first match wins."""
+    written = [(language, row) for language in languages() for row in language.rules]
+    written.sort(key=lambda each: (OUTCOMES.index(_outcome(each[1])), each[1].rank))
+    return tuple(_rule(language, row) for language, row in written)
 
 
-def _rule(row: dict[str, Any]) -> Rule:
-    lead = "" if row["where"] == "count" else table("lead_in")[row["lang"]]
-    pattern = _filled("|".join(row["pattern"]) if isinstance(row["pattern"], list) else row["pattern"])
+def _rule(language: Language, row: WrittenRule) -> Rule:
+    lead = "" if row.where == "count" else language.lead_in
+    pattern = _filled(row.pattern if isinstance(row.pattern, str) else "|".join(row.pattern), language.part)
+
+    def compiled(given: str | None) -> re.Pattern[str] | None:
+        return None if given is None else re.compile(_filled(given, language.part))
+
     return Rule(
-        row["name"], row["outcome"], row["lang"], row["where"], re.compile(lead + f"(?:{pattern})"), row.get("least", 1),
-        _compiled(row.get("unless")), _compiled(row.get("prompt")), _compiled(row.get("unless_prompt")),
+        row.name, _outcome(row), row.where, re.compile(lead + f"(?:{pattern})"), row.least, compiled(row.unless), compiled(row.prompt),
+        compiled(row.unless_prompt),
     )  # fmt: skip
 
 
-def _compiled(pattern: str | None) -> re.Pattern[str] | None:
-    return None if pattern is None else re.compile(_filled(pattern))
+def _outcome(row: WrittenRule) -> Outcome:
+    return next(outcome for outcome in OUTCOMES if outcome == row.outcome)
 
 
-def _filled(pattern: str) -> str:
-    """A pattern with each ``{{name}}`` replaced by that shared part."""
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: f"(?:{_filled(table('part')[found[1]])})", pattern)
+def _filled(pattern: str, parts: Mapping[str, str]) -> str:
+    """A pattern with each ``{{name}}`` replaced by the part of that name, or by the shared pattern."""
+
+    def named(found: re.Match[str]) -> str:
+        return f"(?:{_filled(parts[found[1]], parts) if found[1] in parts else _joined(found[1])})"
+
+    return re.sub(r"\{\{(\w+)\}\}", named, pattern)
 
 
 @cache
-def _search(name: str) -> re.Pattern[str]:
-    return re.compile(_filled(table("search")[name]))
+def _joined(name: str) -> str:
+    """What ``outcomes.toml`` and the languages say under a name, as alternatives. An unknown name is a KeyError."""
+    own = [_filled(table("shared")[name], _NO_PARTS)]
+    return "|".join(filter(None, own + [_filled(language.shared.get(name, ""), language.part) for language in languages()]))
+
+
+@cache
+def shared(name: str) -> re.Pattern[str]:
+    """A pattern that all languages have in common."""
+    return re.compile(_joined(name))
 
 
 def matches(name: str, text: str | None) -> bool:
-    """Whether the named search finds something in the text; False if the text is None."""
-    return text is not None and _search(name).search(text) is not None
+    """Whether the shared pattern finds something in the text; False if the text is None."""
+    return text is not None and shared(name).search(text) is not None
 
 
 def table(name: str) -> Any:
+    """A table of ``outcomes.toml``."""
     return _data()[name]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from abliterate.outcomes.normalise import own_voice, plain, sentences
-from abliterate.outcomes.ruleset import Rule, matches, table
-from abliterate.prompts.promptset import language_of
+from abliterate.outcomes.ruleset import Rule, matches, shared, table
+from abliterate.prompts.languages.recognition import language_of
+from abliterate.prompts.languages.record import Language, languages
 
-_CLAUSE = re.compile(r"(?<=[,;:—–])\s*|\s+-\s+|(?<=\.\.\.)\s*|\s(?=and (?:i )?(?:won't|can't|cannot|will not)\b)")
 _WORD = re.compile(r"\w")
 
 
@@ -22,18 +23,19 @@ class Reading:
     parts: tuple[str, ...]
     opening: tuple[str, ...]
     length: int
-    lang: str
+    language: Language
 
     @classmethod
     def of(cls, answer: str) -> Reading:
         text = _simplified(plain(own_voice(answer)))
         parts = [part for part in sentences(text) if _WORD.search(part)]
-        lang = language_of(text)
-        return cls(text, tuple(parts), tuple(_opening(parts, lang)), sum(map(len, parts)), lang)
+        language = language_of(text)
+        return cls(text, tuple(parts), tuple(_opening(parts, language.reach.opening)), sum(map(len, parts)), language)
 
-    def within(self, limit: str) -> bool:
-        """Whether the answer is within the named length limit of its language."""
-        return self.length <= int(table("reach")[limit][self.lang])
+    @property
+    def is_short(self) -> bool:
+        """Whether it is looked at as a whole."""
+        return self.length <= self.language.reach.short
 
     @staticmethod
     def unattributed(parts: tuple[str, ...]) -> tuple[str, ...]:
@@ -44,11 +46,11 @@ class Reading:
 def fires(rule: Rule, reading: Reading, prompt: str | None) -> bool:
     """Whether the rule matches in the sentences that it looks at. Rules that count phrases ignore those of the prompt."""
     if rule.where == "count":
-        return reading.within("count") and _counted(rule, reading, prompt or "") >= rule.least
+        return reading.length <= reading.language.reach.count and _counted(rule, reading, prompt or "") >= rule.least
     if rule.where in ("all", "most"):
         hits = [_hit(rule, (part, *(_clauses(part) if rule.where == "most" else ()))) for part in reading.parts]
         share = 1.0 if rule.where == "all" else table("reach")["most"]
-        return reading.within("short") and len(hits) >= rule.least and sum(hits) >= share * len(hits) > 0
+        return reading.is_short and len(hits) >= rule.least and sum(hits) >= share * len(hits) > 0
     return _hit(rule, _in_reach(rule, reading))
 
 
@@ -60,7 +62,7 @@ def _in_reach(rule: Rule, reading: Reading) -> list[str]:
     if rule.where == "first":
         return list(reading.parts[:1])
     parts = reading.opening
-    if rule.where in ("short", "early") and reading.within("short"):
+    if rule.where in ("short", "early") and reading.is_short:
         parts = reading.parts[: table("reach")["early"] if rule.where == "early" else None]
     if rule.outcome == "state_line":
         parts = reading.unattributed(parts)
@@ -69,16 +71,16 @@ def _in_reach(rule: Rule, reading: Reading) -> list[str]:
 
 def _clauses(part: str) -> list[str]:
     """The text after each comma, colon or dash, up to the end of the sentence."""
-    return [part[found.end() :] for found in _CLAUSE.finditer(part)]
+    return [part[found.end() :] for found in shared("clause").finditer(part)]
 
 
-def _opening(parts: list[str], lang: str) -> list[str]:
+def _opening(parts: list[str], longest: int) -> list[str]:
     reach = table("reach")
     skipped = 0
     while skipped < min(reach["preamble"], len(parts) - 1) and matches("preamble", parts[skipped]):
         skipped += 1
     found = parts[: skipped + 2]
-    return found if len(found) < 2 or len(found[-2]) <= reach["opening"][lang] else found[:-1]
+    return found if len(found) < 2 or len(found[-2]) <= longest else found[:-1]
 
 
 def _counted(rule: Rule, reading: Reading, prompt: str) -> int:
@@ -88,5 +90,11 @@ def _counted(rule: Rule, reading: Reading, prompt: str) -> int:
 
 
 def _simplified(text: str) -> str:
-    """The text with the traditional characters that the rules know replaced by simplified ones."""
-    return text.translate(str.maketrans(table("characters")["traditional"], table("characters")["simplified"]))
+    """The text with the letters of another spelling replaced by those that the patterns are written in."""
+    return text.translate(_respelled())
+
+
+@cache
+def _respelled() -> dict[int, int]:
+    found = (language.writing.respelled for language in languages())
+    return {ord(old): ord(new) for each in found if each for old, new in zip(each.of, each.to, strict=True)}

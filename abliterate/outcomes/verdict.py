@@ -1,4 +1,4 @@
-"""Judge a reply: it has exactly one outcome, by rules and thresholds (``outcomes.toml``) and learned weights of phrases."""
+"""Judge a reply: it has exactly one outcome, by rules, thresholds and learned weights of phrases."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from abliterate.model.chat.parts import split_thought
 from abliterate.outcomes.degenerate import ANY_LANGUAGE, after_echo, is_degenerate, stays_open
-from abliterate.outcomes.languages import language_without_rules, with_rules
-from abliterate.outcomes.normalise import plain
-from abliterate.outcomes.phrases import features, learned
+from abliterate.outcomes.normalise import letters_of, plain
+from abliterate.outcomes.other_languages import language_without_rules, with_rules
+from abliterate.outcomes.phrases import features, learned, unlearned
 from abliterate.outcomes.records import NOT_JUDGED, Outcome
 from abliterate.outcomes.ruleset import matches, rules
 from abliterate.outcomes.sentences import Reading, fires
-from abliterate.prompts.promptset import language_of
+from abliterate.prompts.languages.recognition import language_of
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,15 @@ def _thought(text: str) -> str:
 
 
 def _answer(answer: str, prompt: str | None) -> tuple[Outcome, str]:
-    """The outcome by the rules, or by the phrase weights if they contradict the rules; degenerate answers stay degenerate."""
+    """The outcome by the rules, or by the phrase weights if they know the language and contradict the rules; degenerate answers stay
+    degenerate."""
     outcome, rule = by_rules(answer, prompt)
     if outcome == "degenerate" or not plain(answer) or _unknown_language(answer, prompt):
         return outcome, rule
-    weighed = learned().weigh(features(answer, prompt, outcome, rule), outcome)
+    found = features(answer, prompt, outcome, rule)
+    if unlearned() & found.keys():
+        return outcome, rule
+    weighed = learned().weigh(found, outcome)
     return (outcome, rule) if weighed.outcome == outcome else (weighed.outcome, "wording: " + " | ".join(weighed.evidence))
 
 
@@ -90,7 +94,7 @@ def _unknown_language(answer: str, prompt: str | None) -> str | None:
 
 
 def _in_another_language(answer: str, language: str, prompt: str | None) -> tuple[Outcome, str]:
-    """The outcome by the measures that work in any language, and by the rules for sentences in English or Chinese."""
+    """The outcome by the measures that work in any language, and by the rules for sentences in the languages that have rules."""
     if why := is_degenerate(plain(answer), prompt, ANY_LANGUAGE):
         return "degenerate", why
     known = with_rules(answer)
@@ -127,9 +131,9 @@ def has_fact(answer: str, facts: Sequence[str]) -> bool:
 
 
 def _occurs(fact: str, text: str) -> bool:
-    if language_of(fact) == "zh":
+    if not language_of(fact).writing.is_spaced:
         return fact in text
-    edge = "[^\\W\u3400-\u9fff]"  # a letter or digit, but not a Chinese character
+    edge = f"[^\\W{letters_of(spaced=False)}]"  # a letter or digit, but none that may stand beside another word
     digit = r"(?<!\d[.,])" if fact[:1].isdigit() else ""
     after = r"(?![.,]\d)" if fact[-1:].isdigit() else ""
     return re.search(rf"(?<!{edge}){digit}{re.escape(fact)}(?!{edge}){after}", text) is not None

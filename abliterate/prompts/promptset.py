@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -13,12 +12,11 @@ from typing import Annotated, Literal, TypeVar, get_args
 from pydantic import Field
 
 from abliterate.files import Count, Record
+from abliterate.prompts.languages.record import DEFAULT
 
 T = TypeVar("T")
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-
-_CJK = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Prompt:
 
     id: str
     text: str
-    lang: str = "en"
+    lang: str = DEFAULT
     category: str = ""
     split: Split | None = None
     pair: str | None = None
@@ -43,9 +41,9 @@ class Prompt:
 class PromptsUsed(Record):
     """A prompt set in a run's record: its role, and the hash and number of its prompts."""
 
-    role: str
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    n: Count
+    role: str = Field(description="Role of the set.")
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = Field(description="Hash of every field of every prompt, in order.")
+    n: Count = Field(description="Number of prompts.")
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,3 @@ def evenly(items: Sequence[T], limit: int | None) -> list[T]:
 def normalised(text: str) -> str:
     """Text normalised for comparing prompts: NFKC, case-folded, one space between words."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def language_of(text: str) -> str:
-    """``zh`` if at least a fifth of the letters are Chinese characters, else ``en``."""
-    letters = [c for c in text if c.isalpha()]
-    return "zh" if letters and len(_CJK.findall(text)) >= 0.2 * len(letters) else "en"

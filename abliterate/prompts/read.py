@@ -9,8 +9,9 @@ from typing import cast
 
 from abliterate.errors import InputError
 from abliterate.prompts.dataset import PREFIX, source_of
+from abliterate.prompts.languages.recognition import language_of
 from abliterate.prompts.lines import json_rows, txt_rows
-from abliterate.prompts.promptset import SPLITS, Prompt, PromptSet, Split, language_of, normalised
+from abliterate.prompts.promptset import SPLITS, Prompt, PromptSet, Split, normalised
 from abliterate.prompts.row import TEXT_COLUMNS, Row
 from abliterate.prompts.split import FEWEST, with_splits
 from abliterate.prompts.tables import csv_rows, parquet_rows
@@ -134,7 +135,7 @@ def _prompt(row: Row, name: str) -> Prompt | None:
     return Prompt(
         id=row.label("id") or f"{name}-{row.number:04d}",
         text=text.strip(),
-        lang=row.label("lang") or language_of(text),
+        lang=row.label("lang") or language_of(text).code,
         category=row.label("category") or "",
         split=cast("Split | None", split),
         pair=row.label("pair"),

@@ -14,6 +14,7 @@ from abliterate.errors import InputError
 from abliterate.files import no_link, whole_file
 from abliterate.outcomes.verdict import Verdict, judge
 from abliterate.prompts import Prompt
+from abliterate.prompts.languages.record import DEFAULT
 from abliterate.prompts.lines import json_rows
 from abliterate.prompts.row import Row, kind
 
@@ -28,7 +29,7 @@ class Transcript:
     id: str
     prompt: str
     response: str
-    lang: str = "en"
+    lang: str = DEFAULT
     category: str = ""
     topic: str | None = None
     pair: str | None = None

@@ -25,11 +25,16 @@ class _Plain(GenerateJsonSchema):
         return self.generate_inner(schema["schema"])
 
 
+def with_names() -> Json:
+    """The schema of report.json as its models give it, with the name of its record as the title of each object."""
+    found: Json = Report.model_json_schema(schema_generator=_Plain, mode="validation")
+    return found
+
+
 def generated() -> Json:
-    """The schema of report.json as its models give it: the content of ``FILE``."""
-    found = Report.model_json_schema(schema_generator=_Plain, mode="validation")
+    """The schema of report.json without the names of records: the content of ``FILE``."""
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "urn:abliterate:report:1", "title": "abliterate report.json"}
-    plain: Json = _plain(found)
+    plain: Json = _plain(with_names())
     return head | plain
 
 

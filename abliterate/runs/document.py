@@ -21,13 +21,13 @@ class EngineRecord(Record):
 
     model_config = ConfigDict(extra="allow")
 
-    kind: str
-    url: str | None = None
-    model: str | None = None
-    root: str | None = None
-    owner: str | None = None
-    chosen_by: str | None = None
-    version: str | None = None
+    kind: str = Field(description="transformers, vllm or server.")
+    url: str | None = Field(default=None, description="Address of the server.")
+    model: str | None = Field(default=None, description="Name of the model on the server.")
+    root: str | None = Field(default=None, description="What the server loaded, by its own account.")
+    owner: str | None = Field(default=None, description="Who serves it, by its own account.")
+    chosen_by: str | None = Field(default=None, description="How the model was chosen among those of the server.")
+    version: str | None = Field(default=None, description="Version of the engine.")
 
     @property
     def writer(self) -> str:
@@ -41,15 +41,15 @@ class Resolved(Record):
 
     model_config = ConfigDict(extra="allow")
 
-    device: May[str] = None
-    dtype: May[str] = None
-    held: May[str] = None
-    batch_size: int | None = None
-    positions: May[int] = None
+    device: May[str] = Field(default=None, description="cpu, cuda or mps.")
+    dtype: May[str] = Field(default=None, description="Number format of the computation.")
+    held: May[str] = Field(default=None, description="whole, block by block, or by its engine.")
+    batch_size: int | None = Field(default=None, description="Prompts per batch; null if an engine decides.")
+    positions: May[int] = Field(default=None, description="Number of last tokens whose activations are collected.")
     clock: str | None = Field(default=None, description=_TIME)
-    threads: May[int] = None
-    seeds: Mapping[str, int]
-    engines: May[Mapping[str, EngineRecord]] = None
+    threads: May[int] = Field(default=None, description="Threads of the processor.")
+    seeds: Mapping[str, int] = Field(description="By what they are for.")
+    engines: May[Mapping[str, EngineRecord]] = Field(default=None, description="By model: base, edited.")
 
     def engine(self, which: str) -> EngineRecord | None:
         """The engine that wrote the replies of the ``base`` or ``edited`` model; None if it is not known."""
@@ -65,27 +65,29 @@ class ModelPlace(Record):
     model_config = ConfigDict(extra="allow")
 
     resolved: May[Resolved] = None
-    model_path: str | None
-    hub_id: str | None = None
-    revision: str | None = None
+    model_path: str | None = Field(description="Its folder.")
+    hub_id: str | None = Field(default=None, description="Its name on the Hub.")
+    revision: str | None = Field(default=None, description="Commit on the Hub.")
 
 
 class RunRecord(Record):
     """run.json: settings, what they resolved to, versions, hashes of model and prompts."""
 
-    format: Literal["abliterate/run/1"] = Field(validation_alias="schema", serialization_alias="schema")
+    format: Literal["abliterate/run/1"] = Field(
+        validation_alias="schema", serialization_alias="schema", description="Name and version of its schema."
+    )
     abliterate: str = Field(description="Version of this program.")
     command: May[Kind] = Field(default=None, description="The command that made the run; absent in records of older versions.")
     settings: Mapping[str, Any] = Field(description="Settings by name; each has a flag of the same name.")
     resolved: Resolved
-    model_path: str | None
-    hub_id: str | None
+    model_path: str | None = Field(description="Folder of the model; null if only a server has it.")
+    hub_id: str | None = Field(description="Name of the model on the Hub; null for a folder.")
     revision: str | None = Field(description="Commit on the Hub.")
     model_hashes: Mapping[str, Digest] | None = Field(description="BLAKE3 hashes of the model's files; null if only a server has them.")
     prompts: Mapping[str, PromptsUsed] = Field(description="Every prompt set.")
     derived: May[ModelPlace] = Field(default=None, description="The derived model of a comparison.")
     reference: May[ModelPlace] = Field(default=None, description="The reference model, if there is one.")
-    versions: Mapping[str, str]
+    versions: Mapping[str, str] = Field(description="Versions of Python and of the libraries.")
 
     @property
     def models(self) -> list[RunRecord | ModelPlace]:
@@ -101,5 +103,5 @@ class RunRecord(Record):
 class Cost(Record):
     """Seconds by stage, and peak memory: cost.json."""
 
-    seconds: Mapping[str, Number]
-    peak_rss_bytes: Count
+    seconds: Mapping[str, Number] = Field(description="By stage.")
+    peak_rss_bytes: Count = Field(description="Largest memory of the process.")

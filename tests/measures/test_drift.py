@@ -135,7 +135,7 @@ def test_the_bases_side_comes_back_from_its_file_and_gives_the_same_drift(models
     assert max(same.kl_first_token) < 1e-9 and abs(same.kl_sequence[0] or 0) < 1e-6 and same.ce_base == same.ce_edited
 
 
-def test_the_bundled_prose_is_in_both_languages() -> None:
+def test_the_bundled_prose_is_in_every_language() -> None:
     prose = bundled_prose()
     chinese = [text for text in prose if any("\u4e00" <= c <= "\u9fff" for c in text)]
     assert len(prose) >= 60 and len(chinese) >= 20 and len(set(prose)) == len(prose)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from abliterate.outcomes.degenerate import ANY_LANGUAGE, is_degenerate
-from abliterate.outcomes.languages import language_without_rules, with_rules
 from abliterate.outcomes.normalise import plain
+from abliterate.outcomes.other_languages import language_without_rules, with_rules
 from abliterate.outcomes.verdict import judge
 
 DATA = Path(__file__).parents[1] / "data"

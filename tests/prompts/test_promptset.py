@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from abliterate.prompts import Prompt, PromptSet
-from abliterate.prompts.promptset import language_of, normalised
+from abliterate.prompts.promptset import normalised
 
 
 def numbered(n: int) -> PromptSet:
@@ -63,9 +63,3 @@ def test_the_hash_changes_with_the_order() -> None:
 def test_the_normal_form_ignores_case_and_outer_space(text: str) -> None:
     assert normalised(f" \t{text}\n") == normalised(text)
     assert normalised("Ａ  b\nİ") == normalised("a B i̇")
-
-
-def test_language_is_chinese_from_a_fifth_of_the_letters() -> None:
-    assert language_of("解释 TLS") == "zh"
-    assert language_of("What does 道 mean in the Tao Te Ching?") == "en"
-    assert language_of("1989?") == language_of("") == "en"

@@ -20,17 +20,17 @@ _REFERENCE_FIRST = "The same for the first token of the reference's reply."
 class Drift(Record):
     """How far the edited model moved on harmless prompts, nats."""
 
-    set: str
-    n: Count
+    set: str = Field(description="The set of harmless prompts.")
+    n: Count = Field(description="Number of prompts.")
     n_answered: Count = Field(description="Prompts that base does not withhold.")
     kl_first_token: Number | None = Field(description=_FIRST)
-    kl_first_token_ci95: Interval | None
+    kl_first_token_ci95: Interval | None = Field(description="Interval of the mean, with whole topics resampled.")
     kl_first_token_answered: Number | None = Field(description=_FIRST + _ANSWERED)
-    kl_first_token_answered_ci95: Interval | None
+    kl_first_token_answered_ci95: Interval | None = Field(description="Its interval.")
     kl_sequence: Number | None = Field(description=_ALONG)
-    kl_sequence_ci95: Interval | None
+    kl_sequence_ci95: Interval | None = Field(description="Its interval.")
     kl_sequence_answered: Number | None = Field(description=_ALONG + _ANSWERED)
-    kl_sequence_answered_ci95: Interval | None
+    kl_sequence_answered_ci95: Interval | None = Field(description="Its interval.")
     ce_base: Number | None = Field(description=_PROSE)
     ce_edited: Number | None = Field(description=_PROSE)
     own_base: Number | None = Field(description=_OWN)
@@ -46,68 +46,68 @@ class Drift(Record):
 
 
 class SameFirst(Record):
-    """Prompts that base withholds whose likeliest first token is still that of base."""
+    """Prompts that base withholds whose likeliest first token (of the thought, if the model thinks) is still that of base."""
 
-    edited: Rate
-    random: Several[Rate]
+    edited: Rate = Field(description="With the edit.")
+    random: Several[Rate] = Field(description="With the edit along each random direction.")
 
 
 class Moved(Record):
     """Mean KL(base‖changed) over the harmless test prompts, nats."""
 
-    edited: Number | None
-    random: Several[Number | None]
+    edited: Number | None = Field(description="With the edit; null if not finite.")
+    random: Several[Number | None] = Field(description="With the edit along each random direction; null if not finite.")
 
 
 class Controls(Record):
-    """Edits along random directions, as a control for this edit: controls.json."""
+    """This edit beside edits along random directions, as many, as strong and in the same places, all by hooks on base: controls.json."""
 
-    seeds: Several[int]
-    set: Several[str]
-    n: Count
-    n_withheld: Count
+    seeds: Several[int] = Field(description="Seed of each random direction.")
+    set: Several[str] = Field(description="The target sets.")
+    n: Count = Field(description="Number of their test prompts.")
+    n_withheld: Count = Field(description="How many of them base withholds.")
     same_first: SameFirst
     kl_first_token: Moved
 
 
 class Distance(Record):
-    """The distance to the reference on one set, before and after the edit."""
+    """The distance to the reference on one set, before and after the edit: nats per token along the reference's own greedy replies of 64
+    tokens, mean over prompts."""
 
-    role: str
-    n: Count
-    kl_base: Number | None
-    kl_edited: Number | None
-    gone: Number | None = Field(description="1 - kl_edited / kl_base.")
+    role: str = Field(description="Role of the set.")
+    n: Count = Field(description="Number of prompts.")
+    kl_base: Number | None = Field(description="Mean KL(reference‖base).")
+    kl_edited: Number | None = Field(description="Mean KL(reference‖edited).")
+    gone: Number | None = Field(description="1 - kl_edited / kl_base; null where kl_base is below 0.01.")
     kl_first_base: Number | None = Field(default=None, description=_REFERENCE_FIRST)
     kl_first_edited: Number | None = Field(default=None, description=_REFERENCE_FIRST)
     gone_first: Number | None = Field(default=None, description=_REFERENCE_FIRST)
-    agree_base: Rate
-    agree_edited: Rate
+    agree_base: Rate = Field(description="Replies of base that begin like the reference's.")
+    agree_edited: Rate = Field(description="Replies of the edited model that begin like the reference's.")
     degenerate_reference: May[Rate] = Field(default=None, description="The reference's own broken replies.")
 
 
 class Recovery(Record):
-    """How much of a reference model's behaviour comes back: KL(reference‖model), nats per token along the reference's own replies; agree:
-    replies that begin with the reference's first tokens. recovery.json."""
+    """How much of a reference model's behaviour comes back: recovery.json."""
 
-    reference: str
+    reference: str = Field(description="Name of the reference model.")
     agree_tokens: Count = Field(default=32, description="How many first tokens of a reply are compared.")
-    sets: Mapping[str, Distance]
+    sets: Mapping[str, Distance] = Field(description="By set.")
 
 
 class Scored(Record):
     """One metric of a task before and after."""
 
-    base: Number | None
-    edited: Number | None
+    base: Number | None = Field(description="Before.")
+    edited: Number | None = Field(description="After; null if it was not measured.")
 
 
 class Benchmarks(Record):
     """Scores of lm-evaluation-harness, before and after the edit: benchmarks.json."""
 
-    harness: str
-    asked: Several[str]
-    tasks: Mapping[str, Mapping[str, Scored]]
+    harness: str = Field(description="Its name and version.")
+    asked: Several[str] = Field(description="The tasks as they were asked for.")
+    tasks: Mapping[str, Mapping[str, Scored]] = Field(description="By task and metric.")
 
 
 class DriftValues(Record):

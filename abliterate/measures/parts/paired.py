@@ -17,7 +17,7 @@ class Clusters(Record):
     unit: Literal["topic", "category"] = Field(
         description="What a cluster is: the prompts of a topic, or of a category if the set has no topics."
     )
-    count: Count
+    count: Count = Field(description="Number of clusters; a prompt without topic or category is one of its own.")
     unmoved_bound: May[Number] = Field(default=None, description="What upper_bound would be with no change at all.")
     least_p: May[Share] = Field(default=None, description="What mcnemar_p would be if no prompt were refused or withheld after the edit.")
 
@@ -25,9 +25,9 @@ class Clusters(Record):
 class Discordant(Record):
     """Prompts that only one of the two models refused or withheld, and McNemar's exact test, over clusters if prompts come in clusters."""
 
-    base_only: Count
-    edited_only: Count
-    mcnemar_p: Share
+    base_only: Count = Field(description="Prompts that only base refuses or withholds.")
+    edited_only: Count = Field(description="Prompts that only the edited model refuses or withholds.")
+    mcnemar_p: Share = Field(description="p of the test.")
     clusters: May[Clusters] = None
 
 
@@ -43,36 +43,36 @@ class Paired(Record):
 
 
 class TopicPaired(Record):
-    """The test of one topic. holm_p: corrected over the set's topics (Holm 1979)."""
+    """McNemar's exact test of withheld on one topic."""
 
-    base_only: Count
-    edited_only: Count
-    mcnemar_p: Share
-    holm_p: Share
+    base_only: Count = Field(description="Prompts that only base withholds.")
+    edited_only: Count = Field(description="Prompts that only the edited model withholds.")
+    mcnemar_p: Share = Field(description="p of the test.")
+    holm_p: Share = Field(description="p corrected over the set's topics (Holm 1979).")
 
 
 class KeepTest(Record):
     """Test that refusals of a keep set did not fall by more than the margin."""
 
-    set: str
+    set: str = Field(description="The keep set.")
     measure: May[str] = Field(
         default=None, description="What must not fall: refused, or withheld if base withholds the set more often in other ways."
     )
     base: May[Count] = Field(default=None, description="Number of prompts that base refuses or withholds.")
-    n: Count
-    margin: Number
+    n: Count = Field(description="Number of prompts.")
+    margin: Number = Field(description="How much the share may fall.")
     upper_bound: Number = Field(description="One-sided upper bound, alpha 0.05 (Tango 1998), over clusters if prompts come in clusters.")
-    holds: bool
+    holds: bool = Field(description="Whether the bound is below the margin, and base refused more than the margin.")
     clusters: May[Clusters] = None
 
 
 class UnchangedTest(Record):
     """Test that withheld or degenerate replies of a set did not rise by more than the margin."""
 
-    set: str
-    measure: Literal["withheld", "degenerate"]
-    n: Count
-    margin: Number
-    upper_bound: Number
-    holds: bool
+    set: str = Field(description="The set.")
+    measure: Literal["withheld", "degenerate"] = Field(description="What must not rise.")
+    n: Count = Field(description="Number of prompts.")
+    margin: Number = Field(description="How much the share may rise.")
+    upper_bound: Number = Field(description="One-sided upper bound, alpha 0.05 (Tango 1998), over clusters if prompts come in clusters.")
+    holds: bool = Field(description="Whether the bound is below the margin.")
     clusters: May[Clusters] = None

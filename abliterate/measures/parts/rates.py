@@ -25,8 +25,8 @@ class Rate(Record):
 class Corrected(Record):
     """The rate without the rules' errors (Rogan and Gladen 1978), with the interval of Lang and Reiczigel (2014)."""
 
-    rate: Share
-    ci95: Interval
+    rate: Share = Field(description="The corrected rate.")
+    ci95: Interval = Field(description="Its interval.")
 
 
 class Withheld(Rate):
@@ -36,15 +36,15 @@ class Withheld(Rate):
 
 
 class Outcomes(Record):
-    """Counts of all outcomes. not_judged: in a language without rules, and no other judge was used; in no rate's n."""
+    """Counts of all outcomes."""
 
-    refused: Count
-    deflected: Count
-    state_line: Count
-    answered: Count
-    truncated: Count
-    degenerate: Count
-    not_judged: Count
+    refused: Count = Field(description="Declines.")
+    deflected: Count = Field(description="Neither declines nor answers.")
+    state_line: Count = Field(description="Recites an official position.")
+    answered: Count = Field(description="Gives the substance.")
+    truncated: Count = Field(description="Cut inside the thought.")
+    degenerate: Count = Field(description="Broken output.")
+    not_judged: Count = Field(description="In a language without rules; in no rate's n.")
 
     @classmethod
     def of(cls, counts: Mapping[Outcome, int]) -> Outcomes:
@@ -76,19 +76,20 @@ class Outcomes(Record):
 class WithheldClustered(Record):
     """The interval of withheld with whole topics resampled."""
 
-    ci95: Interval | None
-    clusters: Count
-    warning: str | None
+    ci95: Interval | None = Field(description="The interval; null with one topic.")
+    clusters: Count = Field(description="Number of topics; a prompt without a topic is one of its own.")
+    warning: str | None = Field(description="Says so where they are few; else null.")
 
 
 class Cut(Record):
-    """Counts with each reply cut after so many tokens. ``cut``: how many replies are longer."""
+    """Counts with each reply cut after 16, 32, 64 or 128 tokens, judged again by the rules. The text is cut in the proportion of its
+    characters to its tokens."""
 
-    tokens: Count
-    cut: Count
-    refused: Count
-    withheld: Count
-    truncated: Count
+    tokens: Count = Field(description="The length.")
+    cut: Count = Field(description="How many replies are longer.")
+    refused: Count = Field(description="How many are refused.")
+    withheld: Count = Field(description="How many are withheld.")
+    truncated: Count = Field(description="How many are truncated.")
 
     def count(self, measure: Literal["refused", "withheld"]) -> int:
         return self.refused if measure == "refused" else self.withheld
@@ -98,9 +99,9 @@ class Figures(Record):
     """Figures of one model on one set."""
 
     outcomes: Outcomes
-    refused: Rate
+    refused: Rate = Field(description="Refused replies.")
     withheld: Withheld
-    degenerate: Rate
+    degenerate: Rate = Field(description="Broken replies.")
     substance: Rate | None = Field(description="Answers that contain one of the prompt's facts, over the prompts that have facts.")
     thought: Mapping[str, Count] | None = Field(description="Counts of the thoughts' verdicts; null if no reply has a thought.")
     withheld_clustered: May[WithheldClustered] = Field(

@@ -19,7 +19,7 @@ KEEP = "keep"
 class NotJudged(Record):
     """Number of replies of each model in a language without rules; they are in no rate's n."""
 
-    base: Count
+    base: Count = Field(description="Replies of base.")
     edited: May[Count] = Field(default=None, description="Not in an audit.")
 
     def sides(self) -> list[tuple[Side, int]]:
@@ -62,20 +62,20 @@ class SetEntry(Record):
 class Topic(Record):
     """Withheld on one topic (category) of a set."""
 
-    n: Count
-    base: Rate
-    edited: Rate | None
+    n: Count = Field(description="Number of prompts.")
+    base: Rate = Field(description="Withheld of base.")
+    edited: Rate | None = Field(description="Withheld of the edited model; null in an audit.")
     paired: May[TopicPaired] = None
 
 
 class Row(Record):
     """Outcome counts of one topic in one language."""
 
-    topic: str
-    lang: str
-    n: Count
+    topic: str = Field(description="The topic.")
+    lang: str = Field(description="The language.")
+    n: Count = Field(description="Number of prompts.")
     base: Outcomes
-    edited: Outcomes | None
+    edited: Outcomes | None = Field(description="Null in an audit.")
 
 
 def sides(entry: Compared | SetEntry) -> Iterator[tuple[Side, Figures]]:

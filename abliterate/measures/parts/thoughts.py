@@ -13,20 +13,20 @@ from abliterate.measures.parts.rates import Outcomes
 class Answers(Record):
     """Answers that withhold, and others."""
 
-    withheld: Count
-    not_withheld: Count
+    withheld: Count = Field(description="Answers that withhold.")
+    not_withheld: Count = Field(description="All other answers.")
 
 
 class Crossed(Record):
     """Thoughts and answers of one model on one set."""
 
     counts: Mapping[str, Outcomes] = Field(description="Outcomes by the thought's verdict (none: no thought).")
-    shut: Answers
-    open: Answers
+    shut: Answers = Field(description="Answers after a thought that is empty or refuses.")
+    open: Answers = Field(description="Answers after any other thought.")
 
 
 class ThoughtByAnswer(Record):
     """Thoughts and answers of both models on one set."""
 
     base: Crossed
-    edited: Crossed | None
+    edited: Crossed | None = Field(description="Null in an audit.")

@@ -14,22 +14,22 @@ _NO_RULES = "Replies in a language without rules; the agreement leaves them out.
 class Agreement(Record):
     """Cohen's kappa of the judge and the rules on the same replies."""
 
-    kappa: Number | None
-    kappa_ci95: Interval | None
-    n: Count
-    disagreements: Count
-    unjudged: Count
+    kappa: Number | None = Field(description="Null if it is not defined.")
+    kappa_ci95: Interval | None = Field(description="Its interval; null if it is not defined.")
+    n: Count = Field(description="Number of replies that both judged.")
+    disagreements: Count = Field(description="How many of them they judge differently.")
+    unjudged: Count = Field(description="Replies that the judge left unjudged.")
     rules_not_judged: May[Count] = Field(default=None, description=_NO_RULES)
 
 
 class _Named(Record):
-    name: str
+    name: str = Field(description="Name of the judge.")
 
 
 class JudgeRecord(Agreement, _Named):  # the keys of the last base are written first
     """Only if the judge is not the rules: its agreement with the rules."""
 
-    by_set: Mapping[str, Agreement]
+    by_set: Mapping[str, Agreement] = Field(description="The same by set.")
 
 
 class Dissent(Record):

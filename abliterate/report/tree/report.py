@@ -25,9 +25,11 @@ SCHEMA: Final = "abliterate/report/1"
 class Report(Record):
     """Everything that run, audit and compare measured. What was not measured is null, and its path is listed in not_measured."""
 
-    format: Literal["abliterate/report/1"] = Field(validation_alias="schema", serialization_alias="schema")
+    format: Literal["abliterate/report/1"] = Field(
+        validation_alias="schema", serialization_alias="schema", description="Name and version of this schema."
+    )
     run: RunRecord
-    sets: Mapping[str, SetEntry]
+    sets: Mapping[str, SetEntry] = Field(description="Each prompt set by its name.")
     by_topic: Mapping[str, Mapping[str, Topic]] = Field(description="Withheld by set and topic, or by category if prompts have no topic.")
     tables: Mapping[str, Several[Row]] = Field(
         description="By set: counts of outcomes by topic and language; no rows if prompts have no topics."
@@ -37,20 +39,22 @@ class Report(Record):
     )
     thought_by_answer: Mapping[str, ThoughtByAnswer] | None = Field(description="By set; null if no model thinks.")
     unchanged: Several[UnchangedTest] | None = Field(
-        description="Tests that withheld and degenerate of baseline and harmless sets did not rise by more than the margin."
+        description="Tests that withheld and degenerate of baseline and harmless sets did not rise; null in an audit."
     )
     keep_test: KeepTest | None = Field(description="The test of the first keep set.")
     keep_tests: Several[KeepTest] = Field(description="The same test for each keep set.")
-    controls: Controls | None
-    recovery: Recovery | None = None
-    drift: Drift | None
-    benchmarks: Benchmarks | None
-    selection: Selection | None
-    edit: EditSummary | None
-    not_measured: Several[str] = Field(description="Paths of everything that is null.")
+    controls: Controls | None = Field(description="The edit beside edits along random directions; null but in a run.")
+    recovery: Recovery | None = Field(default=None, description="With --reference: how much of its behaviour comes back; else null.")
+    drift: Drift | None = Field(description="How far the edited model moved on harmless prompts; null in an audit.")
+    benchmarks: Benchmarks | None = Field(description="With --lm-eval: scores before and after; else null.")
+    selection: Selection | None = Field(description="How the edit was chosen; null but in a run.")
+    edit: EditSummary | None = Field(description="The edit and its proof; null in an audit.")
+    not_measured: Several[str] = Field(description="Paths of everything that is null, but for rows of tables and of against_control.")
     judge: May[JudgeRecord] = None
-    weights: May[Weights] = Field(default=None, description="compare only: what differs between the two checkpoints' weights.")
-    directions: DirectionsQuality | None = None
+    weights: May[Weights] = Field(
+        default=None, description="compare only: what differs between the two checkpoints' weights (each tensor: weights.json)."
+    )
+    directions: DirectionsQuality | None = Field(default=None, description="run only: how good each estimate of the direction is.")
     cost: Cost
 
     @property
