@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from abliterate.outcomes.normalise import ends, plain, sentences
 from abliterate.outcomes.ruleset import matches, shared, table
 from abliterate.prompts.languages.recognition import language_of
@@ -33,17 +35,15 @@ def limits() -> dict[str, Any]:
 
 def looped_share(text: str, period: int, least: int) -> float:
     """Share of the characters inside a loop: a unit of at most ``period`` characters, at least ``least`` times in a row."""
-    in_loop = bytearray(len(text))
-    for size in range(1, min(period, len(text) // least) + 1):
-        start = 0
-        while start + size < len(text):
-            end = start
-            while end + size < len(text) and text[end] == text[end + size]:
-                end += 1
-            if end + size - start >= max(least * size, 6):
-                in_loop[start : end + size] = b"\1" * (end + size - start)
-            start = end + 1
-    return sum(in_loop) / max(len(text), 1)
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    in_loop = np.zeros(len(codes), dtype=bool)
+    for size in range(1, min(period, len(codes) // least) + 1):
+        again = np.concatenate(([False], codes[size:] == codes[:-size], [False]))  # the character that stands ``size`` later is the same
+        starts, ends = np.flatnonzero(again[1:] != again[:-1]).reshape(-1, 2).T
+        for start, end in zip(starts, ends + size, strict=True):
+            if end - start >= max(least * size, 6):
+                in_loop[start:end] = True
+    return float(in_loop.sum()) / max(len(codes), 1)
 
 
 def distinct_share(units: Sequence[str], n: int) -> float:

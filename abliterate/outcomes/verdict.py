@@ -131,7 +131,7 @@ def has_fact(answer: str, facts: Sequence[str]) -> bool:
 
 
 def _occurs(fact: str, text: str) -> bool:
-    if not language_of(fact).writing.is_spaced:
+    if fact not in text or not language_of(fact).writing.is_spaced:
         return fact in text
     edge = f"[^\\W{letters_of(spaced=False)}]"  # a letter or digit, but none that may stand beside another word
     digit = r"(?<!\d[.,])" if fact[:1].isdigit() else ""
