@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from abliterate.directions.estimators.geometric_median import geometric_median
@@ -21,9 +21,10 @@ def _draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(2, 300), st.floats(0.01, 1.0), st.integers(0, 1000))
+@example(274, 0.99999, 206)
 def test_each_vector_is_clamped_at_the_quantile_of_its_own_sizes(width: int, quantile: float, seed: int) -> None:
     vectors = _draw(3, 2, width, seed=seed)
-    bound = torch.quantile(vectors.abs(), quantile, dim=-1, keepdim=True)
+    bound = torch.quantile(vectors.abs().double(), quantile, dim=-1, keepdim=True).float()  # a rank in float32 is off by 1e-5
     torch.testing.assert_close(winsorised(vectors, quantile), vectors.clamp(-bound, bound))
 
 
