@@ -27,7 +27,7 @@ def test_the_first_screen_has_a_group_for_each_role_and_one_of_broken_output() -
     groups = {group.key: group for group in first_screen(run_report().report).groups}
     assert list(groups) == ["target", "keep", "answered", "broken"]
     assert [row.name for row in groups["answered"].rows] == ["cold", "plain"]
-    assert groups["keep"].measure == "refused" and groups["keep"].rows[0].base.k == 11
+    assert groups["keep"].measure == "share refused" and groups["keep"].rows[0].base.k == 11
     assert [row.edited.k for row in groups["broken"].rows if row.edited] == [2, 0, 0, 1]
 
 
