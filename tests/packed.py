@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig
 
-from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES
 from abliterate.model.formats import fp8
+from abliterate.model.formats.fp8 import SCALES
+from abliterate.model.formats.mxfp4 import BLOCKS, EXPONENTS
 from abliterate.model.index import INDEX, SINGLE
 from abliterate.model.tiny import tiny_config, tiny_model
 

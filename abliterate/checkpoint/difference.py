@@ -11,15 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from abliterate.checkpoint.records import Reshaped, TensorRow, Weights, WeightsFile
-from abliterate.checkpoint.spectrum import BITS, LEADING, difference, rounding_noise, spectrum, squared_norm, without_rescaling
-from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES, Gammas, placed_writers, shared_writers
+from abliterate.checkpoint.spectrum import LEADING, difference, rounding_noise, spectrum, squared_norm, without_rescaling
+from abliterate.checkpoint.tasks import Gammas, placed_writers, shared_writers, writer_axis
 from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
+from abliterate.model.formats.plain import PLAIN
 from abliterate.model.index import ShardIndex, TensorInfo, first_difference, open_index, reading
 from abliterate.model.stored import Stored, stored
 from abliterate.model.tensor_names import text_name
-
-_QUANTISED = ("F8_E4M3", "F8_E5M2", "U8")
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def _places(index: ShardIndex, folder: ModelFolder) -> dict[str, TensorRole]:
     gammas = Gammas(index, folder)
     found: dict[str, TensorRole] = {}
     for placed in placed_writers(index, folder):
-        axis = len(index.tensors[placed.name].shape) - 1 if placed.bias else placed.writer.axis
+        axis = writer_axis(index, placed)
         found[placed.name] = TensorRole("mtp" if placed.mtp else placed.writer.component, placed.layer, axis, gammas.behind(placed))
     if folder.layout.embedding_norm is None:  # if a norm follows the embedding, it can't be edited exactly and is no writer
         shared = shared_writers(index, folder)
@@ -151,7 +150,7 @@ def _other(tensor: Stored, folder: ModelFolder) -> TensorRole:
 def _compare(before: Stored, after: Stored, place: TensorRole, found: Difference) -> None:
     """Compare one tensor: count it and, if it differs, describe the change."""
     name = before.plain_name
-    old, new = _parts(before), _parts(after)
+    old, new = before.parts, after.parts
     types = [parts[0].dtype for parts in (old, new)]
     if before.shape != after.shape:
         found.reshaped.append(Reshaped(name=name, base=tuple(before.shape), derived=tuple(after.shape)))
@@ -165,16 +164,11 @@ def _compare(before: Stored, after: Stored, place: TensorRole, found: Difference
         found.same[place.kind] += 1
         return
     found.changed[place.kind] += 1
-    bits = BITS.get(types[1], 53) if types[0] in _QUANTISED else min(BITS.get(kind, 53) for kind in types)
+    # A quantised base is coarser than what is made of it, so that only the derived tensor's rounding counts.
+    rounded = [after] if before.format is not PLAIN else [before, after]
+    bits = min(one.format.bits(one.parts[0].dtype) for one in rounded)
     for part, x, y, axis in _matrices(name, a, b, place.axis):
         found.changes.append(_change(part, place, " > ".join(dict.fromkeys(types)), x, y, axis, bits, before))
-
-
-def _parts(one: Stored) -> list[TensorInfo]:
-    """The entries of a tensor and of its scales."""
-    tensors = one.index.tensors
-    scales = (one.name + SCALES, one.plain_name + EXPONENTS if one.name.endswith(BLOCKS) else "")
-    return [tensors[one.name], *(tensors[name] for name in scales if name in tensors)]
 
 
 def _same_bytes(old_index: ShardIndex, old: Sequence[TensorInfo], new_index: ShardIndex, new: Sequence[TensorInfo]) -> bool:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, EditTask
+from abliterate.checkpoint.tasks import EditTask
 from abliterate.errors import InputError
 from abliterate.files import Json
+from abliterate.model.formats.format import StoredFormat
 from abliterate.model.index import DTYPES, INDEX, SINGLE, ShardIndex, TensorInfo, reading
 
 _ALIGN = 8
@@ -35,14 +38,14 @@ class NewShard:
 
 @dataclass(frozen=True)
 class Output:
-    """The new checkpoint's files. ``unpacked``: modules whose experts are converted from MXFP4 to bf16. ``untied``: the embedding, and the
-    unembedding that gets a copy of its old weights."""
+    """The new checkpoint's files. ``unpacked``: modules whose matrices leave a format that an edit can't be stored in, and the format.
+    ``untied``: the embedding, and the unembedding that gets a copy of its old weights."""
 
     shards: tuple[NewShard, ...]
-    unpacked: tuple[str, ...]
+    unpacked: Mapping[str, StoredFormat]
     untied: tuple[str, str] | None
 
-    @property
+    @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         return {info.name: info for shard in self.shards for info in shard.tensors}
 
@@ -50,14 +53,29 @@ class Output:
     def nbytes(self) -> int:
         return sum(shard.nbytes for shard in self.shards)
 
+    def leaves(self, name: str, index: ShardIndex) -> StoredFormat | None:
+        """The format in ``index``, the old checkpoint, that a tensor of the new one leaves; None if it keeps its format."""
+        stored = self.unpacked.get(module_of(name))
+        return stored if stored is not None and name not in index.tensors and stored.parts(name)[0] in index.tensors else None
+
+
+def module_of(name: str) -> str:
+    """The module that a tensor belongs to."""
+    return name.rpartition(".")[0]
+
+
+def value_bytes(info: TensorInfo, stored: StoredFormat) -> int:
+    """The bytes of a matrix's values once it leaves its format, from its main tensor."""
+    return math.prod(stored.shape(info.shape) or info.shape) * DTYPES[stored.value_type(info.dtype)][1]
+
 
 def plan_output(index: ShardIndex, tasks: Mapping[str, EditTask], untied: tuple[str, str] | None = None) -> Output:
     """The files that an edit writes.
 
-    All MXFP4 experts of an edited module are converted to bf16, because its gate_up and down share one setting in the config. Raises
-    InputError if the checkpoint already has a file or tensor with the name of a new one.
+    Of a module with a matrix that leaves its format, all matrices leave it (gate_up and down of experts in MXFP4), because they share one
+    setting in the config. Raises InputError if the checkpoint already has a file or tensor with the name of a new one.
     """
-    unpacked = tuple(dict.fromkeys(name.rpartition(".")[0] for name, task in tasks.items() if task.form == "mxfp4"))
+    unpacked = {module_of(name): task.stored for name, task in tasks.items() if task.stored.written is not task.stored}
     shards = [shard for name in index.shards if (shard := _shard(index, name, unpacked)).tensors or shard.same_header]
     if untied is not None:
         if UNTIED_SHARD in index.shards:
@@ -88,9 +106,9 @@ def _marked(shard: NewShard, provenance: Mapping[str, str]) -> NewShard:
     return replace(shard, header=len(text).to_bytes(8, "little") + text + shard.header[end:], tensors=tensors, marked=more)
 
 
-def _shard(index: ShardIndex, shard: str, unpacked: Iterable[str]) -> NewShard:
+def _shard(index: ShardIndex, shard: str, unpacked: Mapping[str, StoredFormat]) -> NewShard:
     old = index.in_shard(shard)
-    new = [info for old_info in old for info in _renewed(index, old_info, tuple(unpacked))]
+    new = [info for old_info in old for info in _renewed(index, old_info, unpacked)]
     if [(i.name, i.dtype, i.shape) for i in new] == [(i.name, i.dtype, i.shape) for i in old]:
         start = old[0].start if old else index.shards[shard]
         with reading(index.folder / shard), (index.folder / shard).open("rb") as file:
@@ -98,18 +116,20 @@ def _shard(index: ShardIndex, shard: str, unpacked: Iterable[str]) -> NewShard:
     return _laid_out(shard, new, metadata_of(index.folder / shard))
 
 
-def _renewed(index: ShardIndex, info: TensorInfo, unpacked: tuple[str, ...]) -> list[TensorInfo]:
-    """The tensors that replace ``info`` in the new checkpoint: the blocks of unpacked experts become one bf16 tensor, their scales go."""
-    module, _, last = info.name.rpartition(".")
-    if module not in unpacked or not last.endswith((BLOCKS, EXPONENTS)):
+def _renewed(index: ShardIndex, info: TensorInfo, unpacked: Mapping[str, StoredFormat]) -> list[TensorInfo]:
+    """The tensors that replace ``info`` in the new checkpoint: in an unpacked module, a matrix's main tensor becomes the matrix, and its
+    companions go."""
+    stored = unpacked.get(module_of(info.name))
+    if stored is None:
         return [info]
-    if last.endswith(EXPONENTS):
+    if stored.matrix_of_companion(info.name) is not None:
         return []
-    name = info.name.removesuffix(BLOCKS)
-    if len(info.shape) != 4 or name in index.tensors:
+    if not stored.holds(info):
+        return [info]
+    name, shape = stored.matrix(info.name), stored.shape(info.shape)
+    if shape is None or name in index.tensors:
         raise InputError(f"{index.folder}: {info.name} has shape {list(info.shape)}, or {name} is stored too; the checkpoint is damaged")
-    expert, rows, groups, packed = info.shape
-    return [replace(info, name=name, dtype="BF16", shape=(expert, groups * packed * 2, rows))]
+    return [replace(info, name=name, dtype=stored.value_type(info.dtype), shape=shape)]
 
 
 def _laid_out(shard: str, tensors: list[TensorInfo], metadata: dict[str, str]) -> NewShard:
@@ -161,7 +181,8 @@ def new_config(config: Json, output: Output, unties: bool = False) -> Json | Non
             changed["text_config"] = {**changed["text_config"], "tie_word_embeddings": False}
     if output.unpacked:
         settings = dict(changed.pop("quantization_config", {}))
-        if any(name.endswith(BLOCKS) for name in output.tensors):
-            kept = [*settings.get("modules_to_not_convert", ()), *output.unpacked]
-            changed["quantization_config"] = {**settings, "modules_to_not_convert": kept}
+        stored = next(iter(output.unpacked.values()))
+        if any(stored.holds(info) for info in output.tensors.values()):
+            kept = [*settings.get(stored.outside_key, ()), *output.unpacked]
+            changed["quantization_config"] = {**settings, stored.outside_key: kept}
     return None if changed == dict(config) else changed

@@ -10,15 +10,12 @@ from torch import Tensor
 from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.records import TensorProof
 from abliterate.checkpoint.stream import WORKERS, Before, digest_of
-from abliterate.checkpoint.tasks import SCALES, EditTask
+from abliterate.checkpoint.tasks import EditTask
 from abliterate.errors import CheckError
-from abliterate.model.formats import fp8
 from abliterate.model.index import ShardIndex
 
 FORMULA = "W' = W - strength * w (q W), in float32, rounded once; q = R and w = R^T, behind a norm q = R D and w = D^-1 R^T"
 FLOOR = 1e-36  # a component this small counts as zero: float32 can't square it, and its rounding error in storage is as large as itself
-# The largest allowed distance of ‖R W'‖ from its aim, relative to the tensor's norm, by the stored dtype.
-TOLERANCE = {"F64": 1e-6, "F32": 1e-6, "F16": 1e-3, "BF16": 1e-3, "F8_E4M3": 1e-3}
 
 
 def prove(
@@ -36,7 +33,7 @@ def prove(
 
     with ThreadPoolExecutor(WORKERS) as pool:
         proofs = list(pool.map(one, tasks.values()))
-    wrong = [p for p in proofs if not p.error <= TOLERANCE[p.dtype]]  # NaN is wrong too
+    wrong = [p for p in proofs if not p.error <= tasks[p.name].stored.written.tolerance(p.dtype)]  # NaN is wrong too
     if wrong:
         worst = max(wrong, key=lambda p: p.error)
         raise CheckError(
@@ -60,11 +57,10 @@ def measure(written: ShardIndex, task: EditTask, before: Before) -> TensorProof:
 
 
 def stored_parts(index: ShardIndex, task: EditTask) -> list[Tensor]:
-    """A tensor as stored, with its scales if it is FP8."""
-    weight = index.read(task.name)
-    return [weight, index.read(task.name + SCALES)] if index.tensors[task.name].dtype == "F8_E4M3" else [weight]
+    """An edited tensor as stored, with its scales if it has any."""
+    return [index.read(part) for part in task.stored.written.parts(task.name)]
 
 
 def values(task: EditTask, stored: Sequence[Tensor]) -> Tensor:
-    """The values of a stored tensor: FP8 is dequantised with its block scales, other dtypes are returned unchanged."""
-    return fp8.dequantise(stored[0], stored[1], task.block) if len(stored) > 1 else stored[0]
+    """The values of an edited tensor as stored."""
+    return task.stored.written.values(stored)

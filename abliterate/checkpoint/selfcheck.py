@@ -34,6 +34,7 @@ from abliterate.errors import InputError, first_line
 from abliterate.files import OWN_FILE, OWN_FOLDER, cache_folder
 from abliterate.model.edit import Edit, edit_from_direction
 from abliterate.model.folder import ModelFolder
+from abliterate.model.formats.plain import PLAIN
 from abliterate.model.index import ShardIndex, open_index
 from abliterate.model.layouts import guess_table
 from abliterate.model.tensor_names import in_memory, template, text_name
@@ -186,7 +187,7 @@ def _described(folder: ModelFolder, model: PreTrainedModel, path: Path, blocks: 
     """The copy as a model folder of the same layout."""
     config = model.config.get_text_config()
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
-    return replace(folder, path=path, layers=blocks, d_model=int(config.hidden_size), tied=tied, config=config, quantisation=None)
+    return replace(folder, path=path, layers=blocks, d_model=int(config.hidden_size), tied=tied, config=config, stored=PLAIN)
 
 
 def _same_tensors(

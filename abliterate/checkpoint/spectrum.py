@@ -22,8 +22,6 @@ _MEAN = 4.0  # the variance of a rounding error is capped at this multiple of th
 _SAFETY = 1.1  # factor on the bound for a random matrix
 _LED = 0.3  # least share of the first singular value for an edit along a direction whose lengths were restored
 _BAND = 1 << 22  # elements processed at once
-# Bits of the significand, including the leading bit.
-BITS = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8, "F8_E4M3": 4, "F8_E5M2": 3, "U8": 2}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,13 +21,12 @@ from torch import Tensor
 
 from abliterate.checkpoint.orthogonalise import Readings, read_component, remove
 from abliterate.checkpoint.output import NewShard, Output
-from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES, EditTask
+from abliterate.checkpoint.tasks import EditTask
 from abliterate.errors import InputError
-from abliterate.model.formats import fp8, mxfp4
-from abliterate.model.index import ShardIndex, TensorInfo, reading, stamp
+from abliterate.model.formats.format import InPlace, StoredFormat
+from abliterate.model.index import ShardIndex, reading, stamp
 
 WORKERS = 2  # bounds the memory, because each worker holds one tensor
-_BAND = 1 << 23  # elements of an FP8 matrix in float32 at once: 32 MB
 _PIECE = 1 << 27  # bytes per copy job
 # Errors of file systems that can't copy byte ranges.
 _NO_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
@@ -97,15 +96,19 @@ def _jobs(
 ) -> list[Callable[[], None]]:
     """The edit and copy jobs, in byte order, so that files are read and written sequentially. ``note`` gets each edited tensor's state
     before the edit."""
-    new, jobs = output.tensors, []
-    followers = {name + SCALES for name, task in tasks.items() if task.form == "fp8"}
+    jobs: list[Callable[[], None]] = []
+    followers = companions(tasks.values())
     for shard in output.shards:
         runs = _Runs(files.write[shard.name], advance)
         runs.header(shard, files)
         for info in shard.tensors:
-            if info.name in tasks or leaves_mxfp4(info, index):
+            task, leaving = tasks.get(info.name), output.leaves(info.name, index)
+            if task is not None:
                 jobs += runs.flush()
-                jobs.append(partial(_edit, index, info, new, tasks.get(info.name), files, note, advance))
+                jobs.append(partial(_edit, index, task, output, files, note, advance))
+            elif leaving is not None:
+                jobs += runs.flush()
+                jobs.append(partial(_unpack, index, info.name, leaving, output, files, advance))
             elif info.name not in followers:
                 source = index.tensors[output.untied[0] if output.untied and info.name == output.untied[1] else info.name]
                 runs.add(files.read[source.shard], source.start, info.start, info.nbytes)
@@ -113,9 +116,9 @@ def _jobs(
     return jobs
 
 
-def leaves_mxfp4(info: TensorInfo, index: ShardIndex) -> bool:
-    """Whether a tensor of the new checkpoint is packed as MXFP4 in the old one."""
-    return info.name not in index.tensors and info.name + BLOCKS in index.tensors
+def companions(tasks: Iterable[EditTask]) -> set[str]:
+    """The tensors of the new checkpoint that are written with an edited one: its scales."""
+    return {part for task in tasks for part in task.stored.written.parts(task.name)[1:]}
 
 
 class _Runs:
@@ -171,78 +174,57 @@ def _write_at(target: int, data: memoryview, to: int) -> None:
 
 def _edit(
     index: ShardIndex,
-    info: TensorInfo,
-    new: Mapping[str, TensorInfo],
-    task: EditTask | None,
+    task: EditTask,
+    output: Output,
     files: _Files,
     note: Callable[[str, Before], None],
     advance: Callable[[int], None],
 ) -> None:
     """Read one tensor, edit it in a buffer, and write it."""
-    found, parts = edited(index, info.name, task)
-    for name, tensor in parts.items():
-        place = new[name]
+    found, parts = edited(index, task)
+    _write(parts, output, files, advance)
+    note(task.name, found)
+
+
+def _unpack(index: ShardIndex, name: str, stored: StoredFormat, output: Output, files: _Files, advance: Callable[[int], None]) -> None:
+    """Read one tensor and write its values."""
+    _write(unpacked(index, name, stored), output, files, advance)
+
+
+def _write(parts: Mapping[str, Tensor], output: Output, files: _Files, advance: Callable[[int], None]) -> None:
+    for part, tensor in parts.items():
+        place = output.tensors[part]
         _write_at(files.write[place.shard], bytes_of(tensor), place.start)
         advance(place.nbytes)
-    if found is not None:
-        note(info.name, found)
 
 
-def edited(index: ShardIndex, name: str, task: EditTask | None) -> tuple[Before | None, dict[str, Tensor]]:
-    """The new bytes of a tensor that isn't copied, with its scales if it has any, and its state before the edit.
-
-    Without a task it is only converted from MXFP4.
-    """
-    if task is not None and task.form == "fp8":
-        return _edited_fp8(index, task)
-    if task is None or task.form == "mxfp4":
-        return _edited_mxfp4(index, name, task)
-    return edited_plain(index, task)
+def edited(index: ShardIndex, task: EditTask) -> tuple[Before, dict[str, Tensor]]:
+    """A tensor's state before the edit, and what it is stored as after it: its bytes, with its scales if it has any."""
+    stored, written = task.stored, task.stored.written
+    parts = [index.read(part) for part in stored.parts(task.name)]
+    digest = digest_of(*parts)
+    if written is not stored:
+        parts = [stored.values(parts)]
+    return _removed(index, task, written, parts, digest), dict(zip(written.parts(task.name), parts, strict=True))
 
 
-def edited_plain(index: ShardIndex, task: EditTask) -> tuple[Before, dict[str, Tensor]]:
-    """Edit a float tensor in place, in float32 blocks, each rounded once."""
-    stored = index.read(task.name)
-    digest = digest_of(stored)
-    found = _checked(read_component(stored, task.removal, task.axis, task.keep_norms), index, task.name)
-    remove(stored, task.removal, task.strength, task.axis, found)
-    if stored.dtype == torch.float16 and not torch.isfinite(torch.stack(stored.aminmax())).all():
-        raise InputError(f"{index.folder}: {task.name} exceeds the range of F16 after the edit; use a bf16 or fp32 checkpoint")
-    return Before(found.along, aim(found, task), found.size, digest), {task.name: stored}
+def unpacked(index: ShardIndex, name: str, stored: StoredFormat) -> dict[str, Tensor]:
+    """A tensor that isn't edited as it is once it leaves its format."""
+    return {name: stored.values([index.read(part) for part in stored.parts(name)])}
 
 
-def _edited_fp8(index: ShardIndex, task: EditTask) -> tuple[Before, dict[str, Tensor]]:
-    """Dequantise, edit in float32, and round per block with error feedback along the directions, one band of columns at a time."""
-    stored, scales = index.read(task.name), index.read(task.name + SCALES)
-    digest = digest_of(stored, scales)
-    across = task.block[1]
-    band = max(1, _BAND // (stored.shape[0] * across)) * across
-    bands = []
-    for start in range(0, stored.shape[1], band):
-        columns, blocks = slice(start, start + band), slice(start // across, -(-(start + band) // across))
-        wide = fp8.dequantise(stored[:, columns], scales[:, blocks], task.block)
+def _removed(index: ShardIndex, task: EditTask, written: InPlace, parts: list[Tensor], digest: str) -> Before:
+    """Edit a tensor in place, in float32, in bands of columns if its format asks for them. Returns its state before the edit."""
+    bands: list[tuple[float, float, float]] = []
+
+    def change(wide: Tensor) -> None:
         found = _checked(read_component(wide, task.removal, task.axis, task.keep_norms), index, task.name)
         remove(wide, task.removal, task.strength, task.axis, found)
-        weight, new = fp8.requantise(wide, task.removal.q.float(), task.block, scales.dtype, task.powers)
-        rounding, plain = fp8.rounding_errors(wide, weight, new, task.block)
-        stored[:, columns], scales[:, blocks] = weight, new
-        exact = float(wide.norm())
-        bands.append((found.along, aim(found, task), found.size, exact, rounding * exact, plain * exact))
-    along, left, size, exact, rounding, plain = (math.hypot(*values) for values in zip(*bands, strict=True))
-    made = Before(along, left, size, digest, rounding / exact if exact else 0.0, plain / exact if exact else 0.0)
-    return made, {task.name: stored, task.name + SCALES: scales}
+        bands.append((found.along, aim(found, task), found.size))
 
-
-def _edited_mxfp4(index: ShardIndex, name: str, task: EditTask | None) -> tuple[Before | None, dict[str, Tensor]]:
-    """Packed experts as bf16, edited if there is a task."""
-    blocks, exponents = index.read(name + BLOCKS), index.read(name + EXPONENTS)
-    digest = digest_of(blocks, exponents)
-    wide = mxfp4.dequantise(blocks, exponents)
-    if task is None:
-        return None, {name: wide}
-    found = _checked(read_component(wide, task.removal, task.axis, task.keep_norms), index, name)
-    remove(wide, task.removal, task.strength, task.axis, found)
-    return Before(found.along, aim(found, task), found.size, digest), {name: wide}
+    cost = written.rewrite(parts, change, task.removal.q, f"{index.folder}: {task.name}")
+    along, left, size = (math.hypot(*values) for values in zip(*bands, strict=True))
+    return Before(along, left, size, digest, cost.stored if cost else None, cost.nearest if cost else None)
 
 
 def _checked(found: Readings, index: ShardIndex, name: str) -> Readings:

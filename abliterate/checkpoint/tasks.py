@@ -13,24 +13,23 @@ from torch import Tensor
 from abliterate.errors import InputError
 from abliterate.model.edit import Edit
 from abliterate.model.folder import ModelFolder
-from abliterate.model.index import EDITABLE, ShardIndex
+from abliterate.model.formats.format import StoredFormat
+from abliterate.model.formats.plain import EDITABLE, PLAIN
+from abliterate.model.formats.table import format_of, matrix_of
+from abliterate.model.index import ShardIndex
 from abliterate.model.layouts import COMPONENTS, Layout, Writer
 from abliterate.model.removal import Removal, removal
 from abliterate.model.tensor_names import is_buffer, projector_axis, template, text_name
 
 WriterKind = Literal["attention", "mlp", "mtp", "embedding", "positions", "projector"]
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(.+)")
-Form = Literal["plain", "fp8", "mxfp4"]
-SCALES = "_scale_inv"  # FP8: the block scales of NAME are NAME_scale_inv
-BLOCKS, EXPONENTS = "_blocks", "_scales"  # MXFP4: NAME is stored as NAME_blocks and NAME_scales
 
 
 @dataclass(frozen=True)
 class EditTask:
     """One tensor to edit: the axis of d_model, how to read and remove the component, and the strength.
 
-    ``name``: the tensor's name in the new checkpoint. ``form``: how the old checkpoint stores it. ``block``: the block size of FP8 scales.
-    ``powers``: whether FP8 scales are powers of two.
+    ``name``: the tensor's name in the new checkpoint. ``stored``: how the old checkpoint stores it.
     """
 
     name: str
@@ -39,9 +38,7 @@ class EditTask:
     removal: Removal
     strength: float
     keep_norms: bool = False
-    form: Form = "plain"
-    block: tuple[int, int] = (128, 128)
-    powers: bool = False
+    stored: StoredFormat = PLAIN
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,13 @@ class WriterTensor:
     layer: int
     writer: Writer
     bias: bool
-    form: Form
+    stored: StoredFormat
     mtp: bool
+
+    @property
+    def leaves_format(self) -> bool:
+        """Whether it is stored in another format once it is edited."""
+        return self.stored.written is not self.stored
 
 
 def edit_tasks(index: ShardIndex, folder: ModelFolder, edit: Edit) -> dict[str, EditTask]:
@@ -72,10 +74,8 @@ def edit_tasks(index: ShardIndex, folder: ModelFolder, edit: Edit) -> dict[str, 
         if strength:
             removed = gammas.removal(placed, edit, layer, component)
             kind: WriterKind = "mtp" if placed.mtp else placed.writer.component
-            axis = _axis(index, placed)
-            tasks[placed.name] = EditTask(
-                placed.name, kind, axis, removed, strength, edit.keep_norms, placed.form, folder.fp8_block, folder.fp8_powers
-            )
+            axis = writer_axis(index, placed)
+            tasks[placed.name] = EditTask(placed.name, kind, axis, removed, strength, edit.keep_norms, placed.stored)
     return tasks | _shared_tasks(index, folder, edit)
 
 
@@ -95,53 +95,29 @@ def placed_writers(index: ShardIndex, folder: ModelFolder) -> list[WriterTensor]
 def _place(name: str, index: ShardIndex, folder: ModelFolder) -> WriterTensor | None:
     text, layout = text_name(name), folder.layout
     where = layout.in_block(text) if text is not None else None
+    stored = format_of(index.tensors[name], folder.stored)
     if where is None:
         if text in layout.mtp_root:
-            return WriterTensor(name, folder.layers, Writer(str(text), "mlp"), False, _form(index, name), True)
+            return WriterTensor(stored.matrix(name), folder.layers, Writer(str(text), "mlp"), False, stored, True)
         return None
     number, inner, in_mtp = where
-    stored = name
-    if inner.endswith(BLOCKS):
-        inner, stored = inner.removesuffix(BLOCKS), name.removesuffix(BLOCKS)
-    writer = layout.writer_of(inner)
+    writer = layout.writer_of(stored.matrix(inner))
     if writer is None:
         return None
     layer = folder.layers if in_mtp else number
-    return WriterTensor(stored, layer, writer[0], writer[1], "mxfp4" if stored != name else _form(index, name), layer >= folder.layers)
+    return WriterTensor(stored.matrix(name), layer, writer[0], writer[1], stored, layer >= folder.layers)
 
 
-def _form(index: ShardIndex, name: str) -> Form:
-    return "fp8" if index.tensors[name].dtype == "F8_E4M3" else "plain"
-
-
-def _axis(index: ShardIndex, placed: WriterTensor) -> int:
+def writer_axis(index: ShardIndex, placed: WriterTensor) -> int:
+    """The axis of d_model in a writer's weight or bias."""
     return len(index.tensors[placed.name].shape) - 1 if placed.bias else placed.writer.axis
 
 
 def _fits(index: ShardIndex, folder: ModelFolder, placed: WriterTensor) -> None:
     """Raises InputError if a writer's shape or dtype does not fit the layout."""
-    if placed.form == "mxfp4":
-        shape = index.tensors[placed.name + BLOCKS].shape
-        lost = placed.name + EXPONENTS not in index.tensors or placed.name in index.tensors
-        if lost or len(shape) != 4 or shape[1] != folder.d_model or placed.writer.axis != 2 or 0 in shape:
-            raise InputError(f"{folder.path}: {placed.name}{BLOCKS} has shape {list(shape)}, or its scales are missing")
-        return
-    info, axis = index.tensors[placed.name], _axis(index, placed)
-    if not 0 <= axis < len(info.shape) or info.shape[axis] != folder.d_model or 0 in info.shape:
-        raise InputError(f"{folder.path}: {placed.name} has shape {list(info.shape)}; axis {axis} must be {folder.d_model}")
-    if placed.form == "fp8":
-        if placed.name + SCALES not in index.tensors or len(info.shape) != 2:
-            raise InputError(f"{folder.path}: {placed.name} is stored as FP8 without {placed.name}{SCALES}, so its values are unknown")
-        scales = index.tensors[placed.name + SCALES]
-        blocks = tuple(-(-size // block) for size, block in zip(info.shape, folder.fp8_block, strict=True))
-        if scales.shape != blocks or scales.dtype not in (*EDITABLE, "F8_E8M0"):
-            raise InputError(
-                f"{folder.path}: {scales.name} is {scales.dtype} {list(scales.shape)}, blocks {list(folder.fp8_block)} need {list(blocks)}"
-            )
-    elif info.dtype not in EDITABLE:
-        raise InputError(
-            f"{folder.path}: {placed.name} is stored as {info.dtype}, which can't be edited; use a bf16, fp16 or fp32 checkpoint"
-        )
+    fault = placed.stored.fault(placed.name, index.tensors, writer_axis(index, placed), folder.d_model)
+    if fault is not None:
+        raise InputError(f"{folder.path}: {fault}")
 
 
 class Gammas:
@@ -252,19 +228,19 @@ def unplaced(names: Collection[str], folder: ModelFolder, known: Collection[str]
         text = text_name(name)
         if text is None or is_buffer(name) or text == layout.unembedding or text in layout.mtp_root or text in layout.mtp_others:
             continue
-        plain, where = _plain(template(text)), layout.in_block(text)
+        where = layout.in_block(text)
         if where is not None and (where[2] or where[0] >= folder.layers):
-            explained = (where[2] or bool(layout.mtp)) and _plain(template(where[1])) in behind
+            explained = (where[2] or bool(layout.mtp)) and _in_some_format(where[1], behind)
         else:
-            explained = plain in templates
+            explained = _in_some_format(text, templates)
         if not explained:
             left.append(name)
     return sorted(left)
 
 
-def _plain(name: str) -> str:
-    """A tensor's name without the suffixes of quantised formats."""
-    return name.removesuffix(SCALES).removesuffix(BLOCKS).removesuffix(EXPONENTS)
+def _in_some_format(name: str, templates: Collection[str]) -> bool:
+    """Whether a tensor has one of these names, or is a part of a matrix that has one."""
+    return template(name) in templates or template(matrix_of(name)) in templates
 
 
 def writer_kinds(names: Collection[str], folder: ModelFolder) -> dict[int, frozenset[str]]:
@@ -275,7 +251,7 @@ def writer_kinds(names: Collection[str], folder: ModelFolder) -> dict[int, froze
         text = text_name(name)
         where = folder.layout.in_block(text) if text is not None else None
         if where is not None and not where[2] and where[0] < folder.layers:
-            inner = template(where[1]).removesuffix(BLOCKS).removesuffix(EXPONENTS)
+            inner = template(folder.stored.matrix(where[1]))
             if inner in norms or folder.layout.writer_of(inner) is not None:
                 kinds[where[0]].add(inner)
     return {layer: frozenset(kind) for layer, kind in kinds.items()}

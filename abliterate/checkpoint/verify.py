@@ -15,14 +15,14 @@ from abliterate.checkpoint.edit import norms_of, not_edited, to_untie, unties
 from abliterate.checkpoint.licence import CARD, licence_files
 from abliterate.checkpoint.names import PLAN, PROOF
 from abliterate.checkpoint.orthogonalise import read_component
-from abliterate.checkpoint.output import metadata_of, new_config, plan_output
-from abliterate.checkpoint.proof import FLOOR, TOLERANCE, stored_parts, values
+from abliterate.checkpoint.output import Output, metadata_of, module_of, new_config, plan_output
+from abliterate.checkpoint.proof import FLOOR, stored_parts, values
 from abliterate.checkpoint.provenance import PLAN_KEY, edit_digest
 from abliterate.checkpoint.records import PROOF_SCHEMA, EmbeddingRecord, Proof, TensorProof, Worst
 from abliterate.checkpoint.selfcheck import self_check
-from abliterate.checkpoint.stream import digest_of, edited, leaves_mxfp4
+from abliterate.checkpoint.stream import companions, digest_of, edited, unpacked
 from abliterate.checkpoint.sums import check_sums
-from abliterate.checkpoint.tasks import SCALES, EditTask, edit_tasks
+from abliterate.checkpoint.tasks import EditTask, edit_tasks
 from abliterate.checkpoint.write import same_side_files
 from abliterate.errors import CheckError, InputError
 from abliterate.files import Record
@@ -36,9 +36,6 @@ from abliterate.model.source import check_no_adapter
 T = TypeVar("T")
 _PIECE = 1 << 24
 _SAME = 1e-5  # relative tolerance for sums of the same numbers in another order
-# Tolerance for the same edit on another machine, relative to the tensor: another order of sums changes a few roundings (in FP8, all later
-# ones too).
-_AGAIN = {**TOLERANCE, "F8_E4M3": 0.1}
 _LOADED = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".py")  # side files that can change what a model or tokenizer does
 
 
@@ -126,20 +123,20 @@ def _equal(folder: ModelFolder, what: str, said: T, found: T) -> None:
         raise CheckError(f"{folder.path}: {PROOF} says {what} is {shown}, but it is {fact}")
 
 
-def allowed(dtype: str, size: float, before: float) -> float:
+def allowed(tolerance: float, size: float, before: float) -> float:
     """How far a component may be from its aim, for a tensor whose norm is ``size`` now and whose component was ``before`` before the edit.
 
     Never less than the proof allowed, which uses the norm before the edit. That norm is at most hypot(``size``, ``before``), because the
     removed part is orthogonal to the rest.
     """
-    return max(TOLERANCE[dtype] * math.hypot(size, before), FLOOR)
+    return max(tolerance * math.hypot(size, before), FLOOR)
 
 
 def _measured(index: ShardIndex, task: EditTask, entry: TensorProof) -> None:
     """Check one edited tensor against its entry in the proof. Raises CheckError."""
     name, info = task.name, index.tensors.get(task.name)
     if info is None:
-        raise CheckError(f"{index.folder}: {name} is still packed as MXFP4, the proof says {entry.dtype}")
+        raise CheckError(f"{index.folder}: {name} is still packed as {task.stored.label}, the proof says {entry.dtype}")
     facts = (
         ("dtype", info.dtype, entry.dtype),
         ("shape", list(info.shape), list(entry.shape)),
@@ -152,7 +149,7 @@ def _measured(index: ShardIndex, task: EditTask, entry: TensorProof) -> None:
     if digest_of(*stored) != entry.blake3_after:
         raise CheckError(f"{index.folder}: the bytes of {name} don't match the proof (BLAKE3 differs)")
     found = read_component(values(task, stored), task.removal, task.axis)
-    limit = allowed(info.dtype, found.size, entry.before)
+    limit = allowed(task.stored.written.tolerance(info.dtype), found.size, entry.before)
     if not abs(found.along - entry.after) <= max(_SAME * found.size, 1e-12):
         raise CheckError(f"{index.folder}: {name} holds {found.along:.3e} of the direction, the proof says {entry.after:.3e}")
     if not abs(found.along - entry.aim) <= limit:
@@ -194,10 +191,10 @@ def _compared(
     if different := sorted(set(tasks) ^ set(listed)):
         raise CheckError(f"{base.path}: {different[0]}: the edit of this base and {PROOF} disagree about this tensor")
     _equal(folder, "unpacked", list(proof.unpacked), list(output.unpacked))
-    scales = {name + SCALES for name, task in tasks.items() if task.form == "fp8"}
-    for name, info in output.tensors.items():
-        if name in tasks or leaves_mxfp4(info, source):
-            _came_from(source, index, name, tasks.get(name), listed.get(name))
+    scales = companions(tasks.values())
+    for name in output.tensors:
+        if name in tasks or output.leaves(name, source):
+            _came_from(source, index, output, name, tasks.get(name), listed.get(name))
         elif name not in scales:
             _identical(source, source.tensors[untied[0] if untied and name == untied[1] else name], index, index.tensors[name])
         advance(1)
@@ -224,9 +221,9 @@ def _same_places(index: ShardIndex, wanted: Mapping[str, TensorInfo]) -> None:
             raise CheckError(f"{index.folder}: {name} is {found}, but from this base it must be {expected}")
 
 
-def _came_from(source: ShardIndex, index: ShardIndex, name: str, task: EditTask | None, entry: TensorProof | None) -> None:
+def _came_from(source: ShardIndex, index: ShardIndex, output: Output, name: str, task: EditTask | None, entry: TensorProof | None) -> None:
     """Check that a tensor is the result of editing or unpacking the base's tensor again. Raises CheckError."""
-    before, parts = edited(source, name, task)
+    before, parts = edited(source, task) if task is not None else (None, unpacked(source, name, output.unpacked[module_of(name)]))
     if before is not None and entry is not None:
         if before.blake3 != entry.blake3_before:
             raise CheckError(f"{source.folder}: {name} is not the tensor that was edited (BLAKE3 differs)")
@@ -242,7 +239,7 @@ def _came_from(source: ShardIndex, index: ShardIndex, name: str, task: EditTask 
     again, stored = list(parts.values()), [index.read(part) for part in parts]
     if digest_of(*again) == digest_of(*stored):
         return
-    if task is None or not _distance(values(task, again), values(task, stored)) <= _AGAIN[index.tensors[name].dtype]:
+    if task is None or not _distance(values(task, again), values(task, stored)) <= task.stored.written.again(index.tensors[name].dtype):
         raise CheckError(f"{index.folder}: {name} is not the result of {'editing' if task else 'unpacking'} the base's tensor")
 
 

@@ -10,12 +10,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    FineGrainedFP8Config,
-    PreTrainedModel,
-)
-from transformers.utils.quantization_config import Mxfp4Config
+from transformers import AutoConfig, PreTrainedModel
 
 from abliterate.errors import InputError, first_line
 from abliterate.model.failure import refused
@@ -85,8 +80,8 @@ def from_pretrained(folder: ModelFolder, dtype: torch.dtype, gpus: Sequence[int]
     packed: dict[str, Any] = {"device_map": "auto", "max_memory": dict(enumerate(gpus))} if gpus else {}
     if others := implementations(folder):  # the config file's own choice would take precedence
         packed |= {**others, "config": AutoConfig.from_pretrained(folder.path, trust_remote_code=trusted, local_files_only=True)}
-    if folder.quantisation is not None:  # dequantised to dtype: the formats' own kernels need particular hardware
-        packed |= {"quantization_config": {"fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}[folder.quantisation](dequantize=True)}
+    if (dequantising := folder.stored.loading()) is not None:  # to dtype: the formats' own kernels need particular hardware
+        packed |= {"quantization_config": dequantising}
     with refused(f"{folder.path}: transformers can't load it", folder.config):
         loaded: Any = kind.from_pretrained(
             folder.path,
@@ -98,8 +93,8 @@ def from_pretrained(folder: ModelFolder, dtype: torch.dtype, gpus: Sequence[int]
             **packed,
         )
     module, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
-    # Tensors that were not FP8 keep their stored dtype (before transformers 5.23, those that were MXFP4 too), which doesn't fit the rest.
-    if folder.quantisation is not None:
+    # Tensors that were not quantised keep their stored dtype (before transformers 5.23, those of MXFP4 too), which doesn't fit the rest.
+    if dequantising is not None:
         for parameter in module.parameters():
             if parameter.dtype in (torch.bfloat16, torch.float16):
                 parameter.data = parameter.data.to(dtype)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES
 from abliterate.compute.prefix import kinds_of
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import ShardIndex
@@ -53,15 +52,14 @@ def arithmetic_of(index: ShardIndex, folder: ModelFolder) -> Arithmetic:
         head=head.count if head else 0,
         seen=2 * heads * width * attending,
         kept=_kept(folder.config) * attending,
-        sweep_bytes=sum(_stored_bytes(index, s.name) for tensors in blocks for s in tensors),
-        head_bytes=_stored_bytes(index, head.name) if head else 0,
+        sweep_bytes=sum(_stored_bytes(s) for tensors in blocks for s in tensors),
+        head_bytes=_stored_bytes(head) if head else 0,
     )
 
 
-def _stored_bytes(index: ShardIndex, name: str) -> int:
+def _stored_bytes(stored: Stored) -> int:
     """Bytes on disk of a tensor and its scales."""
-    scales = (index.tensors.get(name + SCALES), index.tensors.get(name.removesuffix(BLOCKS) + EXPONENTS))
-    return index.tensors[name].nbytes + sum(info.nbytes for info in scales if info is not None)
+    return sum(part.nbytes for part in stored.parts)
 
 
 def _unembedding(folder: ModelFolder) -> str:

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from abliterate.checkpoint.formats import checkpoint
 from abliterate.checkpoint.formats.format import WholeEdit
 from abliterate.checkpoint.formats.table import sizes
-from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES, WriterKind, WriterTensor, placed_writers, shared_writers
+from abliterate.checkpoint.output import module_of, value_bytes
+from abliterate.checkpoint.tasks import WriterKind, WriterTensor, placed_writers, shared_writers
 from abliterate.config import EditConfig
 from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
+from abliterate.model.formats.format import StoredFormat
+from abliterate.model.formats.plain import PLAIN
 from abliterate.model.index import ShardIndex
 from abliterate.model.tensor_names import text_name
 
@@ -22,11 +25,11 @@ from abliterate.model.tensor_names import text_name
 class Edits:
     """``kinds``: number of edited writers in the blocks, by kind. ``shared``: the same for writers outside the blocks (the token embedding
     and similar), which are edited if one direction serves all blocks. ``nbytes``, ``numbers``: bytes and elements of all of them;
-    ``largest``: bytes of the two largest together.
+    ``largest``: bytes that the two largest together hold while they are edited.
 
     ``embedding``, ``left``, ``format``: in words, what happens to the embedding, to the tensors that are not edited, and to quantised
-    writers. ``growth``: bytes by which the checkpoint grows. ``unpacked``: modules converted from MXFP4. ``outputs``: by output format, the
-    bytes that ``edit`` writes (None: the format can't hold this edit).
+    writers. ``growth``: bytes by which the checkpoint grows. ``unpacked``: modules that leave a quantised format. ``outputs``: by output
+    format, the bytes that ``edit`` writes (None: the format can't hold this edit).
     """
 
     kinds: Mapping[str, int]
@@ -59,17 +62,19 @@ def edits_of(index: ShardIndex, folder: ModelFolder, stored: int, config: EditCo
     edit = WholeEdit(folder, index, placed_writers(index, folder), stored)
     shared, embedding = _shared(index, folder, config)
     parts = {w.name: _size(index, w) for w in edit.writers}
+    held = [w.stored.written.held(*parts[w.name]) for w in edit.writers]
     parts |= {name: (math.prod(index.tensors[name].shape), index.tensors[name].nbytes) for name in shared}
-    unpacked = {w.name.rpartition(".")[0] for w in edit.writers if w.form == "mxfp4"}
+    held += [PLAIN.held(*parts[name]) for name in shared]
+    unpacked = {module_of(w.name): w.stored for w in edit.writers if w.leaves_format}
     return Edits(
         kinds=dict(Counter(edit.kinds.values())),
         shared=dict(Counter(shared.values())),
         nbytes=sum(nbytes for _, nbytes in parts.values()),
         numbers=sum(numbers for numbers, _ in parts.values()),
-        largest=sum(sorted(nbytes for _, nbytes in parts.values())[-2:]),
+        largest=sum(sorted(held)[-2:]),
         embedding=embedding,
         left=_left(index, folder, len(parts)),
-        format=_format(edit.writers, len(unpacked)),
+        format=_format(edit.writers, unpacked),
         growth=checkpoint.nbytes(edit) - stored,
         unpacked=len(unpacked),
         outputs=sizes(edit),
@@ -78,12 +83,9 @@ def edits_of(index: ShardIndex, folder: ModelFolder, stored: int, config: EditCo
 
 def _size(index: ShardIndex, writer: WriterTensor) -> tuple[int, int]:
     """A writer's number of elements, and its bytes in the new checkpoint."""
-    if writer.form == "mxfp4":
-        numbers = 2 * math.prod(index.tensors[writer.name + BLOCKS].shape)
-        return numbers, numbers * checkpoint.BF16
-    scales = index.tensors.get(writer.name + SCALES)
-    info = index.tensors[writer.name]
-    return math.prod(info.shape), info.nbytes + (scales.nbytes if scales is not None else 0)
+    parts = [index.tensors[name] for name in writer.stored.parts(writer.name)]
+    numbers = math.prod(writer.stored.shape(parts[0].shape) or parts[0].shape)
+    return numbers, value_bytes(parts[0], writer.stored) if writer.leaves_format else sum(part.nbytes for part in parts)
 
 
 def _shared(index: ShardIndex, folder: ModelFolder, config: EditConfig) -> tuple[dict[str, WriterKind], str]:
@@ -104,16 +106,15 @@ def _shared(index: ShardIndex, folder: ModelFolder, config: EditConfig) -> tuple
 
 def _left(index: ShardIndex, folder: ModelFolder, edited: int) -> str:
     """The tensors that are copied unchanged, in words."""
-    others = sum(not name.endswith((SCALES, EXPONENTS)) for name in index.tensors) - edited
+    others = sum(folder.stored.matrix_of_companion(name) is None for name in index.tensors) - edited
     seeing = sum(text_name(name) is None for name in index.tensors)
     vision = f"; {seeing} of them are not part of the text model" if seeing else ""
     return f"{others} other tensors, which do not write into the residual stream (input projections, norms, routers){vision}"
 
 
-def _format(writers: Sequence[WriterTensor], unpacked: int) -> str | None:
-    forms = Counter(writer.form for writer in writers)
-    if unpacked:
-        return f"the experts of {unpacked} modules are converted from MXFP4 to bf16"
-    if forms["fp8"]:
-        return f"{forms['fp8']} of the edited tensors are FP8 and stay FP8, rounded so that the direction does not come back"
+def _format(writers: Sequence[WriterTensor], unpacked: Mapping[str, StoredFormat]) -> str | None:
+    for stored in unpacked.values():
+        return f"the experts of {len(unpacked)} modules are converted from {stored.label} to bf16"
+    for stored, count in Counter(writer.stored for writer in writers if writer.stored is not PLAIN).items():
+        return f"{count} of the edited tensors are {stored.label} and stay {stored.label}, rounded so that the direction does not come back"
     return None

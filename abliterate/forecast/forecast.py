@@ -27,6 +27,9 @@ from abliterate.forecast.stages import Disk, Figures, in_all, run_figures
 from abliterate.forecast.steps import Prompts, read_prompts, run_steps
 from abliterate.model.agreement import check_agreement, tell
 from abliterate.model.folder import ModelFolder, open_folder
+from abliterate.model.formats.format import InPlace
+from abliterate.model.formats.plain import PLAIN
+from abliterate.model.formats.table import format_of
 from abliterate.model.index import DTYPES, ShardIndex, open_index
 
 
@@ -124,22 +127,29 @@ def _shapes(config: RunConfig, model: Model, prompts: Prompts, manner: ComputeLi
     """The shapes to measure the machine with: those of the products that dominate this run."""
     flows = [flow_of(step, model.folder, manner) for step in run_steps(config, prompts, model.folder.layers, model.held.whole)]
     replies = [min(flow.live, manner.tokens) for flow in flows if flow.live]
-    stored = {info.dtype for info in index.tensors.values() if len(info.shape) > 1}
+    stored, kind = _stored(index, model.folder)
     return Shapes(
         many=min(256, max(flow.largest for flow in flows)),
         few=min(128, max(replies, default=1)),
         d_model=model.folder.d_model,
         wide=model.sizes.widest,
         dtype=model.held.dtype,
-        stored=torch.float8_e4m3fn if "F8_E4M3" in stored else DTYPES[_common(index)][0] or torch.bfloat16,
+        stored=stored,
+        kind=kind,
         device=model.device,
     )
 
 
-def _common(index: ShardIndex) -> str:
-    """The most common stored type of matrices, among the types that can be computed with."""
-    kinds = [info.dtype for info in index.tensors.values() if len(info.shape) > 1 and info.dtype in ("F32", "F16", "BF16")]
-    return max(set(kinds), key=kinds.count, default="BF16")
+def _stored(index: ShardIndex, folder: ModelFolder) -> tuple[InPlace, str]:
+    """The format and stored type of matrices to measure with: quantised ones that are edited in place, else the most common type that can
+    be computed with."""
+    matrices = [info for info in index.tensors.values() if len(info.shape) > 1]
+    for info in matrices:
+        stored = format_of(info, folder.stored)
+        if stored is not PLAIN and stored.written is stored:
+            return stored.written, info.dtype
+    kinds = [info.dtype for info in matrices if info.dtype in ("F32", "F16", "BF16")]
+    return PLAIN, max(set(kinds), key=kinds.count, default="BF16")
 
 
 def as_json(forecast: Forecast) -> dict[str, Any]:

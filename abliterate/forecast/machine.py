@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from abliterate.checkpoint.orthogonalise import read_component, remove
 from abliterate.checkpoint.stream import WORKERS
-from abliterate.model.formats import fp8
+from abliterate.model.formats.format import InPlace
 from abliterate.model.index import ShardIndex
 from abliterate.model.removal import removal
 
@@ -49,14 +49,15 @@ class Machine:
 @dataclass(frozen=True)
 class Shapes:
     """The shapes to measure with: products of ``many`` and of ``few`` rows with a ``wide`` x ``d_model`` matrix, in ``dtype`` on
-    ``device``; ``stored``: the type of the stored weights."""
+    ``device``; ``stored``, ``kind``: the format of the stored weights, and their type as safetensors calls it."""
 
     many: int
     few: int
     d_model: int
     wide: int
     dtype: torch.dtype
-    stored: torch.dtype
+    stored: InPlace
+    kind: str
     device: torch.device
 
 
@@ -165,38 +166,30 @@ def _wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _slab(shapes: Shapes) -> tuple[Tensor, Tensor | None]:
-    """A piece of a writer as it is stored, and its scales."""
-    wide = torch.linspace(-1, 1, _ROWS * _COLUMNS).view(_ROWS, _COLUMNS)
-    if shapes.stored == fp8.FP8:
-        return fp8.requantise(wide, torch.zeros(0, _ROWS))
-    return wide.to(shapes.stored), None
+def _slab(shapes: Shapes) -> list[Tensor]:
+    """A piece of a writer as it is stored, with its scales if it has any."""
+    return shapes.stored.encode(torch.linspace(-1, 1, _ROWS * _COLUMNS).view(_ROWS, _COLUMNS), shapes.kind)
 
 
 @torch.inference_mode()
 def _edited(shapes: Shapes) -> float:
     """Elements per second from which an edit removes a direction, with all of its threads."""
-    stored, scales = _slab(shapes)
-    task = removal(torch.eye(1, _ROWS))
+    slab, task = _slab(shapes), removal(torch.eye(1, _ROWS))
+
+    def change(wide: Tensor) -> None:
+        remove(wide, task, 1.0, 0, read_component(wide, task, 0))
 
     def act(_: int) -> None:
-        wide = stored.clone() if scales is None else fp8.dequantise(stored, scales)
-        remove(wide, task, 1.0, 0, read_component(wide, task, 0))
-        if scales is not None:
-            fp8.rounding_errors(wide, *fp8.requantise(wide, task.q.float()))
+        shapes.stored.rewrite([part.clone() for part in slab], change, task.q, "")
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        return WORKERS * stored.numel() * _rate(lambda: list(pool.map(act, range(WORKERS))), _EDITING)
+        return WORKERS * _ROWS * _COLUMNS * _rate(lambda: list(pool.map(act, range(WORKERS))), _EDITING)
 
 
 @torch.inference_mode()
 def _widened(shapes: Shapes) -> float | None:
     """Elements per second converted from the stored type to the compute type; None if they are the same."""
-    stored, scales = _slab(shapes)
-    if scales is None and shapes.stored == shapes.dtype:
+    slab = _slab(shapes)
+    if shapes.stored.value_type(shapes.kind) == shapes.kind and slab[0].dtype == shapes.dtype:
         return None
-    return stored.numel() * _rate(partial(_widen, stored, scales, shapes.dtype), _EDITING)
-
-
-def _widen(stored: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
-    return stored.to(dtype) if scales is None else fp8.dequantise(stored, scales).to(dtype)
+    return _ROWS * _COLUMNS * _rate(lambda: shapes.stored.values(slab).to(shapes.dtype), _EDITING)

@@ -17,7 +17,6 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES
 from abliterate.compute.blockwise.blocks import on_meta
 from abliterate.compute.load import implementations
 from abliterate.errors import InputError
@@ -28,7 +27,6 @@ from abliterate.model.tensor_names import is_buffer, text_name
 
 Shape = tuple[int, ...]
 _WIDE = ("e_score_correction_bias",)  # float32 in every checkpoint
-_GROUP, _BYTES = 32, 16  # MXFP4: numbers that share an exponent, and their bytes
 _NAMES = {dtype: name for name, (dtype, _) in DTYPES.items() if dtype is not None}
 
 
@@ -72,13 +70,8 @@ def _info(name: str, shard: str, shape: Shape, dtype: str) -> TensorInfo:
 
 def _kind(name: str, names: Collection[str], folder: ModelFolder) -> str:
     """The type that a tensor is stored in, as safetensors calls it."""
-    if folder.quantisation == "fp8":
-        if name.endswith(SCALES):
-            return "F32"
-        if name + SCALES in names:
-            return "F8_E4M3"
-    if folder.quantisation == "mxfp4" and name.endswith((BLOCKS, EXPONENTS)):
-        return "U8"
+    if (stored := folder.stored.part_type(name, names)) is not None:
+        return stored
     if name.endswith(_WIDE):
         return "F32"
     given = getattr(folder.config, "dtype", None)
@@ -107,24 +100,13 @@ class _Shapes:
 
     def of(self, name: str) -> Shape:
         """The shape of a tensor. Raises InputError if it does not follow from the config."""
-        shape = self._stored(name) or self._plain(name)
+        shape = self._folder.stored.part_shape(name, self._plain)
+        shape = self._plain(name) if shape is None else shape
         if shape is None:
             raise InputError(
                 f"{self._folder.path}: the shard index names {name}, whose shape does not follow from the config; the weights are needed"
             )
         return shape
-
-    def _stored(self, name: str) -> Shape | None:
-        """The shape of a tensor of a quantised format (scales, packed blocks, exponents)."""
-        folder = self._folder
-        if folder.quantisation == "fp8" and name.endswith(SCALES):
-            rows, columns = (*(self._plain(name.removesuffix(SCALES)) or ()), 1, 1)[:2]
-            return (math.ceil(rows / folder.fp8_block[0]), math.ceil(columns / folder.fp8_block[1]))
-        if folder.quantisation == "mxfp4" and name.endswith((BLOCKS, EXPONENTS)):
-            expert, columns, rows = self._plain(name.removesuffix(BLOCKS).removesuffix(EXPONENTS)) or (0, 0, 0)
-            groups = (expert, rows, columns // _GROUP)
-            return (*groups, _BYTES) if name.endswith(BLOCKS) else groups
-        return None
 
     def _plain(self, name: str) -> Shape | None:
         text, layout = text_name(name), self._folder.layout

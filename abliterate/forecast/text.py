@@ -23,7 +23,7 @@ def _rows(forecast: Forecast) -> Iterator[tuple[str, str]]:
     yield "model", f"{folder.path} ({folder.model_type}, {folder.layers} blocks of width {folder.d_model})"
     working = model.costs.working + model.costs.head
     some = f", of which each token uses {count(working)}" if working < 0.9 * sizes.total else ""
-    form = f", {folder.quantisation.upper()}" if folder.quantisation else ""
+    form = f", {folder.stored.label}" if folder.quantisation else ""
     yield "weights", f"{count(sizes.total)} parameters{some}; {size(forecast.disk.nbytes)} in {listed(forecast.shards, 'file')}{form}"
     if not forecast.here:
         yield "", "the weights are not in the folder; shapes are taken from config.json, names and bytes from model.safetensors.index.json"

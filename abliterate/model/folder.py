@@ -5,25 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from transformers import AutoConfig, PretrainedConfig
 
 from abliterate.errors import InputError, first_line
 from abliterate.files import Json
 from abliterate.model.files import check_genuine, in_truth
+from abliterate.model.formats.format import StoredFormat
+from abliterate.model.formats.plain import PLAIN
+from abliterate.model.formats.table import format_of_config
 from abliterate.model.guess import guess_layout
 from abliterate.model.layouts import Layout, aliased, known_types, layout_for, load_layout, refusal_of
 from abliterate.model.source import check_folder
 from abliterate.model.tied import says_tied, two_stored
-
-Quantisation = Literal["fp8", "mxfp4"]
-# Names of the quantisation methods whose weights can't be edited exactly.
-_REFUSED = {
-    "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed-tensors", "aqlm": "AQLM",
-    "hqq": "HQQ", "quanto": "Quanto", "torchao": "torchao", "eetq": "EETQ", "modelopt": "ModelOpt", "auto-round": "AutoRound",
-    "bitnet": "BitNet", "fbgemm_fp8": "FBGEMM FP8", "vptq": "VPTQ", "spqr": "SpQR", "higgs": "HIGGS", "fp_quant": "FP-Quant",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,7 +25,7 @@ class ModelFolder:
     """A model's folder and the values from its (text) config that an edit needs.
 
     ``tied``: the token embedding and the unembedding are one matrix; ``says_tied``: the config says so, even if two different matrices
-    are stored.
+    are stored. ``stored``: the format of its weights that the config states.
     """
 
     path: Path
@@ -41,11 +35,14 @@ class ModelFolder:
     d_model: int
     tied: bool
     config: PretrainedConfig
-    quantisation: Quantisation | None = None
-    fp8_block: tuple[int, int] = (128, 128)
-    fp8_powers: bool = False
+    stored: StoredFormat = PLAIN
     trust_remote_code: bool = False
     says_tied: bool = False
+
+    @property
+    def quantisation(self) -> str | None:
+        """The name of the format of quantised weights; None if they are stored as they are."""
+        return None if self.stored is PLAIN else self.stored.key
 
 
 def open_folder(path: Path, trust_remote_code: bool = False, layout: Path | None = None) -> ModelFolder:
@@ -57,7 +54,7 @@ def open_folder(path: Path, trust_remote_code: bool = False, layout: Path | None
     """
     file = path / "config.json"
     raw = _raw_config(path, file)
-    quantisation, block, powers = _quantisation(path, raw)
+    stored = _stored(path, raw)
     config = _config(file, raw, trust_remote_code)
     try:
         text = config.get_text_config()
@@ -81,9 +78,7 @@ def open_folder(path: Path, trust_remote_code: bool = False, layout: Path | None
         d_model=d_model,
         tied=tied,
         config=text,
-        quantisation=quantisation,
-        fp8_block=block,
-        fp8_powers=powers,
+        stored=stored,
         trust_remote_code=trust_remote_code,
         says_tied=said,
     )
@@ -118,28 +113,14 @@ def _config(file: Path, raw: Json, trust_remote_code: bool) -> PretrainedConfig:
         raise InputError(f"{file}: transformers can't use it ({first_line(error)})") from None
 
 
-def _quantisation(path: Path, raw: Json) -> tuple[Quantisation | None, tuple[int, int], bool]:
-    """The format of the quantised weights if it can be edited, FP8's block size, and whether its scales are powers of two.
-
-    Raises InputError for every other format.
-    """
+def _stored(path: Path, raw: Json) -> StoredFormat:
+    """The stored format of the weights. Raises InputError if it can't be edited."""
     text = raw.get("text_config")
     settings = raw.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
-    if not settings:
-        return None, (128, 128), False
-    method = str(settings.get("quant_method", "unknown")) if isinstance(settings, dict) else "unknown"
-    if method == "mxfp4":
-        return "mxfp4", (128, 128), False
-    if method == "fp8":
-        block = settings.get("weight_block_size")
-        if isinstance(block, list) and len(block) == 2 and all(isinstance(n, int) and n > 0 for n in block):
-            return "fp8", (block[0], block[1]), settings.get("scale_fmt") == "ue8m0"
-        raise InputError(f"{path}: FP8 weights without block scales (weight_block_size) can't be edited exactly; give a bf16 checkpoint")
-    name = _REFUSED.get(method, method)
-    raise InputError(
-        f"{path}: the weights are quantised ({name}), which can't be edited exactly; give the unquantised checkpoint (bf16, fp16, fp32, "
-        "block-scaled FP8 or MXFP4), and quantise the result again"
-    )
+    try:
+        return format_of_config(settings)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _guessed(text: PretrainedConfig, model_type: str, trust_remote_code: bool) -> Layout:

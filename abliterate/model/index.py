@@ -32,7 +32,6 @@ DTYPES: dict[str, tuple[torch.dtype | None, int]] = {
     "U8": (torch.uint8, 1), "BOOL": (torch.bool, 1), "F8_E4M3": (torch.float8_e4m3fn, 1),
     "F8_E5M2": (torch.float8_e5m2, 1), "F8_E8M0": (torch.float8_e8m0fnu, 1), "U64": (None, 8), "U32": (None, 4), "U16": (None, 2),
 }  # fmt: skip
-EDITABLE = ("F64", "F32", "F16", "BF16")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _PIECE = 1 << 24  # bytes compared at once
 Stamp = tuple[int, int, int]

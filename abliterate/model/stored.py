@@ -11,12 +11,10 @@ from torch import Tensor
 
 from abliterate.errors import InputError
 from abliterate.model.folder import ModelFolder
-from abliterate.model.formats import fp8, mxfp4
-from abliterate.model.index import ShardIndex
+from abliterate.model.formats.format import Shape, StoredFormat
+from abliterate.model.formats.table import format_of
+from abliterate.model.index import ShardIndex, TensorInfo
 from abliterate.model.tensor_names import text_name
-
-_SCALE = {"fp8": "_scale_inv", "mxfp4": "_scales"}
-_PACKED = "_blocks"  # MXFP4: two values per byte
 
 
 @dataclass(frozen=True)
@@ -37,13 +35,19 @@ class Stored:
         """Its values. ``into`` is a uint8 buffer of ``nbytes`` to read into; an unquantised tensor stays in it."""
         raw = self.index.read(self.name, into)
         try:
-            if raw.dtype == fp8.FP8:
-                return fp8.dequantise(raw, self.index.read(self.name + _SCALE["fp8"]), self.folder.fp8_block)
-            if self._is_packed:
-                return mxfp4.dequantise(raw, self.index.read(self.name.removesuffix(_PACKED) + _SCALE["mxfp4"]))
+            return self.format.values([raw, *(self.index.read(name) for name in self._names[1:])])
         except InputError as error:
             raise InputError(f"{self.index.folder}: {self.name}: {error}") from None
-        return raw
+
+    @property
+    def format(self) -> StoredFormat:
+        """How it is stored."""
+        return format_of(self.index.tensors[self.name], self.folder.stored)
+
+    @property
+    def parts(self) -> list[TensorInfo]:
+        """The stored tensors that it is made of, its own first, as far as they are there."""
+        return [self.index.tensors[name] for name in self._names if name in self.index.tensors]
 
     @property
     def nbytes(self) -> int:
@@ -53,28 +57,28 @@ class Stored:
     @property
     def plain_name(self) -> str:
         """Its name in an unquantised checkpoint."""
-        return self.name.removesuffix(_PACKED) if self._is_packed else self.name
+        return self.format.matrix(self.name)
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         """Its shape once it is dequantised."""
         shape = self.index.tensors[self.name].shape
-        return (shape[0], 2 * shape[2] * shape[3], shape[1]) if self._is_packed and len(shape) == 4 else shape
+        found = self.format.shape(shape)
+        return shape if found is None else found
 
     @property
     def count(self) -> int:
         """The number of its elements."""
-        return math.prod(self.index.tensors[self.name].shape) * (2 if self._is_packed else 1)
+        return math.prod(self.shape)
 
     @property
-    def _is_packed(self) -> bool:
-        return self.folder.quantisation == "mxfp4" and self.name.endswith(_PACKED)
+    def _names(self) -> tuple[str, ...]:
+        return self.format.parts(self.plain_name)
 
 
 def stored(index: ShardIndex, folder: ModelFolder, names: Sequence[str]) -> list[Stored]:
     """The tensors of ``names`` except scales, which are read with the tensors that they scale."""
-    scale = _SCALE.get(folder.quantisation or "")
-    return [Stored(index, folder, name) for name in names if scale is None or not name.endswith(scale)]
+    return [Stored(index, folder, name) for name in names if folder.stored.matrix_of_companion(name) is None]
 
 
 def by_block(index: ShardIndex, folder: ModelFolder) -> dict[int | None, list[Stored]]:

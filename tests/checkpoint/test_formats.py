@@ -14,16 +14,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Mxfp4Config
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from abliterate.checkpoint import stream
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.records import Proof
-from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS, SCALES
 from abliterate.cli.main import main
 from abliterate.compute.load import from_pretrained
 from abliterate.errors import InputError
 from abliterate.model.edit import Edit, edit_from_direction
 from abliterate.model.folder import open_folder
 from abliterate.model.formats import fp8
+from abliterate.model.formats.fp8 import SCALES
+from abliterate.model.formats.mxfp4 import BLOCKS, EXPONENTS
 from abliterate.model.index import INDEX, open_index
 
 FP8_WRITERS = ("self_attn.o_proj", "mlp.down_proj", "down_proj")
@@ -194,7 +194,7 @@ def test_bands_of_columns_leave_as_little_as_the_whole(tmp_path: Path, monkeypat
     store(tmp_path / "base", tensors)
     set_config(tmp_path / "base", intermediate_size=600)
     whole = _edit(tmp_path / "base", tmp_path / "whole")
-    monkeypatch.setattr(stream, "_BAND", 256 * 130)
+    monkeypatch.setattr(fp8, "BAND", 256 * 130)
     banded = _edit(tmp_path / "base", tmp_path / "banded")
     for one, other in zip(whole.tensors, banded.tensors, strict=True):
         for figure, near in (("before", 1e-6), ("rounding", 0.05), ("plain_rounding", 1e-3)):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from abliterate.checkpoint.output import UNTIED_SHARD, Output, new_config, new_index, plan_output
 from abliterate.checkpoint.tasks import EditTask
+from abliterate.model.formats.mxfp4 import Mxfp4
 from abliterate.model.index import INDEX, SINGLE, ShardIndex, open_index
 from abliterate.model.removal import removal
 
@@ -51,7 +52,7 @@ def _packed(folder: Path, single: bool = False) -> ShardIndex:
 
 def _unpacking(layer: int) -> dict[str, EditTask]:
     name = f"model.layers.{layer}.mlp.experts.down_proj"
-    return {name: EditTask(name, "mlp", 2, removal(torch.eye(1, 64)), 1.0, form="mxfp4")}
+    return {name: EditTask(name, "mlp", 2, removal(torch.eye(1, 64)), 1.0, stored=Mxfp4())}
 
 
 @SHARDS
@@ -59,7 +60,7 @@ def test_where_nothing_changes_size_the_headers_are_the_sources(tiny: Callable[.
     index = open_index(tiny(shards=shards, dtype=torch.bfloat16))
     output = plan_output(index, {"model.norm.weight": EditTask("model.norm.weight", "mlp", 0, removal(torch.eye(1, 32)), 1.0)})
     assert output.tensors == index.tensors and output.nbytes == index.nbytes
-    assert output.unpacked == () and output.untied is None
+    assert output.unpacked == {} and output.untied is None
     for shard in output.shards:
         whole = (index.folder / shard.name).read_bytes()
         assert shard.header == whole[: shard.tensors[0].start] and shard.nbytes == len(whole)
@@ -108,7 +109,7 @@ def test_the_experts_of_an_edited_module_leave_mxfp4_together(tmp_path: Path, si
     index = _packed(tmp_path / "model", single)
     output = plan_output(index, _unpacking(1))
     written = open_index(_files(index, output, tmp_path / "out"))
-    assert written.tensors == output.tensors and output.unpacked == ("model.layers.1.mlp.experts",)
+    assert written.tensors == output.tensors and list(output.unpacked) == ["model.layers.1.mlp.experts"]
     down, both = (written.tensors[f"model.layers.1.mlp.experts.{part}"] for part in ("down_proj", "gate_up_proj"))
     assert (down.dtype, down.shape) == ("BF16", (4, 32, 64))
     assert (both.dtype, both.shape) == ("BF16", (4, 64, 96))

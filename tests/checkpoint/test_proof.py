@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from abliterate.checkpoint.orthogonalise import read_component
 from abliterate.checkpoint.output import plan_output
-from abliterate.checkpoint.proof import TOLERANCE, prove
+from abliterate.checkpoint.proof import prove
 from abliterate.checkpoint.records import TensorProof
 from abliterate.checkpoint.stream import Before, write_shards
 from abliterate.checkpoint.tasks import EditTask
 from abliterate.errors import CheckError, InputError
+from abliterate.model.formats.plain import PLAIN
 from abliterate.model.index import SINGLE, open_index
 from abliterate.model.removal import removal
 
@@ -57,7 +58,7 @@ def test_a_full_edit_proves_nothing_left(tmp_path: Path, dtype: torch.dtype) -> 
     expected = float((ROW.double() @ load_file(edited.source / SINGLE)["w"].double()).norm())
     assert proof.before == pytest.approx(expected, rel=1e-5)
     assert proof.aim == 0.0
-    assert proof.left < 10 * TOLERANCE[proof.dtype] and proof.error < TOLERANCE[proof.dtype]
+    assert proof.left < 10 * PLAIN.tolerance(proof.dtype) and proof.error < PLAIN.tolerance(proof.dtype)
 
 
 @pytest.mark.parametrize("keep_norms", [False, True])
@@ -107,7 +108,7 @@ def test_an_edit_that_did_not_happen_fails_the_proof(tmp_path: Path) -> None:
 def test_a_little_left_over_fails_the_proof(tmp_path: Path, dtype: torch.dtype, left: float, gamma: torch.Tensor | None) -> None:
     task = removal(ROW, gamma)
     edited = Edited(tmp_path, dtype=dtype, removal=task)
-    assert edited.proof().error <= TOLERANCE[open_index(edited.out).tensors["w"].dtype]
+    assert edited.proof().error <= PLAIN.tolerance(open_index(edited.out).tensors["w"].dtype)
     edited.change(w=(load_file(edited.out / SINGLE)["w"].double() + left * task.w).to(dtype))
     with pytest.raises(CheckError, match="keep more of the direction"):
         edited.proof()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from abliterate.checkpoint.orthogonalise import component_along, orthogonalise
 from abliterate.checkpoint.output import plan_output
-from abliterate.checkpoint.stream import Before, edited_plain, write_shards
+from abliterate.checkpoint.stream import Before, edited, write_shards
 from abliterate.checkpoint.tasks import EditTask
 from abliterate.checkpoint.write import new_folder
 from abliterate.errors import InputError
@@ -107,11 +107,11 @@ def test_fp8_values_and_scales_are_written_together_even_in_two_shards(tmp_path:
     (source / "model.safetensors.index.json").write_text('{"weight_map": ' + str(names).replace("'", '"') + "}")
     rows = torch.linalg.qr(_random(64, 1, seed=2)).Q.T.contiguous()
     heard: list[int] = []
-    before = _write(source, [_task("w", rows, form="fp8", block=(32, 32))], tmp_path / "out", heard.append)
+    before = _write(source, [_task("w", rows, stored=fp8.BlockFp8((32, 32)))], tmp_path / "out", heard.append)
     new = load_file(tmp_path / "out" / "1.safetensors") | load_file(tmp_path / "out" / "2.safetensors")
     old = fp8.dequantise(weight, scales, (32, 32))
-    edited = fp8.dequantise(new["w"], new["w_scale_inv"], (32, 32))
-    assert component_along(edited, rows, 0) < 1e-3 * float(old.norm()) < component_along(old, rows, 0)
+    wide = fp8.dequantise(new["w"], new["w_scale_inv"], (32, 32))
+    assert component_along(wide, rows, 0) < 1e-3 * float(old.norm()) < component_along(old, rows, 0)
     assert sum(heard) == open_index(source).nbytes and torch.equal(new["v"], _random(3))
     assert before["w"].rounding is not None and before["w"].plain_rounding is not None
     assert before["w"].component == pytest.approx(component_along(old, rows, 0), rel=1e-5)
@@ -246,7 +246,7 @@ def test_a_source_that_ends_early_is_refused(
 def test_a_tensor_that_is_not_finite_is_named(tmp_path: Path, value: float) -> None:
     index = open_index(_checkpoint(tmp_path / "model", a=torch.full((4, 3), value)))
     with pytest.raises(InputError, match="a holds NaN"):
-        edited_plain(index, _task("a"))
+        edited(index, _task("a"))
 
 
 @pytest.mark.parametrize("keep_norms", [False, True])
@@ -257,22 +257,22 @@ def test_a_tensor_that_leaves_its_range_is_named(tmp_path: Path, keep_norms: boo
         row, weight = torch.tensor([[0.0, 1.0, 0.0, 0.0]]), weight * torch.tensor([[1.0], [1.0], [0.0], [0.0]])
     index = open_index(_checkpoint(tmp_path / "model", a=weight.half()))
     with pytest.raises(InputError, match="a exceeds the range of F16"):
-        edited_plain(index, _task("a", row / row.norm(), keep_norms=keep_norms))
+        edited(index, _task("a", row / row.norm(), keep_norms=keep_norms))
 
 
 def test_half_precision_is_rounded_once(tmp_path: Path) -> None:
     weight = _random(4, 3).bfloat16()
     index = open_index(_checkpoint(tmp_path / "model", a=weight))
     exact = weight.double() - ROW.double().T @ (ROW.double() @ weight.double())
-    edited = edited_plain(index, _task("a", ROW))[1]["a"]
-    assert ((edited.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-6).all()
-    assert torch.equal(edited, orthogonalise(weight, ROW, 1.0, 0).bfloat16())
+    made = edited(index, _task("a", ROW))[1]["a"]
+    assert ((made.double() - exact).abs() <= 2**-8 * exact.abs() + 1e-6).all()
+    assert torch.equal(made, orthogonalise(weight, ROW, 1.0, 0).bfloat16())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_a_tensor_keeps_its_stored_type(tmp_path: Path, dtype: torch.dtype) -> None:
     index = open_index(_checkpoint(tmp_path / "model", a=torch.ones(4, 3, dtype=dtype)))
-    assert edited_plain(index, _task("a"))[1]["a"].dtype == dtype
+    assert edited(index, _task("a"))[1]["a"].dtype == dtype
 
 
 def test_a_file_that_is_there_already_is_not_overwritten(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from abliterate.checkpoint.tasks import EditTask, edit_tasks, missing_expert, pl
 from abliterate.errors import InputError
 from abliterate.model.edit import Edit, edit_from_direction
 from abliterate.model.folder import open_folder
+from abliterate.model.formats.fp8 import BlockFp8
+from abliterate.model.formats.mxfp4 import Mxfp4
+from abliterate.model.formats.plain import PLAIN
 from abliterate.model.index import SINGLE, open_index
 
 Tiny = Callable[..., Path]
@@ -45,6 +48,11 @@ def _plan(policy: str = "skip", layers: int = 4, d_model: int = 32, strength: fl
     return edit_from_direction(torch.ones(d_model), layers, strength, policy)
 
 
+def _mxfp4(tiny: Tiny) -> Path:
+    """A gpt-oss whose config says that its experts are MXFP4."""
+    return _configure(tiny("gpt_oss", layers=2, head_dim=8, num_local_experts=4), quantization_config={"quant_method": "mxfp4"})
+
+
 def _packed(tensors: dict[str, torch.Tensor]) -> None:
     """The experts of gpt-oss as its checkpoints hold them."""
     for name in [name for name in tensors if name.endswith("experts.down_proj")]:
@@ -59,7 +67,7 @@ def test_the_writers_of_every_block_are_edited_and_nothing_else(tiny: Tiny, fami
     writers = {"self_attn.o_proj.weight": "attention", "mlp.down_proj.weight": "mlp"}
     expected = {f"model.layers.{layer}.{writer}": kind for layer in range(4) for writer, kind in writers.items()}
     assert {name: task.kind for name, task in tasks.items()} == expected
-    assert {(task.form, task.axis, task.strength, task.keep_norms) for task in tasks.values()} == {("plain", 0, 1.0, False)}
+    assert {(task.stored, task.axis, task.strength, task.keep_norms) for task in tasks.values()} == {(PLAIN, 0, 1.0, False)}
 
 
 def test_the_embedding_joins_where_the_plan_says_so(tiny: Tiny) -> None:
@@ -252,18 +260,18 @@ def test_fp8_with_its_scales_is_edited_in_its_own_blocks_and_without_them_refuse
     _configure(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [16, 32]})
     _rewrite(folder, lambda tensors: tensors.update({DOWN: tensors[DOWN].to(FP8), f"{DOWN}_scale_inv": torch.ones(2, 2)}))
     task = _tasks(folder, _plan())[DOWN]
-    assert (task.form, task.block, task.axis) == ("fp8", (16, 32), 0)
+    assert (task.stored, task.axis) == (BlockFp8((16, 32)), 0)
     _rewrite(folder, lambda tensors: tensors.pop(f"{DOWN}_scale_inv"))
     with pytest.raises(InputError, match=f"{DOWN} is stored as FP8 without {DOWN}_scale_inv"):
         _tasks(folder, _plan())
 
 
 def test_packed_experts_are_edited_as_the_tensor_that_they_become(tiny: Tiny) -> None:
-    folder = _rewrite(tiny("gpt_oss", layers=2, head_dim=8, num_local_experts=4), _packed)
+    folder = _rewrite(_mxfp4(tiny), _packed)
     tasks = _tasks(folder, _plan(layers=2))
     task = tasks["model.layers.1.mlp.experts.down_proj"]
-    assert (task.form, task.axis, task.kind) == ("mxfp4", 2, "mlp")
-    assert (tasks["model.layers.1.mlp.experts.down_proj_bias"].form, len(tasks)) == ("plain", 8)
+    assert (task.stored, task.axis, task.kind) == (Mxfp4(), 2, "mlp")
+    assert (tasks["model.layers.1.mlp.experts.down_proj_bias"].stored, len(tasks)) == (PLAIN, 8)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +284,7 @@ def test_packed_experts_are_edited_as_the_tensor_that_they_become(tiny: Tiny) ->
     ids=["without scales", "of another width", "of three dimensions"],
 )
 def test_packed_experts_that_are_not_whole_are_refused(tiny: Tiny, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    folder = _rewrite(_rewrite(tiny("gpt_oss", layers=2, head_dim=8, num_local_experts=4), _packed), change)
+    folder = _rewrite(_rewrite(_mxfp4(tiny), _packed), change)
     with pytest.raises(InputError, match=r"layers\.1\.mlp\.experts\.down_proj_blocks has shape"):
         _tasks(folder, _plan(layers=2))
 
@@ -343,7 +351,7 @@ def test_the_kinds_of_blocks_are_told_apart_by_their_writers(tiny: Tiny) -> None
 
 
 def test_the_writers_of_packed_experts_are_those_of_plain_ones(tiny: Tiny) -> None:
-    path = tiny("gpt_oss", layers=2, head_dim=8, num_local_experts=4)
+    path = _mxfp4(tiny)
     plain = writer_kinds(open_index(path).tensors, open_folder(path))
     _rewrite(path, _packed)
     assert writer_kinds(open_index(path).tensors, open_folder(path)) == plain

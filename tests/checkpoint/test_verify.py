@@ -22,7 +22,7 @@ from abliterate.checkpoint import selfcheck, stream
 from abliterate.checkpoint.edit import edit_checkpoint
 from abliterate.checkpoint.names import PLAN, PROOF
 from abliterate.checkpoint.output import UNTIED_SHARD
-from abliterate.checkpoint.proof import TOLERANCE, measure
+from abliterate.checkpoint.proof import measure
 from abliterate.checkpoint.tasks import edit_tasks
 from abliterate.checkpoint.verify import allowed, verify
 from abliterate.errors import CheckError, InputError
@@ -482,5 +482,5 @@ def test_what_the_proof_allows_verify_allows_too(seed: int, strength: float, alo
     r = torch.nn.functional.normalize(torch.randn(8, generator=chance, dtype=torch.float64), dim=0)
     weight = torch.randn(8, 3, generator=chance, dtype=torch.float64) + along * r[:, None]
     edited = weight - strength * torch.outer(r, r @ weight)
-    for dtype in ("BF16", "F32", "F8_E4M3"):
-        assert allowed(dtype, float(edited.norm()), float((r @ weight).norm())) >= TOLERANCE[dtype] * float(weight.norm()) * (1 - 1e-12)
+    for tolerance in (1e-3, 1e-6):
+        assert allowed(tolerance, float(edited.norm()), float((r @ weight).norm())) >= tolerance * float(weight.norm()) * (1 - 1e-12)

@@ -13,6 +13,10 @@ from hypothesis import strategies as st
 
 from abliterate.errors import InputError
 from abliterate.model.folder import open_folder
+from abliterate.model.formats.format import StoredFormat
+from abliterate.model.formats.fp8 import BlockFp8
+from abliterate.model.formats.mxfp4 import Mxfp4
+from abliterate.model.formats.plain import PLAIN
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=5),
@@ -48,17 +52,18 @@ BLOCKS = {"weight_block_size": [64, 128]}
 
 
 @pytest.mark.parametrize(
-    ("settings", "kind", "block"),
+    ("settings", "kind", "stored"),
     [
-        ({"quant_method": "fp8", **BLOCKS}, "fp8", (64, 128)),
-        ({"quant_method": "mxfp4"}, "mxfp4", (128, 128)),
-        (None, None, (128, 128)),
-        ({}, None, (128, 128)),
+        ({"quant_method": "fp8", **BLOCKS}, "fp8", BlockFp8((64, 128))),
+        ({"quant_method": "fp8", **BLOCKS, "scale_fmt": "ue8m0"}, "fp8", BlockFp8((64, 128), powers=True)),
+        ({"quant_method": "mxfp4"}, "mxfp4", Mxfp4()),
+        (None, None, PLAIN),
+        ({}, None, PLAIN),
     ],
 )
-def test_a_format_that_can_be_edited_is_named(tiny: Callable[..., Path], settings: Any, kind: str | None, block: tuple[int, int]) -> None:
+def test_a_format_that_can_be_edited_is_named(tiny: Callable[..., Path], settings: Any, kind: str | None, stored: StoredFormat) -> None:
     folder = open_folder(_with(tiny(), quantization_config=settings))
-    assert (folder.quantisation, folder.fp8_block) == (kind, block)
+    assert (folder.quantisation, folder.stored) == (kind, stored)
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 
 from abliterate.checkpoint.edit import edit_checkpoint, work_of
 from abliterate.checkpoint.formats.format import Job, WholeEdit
-from abliterate.checkpoint.tasks import BLOCKS, EXPONENTS
+from abliterate.checkpoint.output import module_of, value_bytes
+from abliterate.model.formats.format import StoredFormat
 from abliterate.model.index import ShardIndex
 from abliterate.model.source import edited_folder
 from abliterate.terminal.progress import stage
-
-BF16 = 2  # bytes
 
 
 def write(job: Job) -> str:
@@ -24,8 +22,8 @@ def write(job: Job) -> str:
 
 
 def nbytes(edit: WholeEdit) -> int:
-    """The bytes of the new checkpoint: those of the base, but all packed tensors of an edited module become bf16."""
-    unpacked = {w.name.rpartition(".")[0] for w in edit.writers if w.form == "mxfp4"}
+    """The bytes of the new checkpoint: those of the base, but all matrices of a module with a writer that leaves its format leave it."""
+    unpacked = {module_of(w.name): w.stored for w in edit.writers if w.leaves_format}
     return edit.stored + _growth(edit.index, unpacked)
 
 
@@ -34,12 +32,14 @@ def holds(path: Path) -> bool:
     return (edited_folder(path) / "config.json").is_file()
 
 
-def _growth(index: ShardIndex, unpacked: Collection[str]) -> int:
+def _growth(index: ShardIndex, unpacked: Mapping[str, StoredFormat]) -> int:
     grown = 0
     for name, info in index.tensors.items():
-        module, _, last = name.rpartition(".")
-        if module in unpacked and last.endswith(BLOCKS):
-            grown += 2 * math.prod(info.shape) * BF16 - info.nbytes
-        elif module in unpacked and last.endswith(EXPONENTS):
+        stored = unpacked.get(module_of(name))
+        if stored is None:
+            continue
+        if stored.matrix_of_companion(name) is not None:
             grown -= info.nbytes
+        elif stored.holds(info):
+            grown += value_bytes(info, stored) - info.nbytes
     return grown

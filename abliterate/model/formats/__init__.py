@@ -1,1 +1,1 @@
-"""Storage formats: block-scaled FP8, MXFP4, and rounding that doesn't bring back what was removed."""
+"""Stored number formats: a module for each, all of one protocol (``format.py``), listed in ``table.py``."""
