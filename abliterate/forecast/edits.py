@@ -25,7 +25,7 @@ from abliterate.model.tensor_names import text_name
 class Edits:
     """``kinds``: number of edited writers in the blocks, by kind. ``shared``: the same for writers outside the blocks (the token embedding
     and similar), which are edited if one direction serves all blocks. ``nbytes``, ``numbers``: bytes and elements of all of them;
-    ``largest``: bytes of the two largest together.
+    ``largest``: bytes that the two largest together hold while they are edited.
 
     ``embedding``, ``left``, ``format``: in words, what happens to the embedding, to the tensors that are not edited, and to quantised
     writers. ``growth``: bytes by which the checkpoint grows. ``unpacked``: modules that leave a quantised format. ``outputs``: by output
@@ -62,14 +62,16 @@ def edits_of(index: ShardIndex, folder: ModelFolder, stored: int, config: EditCo
     edit = WholeEdit(folder, index, placed_writers(index, folder), stored)
     shared, embedding = _shared(index, folder, config)
     parts = {w.name: _size(index, w) for w in edit.writers}
+    held = [w.stored.written.held(*parts[w.name]) for w in edit.writers]
     parts |= {name: (math.prod(index.tensors[name].shape), index.tensors[name].nbytes) for name in shared}
+    held += [PLAIN.held(*parts[name]) for name in shared]
     unpacked = {module_of(w.name): w.stored for w in edit.writers if w.leaves_format}
     return Edits(
         kinds=dict(Counter(edit.kinds.values())),
         shared=dict(Counter(shared.values())),
         nbytes=sum(nbytes for _, nbytes in parts.values()),
         numbers=sum(numbers for numbers, _ in parts.values()),
-        largest=sum(sorted(nbytes for _, nbytes in parts.values())[-2:]),
+        largest=sum(sorted(held)[-2:]),
         embedding=embedding,
         left=_left(index, folder, len(parts)),
         format=_format(edit.writers, unpacked),

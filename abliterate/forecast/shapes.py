@@ -100,7 +100,8 @@ class _Shapes:
 
     def of(self, name: str) -> Shape:
         """The shape of a tensor. Raises InputError if it does not follow from the config."""
-        shape = self._folder.stored.part_shape(name, self._plain) or self._plain(name)
+        shape = self._folder.stored.part_shape(name, self._plain)
+        shape = self._plain(name) if shape is None else shape
         if shape is None:
             raise InputError(
                 f"{self._folder.path}: the shard index names {name}, whose shape does not follow from the config; the weights are needed"

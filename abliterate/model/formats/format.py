@@ -102,6 +102,9 @@ class InPlace(StoredFormat, Protocol):
     def again(self, stored: str) -> float:
         """How far the same edit on another machine may be from this one, relative to the norm: another order of sums changes roundings."""
 
+    def held(self, numbers: int, nbytes: int) -> int:
+        """Bytes in memory while a matrix is edited, from its number of elements and the bytes of its parts."""
+
     def rewrite(
         self, parts: Sequence[Tensor], change: Callable[[Tensor], None], left: Float[Tensor, "k d_model"], where: str
     ) -> Rounding | None:

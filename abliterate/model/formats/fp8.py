@@ -110,6 +110,9 @@ class BlockFp8:
     def again(self, stored: str) -> float:
         return 0.1  # one rounding that differs changes all later ones
 
+    def held(self, numbers: int, nbytes: int) -> int:
+        return nbytes  # and a band, which is small beside it
+
     def rewrite(self, parts: Sequence[Tensor], change: Callable[[Tensor], None], left: Float[Tensor, "k d_model"], where: str) -> Rounding:
         """Dequantise, change in float32, and round per block with error feedback along ``left``, one band of columns at a time."""
         stored, scales = parts

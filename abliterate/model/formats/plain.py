@@ -83,6 +83,9 @@ class Plain:
     def again(self, stored: str) -> float:
         return _TOLERANCE[stored]
 
+    def held(self, numbers: int, nbytes: int) -> int:
+        return nbytes
+
     def rewrite(self, parts: Sequence[Tensor], change: Callable[[Tensor], None], left: Float[Tensor, "k d_model"], where: str) -> None:
         change(parts[0])
         if parts[0].dtype == torch.float16 and not torch.isfinite(torch.stack(parts[0].aminmax())).all():
