@@ -160,7 +160,7 @@ def test_a_config_stays_as_it_is_where_the_form_does(tiny: Callable[..., Path]) 
 )
 def test_the_config_of_an_untied_model_says_so(config: dict[str, object], changed: dict[str, object]) -> None:
     before = json.dumps(config)
-    assert new_config(config, Output((), (), (EMBEDDING, HEAD))) == changed
+    assert new_config(config, Output((), {}, (EMBEDDING, HEAD))) == changed
     assert json.dumps(config) == before
 
 
