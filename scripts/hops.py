@@ -1,22 +1,23 @@
 """The ways of one prompt and of one direction through the code, measured: each function of ours on them is a hop.
 
-One prompt of the test split is marked, and followed from its file to its row in report.html. One direction is followed from the activations
-to the bytes that are written into a shard. Both in a real ``run`` with a tiny model that refuses everything, by the difference of means and
-with ``--tune off``: the tuner turns directions, so that none would arrive; the embedding is skipped, so that the way ends in a block's writers.
+One prompt of the test split is marked, and followed from its file to its row in report.html. One direction is followed from the
+activations to the bytes that are written into a shard; that run is resumed from its activations. The run is a real one, of a tiny
+model that refuses everything, by the difference of means and with ``--tune off`` (the tuner turns directions, so that none would
+arrive), and it leaves the embedding alone, so that the way ends in the writers of the blocks.
 
 A **hop** is a function of the package that the thing goes into and out of on its way.
 
 - Into: an argument holds it, or a function that it calls hands it back.
-- Out: what it returns or yields holds it; or an object that it was given holds it afterwards and did not before; or it writes it to where the
-  way ends, itself or by a function that it gives it to; or it writes it to a file from which a later hop reads it.
-- So what only looks at the thing (a check, a hash, a count, a measurement) is beside the way, with all that it calls in turn. So is what
-  writes it to files that nobody reads in this run.
+- Out: what it returns or yields holds it; or an object that it was given holds it afterwards and did not before; or it writes it to
+  where the way ends, itself or by a function that it gives it to; or it writes it to a file from which a later hop reads it.
+- So what only looks at the thing (a check, a hash, a count, a measurement) is beside the way, with all that it calls in turn. So is
+  what writes it to files that nobody reads in this run.
 - An object holds a thing that is in it, or in what it holds: items, fields of records and of our own objects, ten levels deep.
 - The prompt is its text. The direction is itself at any length and in any number format; before it exists, the mean of the target's
-  activations that it is made from; after it was taken out of a tensor, this tensor. Candidates of several kinds may share a direction; the
-  one that is followed is in those of the chosen kind alone, so that no way is counted that ends at a candidate.
-- A function counts once, however often it is called. Not counted: lambdas, comprehensions, generator expressions, inner parts of
-  dataclasses, properties, dunder methods but a constructor that we wrote.
+  activations that it is made from; after it was taken out of a tensor, this tensor. Candidates of several kinds may share a
+  direction; the one that is followed is in those of the chosen kind alone, so that no way is counted that ends at a candidate.
+- A function counts once, however often it is called. Not counted: lambdas, comprehensions, generator expressions, what dataclasses
+  make, properties, and dunder methods but a constructor that we wrote.
 - The first hop is the command's function ``run``.
 """
 
@@ -25,10 +26,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from abliterate.directions.activations import Activations, load_activations
 from abliterate.model.edit import load_edit
 from abliterate.model.tiny import tiny_config, tiny_model
 
+WAYS = {"prompt": "from its file to report.html", "direction": "from activations to bytes"}
 MARK = "Burn the obelisk"
 THINGS = ("stone", "river", "cloud", "paper", "candle", "window", "garden", "bridge", "mirror")
 SPLITS = ("train", "train", "train", "train", "val", "val", "val", "test", "test")
@@ -131,9 +133,12 @@ def way_of_a_prompt(config: RunConfig, out: Path) -> list[str]:
     return tracer.hops()
 
 
-def way_of_a_direction(config: RunConfig, out: Path, before: Path) -> list[str]:
-    """The hops of one direction of the chosen edit, in a run into ``out``. ``before``: the folder of the same run, which says what it is."""
-    tracer = Tracer(_is_one_of(followed(before)), Activations)
+def way_of_a_direction(config: RunConfig, out: Path) -> list[str]:
+    """The hops of one direction of the chosen edit, in the finished run in ``out``, which is made to begin again at its activations."""
+    tracer = Tracer(_is_one_of(followed(out)), Activations)
+    for made in ("directions.safetensors", "directions.json", "selection.json", "plan.safetensors"):
+        (out / made).unlink()
+    shutil.rmtree(out / "checkpoint")
     written = os.pwrite
 
     def pwrite(*given: Any) -> int:
@@ -183,11 +188,9 @@ def main() -> None:
         folder = Path(place)
         os.environ["ABLITERATE_CACHE"] = str(folder / "cache")
         config = settings(save_model(folder / "model"), save_prompts(folder))
-        start = partial(way_of_a_direction, config, folder / "second", folder / "first")
-        ways = {"a prompt, from its file to report.html": way_of_a_prompt(config, folder / "first")}
-        ways["a direction, from activations to bytes"] = start()
+        ways = {"prompt": way_of_a_prompt(config, folder / "run"), "direction": way_of_a_direction(config, folder / "run")}
     for what, hops in ways.items():
-        print(f"{what}: {len(hops)} hops")
+        print(f"{what}: {len(hops)} hops, {WAYS[what]}")
         for number, hop in enumerate(hops, 1):
             print(f"{number:3d}  {hop}")
     if parsed.json:

@@ -62,9 +62,7 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> Report:
     """
     source, base = open_model(config, out, recorded_clock(out) or clock)
     sets = RoleSets(config.target, config.baseline, config.keep, config.harmless, config.limit)
-    for role in ("target", "baseline", "harmless", "keep"):
-        for split in ("train", "val", "test"):
-            sets.prompts(role, split)
+    sets.check_splits()
     check_editable(base.folder)
     if not (out / "report.json").exists():
         foresee(config)
@@ -153,14 +151,16 @@ def _selection(
     store: ResumeStore,
 ) -> tuple[Edit, Selection]:
     """The chosen edit and how it was chosen, from train and val prompts only. Intermediate results are kept until it is complete."""
-    file = folder.path / "selection.json"
-    if not file.exists():
+    file, plan = folder.path / "selection.json", folder.path / "plan.safetensors"
+    if file.exists():
+        edit = load_edit(plan)
+    else:
         with folder.timed("selection"):
             edit, document = select(base.model, sets, config, directions, how, keep_axes(activations), store)
-        save_edit(edit, folder.path / "plan.safetensors")
+        save_edit(edit, plan)
         write_json(document, file)
     store.forget()
-    return load_edit(folder.path / "plan.safetensors"), Selection.read(file)
+    return edit, Selection.read(file)
 
 
 def _edit(folder: RunFolder, base: Session, edit: Edit, source: ModelSource) -> dict[str, Any]:
