@@ -191,7 +191,8 @@ def write_whole(content: bytes, path: Path) -> None:
 
 def write_text(text: str, path: Path) -> None:
     """Write a text file that is complete or absent."""
-    write_whole(text.encode("utf-8", "replace"), path)
+    with whole_file(path) as partial, partial.open("x", encoding="utf-8", errors="replace", newline="") as file:
+        file.write(text)
 
 
 def write_json(document: Json | Record, path: Path) -> None:

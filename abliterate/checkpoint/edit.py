@@ -21,7 +21,7 @@ from abliterate.checkpoint.write import copy_side_files, left_behind, new_folder
 from abliterate.errors import CheckError, InputError
 from abliterate.files import check_destination, write_json
 from abliterate.model.agreement import check_agreement
-from abliterate.model.edit import Edit, load_edit, save_edit, whole_edit
+from abliterate.model.edit import Edit, save_edit, whole_edit
 from abliterate.model.folder import ModelFolder
 from abliterate.model.index import INDEX, ShardIndex, open_index
 from abliterate.model.tensor_names import text_name
@@ -81,7 +81,7 @@ def edit_checkpoint(
             say(f"{folder.path.name}: not copied because not part of the model: {left}")
         save_edit(edit, partial / PLAN)
         (partial / PLAN).chmod(0o644)  # safetensors creates files that only the owner can read
-        output = marked(output, tasks, provenance(base, load_edit(partial / PLAN)))
+        output = marked(output, tasks, provenance(base, partial / PLAN))
         _write_settings(index, folder, output, partial)
         before = write_shards(index, output, tasks, partial, advance)
         written = open_index(partial)

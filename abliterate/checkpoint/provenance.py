@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from blake3 import blake3
 
 from abliterate import __version__
 from abliterate.checkpoint.stream import bytes_of
-from abliterate.model.edit import Edit
+from abliterate.model.edit import Edit, load_edit
 
 PLAN_KEY = "abliterate_plan"
 
 
-def provenance(base: str, edit: Edit) -> dict[str, str]:
+def provenance(base: str, plan: Path) -> dict[str, str]:
     """Header metadata: the version of abliterate, the base's name, and a digest of the edit as loaded from its plan file."""
-    return {"abliterate": __version__, "abliterate_base": base, PLAN_KEY: edit_digest(edit)}
+    return {"abliterate": __version__, "abliterate_base": base, PLAN_KEY: edit_digest(load_edit(plan))}
 
 
 def edit_digest(edit: Edit) -> str:

@@ -73,7 +73,8 @@ def select(
     effects, costs = candidates_by_effect(model, learned, config, away, store) if turns else ([], None)
     estimated = candidates(directions, config.candidates, config.max_layer, config.embedding, model.folder.tied, kinds, not effects)
     tried = [*effects, *estimated]
-    scored, base_logprob = _scored(model, tried, val, prompts, how, store)
+    scores, base_logprob = _scores(model, tried, val, prompts, how, store)
+    scored = list(zip(tried, scores, strict=True))
     choice = choose(scored, config.max_kl, SHORTLIST)
     if how == "gradient":
         shortlist = starts(scored, config.prefer, config.max_kl)[:STARTS]
@@ -110,10 +111,10 @@ def select(
     return replace(chosen.edit, keep_norms=config.norms == "keep"), selection
 
 
-def _scored(
+def _scores(
     model: Model, tried: Sequence[Candidate], val: Examples, prompts: Prompts, how: TuningMethod, store: ResumeStore
-) -> tuple[list[tuple[Candidate, Scores]], float]:
-    """Each candidate with its causal scores, and the unedited model's mean log-probability of its own openings.
+) -> tuple[list[Scores], float]:
+    """The candidates' causal scores, and the unedited model's mean log-probability of its own openings.
 
     The tuner's starting point is chosen by what is removed and what drifts, so with the tuner no baseline prompts are scored."""
     withheld = Continued(evenly(val.target.prompts, RANKED_BY), evenly(val.target.openings, RANKED_BY))
@@ -127,7 +128,7 @@ def _scored(
             scores, base_logprob = score_all(model, tried, by, advance)
         found = [[asdict(each) for each in scores], base_logprob]
         store.save_value("scores", found)
-    return [(candidate, Scores(**each)) for candidate, each in zip(tried, found[0], strict=True)], found[1]
+    return [Scores(**each) for each in found[0]], found[1]
 
 
 def _led(stay: Stay) -> list[list[int]]:

@@ -61,9 +61,7 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> Report:
     """
     source, base = open_model(config, out, recorded_clock(out) or clock)
     sets = RoleSets(config.target, config.baseline, config.keep, config.harmless, config.limit)
-    for role in ("target", "baseline", "harmless", "keep"):
-        for split in ("train", "val", "test"):
-            sets.prompts(role, split)
+    sets.check_splits()
     check_editable(base.folder)
     if not (out / "report.json").exists():
         foresee(config)
@@ -152,14 +150,14 @@ def _selection(
     store: ResumeStore,
 ) -> tuple[Edit, Selection]:
     """The chosen edit and how it was chosen, from train and val prompts only. Intermediate results are kept until it is complete."""
-    file = folder.path / "selection.json"
+    file, plan = folder.path / "selection.json", folder.path / "plan.safetensors"
     if not file.exists():
         with folder.timed("selection"):
             edit, selection = select(base.model, sets, config, directions, how, keep_axes(activations), store)
-        save_edit(edit, folder.path / "plan.safetensors")
+        save_edit(edit, plan)
         write_json(selection, file)
     store.forget()
-    return load_edit(folder.path / "plan.safetensors"), Selection.read(file)
+    return load_edit(plan), Selection.read(file)  # what a resumed run has, to the last bit
 
 
 def _edit(folder: RunFolder, base: Session, edit: Edit, source: ModelSource) -> Proof:

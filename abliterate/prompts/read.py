@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
@@ -34,7 +35,8 @@ def load_set(source: str) -> PromptSet:
     ``source`` is a bundled set's name, a file, or ``hf:DATASET[:CONFIG]:SPLIT:COLUMN``. Blank lines, blank texts and
     repeated texts are dropped. Raises InputError naming the file and the line or row, also for a row without a text.
     """
-    return _dealt(*_read(source), source)
+    group = _read(source)
+    return replace(group, prompts=with_splits(group.prompts, source))
 
 
 def load_asked(source: str) -> PromptSet:
@@ -42,14 +44,10 @@ def load_asked(source: str) -> PromptSet:
 
     Raises InputError as ``load_set`` does.
     """
-    name, prompts = _read(source)
-    if len(prompts) < FEWEST and not any(p.split for p in prompts):
-        return PromptSet(name, tuple(prompts), own_splits=False)
-    return _dealt(name, prompts, source)
-
-
-def _dealt(name: str, prompts: list[Prompt], source: str) -> PromptSet:
-    return PromptSet(name, with_splits(prompts, source), own_splits=any(p.split for p in prompts))
+    group = _read(source)
+    if len(group) < FEWEST and not group.own_splits:
+        return group
+    return replace(group, prompts=with_splits(group.prompts, source))
 
 
 def check_named(source: str) -> None:
@@ -60,8 +58,8 @@ def check_named(source: str) -> None:
         _file_of(source)
 
 
-def _read(source: str) -> tuple[str, list[Prompt]]:
-    """A set's name and its prompts, with the splits that the file names."""
+def _read(source: str) -> PromptSet:
+    """A set with the splits that its file names."""
     name, rows = _rows(source)
     prompts: list[Prompt] = []
     seen: set[str] = set()
@@ -81,7 +79,7 @@ def _read(source: str) -> tuple[str, list[Prompt]]:
     if len(set(ids)) != len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
         raise InputError(f"{source}: the id {twice!r} belongs to two different prompts; make ids unique")
-    return name, prompts
+    return PromptSet(name, tuple(prompts), own_splits=any(p.split for p in prompts))
 
 
 def _rows(source: str) -> tuple[str, Iterable[Row]]:

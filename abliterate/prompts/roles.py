@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 from abliterate.errors import InputError
-from abliterate.prompts.promptset import Prompt, PromptSet, PromptsUsed, Split
+from abliterate.prompts.promptset import SPLITS, Prompt, PromptSet, PromptsUsed, Split
 from abliterate.prompts.read import TWINS, load_set
 from abliterate.prompts.split import check_contrast, check_disjoint
 
@@ -95,6 +95,12 @@ class RoleSets:
                 raise InputError(f"{group.name}: no prompts in the split {split!r}; a {role} set needs train, val and test")
             chosen += found
         return chosen
+
+    def check_splits(self) -> None:
+        """Raise InputError if a set has no prompts in one of the splits."""
+        for role in self.played:
+            for split in SPLITS:
+                self.prompts(role, split)
 
     def estimating(self, role: Role) -> list[Prompt]:
         """The prompts for activation statistics alone: train if a set names its splits, else the whole set."""

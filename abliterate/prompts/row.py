@@ -29,8 +29,10 @@ class Row:
 
     def text(self, column: str) -> str | None:
         """The text of a column; None if it is null or missing. Raises InputError if it is not text."""
-        value = self.cells.get(column)
-        return None if value is None else _text(value, column, self.where)
+        value: str | None = self.cells.get(column)
+        if value is not None:
+            _check_text(value, column, self.where)
+        return value
 
     def label(self, column: str) -> str | None:
         """A short text or a number, as text; None if it is null, empty or missing. Raises InputError if it is anything else."""
@@ -45,15 +47,17 @@ class Row:
         parts = given.split("|") if isinstance(given, str) else [] if given is None else given
         if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
             raise InputError(f"{self.where}: {column!r} must be a list of texts (or one text, separated by |)")
-        return tuple(_text(part, column, self.where).strip() for part in parts if part.strip())
+        for part in parts:
+            _check_text(part, column, self.where)
+        return tuple(part.strip() for part in parts if part.strip())
 
 
-def _text(value: Any, column: str, where: str) -> str:
+def _check_text(value: Any, column: str, where: str) -> None:
+    """Raise InputError if a cell is not text."""
     if not isinstance(value, str):
         raise InputError(f"{where}: {column!r} must be a text, not {kind(value)}")
     if any("\ud800" <= c <= "\udfff" for c in value):
         raise InputError(f"{where}: {column!r} holds half a character (a lone surrogate); save the text as valid Unicode")
-    return value
 
 
 def kind(value: Any) -> str:

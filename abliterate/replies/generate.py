@@ -8,7 +8,7 @@ from pathlib import Path
 from abliterate.compute.passes import Advance, Model, Pass, no_progress
 from abliterate.model.chat.template import encode
 from abliterate.model.chat.thinking import decode, opens_thought
-from abliterate.prompts import Prompt, PromptSet
+from abliterate.prompts import PromptSet
 from abliterate.replies.settling import Settling
 from abliterate.replies.thoughts import answer_start, replies_within
 from abliterate.replies.transcripts import Transcript, append, read, rewrite, transcript_of
@@ -55,7 +55,11 @@ def generate(
             within = replies_within(model, asked.sequences, budget, max_new_tokens, advance)
             replies = {segment[place]: reply for place, reply in within}
         longest = min(max_new_tokens, model.longest or max_new_tokens)
-        made = [_transcript(model, *prompts[i], replies[i], opened, longest, budget is not None) for i in segment]
+        made = []
+        for i in segment:
+            before = 0 if budget is None else answer_start(model.tokenizer, replies[i], opened) or 0
+            cut = len(replies[i]) - before >= longest  # a thought within a budget doesn't count
+            made.append(transcript_of(*prompts[i], decode(model.tokenizer, replies[i]), len(replies[i]), opened, cut))
         append(path, made)
         kept += made
     order = {(name, prompt.id): i for i, (name, prompt) in enumerate(prompts)}
@@ -66,9 +70,3 @@ def _segments(encoded: Sequence[Sequence[int]], size: int | None) -> list[list[i
     """Indices of the prompts that are computed together, shortest first; they depend only on the lengths."""
     order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i]), i))
     return [order[start : start + size] for start in range(0, len(order), size)] if size else [order]
-
-
-def _transcript(model: Model, name: str, prompt: Prompt, reply: list[int], opened: bool, longest: int, apart: bool) -> Transcript:
-    """``longest``: maximum tokens of a reply, or of its answer if thoughts are counted ``apart``."""
-    before = (answer_start(model.tokenizer, reply, opened) or 0) if apart else 0
-    return transcript_of(name, prompt, decode(model.tokenizer, reply), len(reply), opened, len(reply) - before >= longest)

@@ -38,15 +38,24 @@ def browser(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None, kin
     total = sum(len(judged) for judged in base.values())
     if kind == "none" or not total:
         return None
-    if kind == "full":
-        return _browser(pairs_of(base, edited, None), total, None)
     room -= sum(_OPTION + _bytes(topic) for topic in {t.topic or t.category for judged in base.values() for t, _ in judged})
-    for length in _LENGTHS:
+    for length in [None] if kind == "full" else _LENGTHS:
         pairs = pairs_of(base, edited, length)
         sizes = [_size(pair) for pair in pairs]
-        if sum(sizes) <= room:
-            return _browser(pairs, total, length)
-    return _browser(_share(pairs, sizes, room), total, _LENGTHS[-1])
+        if kind == "full" or sum(sizes) <= room:
+            break
+    else:
+        pairs = _share(pairs, sizes, room)
+    return Browser(
+        pairs=pairs,
+        total=total,
+        length=length,
+        sets=list(dict.fromkeys(pair.set for pair in pairs)),
+        langs=_there(pair.lang for pair in pairs),
+        topics=_there(pair.topic for pair in pairs),
+        thoughts=any(side.thought is not None for pair in pairs for side in pair.sides),
+        outcomes=(_there(pair.base.outcome for pair in pairs), _there(pair.edited.outcome for pair in pairs if pair.edited)),
+    )
 
 
 def _size(pair: ReplyPair) -> int:
@@ -72,19 +81,6 @@ def _share(pairs: Sequence[ReplyPair], sizes: Sequence[int], room: int) -> list[
             break
         taken.append(number)
     return [pairs[number] for number in sorted(taken)]
-
-
-def _browser(pairs: Sequence[ReplyPair], total: int, length: int | None) -> Browser:
-    return Browser(
-        pairs=pairs,
-        total=total,
-        length=length,
-        sets=list(dict.fromkeys(pair.set for pair in pairs)),
-        langs=_there(pair.lang for pair in pairs),
-        topics=_there(pair.topic for pair in pairs),
-        thoughts=any(side.thought is not None for pair in pairs for side in pair.sides),
-        outcomes=(_there(pair.base.outcome for pair in pairs), _there(pair.edited.outcome for pair in pairs if pair.edited)),
-    )
 
 
 def _there(values: Iterable[str]) -> list[str]:

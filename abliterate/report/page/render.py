@@ -19,7 +19,7 @@ from abliterate.report import choice, provenance, rates
 from abliterate.report.first import FirstScreen, first_screen
 from abliterate.report.numbers import corrected, duration, interval, outcome, percent
 from abliterate.report.page import figures, heatmap, tables
-from abliterate.report.page.browser import Browser, browser
+from abliterate.report.page.browser import browser
 from abliterate.report.page.colours import outcome_css
 from abliterate.report.page.escaping import language, shown
 from abliterate.report.page.plots import Plot
@@ -81,15 +81,11 @@ def report_page(
 ) -> str:
     """The page, smaller than ``LIMIT`` bytes unless whole transcripts are asked for. ``auc``: the separation on val by activation index,
     one line per estimator; ``transcripts``: how much of each reply is shown."""
-    shows = vars(_content(report, auc))
+    shows = {**vars(_content(report, auc)), "transcripts": transcripts}
     template = environment().get_template("report.html.jinja2")
-
-    def rendered(found: Browser | None) -> str:
-        return template.render(**shows, browser=found, transcripts=transcripts)
-
-    bare = rendered(None)
+    bare = template.render(**shows, browser=None)
     found = browser(base, edited, transcripts, LIMIT - len(bare.encode(errors="replace")))
-    return bare if found is None else rendered(found)
+    return bare if found is None else template.render(**shows, browser=found)
 
 
 @dataclass(frozen=True)
