@@ -315,8 +315,7 @@ def _with_a_proof_to_match(base: Path, edited: Path, name: str, change: Callable
     tensors[name] = change(tensors[name])
     store(edited, tensors, (lambda n: where.tensors[n].shard) if len(where.shards) > 1 else None)
     edit = load_edit(edited / PLAN)
-    before, _ = stream.edited(open_index(base), name, edit_tasks(open_index(base), open_folder(base), edit)[name])
-    assert before is not None
+    before, _ = stream.edited(open_index(base), edit_tasks(open_index(base), open_folder(base), edit)[name])
     made = measure(open_index(edited), edit_tasks(open_index(edited), open_folder(edited), edit)[name], before)
     _entry(name, lambda entry: entry.update(made.document()))(edited)
     _proof(lambda d: d.update(worst={what: max(entry[what] for entry in d["tensors"]) for what in ("left", "error")}))(edited)
