@@ -112,11 +112,6 @@ def unties(folder: ModelFolder, output: Output) -> bool:
     return folder.says_tied and (output.untied is not None or not folder.tied)
 
 
-def norms_of(edit: Edit) -> str:
-    """Whether the edit keeps the norms of the edited matrices."""
-    return "keep" if edit.keep_norms else "free"
-
-
 def _proof(
     index: ShardIndex,
     folder: ModelFolder,
@@ -135,7 +130,7 @@ def _proof(
         base_revision=revision,
         licence=stated_licence(folder.path),
         embedding=EmbeddingRecord(policy=edit.embedding, tied_to_unembedding=folder.tied and edit.embedding != "untie"),
-        norms=norms_of(edit),
+        norms=edit.norms,
         unpacked=tuple(output.unpacked),
         formula=FORMULA,
         self_check=checked,

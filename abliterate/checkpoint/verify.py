@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from abliterate.checkpoint.edit import norms_of, not_edited, to_untie, unties
+from abliterate.checkpoint.edit import not_edited, to_untie, unties
 from abliterate.checkpoint.licence import CARD, licence_files
 from abliterate.checkpoint.names import PLAN, PROOF
 from abliterate.checkpoint.orthogonalise import read_component
@@ -111,7 +111,7 @@ def _described(
     if len(listed) != len(proof.tensors):
         raise CheckError(f"{folder.path}: {PROOF} lists a tensor twice")
     _equal(folder, "embedding", proof.embedding, EmbeddingRecord(policy=edit.embedding, tied_to_unembedding=folder.tied))
-    _equal(folder, "norms", proof.norms, norms_of(edit))
+    _equal(folder, "norms", proof.norms, edit.norms)
     _equal(folder, "not_edited", list(proof.not_edited), list(skipped))
     _equal(folder, "worst", proof.worst, Worst.of(listed.values()))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from abliterate.checkpoint.formats import checkpoint
 from abliterate.checkpoint.formats.format import WholeEdit
 from abliterate.checkpoint.formats.table import sizes
-from abliterate.checkpoint.output import module_of, value_bytes
+from abliterate.checkpoint.output import value_bytes
 from abliterate.checkpoint.tasks import WriterKind, WriterTensor, placed_writers, shared_writers
 from abliterate.config import EditConfig
 from abliterate.errors import InputError
@@ -65,7 +65,7 @@ def edits_of(index: ShardIndex, folder: ModelFolder, stored: int, config: EditCo
     held = [w.stored.written.held(*parts[w.name]) for w in edit.writers]
     parts |= {name: (math.prod(index.tensors[name].shape), index.tensors[name].nbytes) for name in shared}
     held += [PLAIN.held(*parts[name]) for name in shared]
-    unpacked = {module_of(w.name): w.stored for w in edit.writers if w.leaves_format}
+    unpacked = edit.unpacked
     return Edits(
         kinds=dict(Counter(edit.kinds.values())),
         shared=dict(Counter(shared.values())),

@@ -38,6 +38,11 @@ class Edit:
     def layers(self) -> int:
         return int(self.direction.shape[0])
 
+    @property
+    def norms(self) -> str:
+        """Whether the norms of the edited matrices are kept: ``keep`` or ``free``."""
+        return "keep" if self.keep_norms else "free"
+
     def scaled(self, strength: float) -> Edit:
         """The same directions, with every strength multiplied by ``strength``."""
         return replace(self, strength=self.strength * strength)
@@ -134,7 +139,7 @@ def resolve_embedding(policy: EmbeddingPolicy, one_direction: bool, tied: bool) 
 
 def save_edit(edit: Edit, path: Path) -> None:
     """Write a plan file (safetensors)."""
-    metadata = {"components": json.dumps(COMPONENTS), "embedding": edit.embedding, "norms": "keep" if edit.keep_norms else "free"}
+    metadata = {"components": json.dumps(COMPONENTS), "embedding": edit.embedding, "norms": edit.norms}
     save_file({"direction": edit.direction.contiguous(), "strength": edit.strength.contiguous()}, path, metadata)
 
 

@@ -23,8 +23,7 @@ def write(job: Job) -> str:
 
 def nbytes(edit: WholeEdit) -> int:
     """The bytes of the new checkpoint: those of the base, but all matrices of a module with a writer that leaves its format leave it."""
-    unpacked = {module_of(w.name): w.stored for w in edit.writers if w.leaves_format}
-    return edit.stored + _growth(edit.index, unpacked)
+    return edit.stored + _growth(edit.index, edit.unpacked)
 
 
 def holds(path: Path) -> bool:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from abliterate.checkpoint.output import module_of
 from abliterate.checkpoint.records import Proof
 from abliterate.checkpoint.tasks import WriterKind, WriterTensor
 from abliterate.config import VerifyConfig
 from abliterate.model.edit import Edit
 from abliterate.model.folder import ModelFolder
+from abliterate.model.formats.format import StoredFormat
 from abliterate.model.index import ShardIndex
 
 
@@ -46,6 +48,11 @@ class WholeEdit:
     def kinds(self) -> Mapping[str, WriterKind]:
         """The kinds of the writers, by name."""
         return {w.name: "mtp" if w.mtp else w.writer.component for w in self.writers}
+
+    @property
+    def unpacked(self) -> Mapping[str, StoredFormat]:
+        """The modules with a writer that leaves its stored format, each with that format."""
+        return {module_of(w.name): w.stored for w in self.writers if w.leaves_format}
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,7 @@ def browser(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None, kin
     room -= sum(_OPTION + _bytes(topic) for topic in {t.topic or t.category for judged in base.values() for t, _ in judged})
     for length in [None] if kind == "full" else _LENGTHS:
         pairs = pairs_of(base, edited, length)
-        sizes = [_size(pair) for pair in pairs]
-        if kind == "full" or sum(sizes) <= room:
+        if length is None or sum(sizes := [_size(pair) for pair in pairs]) <= room:
             break
     else:
         pairs = _share(pairs, sizes, room)
