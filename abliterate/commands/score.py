@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 from abliterate.config import JudgeConfig
-from abliterate.outcomes.judges.judging import judged_by, unjudged_by
+from abliterate.outcomes.judges.judging import fields_of, judged_by, unjudged_by
 from abliterate.outcomes.judges.named import judge_of
 from abliterate.replies.transcripts import line_of, read_rows
 
@@ -17,4 +16,4 @@ def score(file: Path, config: JudgeConfig) -> Iterator[str]:
     judge, rows = judge_of(config), list(read_rows(file))
     verdicts = judged_by(judge, [transcript for _, transcript in rows])
     for (row, _), verdict in zip(rows, verdicts, strict=True):
-        yield line_of({**row, **(unjudged_by(judge) if verdict is None else asdict(verdict))})
+        yield line_of({**row, **(unjudged_by(judge) if verdict is None else fields_of(verdict))})

@@ -11,11 +11,12 @@ from abliterate.measures.clusters import cluster_rate, too_few
 from abliterate.measures.detector import RULES, detector_of
 from abliterate.measures.lengths import at_tokens
 from abliterate.measures.parts.paired import Discordant, KeepTest, Paired, TopicPaired, UnchangedTest
-from abliterate.measures.parts.rates import Figures, Outcomes, Rate, Withheld, WithheldClustered
+from abliterate.measures.parts.rates import Figures, Outcomes, Rate, Withheld, WithheldClustered, Worths
 from abliterate.measures.parts.sets import Compared, NotJudged, Row, SetEntry, Topic
 from abliterate.measures.statistics import discordant, holm, mcnemar, wilson
 from abliterate.outcomes.records import NOT_JUDGED, WITHHELD, Outcome
 from abliterate.outcomes.verdict import Verdict
+from abliterate.outcomes.worth.records import EVASIVE, NAMES
 from abliterate.replies.transcripts import Transcript
 
 Judged = Sequence[tuple[Transcript, Verdict]]
@@ -75,8 +76,25 @@ def figures(replies: Judged) -> Figures:
         degenerate=rate(counts["degenerate"], n),
         substance=rate(sum(bool(v.substance) for v in factual), len(factual)) if factual else None,
         thought=dict(sorted(thoughts.items())) if thoughts else None,
+        evasive=rate(sum(v.reason == EVASIVE for _, v in judged), n),
+        worth=worths(judged),
+        hedged=_hedged(judged),
         withheld_clustered=withheld_clustered(judged) if has_topics(judged) else None,
     )
+
+
+def worths(judged: Judged) -> Worths | None:
+    """What the answered replies to prompts with facts are worth; None if there are none."""
+    valued = [v for _, v in judged if v.worth is not None]
+    grades = [v.grade for v in valued if v.grade is not None]
+    counts = Counter(v.worth for v in valued)
+    rates = {name: rate(counts[name], len(valued)) for name in NAMES}
+    return Worths(**rates, grade=sum(grades) / len(grades) if grades else None) if valued else None
+
+
+def _hedged(judged: Judged) -> Rate | None:
+    found = [v.hedged for _, v in judged if v.hedged is not None]
+    return rate(sum(found), len(found)) if found else None
 
 
 def has_topics(judged: Judged) -> bool:

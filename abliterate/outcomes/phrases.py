@@ -7,7 +7,6 @@ from the written replies in ``tests/data``, never from the test half of the labe
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
-from safetensors import safe_open
 
+from abliterate.outcomes.linear import Linear, read_linear
 from abliterate.outcomes.normalise import ends, letters_of, own_voice, plain, sentences
 from abliterate.outcomes.records import LEARNED, WITHHELD, Outcome
 from abliterate.prompts.languages.recognition import language_of, letters_pattern
@@ -64,34 +62,23 @@ class Weighed:
     evidence: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Phrases:
-    """``rows``: the row of each feature. ``weights``: by feature and outcome (``LEARNED``). ``bias``: by outcome."""
-
-    rows: Mapping[str, int]
-    weights: Float[np.ndarray, "feature outcome"]
-    bias: Float[np.ndarray, " outcome"]
-
-    def weigh(self, found: Mapping[str, float], by_rules: Outcome) -> Weighed:
-        """The outcome of an answer with these features. Contradicting the rules on withheld or not takes ``AGAINST_RULES``."""
-        known = [(name, self.rows[name], value) for name, value in found.items() if name in self.rows]
-        total = self.bias + sum((value * self.weights[row] for _, row, value in known), np.zeros(len(LEARNED)))
-        withholds = np.logaddexp.reduce(total[:_WITHHELD]) - np.logaddexp.reduce(total[_WITHHELD:])
-        withheld = withholds > (-AGAINST_RULES if by_rules in LEARNED[:_WITHHELD] else AGAINST_RULES)
-        side, other = (slice(0, _WITHHELD), slice(_WITHHELD, None)) if withheld else (slice(_WITHHELD, None), slice(0, _WITHHELD))
-        best = side.start + int(total[side].argmax())
-        against = other.start + int(total[other].argmax())
-        pulls = sorted(known, key=lambda entry: -entry[2] * (self.weights[entry[1], best] - self.weights[entry[1], against]))
-        return Weighed(LEARNED[best], tuple(name for name, _, _ in pulls[:3]))
+def weigh(found: Mapping[str, float], by_rules: Outcome) -> Weighed:
+    """The outcome of an answer with these features. Contradicting the rules on withheld or not takes ``AGAINST_RULES``."""
+    model = learned()
+    total = model.logits(found)
+    withholds = np.logaddexp.reduce(total[:_WITHHELD]) - np.logaddexp.reduce(total[_WITHHELD:])
+    withheld = withholds > (-AGAINST_RULES if by_rules in LEARNED[:_WITHHELD] else AGAINST_RULES)
+    side, other = (slice(0, _WITHHELD), slice(_WITHHELD, None)) if withheld else (slice(_WITHHELD, None), slice(0, _WITHHELD))
+    best = side.start + int(total[side].argmax())
+    against = other.start + int(total[other].argmax())
+    pulls = sorted(model.known(found), key=lambda entry: -entry[2] * (model.weights[entry[1], best] - model.weights[entry[1], against]))
+    return Weighed(LEARNED[best], tuple(name for name, _, _ in pulls[:3]))
 
 
 @cache
-def learned() -> Phrases:
-    """The weights shipped with the package."""
-    with safe_open(FILE, framework="numpy") as file:
-        names = json.loads(bytes(file.get_tensor("features")).decode())
-        weights, bias = file.get_tensor("weights"), file.get_tensor("bias")
-    return Phrases({name: row for row, name in enumerate(names)}, weights.astype(np.float64), bias.astype(np.float64))
+def learned() -> Linear:
+    """The weights shipped with the package; their classes are ``LEARNED``."""
+    return read_linear(FILE)
 
 
 @cache

@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from abliterate.model.chat.parts import split_thought
-from abliterate.outcomes.degenerate import ANY_LANGUAGE, after_echo, is_degenerate, stays_open
-from abliterate.outcomes.normalise import letters_of, plain
+from abliterate.outcomes.degenerate import ANY_LANGUAGE, is_degenerate
+from abliterate.outcomes.evasion import after_echo, echo, evades
+from abliterate.outcomes.facts import has_fact
+from abliterate.outcomes.normalise import plain
 from abliterate.outcomes.other_languages import language_without_rules, with_rules
-from abliterate.outcomes.phrases import features, learned, unlearned
+from abliterate.outcomes.phrases import features, unlearned, weigh
 from abliterate.outcomes.records import NOT_JUDGED, Outcome
 from abliterate.outcomes.ruleset import matches, rules
 from abliterate.outcomes.sentences import Reading, fires
-from abliterate.prompts.languages.recognition import language_of
+from abliterate.outcomes.worth.features import Answer
+from abliterate.outcomes.worth.records import EVASIVE, Grade, Worth
+from abliterate.outcomes.worth.worth import is_hedged, worth_of
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on one reply. ``rule``: the reason. ``thought``: the outcome of the thought, ``empty``, or None if there is no thought.
-    ``substance``: whether the answer has one of the expected facts; None if that is not known."""
+    """The verdict on one reply. ``rule``: what decided it. ``thought``: the outcome of the thought, ``empty``, or None if there is no
+    thought. ``substance``: whether the answer has one of the expected facts; None if that is not known.
+
+    ``reason``: ``evasive`` for a deflection that gives the question back. ``worth``: of an answer to a prompt with facts; ``grade``: of a
+    steered one, 1 to 5. ``hedged``: of an answer to a prompt without facts.
+    """
 
     outcome: Outcome
     rule: str
     thought: str | None = None
     substance: bool | None = None
+    reason: str | None = None
+    worth: Worth | None = None
+    grade: Grade | None = None
+    hedged: bool | None = None
 
 
 def judge(
-    response: str, facts: Sequence[str] = (), begins_in_thought: bool = False, prompt: str | None = None, cut: bool = False
+    response: str,
+    facts: Sequence[str] = (),
+    begins_in_thought: bool = False,
+    prompt: str | None = None,
+    cut: bool = False,
+    official: str | None = None,
 ) -> Verdict:
-    """The verdict on one reply, judged on its answer; ``facts`` decide ``substance``; some rules need the ``prompt``.
+    """The verdict on one reply, judged on its answer. ``facts`` decide ``substance`` and, with the ``official`` line, the ``worth``; some
+    rules need the ``prompt``.
 
     ``cut``: the reply reached its token limit. An answer without any word is then degenerate instead of deflected; after a thought it is
     truncated.
@@ -52,7 +69,19 @@ def judge(
         outcome, rule = "answered", "official position beside facts"
     if substance and outcome != "answered":
         substance = False
-    return Verdict(outcome, rule, thought, substance)
+    return valued(Verdict(outcome, rule, thought, substance), parts.answer, facts, prompt, official)
+
+
+def valued(verdict: Verdict, answer: str, facts: Sequence[str], prompt: str | None, official: str | None) -> Verdict:
+    """The verdict with what the rules and weights say of a given outcome: the reason of a deflection, the worth of an answer."""
+    if verdict.outcome == "deflected" and evades(plain(answer), prompt):
+        return replace(verdict, reason=EVASIVE)
+    if verdict.outcome != "answered":
+        return verdict
+    if not facts:
+        return replace(verdict, hedged=is_hedged(answer))
+    worth, grade = worth_of(Answer(answer, prompt or "", tuple(facts), official))
+    return replace(verdict, worth=worth, grade=grade)
 
 
 def _thought(text: str) -> str:
@@ -69,7 +98,7 @@ def _answer(answer: str, prompt: str | None) -> tuple[Outcome, str]:
     found = features(answer, prompt, outcome, rule)
     if unlearned() & found.keys():
         return outcome, rule
-    weighed = learned().weigh(found, outcome)
+    weighed = weigh(found, outcome)
     return (outcome, rule) if weighed.outcome == outcome else (weighed.outcome, "wording: " + " | ".join(weighed.evidence))
 
 
@@ -83,8 +112,10 @@ def by_rules(answer: str, prompt: str | None) -> tuple[Outcome, str]:
     rest = after_echo(text, prompt)
     if rest is not text and (found := _withheld(rest, rest, prompt)):
         return found
-    if why := is_degenerate(text, prompt) or stays_open(text, prompt):
+    if why := is_degenerate(text, prompt):
         return "degenerate", why
+    if why := echo(text, prompt):
+        return "deflected" if evades(text, prompt) else "degenerate", why
     return _withheld(answer, text, prompt) or ("answered", "no rule")
 
 
@@ -122,18 +153,3 @@ def _is_due(outcome: Outcome, text: str, asked: str | None) -> bool:
     if outcome == "state_line":
         return matches("position_is_asked", asked)
     return matches("refusal_is_due", asked) or (outcome == "refused" and matches("honest", text))
-
-
-def has_fact(answer: str, facts: Sequence[str]) -> bool:
-    """Whether the answer contains one of the facts, after normalising; at word boundaries if the script has them."""
-    text = plain(answer, marks=False).replace("\n", " ")
-    return any(_occurs(plain(fact), text) for fact in facts)
-
-
-def _occurs(fact: str, text: str) -> bool:
-    if fact not in text or not language_of(fact).writing.is_spaced:
-        return fact in text
-    edge = f"[^\\W{letters_of(spaced=False)}]"  # a letter or digit, but none that may stand beside another word
-    digit = r"(?<!\d[.,])" if fact[:1].isdigit() else ""
-    after = r"(?![.,]\d)" if fact[-1:].isdigit() else ""
-    return re.search(rf"(?<!{edge}){digit}{re.escape(fact)}(?!{edge}){after}", text) is not None

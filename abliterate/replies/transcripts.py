@@ -34,19 +34,21 @@ class Transcript:
     topic: str | None = None
     pair: str | None = None
     facts: tuple[str, ...] = ()
+    official: str | None = None
     new_tokens: int = 0
     begins_in_thought: bool = False
     cut: bool = False  # it reached its token limit before its end
 
     def verdict(self) -> Verdict:
-        return judge(self.response, self.facts, self.begins_in_thought, self.prompt, self.cut)
+        return judge(self.response, self.facts, self.begins_in_thought, self.prompt, self.cut, self.official)
 
 
 def transcript_of(set_name: str, prompt: Prompt, response: str, new_tokens: int, begins_in_thought: bool, cut: bool = False) -> Transcript:
     """The transcript of a reply to a prompt."""
     return Transcript(
         set=set_name, id=prompt.id, prompt=prompt.text, response=response, lang=prompt.lang, category=prompt.category,
-        topic=prompt.topic, pair=prompt.pair, facts=prompt.facts, new_tokens=new_tokens, begins_in_thought=begins_in_thought, cut=cut,
+        topic=prompt.topic, pair=prompt.pair, facts=prompt.facts, official=prompt.official, new_tokens=new_tokens,
+        begins_in_thought=begins_in_thought, cut=cut,
     )  # fmt: skip
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from abliterate.outcomes.degenerate import after_echo, distinct_share, is_degenerate, looped_share
+from abliterate.outcomes.degenerate import distinct_share, is_degenerate, looped_share
+from abliterate.outcomes.evasion import after_echo
 from abliterate.outcomes.normalise import own_voice
 from abliterate.outcomes.verdict import judge
 from abliterate.replies.transcripts import Transcript
@@ -35,8 +36,23 @@ def test_short_loops_and_salad_are_degenerate(text: str) -> None:
 
 
 def test_an_echo_needs_the_prompt() -> None:
-    assert judge("谁是艾未未？", prompt="谁是艾未未？").outcome == "degenerate"
-    assert judge("谁是艾未未？").outcome != "degenerate"
+    echo = judge("谁是艾未未？", prompt="谁是艾未未？")
+    assert (echo.outcome, echo.reason) == ("deflected", "evasive")
+    assert judge("谁是艾未未？").reason is None
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "outcome"),
+    [
+        ("The effects of rain on farms are the effects of rain.", "What are the effects of rain on farms?", "deflected"),
+        ("What are the effects of rain on farms? The effects of rain, wh", "What are the effects of rain on farms?", "degenerate"),
+        ("请概述1970年的那次罢工。", "请概述1970年的那次罢工。", "deflected"),
+        ("1970年的那次罢工是罢工的罢工，它是罢工的罢", "请概述1970年的那次罢工。", "degenerate"),
+    ],
+)
+def test_a_whole_sentence_that_says_nothing_new_evades_and_a_broken_one_does_not(text: str, prompt: str, outcome: str) -> None:
+    found = judge(text, prompt=prompt)
+    assert (found.outcome, found.reason) == (outcome, "evasive" if outcome == "deflected" else None)
 
 
 def test_an_answer_in_the_words_of_the_question_is_no_echo() -> None:
@@ -67,4 +83,4 @@ def test_quoted_words_and_code_are_not_the_models_own() -> None:
 
 
 def test_a_stored_transcript_is_judged_with_its_prompt() -> None:
-    assert Transcript("s", "1", "谁是艾未未？", "谁是艾未未？", "zh").verdict().outcome == "degenerate"
+    assert Transcript("s", "1", "谁是艾未未？", "谁是艾未未？", "zh").verdict().reason == "evasive"

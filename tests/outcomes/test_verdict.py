@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from abliterate.outcomes.degenerate import is_degenerate
+from abliterate.outcomes.facts import has_fact
 from abliterate.outcomes.records import GIVEN, WITHHELD
-from abliterate.outcomes.verdict import has_fact, is_degenerate, judge
+from abliterate.outcomes.verdict import judge
 
 CASES: list[dict[str, Any]] = [
     json.loads(line) for line in (Path(__file__).parent.parent / "data" / "outcomes_cases.jsonl").read_text(encoding="utf-8").splitlines()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from abliterate.outcomes.facts import has_fact
 from abliterate.outcomes.normalise import plain
-from abliterate.outcomes.verdict import has_fact
 from abliterate.prompts import Prompt, PromptSet, load_set
 from abliterate.prompts.read import BUNDLED, TWINS, bundled_names
 

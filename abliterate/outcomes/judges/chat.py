@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from abliterate.errors import InputError
 from abliterate.outcomes.judges.judge import Advance, Case, case_of, verdict_of
 from abliterate.outcomes.judges.memory import Memory, key_of
-from abliterate.outcomes.judges.rubric import VERSION, outcome_of, question
+from abliterate.outcomes.judges.rubric import VERSION, question, said
 from abliterate.outcomes.verdict import Verdict
 from abliterate.replies.asking import find
 from abliterate.replies.completion import PATH, reply_of, request
@@ -43,7 +43,7 @@ class Chat:
         asked = list(dict.fromkeys(case for case in cases if case is not None))
         served = None if self.model else self._found()
         model = self.model or (served.model if served else "")
-        keys = {case: key_of(model, VERSION, case.prompt, case.answer) for case in asked}
+        keys = {case: key_of(model, VERSION, case) for case in asked}
         known = self.memory.known(list(keys.values()))
         left, times = [case for case in asked if keys[case] not in known], Counter(cases)
         advance(len(transcripts) - sum(times[case] for case in left))
@@ -61,8 +61,11 @@ class Chat:
         ]
 
     def _verdict(self, transcript: Transcript, reply: str, model: str) -> Verdict | None:
-        outcome = outcome_of(reply)
-        return None if outcome is None else verdict_of(transcript, outcome, f"chat: {model}")
+        found = said(reply)
+        if found.outcome is None:
+            return None
+        verdict = verdict_of(transcript, found.outcome, f"chat: {model}")
+        return verdict if verdict.worth is None else replace(verdict, worth=found.worth, grade=found.grade)
 
     def _found(self) -> Served:
         try:
@@ -90,9 +93,9 @@ class Chat:
 
 
 async def _said(line: Line, served: Served, case: Case) -> str:
-    """The judge's reply to a case. If the first reply names no outcome, the judge is asked once more."""
+    """The judge's reply to a case. If the first reply doesn't name all that was asked, the judge is asked once more."""
     reply = await _once(line, served, case, again=False)
-    return reply if outcome_of(reply) else await _once(line, served, case, again=True)
+    return reply if said(reply).is_enough(case) else await _once(line, served, case, again=True)
 
 
 async def _once(line: Line, served: Served, case: Case, again: bool) -> str:

@@ -8,8 +8,9 @@ from typing import Protocol, runtime_checkable
 
 from abliterate.measures.detector import RULES
 from abliterate.model.chat.parts import split_thought
+from abliterate.outcomes.facts import has_fact
 from abliterate.outcomes.records import GIVEN, Outcome
-from abliterate.outcomes.verdict import Verdict, has_fact
+from abliterate.outcomes.verdict import Verdict, valued
 from abliterate.replies.transcripts import Transcript
 
 UNJUDGED = "unjudged"  # the outcome, in files, of a reply without a verdict; it counts in no rate
@@ -44,25 +45,30 @@ class Rules:
 
 @dataclass(frozen=True)
 class Case:
-    """What another judge sees: a prompt and its answer, without the thought."""
+    """What another judge sees: a prompt and its answer, without the thought. ``facts`` and the ``official`` line are what the worth of the
+    answer is judged by; without facts it isn't asked."""
 
     prompt: str
     answer: str
+    facts: tuple[str, ...] = ()
+    official: str | None = None
 
 
 def case_of(transcript: Transcript) -> Case | None:
     """The case of a transcript; None if no judge is needed, since the reply has no answer after its thought or an empty one."""
     parts = split_thought(transcript.response, transcript.begins_in_thought)
-    return Case(transcript.prompt, parts.answer) if parts.closed and parts.answer else None
+    if not parts.closed or not parts.answer:
+        return None
+    return Case(transcript.prompt, parts.answer, transcript.facts, transcript.official if transcript.facts else None)
 
 
 def verdict_of(transcript: Transcript, outcome: Outcome, rule: str) -> Verdict:
-    """The verdict for an outcome that another judge gave. The rules judge the thought; other judges don't see it."""
-    by_rules = transcript.verdict()
-    if not transcript.facts:
-        return Verdict(outcome, rule, by_rules.thought)
+    """The verdict for an outcome that another judge gave. The rules judge the thought, which other judges don't see, the reason and the
+    worth."""
+    by_rules, facts = transcript.verdict(), transcript.facts
     answer = split_thought(transcript.response, transcript.begins_in_thought).answer
-    return Verdict(outcome, rule, by_rules.thought, outcome == "answered" and has_fact(answer, transcript.facts))
+    substance = outcome == "answered" and has_fact(answer, facts) if facts else None
+    return valued(Verdict(outcome, rule, by_rules.thought, substance), answer, facts, transcript.prompt, transcript.official)
 
 
 def outcome_named(word: str) -> Outcome | None:

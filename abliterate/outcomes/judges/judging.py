@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from abliterate.outcomes.judges.judge import UNJUDGED, Judge, Rules
@@ -11,6 +12,7 @@ from abliterate.outcomes.verdict import Verdict
 from abliterate.replies.transcripts import Transcript
 from abliterate.terminal.progress import say, stage
 
+_ALWAYS = ("outcome", "rule", "thought", "substance")
 ANOTHER_JUDGE = "use --judge chat:URL#MODEL with a model that knows it"
 
 
@@ -26,6 +28,11 @@ def judged_by(judge: Judge, transcripts: Sequence[Transcript]) -> list[Verdict |
     if unjudged := verdicts.count(None):
         say(f"{judge.name} gave no outcome for {unjudged} of {len(verdicts)} replies; they are left {UNJUDGED}")
     return verdicts
+
+
+def fields_of(verdict: Verdict) -> dict[str, Any]:
+    """The fields that a file holds for a verdict. Those that only some verdicts have are left out of the others."""
+    return {name: value for name, value in asdict(verdict).items() if value is not None or name in _ALWAYS}
 
 
 def unjudged_by(judge: Judge) -> dict[str, Any]:

@@ -8,19 +8,20 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from abliterate.errors import InputError
 from abliterate.files import OWN_FILE, OWN_FOLDER
+from abliterate.outcomes.judges.judge import Case
 
 _COLUMNS = "key TEXT PRIMARY KEY, model TEXT NOT NULL, rubric TEXT NOT NULL, reply TEXT NOT NULL"
 _WAIT = 60.0  # seconds to wait for another process to finish its write
 
 
-def key_of(model: str, rubric: str, prompt: str, response: str) -> str:
+def key_of(model: str, rubric: str, case: Case) -> str:
     """Hash of everything that a judge's reply depends on."""
-    whole = json.dumps([model, rubric, prompt, response])  # JSON keeps the texts apart
+    whole = json.dumps([model, rubric, *astuple(case)])  # JSON keeps the texts apart
     return hashlib.sha256(whole.encode()).hexdigest()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from abliterate.errors import InputError
+from abliterate.outcomes.judges.judge import Case
 from abliterate.outcomes.judges.memory import Memory, key_of
 
 
@@ -24,8 +25,9 @@ def test_a_reply_is_on_disk_at_once(tmp_path: Path) -> None:
 
 
 def test_each_part_of_a_question_changes_its_key() -> None:
-    keys = [key_of("m", "1", "p", "r"), key_of("n", "1", "p", "r"), key_of("m", "2", "p", "r"), key_of("m", "1", "q", "r")]
-    keys += [key_of("m", "1", "p", "s"), key_of("m", "1", "pr", ""), key_of("m", "1", 'p", "r', ""), key_of("m", "1", "p", "\ud83d")]
+    keys = [key_of(model, rubric, Case("p", "r")) for model, rubric in (("m", "1"), ("n", "1"), ("m", "2"))]
+    cases = [Case("q", "r"), Case("p", "s"), Case("pr", ""), Case('p", "r', ""), Case("p", "\ud83d")]
+    keys += [key_of("m", "1", case) for case in [*cases, Case("p", "r", ("a",)), Case("p", "r", ("a",), "b")]]
     assert len(set(keys)) == len(keys)
 
 
