@@ -14,7 +14,9 @@ from transformers import AutoConfig
 
 from abliterate.model.formats import fp8
 from abliterate.model.formats.fp8 import SCALES
+from abliterate.model.formats.fp8_tensor import INPUTS
 from abliterate.model.formats.mxfp4 import BLOCKS, EXPONENTS
+from abliterate.model.formats.rounding import round_nearest
 from abliterate.model.index import INDEX, SINGLE
 from abliterate.model.tiny import tiny_config, tiny_model
 
@@ -88,6 +90,25 @@ def save_fp8(
             packed[name] = weight if "e_score" in name else weight.bfloat16()
     store(folder, packed, _by_layer if sharded else None)
     set_config(folder, quantization_config={**FP8_SETTINGS, **({"scale_fmt": "ue8m0"} if powers else {}), **settings})
+    return folder
+
+
+def save_fp8_tensor(
+    folder: Path, model_type: str = "ministral3", *, sharded: bool = False, layers: int = 2, scales: torch.dtype = torch.bfloat16
+) -> Path:
+    """A model whose projections are FP8 with one scale a matrix, and one for their inputs, as Ministral 3 is stored."""
+    save_architecture(folder, model_type, layers, hidden_size=256)
+    packed: dict[str, Tensor] = {}
+    for name, weight in tensors_of(folder).items():
+        if name.endswith("_proj.weight"):
+            scale = (weight.abs().max() / fp8.LARGEST).to(scales)
+            packed[name] = round_nearest(weight / scale.float(), fp8.FP8)
+            packed[name + SCALES], packed[name.removesuffix(".weight") + INPUTS] = scale, torch.tensor(0.5, dtype=scales)
+        else:
+            packed[name] = weight.bfloat16()
+    store(folder, packed, _by_layer if sharded else None)
+    settings = {"quant_method": "fp8", "weight_block_size": None, "activation_scheme": "static", "modules_to_not_convert": ["lm_head"]}
+    set_config(folder, quantization_config=settings)
     return folder
 
 

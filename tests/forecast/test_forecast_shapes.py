@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from families import FAMILIES, VISION, Case, layers, small
-from packed import save_fp8, save_mxfp4, set_config
+from packed import save_fp8, save_fp8_tensor, save_mxfp4, set_config
 from skeletons import QWEN_32B_BYTES, R1_BYTES, save_qwen_32b, save_r1
 
 from abliterate.checkpoint.edit import check_editable
@@ -44,7 +44,7 @@ def test_names_shapes_and_types_are_those_of_the_shards(case: Case, tmp_path: Pa
     assert nbytes == sum(info.nbytes for info in real.values())
 
 
-@pytest.mark.parametrize("save", [save_fp8, save_mxfp4])
+@pytest.mark.parametrize("save", [save_fp8, save_fp8_tensor, save_mxfp4])
 def test_what_quantised_formats_hold_is_known_too(save: Callable[..., Path], tmp_path: Path) -> None:
     folder = save(tmp_path, sharded=True)
     real = without_weights(folder)

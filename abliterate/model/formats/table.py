@@ -7,12 +7,13 @@ from typing import Any
 from abliterate.errors import InputError
 from abliterate.model.formats.format import StoredFormat
 from abliterate.model.formats.fp8 import BlockFp8
+from abliterate.model.formats.fp8_tensor import TensorFp8
 from abliterate.model.formats.mxfp4 import Mxfp4
 from abliterate.model.formats.plain import PLAIN
 from abliterate.model.index import TensorInfo
 
 # Asked in this order; an unquantised checkpoint is PLAIN.
-FORMATS: tuple[StoredFormat, ...] = (BlockFp8(), Mxfp4())
+FORMATS: tuple[StoredFormat, ...] = (BlockFp8(), TensorFp8(), Mxfp4())
 # Names of the quantisation methods whose weights can't be edited exactly.
 _REFUSED = {
     "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "compressed-tensors": "compressed-tensors", "aqlm": "AQLM",
@@ -34,7 +35,7 @@ def format_of_config(settings: Any) -> StoredFormat:
         raise InputError("FP8 weights without block scales (weight_block_size) can't be edited exactly; give a bf16 checkpoint")
     raise InputError(
         f"the weights are quantised ({_REFUSED.get(method, method)}), which can't be edited exactly; give the unquantised checkpoint "
-        "(bf16, fp16, fp32, block-scaled FP8 or MXFP4), and quantise the result again"
+        "(bf16, fp16, fp32, FP8 with a scale a block or a matrix, or MXFP4), and quantise the result again"
     )
 
 
