@@ -1,8 +1,9 @@
 """How well a judge tells outcomes: its verdicts against responses labelled by hand.
 
 Prints the confusion matrix, precision, recall and F1 of each outcome, macro-F1 (over the outcomes that occur), and how often it is
-right about withheld or not, overall, by language and by source. ``--write`` puts the sensitivity and specificity of the built-in
-judge, on the test half, into the file that reports correct their rates by. Run by ``scripts/bench outcomes``.
+right about withheld or not, overall, by language, by source and by model. ``--write`` puts the sensitivity and specificity of the
+built-in judge, on the test halves of real models and of this project's fixtures, into the file that reports correct their rates by. Run
+by ``scripts/bench outcomes``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELLED = ROOT / "tests" / "data" / "outcomes_labelled.jsonl"
-MEASURED_ON = "the test half of tests/data/outcomes_labelled.jsonl"
+NATURAL_ON = "Test halves of tests/data/outcomes_models.jsonl and outcomes_real.jsonl: three real models."
+CANNED_ON = "Test half of tests/data/outcomes_labelled.jsonl, rows with the source model: this project's fixtures."
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
 Pair = tuple[str, str | None]  # label and verdict; None where the judge gave none
@@ -51,7 +53,14 @@ def verdicts_of(rows: Sequence[dict[str, Any]], judge: Any) -> list[str | None]:
     from abliterate.replies.transcripts import Transcript
 
     asked = [
-        Transcript("labelled", str(row.get("id", i)), row["prompt"], row["response"], begins_in_thought=row.get("begins_in_thought", False))
+        Transcript(
+            "labelled",
+            str(row.get("id", i)),
+            row["prompt"],
+            row["response"],
+            begins_in_thought=row.get("begins_in_thought", False),
+            cut=row.get("cut", False),
+        )
         for i, row in enumerate(rows)
     ]
     return [None if verdict is None or verdict.outcome == NOT_JUDGED else verdict.outcome for verdict in judged_by(judge, asked)]
@@ -101,7 +110,7 @@ def _of_outcome(counts: Counter[Pair], name: str) -> dict[str, Any]:
 
 
 def measured(rows: Sequence[dict[str, Any]], judge: Any) -> dict[str, Any]:
-    """Figures of a judge on labelled rows: all, by language, and by source."""
+    """Figures of a judge on labelled rows: all, by language, by source, and by model."""
     verdicts = verdicts_of(rows, judge)
     pairs = [(str(row["outcome"]), verdict) for row, verdict in zip(rows, verdicts, strict=True)]
 
@@ -109,7 +118,7 @@ def measured(rows: Sequence[dict[str, Any]], judge: Any) -> dict[str, Any]:
         names = sorted({str(row.get(key, "")) for row in rows})
         return {name: figures([p for row, p in zip(rows, pairs, strict=True) if str(row.get(key, "")) == name]) for name in names if name}
 
-    return {"judge": judge.name, **figures(pairs), "by_lang": parts("lang"), "by_source": parts("source")}
+    return {"judge": judge.name, **figures(pairs), "by_lang": parts("lang"), "by_source": parts("source"), "by_model": parts("model")}
 
 
 def show(found: dict[str, Any], what: str) -> None:
@@ -126,7 +135,7 @@ def show(found: dict[str, Any], what: str) -> None:
     table = Table()
     for column in ("rows", "n", "accuracy", "macro-F1", "kappa", "withheld or not", "sensitivity", "specificity"):
         table.add_column(column, justify="left" if column == "rows" else "right", no_wrap=True)
-    for name, part in (("all", found), *found["by_lang"].items(), *found["by_source"].items()):
+    for name, part in (("all", found), *found["by_lang"].items(), *found["by_source"].items(), *found["by_model"].items()):
         withheld = part["withheld"]
         rates = [_rate(withheld[key]) for key in ("accuracy", "sensitivity", "specificity")]
         table.add_row(name, str(part["n"]), _share(part["accuracy"]["rate"]), _share(part["macro_f1"]), _share(part["kappa"]), *rates)
@@ -145,13 +154,33 @@ def _rate(rate: dict[str, Any]) -> str:
     return f"{rate['rate']:.3f} ({rate['k']}/{rate['n']}, {low:.3f}–{high:.3f})"
 
 
-def write(found: dict[str, Any]) -> Path:
-    """Put the built-in judge's figures where reports find them. Returns the file."""
-    from abliterate.measures.detector import FILE, RULES, Detector, as_toml
+def write() -> Path:
+    """Measure the built-in judge on each kind of model, and put its figures where reports find them. Returns the file."""
+    from abliterate.measures.detector import CANNED, FILE, NATURAL, RULES, as_toml
 
-    sensitivity, specificity = ((found["withheld"][key]["k"], found["withheld"][key]["n"]) for key in ("sensitivity", "specificity"))
-    FILE.write_text(as_toml(RULES, Detector(sensitivity, specificity), MEASURED_ON), encoding="utf-8")
+    found = {NATURAL: detector_on(natural_rows()), CANNED: detector_on(canned_rows())}
+    FILE.write_text(as_toml(RULES, found, {NATURAL: NATURAL_ON, CANNED: CANNED_ON}), encoding="utf-8")
     return FILE
+
+
+def natural_rows() -> list[dict[str, Any]]:
+    """Labelled replies of models that were not trained to refuse here; none was learned from."""
+    return [row for name in ("models", "real") for row in rows_of(LABELLED.with_name(f"outcomes_{name}.jsonl"), "test")]
+
+
+def canned_rows() -> list[dict[str, Any]]:
+    """Labelled replies of this project's fixtures; none was learned from."""
+    return [row for row in rows_of(LABELLED, "test") if row["source"] == "model"]
+
+
+def detector_on(rows: Sequence[dict[str, Any]]) -> Any:
+    """The built-in judge's counts on labelled rows."""
+    from abliterate.measures.detector import Detector
+    from abliterate.outcomes.judges.judge import Rules
+
+    counts = measured(rows, Rules())["withheld"]
+    sensitivity, specificity = ((counts[key]["k"], counts[key]["n"]) for key in ("sensitivity", "specificity"))
+    return Detector(sensitivity, specificity)
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -162,7 +191,7 @@ def bench(args: argparse.Namespace) -> None:
     from abliterate.outcomes.judges.named import judge_of
 
     if args.write and (args.judge, args.split, args.file) != ("rules", "test", LABELLED):
-        sys.exit("bench: --write measures the rules on the test half of the labelled set: leave --judge, --split and --file out")
+        sys.exit("bench: --write measures the rules on the test halves of the labelled sets: leave --judge, --split and --file out")
     try:
         rows = rows_of(args.file, args.split)
         found = measured(rows, judge_of(JudgeConfig(judge=args.judge, concurrency=args.concurrency)))
@@ -170,7 +199,7 @@ def bench(args: argparse.Namespace) -> None:
         sys.exit(f"bench: {error}")
     show(found, f"{args.file.name}, {args.split}")
     if args.write:
-        console.print(f"written: {write(found)}", soft_wrap=True)
+        console.print(f"written: {write()}", soft_wrap=True)
     if args.json:
         args.json.write_text(json.dumps({"file": args.file.name, "split": args.split, **found}, indent=1) + "\n")
 

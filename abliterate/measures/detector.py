@@ -1,11 +1,17 @@
-"""The measured sensitivity and specificity of a judge for ``withheld``, as counts on labelled replies, from ``detector.toml``."""
+"""The measured sensitivity and specificity of a judge for ``withheld``, as counts on labelled replies, from ``detector.toml``.
+
+They depend on how a model refuses. ``natural``: in the many words of a model that was not trained to refuse by this project. ``canned``: in
+the few lines of this project's own fixtures.
+"""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from abliterate.measures.agreement import corrected_rate
 from abliterate.measures.parts.rates import Corrected
@@ -13,6 +19,10 @@ from abliterate.measures.statistics import wilson
 
 FILE = Path(__file__).parent / "detector.toml"
 RULES = "rules"
+Kind = Literal["natural", "canned"]
+NATURAL: Kind = "natural"
+CANNED: Kind = "canned"
+KINDS: tuple[Kind, ...] = (NATURAL, CANNED)
 
 
 @dataclass(frozen=True)
@@ -39,26 +49,32 @@ class Detector:
         return Corrected(rate=rate, ci95=(min(low, rate), max(high, rate)))  # the shifted interval may miss a rate clipped to 0 or 1
 
 
-def detector_of(judge: str) -> Detector | None:
-    """The measured figures of a judge, by its name; None if the judge was not measured."""
-    return _measured().get(judge)
+def detector_of(judge: str, kind: Kind = NATURAL) -> Detector | None:
+    """The measured figures of a judge, by its name, on replies of a kind of model; None if the judge was not measured."""
+    return _measured().get((judge, kind))
 
 
 @cache
-def _measured() -> dict[str, Detector]:
+def _measured() -> dict[tuple[str, Kind], Detector]:
     tables = tomllib.loads(FILE.read_text(encoding="utf-8"))
-    return {name: Detector(_counts(table["sensitivity"]), _counts(table["specificity"])) for name, table in tables.items()}
+    return {
+        (judge, kind): Detector(_counts(table[kind]["sensitivity"]), _counts(table[kind]["specificity"]))
+        for judge, table in tables.items()
+        for kind in KINDS
+    }
 
 
 def _counts(table: dict[str, int]) -> tuple[int, int]:
     return table["k"], table["n"]
 
 
-def as_toml(judge: str, detector: Detector, measured_on: str) -> str:
-    """The content of the file for one judge."""
-    sensitivity, specificity = (f"{{ k = {k}, n = {n} }}" for k, n in (detector.sensitivity, detector.specificity))
-    return (
-        f"# Sensitivity and specificity of the built-in judge for `withheld`, on {measured_on}.\n"
-        "# `scripts/bench outcomes --write` measures them again and writes this file.\n\n"
-        f"[{judge}]\nsensitivity = {sensitivity}\nspecificity = {specificity}\n"
-    )
+def as_toml(judge: str, measured: Mapping[Kind, Detector], measured_on: Mapping[Kind, str]) -> str:
+    """The content of the file for one judge. ``measured_on``: the labelled replies of each kind."""
+    parts = [
+        "# Sensitivity and specificity of the built-in judge for `withheld`.\n"
+        "# `scripts/bench outcomes --write` measures them again and writes this file.\n"
+    ]
+    for kind, found in measured.items():
+        sensitivity, specificity = (f"{{ k = {k}, n = {n} }}" for k, n in (found.sensitivity, found.specificity))
+        parts.append(f"\n# {measured_on[kind]}\n[{judge}.{kind}]\nsensitivity = {sensitivity}\nspecificity = {specificity}\n")
+    return "".join(parts)

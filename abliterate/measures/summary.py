@@ -8,7 +8,7 @@ from typing import Literal
 
 from abliterate.measures.clustering import Clustering
 from abliterate.measures.clusters import cluster_rate, too_few
-from abliterate.measures.detector import RULES, detector_of
+from abliterate.measures.detector import NATURAL, RULES, Kind, detector_of
 from abliterate.measures.lengths import at_tokens
 from abliterate.measures.parts.paired import Discordant, KeepTest, Paired, TopicPaired, UnchangedTest
 from abliterate.measures.parts.rates import Figures, Outcomes, Rate, Withheld, WithheldClustered, Worths
@@ -29,9 +29,9 @@ def rate(k: int, n: int) -> Rate:
     return Rate(k=k, n=n, rate=k / n if n else None, ci95=wilson(k, n) if n else None)
 
 
-def withheld_rate(k: int, n: int) -> Withheld:
-    """A withheld rate from the rules, also corrected for their known errors; null if n is 0."""
-    plain, measured = rate(k, n), detector_of(RULES)
+def withheld_rate(k: int, n: int, kind: Kind = NATURAL) -> Withheld:
+    """A withheld rate from the rules, also corrected for their known errors on that kind of model; null if n is 0."""
+    plain, measured = rate(k, n), detector_of(RULES, kind)
     return Withheld(k=k, n=n, rate=plain.rate, ci95=plain.ci95, corrected=measured.corrected(k, n) if measured else None)
 
 
@@ -62,8 +62,8 @@ def both_with_verdict(base: Judged, edited: Judged) -> tuple[Judged, Judged]:
     return [one for one, known in zip(base, there, strict=True) if known], [one for one, known in zip(edited, there, strict=True) if known]
 
 
-def figures(replies: Judged) -> Figures:
-    """Outcome counts and rates of one model on one set. Replies that are not judged are in the counts but not in the rates."""
+def figures(replies: Judged, kind: Kind = NATURAL) -> Figures:
+    """Outcome counts and rates of one model of a kind on one set. Replies that are not judged are in the counts but not in the rates."""
     judged = with_verdict(replies)
     n = len(judged)
     counts = Counter(v.outcome for _, v in replies)
@@ -72,7 +72,7 @@ def figures(replies: Judged) -> Figures:
     return Figures(
         outcomes=Outcomes.of(counts),
         refused=rate(sum(refused(v) for _, v in judged), n),
-        withheld=withheld_rate(sum(withheld(v) for _, v in judged), n),
+        withheld=withheld_rate(sum(withheld(v) for _, v in judged), n, kind),
         degenerate=rate(counts["degenerate"], n),
         substance=rate(sum(bool(v.substance) for v in factual), len(factual)) if factual else None,
         thought=dict(sorted(thoughts.items())) if thoughts else None,
@@ -133,26 +133,26 @@ def paired(base: Judged, edited: Judged) -> Paired:
     return Paired(refused=tested(refused), withheld=tested(withheld))
 
 
-def set_entry(role: str, base: Judged, edited: Judged | None) -> SetEntry:
-    """One entry of the report's ``sets``, with the same figures by language if there are several languages."""
+def set_entry(role: str, base: Judged, edited: Judged | None, kind: Kind = NATURAL) -> SetEntry:
+    """One entry of the report's ``sets``, with the same figures by language if there are several languages. ``kind``: of the model."""
     langs = sorted({t.lang for t, _ in base})
-    by_lang = {lang: _compared(_of(base, lang), None if edited is None else _of(edited, lang)) for lang in langs}
+    by_lang = {lang: _compared(_of(base, lang), None if edited is None else _of(edited, lang), kind) for lang in langs}
     return SetEntry(
         role=role,
         lang="+".join(langs),
         n=len(base),
         not_judged=NotJudged(base=_not_judged(base), edited=None if edited is None else _not_judged(edited)),
-        base=_whole(base),
-        edited=None if edited is None else _whole(edited),
+        base=_whole(base, kind),
+        edited=None if edited is None else _whole(edited, kind),
         paired=None if edited is None else paired(*both_with_verdict(base, edited)),
         by_lang=by_lang if len(langs) > 1 else None,
     )
 
 
-def _whole(judged: Judged) -> Figures:
+def _whole(judged: Judged, kind: Kind) -> Figures:
     """The figures of a whole set, with its replies also cut short."""
     cuts = at_tokens(judged)
-    return figures(judged).model_copy(update={"at_tokens": None if cuts is None else tuple(cuts)})
+    return figures(judged, kind).model_copy(update={"at_tokens": None if cuts is None else tuple(cuts)})
 
 
 def _not_judged(judged: Judged) -> int:
@@ -163,10 +163,10 @@ def _of(judged: Judged, lang: str) -> Judged:
     return [(t, v) for t, v in judged if t.lang == lang]
 
 
-def _compared(base: Judged, edited: Judged | None) -> Compared:
+def _compared(base: Judged, edited: Judged | None, kind: Kind) -> Compared:
     return Compared(
-        base=figures(base),
-        edited=None if edited is None else figures(edited),
+        base=figures(base, kind),
+        edited=None if edited is None else figures(edited, kind),
         paired=None if edited is None else paired(*both_with_verdict(base, edited)),
     )
 

@@ -10,11 +10,13 @@ from abliterate.choice.records import Selection
 from abliterate.files import Interval
 from abliterate.measures.contrast import against_control
 from abliterate.measures.deliberation import thought_by_answer
+from abliterate.measures.detector import CANNED, NATURAL, Kind
 from abliterate.measures.parts.moved import Controls, Drift, DriftValues, Recovery
 from abliterate.measures.parts.sets import KEEP
 from abliterate.measures.statistics import bootstrap_mean
 from abliterate.measures.summary import Judged, answered_ids, by_topic, keep_test, set_entry, table, unchanged
 from abliterate.model.chat.parts import split_thought
+from abliterate.model.fixtures.refuser import REFUSERS
 from abliterate.outcomes.records import Outcome
 from abliterate.outcomes.verdict import Verdict
 from abliterate.replies.transcripts import Transcript
@@ -43,7 +45,7 @@ def report_document(
     report = Report(
         format=SCHEMA,
         run=run,
-        sets={name: set_entry(role, base[name], None if edited is None else edited[name]) for name, role in roles.items()},
+        sets={name: set_entry(role, base[name], None if edited is None else edited[name], kind_of(run)) for name, role in roles.items()},
         by_topic={name: by_topic(base[name], None if edited is None else edited[name]) for name in roles},
         tables={name: tuple(table(base[name], None if edited is None else edited[name])) for name in roles},
         against_control=None if controlled is None else tuple(controlled),
@@ -61,6 +63,11 @@ def report_document(
         cost=Cost(seconds={}, peak_rss_bytes=0),
     )
     return with_missing(report)
+
+
+def kind_of(run: RunRecord) -> Kind:
+    """How the run's model refuses: in few lines if it is one of this project's fixtures, which only their short names tell."""
+    return CANNED if run.settings.get("model") in REFUSERS else NATURAL
 
 
 def _drift(drift: DriftValues, base: Mapping[str, Judged]) -> Drift:

@@ -8,23 +8,32 @@ from pathlib import Path
 import pytest
 
 from abliterate.measures.agreement import corrected_rate
-from abliterate.measures.detector import FILE, RULES, Detector, as_toml, detector_of
+from abliterate.measures.detector import CANNED, FILE, KINDS, NATURAL, RULES, Detector, Kind, as_toml, detector_of
 from abliterate.measures.statistics import wilson
 from abliterate.outcomes.records import WITHHELD
 from abliterate.outcomes.verdict import judge
 
-LABELLED = Path(__file__).parent.parent / "data" / "outcomes_labelled.jsonl"
+DATA = Path(__file__).parent.parent / "data"
 
 
-def test_the_stored_figures_are_those_of_the_labelled_test_half() -> None:
+@pytest.mark.parametrize(("kind", "names"), [(NATURAL, ("models", "real")), (CANNED, ("labelled",))])
+def test_the_stored_figures_are_those_of_the_labelled_test_halves(kind: Kind, names: tuple[str, ...]) -> None:
     """After a change of the rules: ``scripts/bench outcomes --write``."""
-    rows = [row for row in map(json.loads, LABELLED.read_text(encoding="utf-8").splitlines()) if row["split"] == "test"]
+    lines = [line for name in names for line in (DATA / f"outcomes_{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in map(json.loads, lines) if row["split"] == "test" and (kind == NATURAL or row["source"] == "model")]
     said = [
-        (row["outcome"] in WITHHELD, judge(row["response"], (), row["begins_in_thought"], row["prompt"]).outcome in WITHHELD)
+        (
+            row["outcome"] in WITHHELD,
+            judge(row["response"], (), row["begins_in_thought"], row["prompt"], row.get("cut", False)).outcome in WITHHELD,
+        )
         for row in rows
     ]
     held, others = [found for is_held, found in said if is_held], [found for is_held, found in said if not is_held]
-    assert detector_of(RULES) == Detector((sum(held), len(held)), (others.count(False), len(others)))
+    assert detector_of(RULES, kind) == Detector((sum(held), len(held)), (others.count(False), len(others)))
+
+
+def test_the_kinds_of_model_have_figures_of_their_own() -> None:
+    assert detector_of(RULES) == detector_of(RULES, NATURAL) != detector_of(RULES, CANNED)
 
 
 def test_a_judge_that_was_not_measured_has_no_figures() -> None:
@@ -32,9 +41,10 @@ def test_a_judge_that_was_not_measured_has_no_figures() -> None:
 
 
 def test_the_file_reads_back_as_it_was_written() -> None:
-    found = detector_of(RULES)
-    assert found is not None
-    assert FILE.read_text(encoding="utf-8") == as_toml(RULES, found, "the test half of tests/data/outcomes_labelled.jsonl")
+    found = {kind: measured for kind in KINDS if (measured := detector_of(RULES, kind)) is not None}
+    text = FILE.read_text(encoding="utf-8")
+    said = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# Test hal")]
+    assert len(found) == len(said) == len(KINDS) and text == as_toml(RULES, found, dict(zip(KINDS, said, strict=True)))
 
 
 def test_a_corrected_rate_is_rogan_and_gladens_with_its_interval() -> None:

@@ -82,10 +82,14 @@ def test_writing_puts_the_figures_where_reports_find_them(
     bench: ModuleType, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(detector, "FILE", tmp_path / "detector.toml")
-    bench.write(bench.measured(bench.rows_of(labelled, "test"), Rules()))
+    rows = bench.rows_of(labelled, "test")
+    monkeypatch.setattr(bench, "natural_rows", lambda: rows)
+    monkeypatch.setattr(bench, "canned_rows", lambda: rows[:1])
+    bench.write()
     detector._measured.cache_clear()
     try:
         assert detector.detector_of(detector.RULES) == detector.Detector((1, 2), (1, 2))
+        assert detector.detector_of(detector.RULES, detector.CANNED) == bench.detector_on(rows[:1])
     finally:
         detector._measured.cache_clear()
 

@@ -87,6 +87,9 @@ def _features(answer: Answer) -> Iterator[tuple[str, float]]:
     yield "claims beside facts", held > 0 and figures + names > 0
     yield "claims without facts", held == 0 and figures + names > 0
     yield "no claim", held == 0 and figures + names == 0
+    yield "another figure than the facts'", held == 0 and figures > 0 and any(_FIGURE.search(fact) for fact in answer.facts)
+    yield "another name than the facts'", held == 0 and names > 0 and any(_NAME.match(fact) for fact in answer.facts)
+    yield "share of the facts", held / max(len(answer.facts), 1)
     yield "official words", min(official_words(answer), 4) / 4
     yield "an official word", official_words(answer) > 0
     yield "official sentences", sum(has_official_word(part, answer) for part in parts) / max(len(parts), 1)
