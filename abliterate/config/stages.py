@@ -41,8 +41,8 @@ class ContrastConfig(Config):
     limit: int | None = setting(
         None,
         ge=4,
-        description="Maximum number of prompts per set in the train split (estimates directions) and in the test split (final test). "
-        "The val split (chooses the edit) gets a third of it. Default: all prompts.",
+        description="Maximum number of prompts per set: N to estimate directions (train split), N for the final test (test split), N/3 to "
+        "choose the edit (val split). Default: all prompts.",
         panel=Panel.MAIN,
         rank=20,
         from_record=True,
@@ -126,9 +126,9 @@ class SelectConfig(Config):
     max_kl: float = setting(
         0.1,
         gt=0,
-        description="Soft bound on drift: the KL of the first token on harmless prompts, in nats. When edits are compared, exceeding the "
-        "bound by 10 % costs as much as leaving 10 % of the target. With --tune search or off, candidates above the bound are dropped "
-        "first; if too few remain, the bound for candidates is doubled.",
+        description="Soft bound on drift, which is the KL of the first token on harmless prompts, in nats. An edit that exceeds the bound "
+        "by 10 % must leave 10 points less of the target to be chosen. With --tune search or off, candidates above the bound are dropped "
+        "before that; if too few remain, the bound for candidates is doubled.",
         panel=Panel.CHOICE,
         rank=2,
         from_record=True,
@@ -191,8 +191,8 @@ class SelectConfig(Config):
     )
     prefer: Literal["balanced", "quality", "removal"] = setting(
         "balanced",
-        description="Which edit to take from the Pareto front (little of the target left against little drift). quality gives drift the "
-        "most weight, removal the least.",
+        description="Which edit to take from the Pareto front, which trades what is left of the target against drift. quality gives drift "
+        "the most weight, removal the least.",
         panel=Panel.CHOICE,
         rank=1,
         from_record=True,
