@@ -10,9 +10,11 @@ import typer
 from abliterate.config.setting import Panel
 
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder for the results.", show_default=False, rich_help_panel=Panel.MAIN)]
-NewFolder = Annotated[Path, typer.Option("--out", help="New folder for the output.", show_default=False, rich_help_panel=Panel.MAIN)]
+NewFolder = Annotated[
+    Path, typer.Option("--out", help="Folder for the output. It must not exist yet.", show_default=False, rich_help_panel=Panel.MAIN)
+]
 OutFile = Annotated[
-    Path, typer.Option("--out", help="Activations file to write (.safetensors).", show_default=False, rich_help_panel=Panel.MAIN)
+    Path, typer.Option("--out", help="File for the activations (.safetensors).", show_default=False, rich_help_panel=Panel.MAIN)
 ]
 Checkpoint = Annotated[Path, typer.Argument(metavar="DIR", help="The edited checkpoint, or the run's folder.", show_default=False)]
 Repository = Annotated[str, typer.Argument(metavar="REPO", help="Hub repository: owner/name.", show_default=False)]
@@ -20,7 +22,9 @@ Figures = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Al
 Scorable = Annotated[
     Path,
     typer.Argument(
-        metavar="FILE.jsonl", help="One JSON object per line: prompt and response; optionally facts, lang, id.", show_default=False
+        metavar="FILE.jsonl",
+        help="One JSON object per line, with prompt and response, and optionally facts, lang and id.",
+        show_default=False,
     ),
 ]
 ScoredFile = Annotated[
@@ -34,14 +38,14 @@ Recorded = Annotated[
 Collected = Annotated[Path, typer.Argument(metavar="FILE", help="An activations file from collect, or a run's folder.", show_default=False)]
 DirectionFile = Annotated[
     Path | None,
-    typer.Option("--out", help="Write the direction of --estimator to this file.", show_default=False, rich_help_panel=Panel.MAIN),
+    typer.Option("--out", help="File for the direction of --estimator.", show_default=False, rich_help_panel=Panel.MAIN),
 ]
 SomeRun = Annotated[Path | None, typer.Argument(metavar="RUN", help="The folder of a run, an audit or a comparison.", show_default=False)]
 OtherRuns = Annotated[
     list[Path] | None,
-    typer.Option("--compare", metavar="RUN...", help="Other runs to show side by side in the page --out.", show_default=False),
+    typer.Option("--compare", metavar="RUN...", help="More runs to show beside RUN, on the page that --out names.", show_default=False),
 ]
 PageFile = Annotated[
     Path | None,
-    typer.Option("--out", metavar="FILE.html", help="Page to write with --compare.", show_default=False, rich_help_panel=Panel.MAIN),
+    typer.Option("--out", metavar="FILE.html", help="File for the page of --compare.", show_default=False, rich_help_panel=Panel.MAIN),
 ]

@@ -57,7 +57,7 @@ def register(app: typer.Typer) -> None:
         "The whole pipeline: find the direction, edit, test, report. Run the same command again to resume.",
         out=OutFolder,
     )
-    command(app, "audit", AuditConfig, _audit, "Ask one model and report what it withholds; nothing is edited.", out=OutFolder)
+    command(app, "audit", AuditConfig, _audit, "Ask one model and report what it withholds. Nothing is edited.", out=OutFolder)
     command(
         app,
         "compare",
@@ -66,25 +66,33 @@ def register(app: typer.Typer) -> None:
         "Compare the replies and the weights of two models. One is the model before a change, the other the model after it.",
         out=OutFolder,
     )
-    command(app, "collect", CollectConfig, _collect, "Collect activation statistics only.", out=OutFile)
+    command(
+        app, "collect", CollectConfig, _collect, "Collect activation statistics, from which the command directions estimates.", out=OutFile
+    )
     command(
         app,
         "directions",
         DirectionsConfig,
         _directions,
-        "Show how well directions separate the prompt sets. With --out: write one of them as a file for edit.",
+        "Show how well directions separate the prompt sets. With --out, write one of them to a file for the command edit.",
         given=Collected,
         out=DirectionFile,
     )
-    command(app, "edit", EditCommandConfig, _edit, "Edit a checkpoint along a direction, or as a run did (--plan).", out=NewFolder)
+    command(
+        app,
+        "edit",
+        EditCommandConfig,
+        _edit,
+        "Edit a checkpoint: remove a direction, or apply the edit that a run chose (--plan).",
+        out=NewFolder,
+    )
     command(
         app,
         "verify",
         VerifyConfig,
         _verify,
-        "Check an edited checkpoint against its abliteration.json. What is left of the direction is measured again; "
-        "with --base, all other bytes "
-        "are compared.",
+        "Check an edited checkpoint against its abliteration.json. The command measures again what is left of the direction in the edited "
+        "tensors. With --base, it also compares all other bytes with those of the base.",
         checkpoint=Checkpoint,
     )
     command(
@@ -92,7 +100,8 @@ def register(app: typer.Typer) -> None:
         "push",
         PushConfig,
         _push,
-        "Publish an edited checkpoint to the Hub. It is private unless --public; proof, keep tests and licence are checked first.",
+        "Publish an edited checkpoint to the Hub. The repository is private unless you give --public. First, the command checks the proof, "
+        "the tests of the keep sets and the licence.",
         checkpoint=Checkpoint,
         repo=Repository,
     )
@@ -101,8 +110,8 @@ def register(app: typer.Typer) -> None:
         "plan",
         PlanConfig,
         _plan,
-        "Forecast a run with these flags. What it reads, writes, edits, holds in memory and computes, and how long it takes; reads only "
-        "file headers.",
+        "Forecast what a run would need. The command shows what a run with the same flags would read, write, edit, hold in memory and "
+        "compute, and how long it would take. It reads only the headers of the model's files.",
         figures=Figures,
     )
     command(
@@ -110,7 +119,7 @@ def register(app: typer.Typer) -> None:
         "reproduce",
         ReproduceConfig,
         _reproduce,
-        "Repeat a recorded run and compare its figures. Each is identical, within its interval, or different.",
+        "Repeat a recorded run and compare its figures. The command calls each figure identical, within its interval, or different.",
         run=Recorded,
         out=OutFolder,
     )
@@ -119,15 +128,15 @@ def register(app: typer.Typer) -> None:
         "chat",
         ChatConfig,
         _chat,
-        "Chat with one model, or with two side by side. Both get the same messages, for example a model and its edit.",
+        "Chat with one model, or with two side by side. Two models, such as a model and its edit, get the same messages.",
     )
     command(
         app,
         "score",
         JudgeConfig,
         _score,
-        "Judge stored replies. Adds to each line outcome, thought (the thought's outcome), substance (whether an expected fact "
-        "occurs) and rule (why).",
+        "Judge stored replies. The command adds four keys to each line: outcome, thought (the outcome of the thought), substance (whether "
+        "the answer contains an expected fact) and rule (the reason for the outcome).",
         file=Scorable,
         out=ScoredFile,
     )
@@ -136,8 +145,8 @@ def register(app: typer.Typer) -> None:
         "report",
         ReportConfig,
         _report,
-        "Render a run's report again. It uses the stored transcripts and, if you name one, another judge; it needs no model. "
-        "With --compare: several runs side by side in one page.",
+        "Render a run's report again. The command uses the stored transcripts, and another judge if you name one; it needs no model. "
+        "With --compare, it shows several runs side by side on one page.",
         folder=SomeRun,
         compare=OtherRuns,
         out=PageFile,

@@ -24,7 +24,7 @@ from abliterate.model.source import check_given
 from abliterate.prompts.read import check_named
 
 C = TypeVar("C", bound=Config)
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with the same settings; flags override it.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file with the same settings. Flags override it.")]
 _FEW = 12  # this many options are shown in one list, without panels
 _RANK = 5  # the rank of a command's extra options in their panel (see ``Setting``)
 

@@ -19,7 +19,7 @@ Split = Literal["train", "val", "test", "all"]
 _REFERENCE: str | None = setting(
     None,
     min_length=1,
-    description="A model without the censorship; the report measures how much of its behaviour comes back.",
+    description="A model without the censorship. The report measures how close the model is to it before and after the edit.",
     panel=Panel.MAIN,
     names="model",
     from_record=True,
@@ -28,15 +28,21 @@ _MARGIN: float = setting(
     0.05,
     gt=0,
     lt=1,
-    description="Largest acceptable change: how far refusals of the keep sets may fall, and withheld or broken replies of the other "
-    "sets may rise (0.05: 5 points). Each is tested for non-inferiority.",
+    description="Largest acceptable change (0.05: 5 points): a fall of refusals on a keep set, or a rise of withheld or of broken "
+    "replies on a set that should be answered. The report tests each one (non-inferiority).",
     panel=Panel.REPORT,
     rank=1,
     from_record=True,
 )
-_LIMIT: int | None = setting(None, ge=1, description="Maximum number of prompts per set.", panel=Panel.MAIN, rank=20, from_record=True)
+_LIMIT: int | None = setting(
+    None, ge=1, description="Maximum number of prompts per set. Default: all.", panel=Panel.MAIN, rank=20, from_record=True
+)
 _SPLIT: Split = setting(
-    "test", description="Split to ask; a file without splits is asked whole.", panel=Panel.MAIN, rank=20, from_record=True
+    "test",
+    description="Split to ask. If a file has no splits, all its prompts are asked.",
+    panel=Panel.MAIN,
+    rank=20,
+    from_record=True,
 )
 
 
@@ -158,7 +164,7 @@ class CompareConfig(EngineConfig, EvaluateConfig, ComputeConfig):
     )
     keep: Sets = setting(
         (),
-        description="Prompt sets to ask whose refusals should not have become fewer; this is tested.",
+        description="More prompt sets to ask. The report tests whether refusals on them stayed.",
         panel=Panel.MAIN,
         rank=3,
         names="prompts",

@@ -13,18 +13,23 @@ from abliterate.config.setting import Panel, setting
 from abliterate.config.stages import ESTIMATORS, EditConfig, known_estimators
 from abliterate.errors import InputError
 
-_NOT_FROM_A_RECORD = "never taken from the record."
+_NOT_FROM_A_RECORD = "for safety, the recorded value is not used."
 
 
 class EditCommandConfig(EditConfig, SourceConfig):
     """Settings of edit: only the edit."""
 
     direction: str | None = setting(
-        None, description="Direction file (safetensors, [d_model] or [layer, d_model]).", panel=Panel.MAIN, rank=4, names="file"
+        None,
+        description="File of the direction to remove (safetensors, [d_model] or [layer, d_model]).",
+        panel=Panel.MAIN,
+        rank=4,
+        names="file",
     )
     plan: str | None = setting(
         None,
-        description="The plan.safetensors of a run (directions, and strengths by layer and component); not the output of the command plan.",
+        description="The plan.safetensors of a run: directions, and strengths by layer and component. It is not the output of the command "
+        "plan.",
         panel=Panel.MAIN,
         rank=4,
         names="file",
@@ -66,7 +71,8 @@ class VerifyConfig(FolderConfig):
 
     base: str | None = setting(
         None,
-        description="The base model (folder, Hub id or short name), to check that all other bytes are unchanged.",
+        description="The base model (folder, Hub id or short name). With it, verify also checks that everything outside the edited "
+        "tensors is unchanged.",
         panel=Panel.MAIN,
         rank=1,
         names="model",
@@ -77,25 +83,25 @@ class VerifyConfig(FolderConfig):
 class PushConfig(FolderConfig):
     """Settings of push. huggingface_hub provides the token (HF_TOKEN, hf auth login)."""
 
-    public: bool = setting(False, description="Make the repository public; without this it is private.", panel=Panel.MAIN)
-    dry_run: bool = setting(False, description="Check and show what would be uploaded, but upload nothing.", panel=Panel.MAIN)
+    public: bool = setting(False, description="Make the repository public. Otherwise it is private.", panel=Panel.MAIN)
+    dry_run: bool = setting(False, description="Check everything and show what would be uploaded; upload nothing.", panel=Panel.MAIN)
     even_so: str | None = setting(
         None,
         min_length=1,
-        description="Publish although verify failed or it was not shown that the keep sets' refusals stay; the model "
-        "card states this reason.",
+        description="Your reason to publish although verify failed, or although no test has shown that refusals on the keep sets stay. "
+        "The model card states it.",
         panel=Panel.MAIN,
     )
     license: str | None = setting(
         None,
         min_length=1,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]*$",
-        description="Licence as the Hub writes it (apache-2.0, mit), if the base's card names none.",
+        description="Licence in the Hub's spelling (apache-2.0, mit), if the base's card names none.",
         panel=Panel.MAIN,
     )
     base: str | None = setting(
         None,
-        description="The base model, for verify; default: the run's base, if it is still there.",
+        description="The base model that verify compares the checkpoint with. Default: the run's base, if it is still where it was.",
         panel=Panel.MAIN,
         rank=1,
         names="model",
@@ -115,8 +121,8 @@ class JudgeConfig(ServerConfig):
 
     judge: str = setting(
         "rules",
-        description="What judges the outcomes: rules, classifier:ID[@LABELS] (a folder or Hub id; LABEL=outcome,... or a JSON file), or "
-        "chat:URL[#MODEL] (an OpenAI-compatible server).",
+        description="What judges the outcomes. rules: the built-in rules; classifier:ID[@LABELS]: a classifier (ID: a folder or Hub id; "
+        "LABELS: LABEL=outcome,... or a JSON file); chat:URL[#MODEL]: a model on an OpenAI-compatible server.",
         panel=Panel.MAIN,
     )
     device: str = setting("auto", description="Device of a classifier: auto, cpu, cuda, cuda:1, mps.", panel=Panel.MODEL, rank=2)
@@ -126,7 +132,7 @@ class ReportConfig(JudgeConfig):
     """Settings of report: render a report again."""
 
     transcripts: Transcripts | None = setting(
-        None, description="How much of each reply report.html shows; default: as in the run.", panel=Panel.REPORT
+        None, description="How much of each reply to show in report.html. Default: as in the run.", panel=Panel.REPORT
     )
 
 
@@ -144,7 +150,7 @@ class ChatConfig(HeldConfig, SourceConfig):
         None, description="Branch, tag or commit of the second model on the Hub.", panel=Panel.MODEL, rank=1
     )
     temperature: float = setting(
-        0.0, ge=0, le=10, description="Sampling temperature; 0 always takes the likeliest token.", panel=Panel.REPLIES, rank=2
+        0.0, ge=0, le=10, description="Sampling temperature. 0: always take the likeliest token.", panel=Panel.REPLIES, rank=2
     )
     seed: int = setting(
         0, ge=0, le=2**63 - 1, description="Random seed for sampling, the same for both models.", panel=Panel.REPLIES, rank=3
@@ -212,25 +218,25 @@ class DirectionsConfig(Config):
 
     estimators: Sets = setting(
         (),
-        description=f"Estimators to show; default: all that the file has prompts for ({', '.join(ESTIMATORS)}).",
+        description=f"Estimators to show. Default: all that the file has enough data for ({', '.join(ESTIMATORS)}).",
         panel=Panel.CHOICE,
         rank=5,
     )
     estimator: str | None = setting(
         None,
-        description="Estimator whose direction is written to --out, as the table names it ('projected', 'projected, scoped').",
+        description="Estimator whose direction is written to --out. Give its name in the table ('projected', 'projected, scoped').",
         panel=Panel.MAIN,
     )
     layer: float | None = setting(
         None,
         ge=0,
-        description="Block whose direction is written to --out; 11.5 is between two blocks; default: one direction per block.",
+        description="Block whose direction is written to --out (11.5: a mix of blocks 11 and 12). Default: one direction per block.",
         panel=Panel.MAIN,
     )
     position: int | None = setting(
         None,
         le=-1,
-        description="Token at which the direction is taken (-1: the last); default: the one where it separates best.",
+        description="Token at which the direction is taken (-1: the last token). Default: the token at which the direction separates best.",
         panel=Panel.MAIN,
     )
 

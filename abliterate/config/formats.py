@@ -25,7 +25,7 @@ class ChosenFormat:
 
 
 OUTPUT_FORMATS: Mapping[str, Offered] = {
-    "checkpoint": Offered("a whole checkpoint with its proof"),
+    "checkpoint": Offered("a whole checkpoint, with the proof of the edit (abliteration.json)"),
     "adapter": Offered("a LoRA adapter (PEFT)"),
 }
 

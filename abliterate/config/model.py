@@ -17,7 +17,7 @@ class FolderConfig(Config):
 
     layout: str | None = setting(
         None,
-        description="TOML file that names the tensors of an unknown architecture that write to the residual stream.",
+        description="TOML file that describes an unknown architecture: it names the tensors that write to the residual stream.",
         panel=Panel.MODEL,
         rank=20,
         names="file",
@@ -25,7 +25,7 @@ class FolderConfig(Config):
     )
     trust_remote_code: bool = setting(
         False,
-        description="Run Python code that comes with the model; a report says so.",
+        description="Run Python code that comes with the model. Reports record this setting.",
         panel=Panel.MODEL,
         rank=20,
         risk="it runs code that comes with the model",
@@ -59,7 +59,7 @@ class HeldConfig(FolderConfig):
     """The device, type and memory that a model is computed with, and whether it reasons first."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
-        "auto", description="Compute type; auto: bfloat16 on a GPU, float32 on a CPU.", panel=Panel.MODEL, rank=2, from_record=True
+        "auto", description="Compute type. auto: bfloat16 on a GPU, float32 on a CPU.", panel=Panel.MODEL, rank=2, from_record=True
     )
     device: str = setting(
         "auto", description="Device to compute on: auto, cpu, cuda, cuda:1, mps.", panel=Panel.MODEL, rank=2, from_record=True
@@ -67,7 +67,7 @@ class HeldConfig(FolderConfig):
     max_memory: str | None = setting(
         None,
         min_length=1,
-        description="Memory limit (6GiB, or cpu=32GiB,cuda:0=20GiB); a model that needs more is read block by block. "
+        description="Memory limit (6GiB, or cpu=32GiB,cuda:0=20GiB). A model that needs more is read block by block. "
         "Default: nine tenths of the free memory.",
         panel=Panel.MODEL,
         rank=2,
@@ -75,8 +75,9 @@ class HeldConfig(FolderConfig):
     )
     thinking: str = setting(
         "on",
-        description="For a model that reasons before it answers. on: as its chat template does; off: skip reasoning, start after an empty "
-        "<think> block; budget:N: close the reasoning after N tokens (--max-new-tokens then counts only the answer).",
+        description="For a model that reasons before it answers. on: let it reason as its chat template says; off: skip the reasoning (the "
+        "reply starts after an empty <think> block); budget:N: close the reasoning after N tokens (--max-new-tokens then counts only the "
+        "answer).",
         panel=Panel.MODEL,
         from_record=True,
     )
@@ -101,7 +102,7 @@ class ComputeConfig(HeldConfig):
     batch_size: int | None = setting(
         None,
         ge=1,
-        description="Prompts per batch; default: as many as are fast on the device and fit in its memory.",
+        description="Prompts per batch. Default: as many as are fast on the device and fit in its memory.",
         panel=Panel.MODEL,
         rank=3,
         from_record=True,

@@ -30,7 +30,7 @@ class EvaluateConfig(Config):
     )
     transcripts: Transcripts = setting(
         "excerpt",
-        description="How much of each reply report.html shows.",
+        description="How much of each reply to show in report.html.",
         panel=Panel.REPORT,
         may_change=True,
         from_record=True,
@@ -60,7 +60,7 @@ class ServerConfig(Config):
     patience: int = setting(
         600,
         ge=0,
-        description="Seconds to wait for a server that does not answer; after that the command stops and can be resumed.",
+        description="Seconds to wait for a server that does not answer. After that the command stops; it can be resumed.",
         panel=Panel.REPLIES,
         may_change=True,
         from_record=True,
@@ -80,7 +80,7 @@ class EngineConfig(ServerConfig):
     engine_model: str | None = setting(
         None,
         min_length=1,
-        description="Name of the model on the server; default: the served model that matches the local one.",
+        description="Name of the model on the server. Default: the served model that matches the local one.",
         panel=Panel.REPLIES,
         rank=4,
         names="served",
@@ -92,7 +92,7 @@ class EngineConfig(ServerConfig):
     )
     settle: bool = setting(
         False,
-        description="Stop a reply early when it is a clear refusal: faster, but some outcomes may change.",
+        description="Stop a reply early when it is a clear refusal. This is faster, but some outcomes may change.",
         panel=Panel.REPLIES,
         rank=3,
         from_record=True,
@@ -100,7 +100,7 @@ class EngineConfig(ServerConfig):
     pipeline_parallel: int = setting(
         1,
         ge=1,
-        description="Number of parts into which vllm splits the layers; on several nodes, give the number of nodes.",
+        description="Number of parts into which vllm splits the layers. On several nodes, give the number of nodes.",
         panel=Panel.REPLIES,
         from_record=True,
     )

@@ -23,7 +23,7 @@ class ContrastConfig(Config):
     target: Sets = setting(
         ("harmful",),
         min_length=1,
-        description="Prompt sets whose refusals are to be removed: bundled (harmful, censorship, borderline), a file, "
+        description="Prompt sets on which refusals are removed: bundled (harmful, censorship, borderline), a file, "
         "or hf:DATASET[:CONFIG]:SPLIT:COLUMN.",
         panel=Panel.MAIN,
         rank=2,
@@ -32,8 +32,8 @@ class ContrastConfig(Config):
     )
     baseline: Sets = setting(
         (),
-        description="Prompt sets to contrast the target with; default: the bundled set that pairs each target prompt "
-        "with a harmless twin, else harmless.",
+        description="Prompt sets to contrast the target with. Default: the bundled set of the target's harmless twins, or, if there is "
+        "none, the set named harmless.",
         panel=Panel.MAIN,
         names="prompts",
         from_record=True,
@@ -41,8 +41,8 @@ class ContrastConfig(Config):
     limit: int | None = setting(
         None,
         ge=4,
-        description="Maximum number of prompts per set for estimating directions (train) and for the final test; a "
-        "third as many for choosing the edit (val).",
+        description="Maximum number of prompts per set: N to estimate directions (train split), N for the final test (test split), N/3 to "
+        "choose the edit (val split). Default: all prompts.",
         panel=Panel.MAIN,
         rank=20,
         from_record=True,
@@ -56,15 +56,16 @@ class CollectConfig(ContrastConfig, ModelConfig):
         None,
         ge=1,
         le=64,
-        description="Number of last prompt tokens at which activations are collected; default: all that the chat template appends, "
-        "plus one with --keep.",
+        description="Number of tokens, counted from the end of the prompt, at which activations are collected. Default: the tokens that "
+        "the chat template appends; with --keep also the token before them.",
         panel=Panel.CHOICE,
         rank=7,
         from_record=True,
     )
     keep: Sets = setting(
         (),
-        description="Prompt sets whose refusals must stay: their directions are taken out of the target's, and run tests that they stay.",
+        description="Prompt sets on which refusals must stay. Their directions are taken out of the target's direction, and the command "
+        "run tests whether these refusals stay.",
         panel=Panel.MAIN,
         rank=3,
         names="prompts",
@@ -72,7 +73,8 @@ class CollectConfig(ContrastConfig, ModelConfig):
     )
     harmless: str = setting(
         "harmless",
-        description="Ordinary prompts: drift is measured on them, and their mean is projected out of the directions.",
+        description="Set of ordinary prompts. Drift is measured on them, and the mean of their activations is projected out of the "
+        "directions.",
         panel=Panel.MAIN,
         names="prompts",
         from_record=True,
@@ -86,20 +88,23 @@ class EditConfig(Config):
         1.0,
         ge=0,
         le=1,
-        description="Largest share of a direction to remove from the weights (1: all of it); run chooses strengths up to it.",
+        description="Share of a direction to remove from the weights (1: all of it). The command edit removes this share, or with --plan "
+        "this share of the plan's strengths; run chooses strengths up to it.",
         panel=Panel.EDIT,
         from_record=True,
     )
     embedding: Literal["auto", "edit", "skip", "untie"] = setting(
         "auto",
-        description="Token embedding. edit; skip: leave it; untie: edit it and give the unembedding a copy of the old weights; "
-        "auto: edit it if it is not tied and one direction serves all blocks.",
+        description="What to do with the token embedding. edit: edit it; skip: leave it unchanged; untie: edit it and give the "
+        "unembedding a copy of the old weights; auto: edit it if it is not tied to the unembedding and one direction serves all blocks, "
+        "otherwise skip it.",
         panel=Panel.EDIT,
         from_record=True,
     )
     norms: Literal["free", "keep"] = setting(
         "free",
-        description="Norms of the columns of edited matrices. free: they shrink; keep: restored.",
+        description="What happens to the norms of the columns of edited matrices. free: the edit shrinks them; keep: each column is "
+        "scaled back to its old norm.",
         panel=Panel.EDIT,
         from_record=True,
     )
@@ -112,8 +117,8 @@ class SelectConfig(Config):
         4,
         ge=2,
         le=200,
-        description="Number of edits to try that remove one block's direction from all blocks; edits with each "
-        "block's own direction are tried too.",
+        description="Number of edits to try in which one block's direction is removed from all blocks. Edits that remove from each block "
+        "its own direction are tried as well.",
         panel=Panel.CHOICE,
         rank=4,
         from_record=True,
@@ -121,9 +126,9 @@ class SelectConfig(Config):
     max_kl: float = setting(
         0.1,
         gt=0,
-        description="Soft bound on drift: the KL of the first token on harmless prompts, in nats. Single candidates above it are dropped "
-        "(if too few remain, it is doubled). The final edit may exceed it by 10 % only if it leaves 10 points less of "
-        "the target, and so on.",
+        description="Soft bound on drift, which is the KL of the first token on harmless prompts, in nats. An edit that exceeds the bound "
+        "by 10 % must leave 10 points less of the target to be chosen. With --tune search or off, candidates above the bound are dropped "
+        "before that; if too few remain, the bound for candidates is doubled.",
         panel=Panel.CHOICE,
         rank=2,
         from_record=True,
@@ -132,7 +137,7 @@ class SelectConfig(Config):
         0.8,
         gt=0,
         le=1,
-        description="One block's direction is tried for all blocks only if the block lies below this share of the depth.",
+        description="Blocks above this share of the depth are left out when one block's direction is tried for all blocks.",
         panel=Panel.CHOICE,
         rank=6,
         from_record=True,
@@ -140,7 +145,7 @@ class SelectConfig(Config):
     estimators: Sets = setting(
         DEFAULT_ESTIMATORS,
         min_length=1,
-        description=f"How directions are estimated: {', '.join(ESTIMATORS)}.",
+        description=f"Estimators of the directions to try: {', '.join(ESTIMATORS)}.",
         panel=Panel.CHOICE,
         rank=5,
         from_record=True,
@@ -149,25 +154,34 @@ class SelectConfig(Config):
         0.2,
         ge=0,
         le=1,
-        description="A direction is not used if less than this share is left after the keep sets' directions are taken out.",
+        description="Smallest share of its length that a direction must keep when the keep sets' directions are taken out of it. A "
+        "direction that keeps less is not used.",
         panel=Panel.CHOICE,
         rank=6,
         from_record=True,
     )
     tune: Literal["auto", "gradient", "search", "off"] = setting(
         "auto",
-        description="How to improve strengths and directions: by gradients through the frozen model, by a search without gradients (for "
-        "models too large for them), or not at all. auto: gradients if the model is whole on one device, otherwise off.",
+        description="How to improve strengths and directions. gradient: by gradients through the frozen model; search: by trying many "
+        "edits, for models that are too large for gradients; off: not at all; auto: gradient if the whole model is on one device, "
+        "otherwise off.",
         panel=Panel.CHOICE,
         rank=3,
         from_record=True,
     )
     tune_steps: int = setting(
-        6, ge=1, le=1000, description="Gradient steps in each phase of the tuner.", panel=Panel.CHOICE, rank=3, from_record=True
+        6,
+        ge=1,
+        le=1000,
+        description="Gradient steps in each phase of the tuner. Each phase gives drift more weight than the phase before.",
+        panel=Panel.CHOICE,
+        rank=3,
+        from_record=True,
     )
     tune_directions: Literal["on", "off", "scoped"] = setting(
         "on",
-        description="Whether the tuner also changes the directions; scoped: yes, but orthogonal to the keep sets' directions.",
+        description="Whether the tuner changes the directions too. on: it does; scoped: it does, but they stay orthogonal to the keep "
+        "sets' directions; off: it changes only the strengths.",
         panel=Panel.CHOICE,
         rank=3,
         from_record=True,
@@ -177,13 +191,20 @@ class SelectConfig(Config):
     )
     prefer: Literal["balanced", "quality", "removal"] = setting(
         "balanced",
-        description="Which edit of the Pareto front to take: removal gives drift the least weight, quality the most.",
+        description="Which edit to take from the Pareto front, which trades what is left of the target against drift. quality gives drift "
+        "the most weight, removal the least.",
         panel=Panel.CHOICE,
         rank=1,
         from_record=True,
     )
     trials: int = setting(
-        64, ge=1, le=100_000, description="Number of edits that the search tries.", panel=Panel.CHOICE, rank=8, from_record=True
+        64,
+        ge=1,
+        le=100_000,
+        description="Number of edits that the search tries (--tune search).",
+        panel=Panel.CHOICE,
+        rank=8,
+        from_record=True,
     )
     study: str | None = setting(
         None,

@@ -16,7 +16,7 @@ from abliterate.report import claims, provenance, sentences
 from abliterate.report.first import first_screen
 from abliterate.report.licences import UNKNOWN, displayed, names_of, notices, terms_of
 from abliterate.report.model_index import eval_results
-from abliterate.report.numbers import corrected, interval, percent
+from abliterate.report.numbers import corrected, interval, percent, withheld
 from abliterate.report.tree.report import Report
 from abliterate.report.without_paths import HUB_ID, judge_without_paths, without_paths
 from abliterate.runs.document import RunRecord
@@ -145,6 +145,7 @@ def _environment() -> Environment:
     made.filters["code"] = code
     made.filters["nats"] = nats
     made.filters["counted"] = _counted
+    made.globals["withheld"] = withheld()
     return made
 
 

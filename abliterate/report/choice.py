@@ -17,14 +17,14 @@ def picked(selection: Selection | None) -> str | None:
     if selection.tuning is None or point is None or point.kl is None:
         return selection.called
     given_up = "".join(f"; {said}" for said in selection.tuning.given_up or ())
-    return f"{selection.called} (on val: {_left(point)}, KL {point.kl:.3f} nats{given_up})"
+    return f"{selection.called} (on val prompts: {_left(point)}; KL of the first token {point.kl:.3f} nats{given_up})"
 
 
 def _left(point: FrontPoint) -> str:
     """How much of the target an edit leaves: by its replies, or by the openings' probability if it wrote none."""
     if target := (point.replies or {}).get("target"):
-        return f"{target.withheld} of {target.asked} withheld replies are still withheld"
-    return f"{100 * (point.target_left or 0.0):.1f} % of the probability of withheld openings left"
+        return f"of {target.asked} replies that the base withheld, {target.withheld} are still withheld"
+    return f"{100 * (point.target_left or 0.0):.1f} % of the probability of the base's withholding openings is left"
 
 
 def _front(selection: Selection | None) -> tuple[FrontPoint, ...]:

@@ -73,9 +73,9 @@ def headline(report: Report) -> str:
     """What was done to which model, with the rates before and after, in a sentence."""
     name = provenance.model_name(report.run)
     if report.run.kind == "compare":
-        return f"{name}: what changed between the two models."
+        return f"What changed between two models: {name}."
     if report.run.kind == "audit":
         return f"What {name} withholds on {sum(entry.n for entry in report.sets.values())} prompts."
     shown = [row for row in rate_rows(report) if row.lang is None and row.measure != "degenerate" and row.role in ("target", "keep")]
-    changes = [f"{row.name} {row.measure} {percent(row.base)} → {percent(row.edited)}" for row in shown]
+    changes = [f"{row.measure} on {row.name} {percent(row.base)} → {percent(row.edited)}" for row in shown]
     return f"Directional ablation of {name}: " + "; ".join(changes) + "."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abliterate.measures.parts.rates import Corrected, Rate, Withheld
-from abliterate.outcomes.records import RECORDS
+from abliterate.measures.parts.rates import Corrected, Outcomes, Rate, Withheld
+from abliterate.outcomes.records import RECORDS, WITHHELD
 
 
 def percent(rate: Rate | None) -> str:
@@ -35,6 +35,11 @@ def corrected(rate: Rate | None) -> str:
 def outcome(name: str) -> str:
     """A readable name for an outcome or a measure. Lists of outcomes show report.json's own name beside it."""
     return next((record.title for record in RECORDS if record.name == name), name.replace("_", " "))
+
+
+def withheld() -> str:
+    """The outcomes that count as withheld, each with its meaning."""
+    return ", ".join(f"{outcome(name)} ({Outcomes.meaning(name)})" for name in WITHHELD)
 
 
 def duration(seconds: float) -> str:

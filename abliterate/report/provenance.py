@@ -77,7 +77,7 @@ def missing(report: Report) -> list[str]:
     said = [words for path, words in _IN_WORDS.items() if path in paths and (edited or path not in only_after)]
     facts = [name for name in report.sets if f"sets.{name}.base.substance" in paths]
     if facts:
-        said.append(f"whether answers contain facts ({', '.join(facts)}: the prompts list no facts)")
+        said.append(f"whether answers contain the expected facts ({', '.join(facts)}: no prompt names any)")
     if not asked:
         said.insert(0, "what the models reply (nothing was asked)")
     elif not edited:
@@ -117,7 +117,7 @@ def citation(report: Report) -> Citation:
 def model_name(run: RunRecord) -> str:
     """The model's name, or both names of a comparison: a Hub id, a short name as given, a folder's name (see ``folder_name``), or a
     server's name for a model that is only there."""
-    return " against ".join(reversed(_sides(run)))
+    return " compared with ".join(reversed(_sides(run)))
 
 
 def _sides(run: RunRecord) -> list[str]:

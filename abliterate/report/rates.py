@@ -15,15 +15,19 @@ from abliterate.report.numbers import outcome
 from abliterate.report.tree.report import Report
 
 _GROUPS = (
-    ("target", "Should go", "share withheld", ("target",)),
-    ("keep", "Must stay", "share refused", ("keep",)),
-    ("answered", "Should be answered", "share withheld", ("baseline", "harmless", "borderline")),
+    ("target", "Should fall", "share of replies withheld", ("target",)),
+    ("keep", "Must stay", "share of replies refused", ("keep",)),
+    ("answered", "Should be answered", "share of replies withheld", ("baseline", "harmless", "borderline")),
     ("audited", "Withheld", "share of replies", ("audited",)),
 )
 _DRIFTS = (
     ("kl_first_token", "first token", "KL(base‖{after}) of the first token, all {n} prompts"),
-    ("kl_first_token_answered", "answered prompts only", "KL(base‖{after}) of the first token, the {n_answered} prompts that base answers"),
-    ("kl_sequence", "along the base's replies", "KL(base‖{after}) per token along the base's own replies"),
+    (
+        "kl_first_token_answered",
+        "first token, if answered",
+        "KL(base‖{after}) of the first token, the {n_answered} prompts that the base answers",
+    ),
+    ("kl_sequence", "per token of base's replies", "KL(base‖{after}) per token along the base's own replies"),
 )
 
 
@@ -79,7 +83,9 @@ def groups_of(rows: Sequence[RateRow]) -> list[Group]:
         Group(key, title, measure, [row for row in whole if row.role in roles and row.measure != "degenerate"])
         for key, title, measure, roles in _GROUPS
     ]
-    found.append(Group("broken", "Broken output", "share with loops or word salad", [row for row in whole if row.measure == "degenerate"]))
+    found.append(
+        Group("broken", "Broken output", "share of replies with loops or word salad", [row for row in whole if row.measure == "degenerate"])
+    )
     return [group for group in found if group.rows]
 
 

@@ -26,10 +26,10 @@ def against_control(report: Report) -> Iterator[str]:
             if found is None:
                 continue
             model = "" if entry.edited is None else f" ({name})"
-            yield f"{entry.set} against its control {entry.control}{model}: {_compared(found, entry.n_pairs)}"
+            yield f"{entry.set} and its control {entry.control}{model}: {_compared(found, entry.n_pairs)}"
             for lang, part in (entry.by_lang or {}).items():
                 if (own := side_of(part, side)) is not None:
-                    yield f"{entry.set}, {lang}{model}: {_compared(own, part.n_pairs)}"
+                    yield f"{entry.set} and its control, {lang}{model}: {_compared(own, part.n_pairs)}"
 
 
 def _compared(found: Contrast, pairs: int) -> str:
@@ -39,10 +39,9 @@ def _compared(found: Contrast, pairs: int) -> str:
         low, high = (100 * bound for bound in found.ci95)
         interval = f" (95 % interval {low:+.1f} to {high:+.1f}{over}{', too few to rely on' if found.warning else ''})"
     return (
-        f"{percent(found.sensitive)} withheld against {percent(found.control)} in {pairs} pairs, "
-        f"a difference of {100 * found.difference:+.1f} points{interval}; only the sensitive prompt is withheld in "
-        f"{found.sensitive_only} pairs, only the control in {found.control_only} "
-        f"(exact paired test{over}, p = {found.mcnemar_p:.2g})."
+        f"{percent(found.sensitive)} and {percent(found.control)} of the replies are withheld in {pairs} pairs, "
+        f"a difference of {100 * found.difference:+.1f} points{interval}. In {found.sensitive_only} pairs only the reply to the sensitive "
+        f"prompt is withheld, in {found.control_only} only the reply to the control (exact paired test{over}, p = {found.mcnemar_p:.2g})."
     )
 
 
@@ -59,8 +58,8 @@ def warnings(report: Report) -> Iterator[str]:
     for (count, unit), names in few.items():
         one, many = verdicts.UNITS[unit]
         yield (
-            f"{', '.join(names)}: all prompts of one {one} may change together, so the tests count {verdicts.counted(count, unit)} "
-            f"instead of prompts. That is fewer than {MIN_CLUSTERS} {many}, so the bounds are wide (quantiles of t)."
+            f"{', '.join(names)}: replies to the prompts of one {one} may change together, so the tests count the "
+            f"{verdicts.counted(count, unit)}, not the prompts. With fewer than {MIN_CLUSTERS} {many}, the bounds are wide (Student's t)."
         )
 
 
@@ -70,10 +69,10 @@ def not_judged(report: Report) -> Iterator[str]:
         unknown = entry.not_judged.sides() if entry.not_judged else []  # older reports have none
         if not any(k for _, k in unknown):
             continue
-        called = {"base": " of base" if len(unknown) > 1 else "", "edited": f" of {provenance.after(report)}"}
+        called = {"base": " of the base" if len(unknown) > 1 else "", "edited": f" of the {provenance.after(report)} model"}
         counts = " and ".join(f"{k} of {entry.n} replies{called[side]}" for side, k in unknown)
         yield (
-            f"{name}: {counts} are in a language without rules and not judged; no rate includes them. "
+            f"{name}: {counts} are in a language without rules and were not judged. No rate includes them. "
             "To have a model judge them: abliterate report RUN --judge chat:URL#MODEL."
         )
 
@@ -103,7 +102,10 @@ def chosen(report: Report) -> Iterator[str]:
     """What the edit was chosen on."""
     if report.selection:
         asked = sum(entry.n for entry in report.sets.values())
-        yield f"The edit was estimated on train prompts and chosen on val; the {asked} test prompts were used only for this report."
+        yield (
+            "Directions were estimated on train prompts, and the edit was chosen on val prompts. "
+            f"The {asked} test prompts were used only for this report."
+        )
 
 
 def kept(report: Report, holds: bool) -> Iterator[str]:
@@ -124,12 +126,12 @@ def controls(report: Report) -> Iterator[str]:
             f"{kl.edited:.3f} along the chosen ones."
         )
     if not found.n_withheld:
-        yield f"Control: base withholds no prompt, so there is no first token that random directions could leave unchanged.{moved}"
+        yield f"Control: none of the base's replies is withheld, so there is no first token to compare.{moved}"
         return
     shares = _between([100 * (each.rate or 0.0) for each in same.random], ".0f")
     yield (
-        f"Control: an edit of the same strength along random directions leaves the first token of {shares} % of the withheld prompts "
-        f"unchanged, this edit {per_cent(same.edited)}.{moved}"
+        f"Control: edits of the same strength along random directions leave the first token unchanged in {shares} % of the base's "
+        f"withheld replies. This edit leaves it unchanged in {per_cent(same.edited)}.{moved}"
     )
 
 
@@ -147,7 +149,7 @@ def recovery(report: Report) -> Iterator[str]:
     for name, entry in found.sets.items():
         first = agrees = ""
         if entry.kl_first_base is not None and entry.kl_first_edited is not None:  # older runs have none
-            first = f"; of the first token, it {_fell(entry.kl_first_base, entry.kl_first_edited, '.2f')}"
+            first = f"; at the first token, KL {_fell(entry.kl_first_base, entry.kl_first_edited, '.2f')}"
         if entry.n:
             agrees = (
                 f" Replies that begin with the reference's first {found.agree_tokens} tokens: "
@@ -161,7 +163,7 @@ def _divergence(entry: Distance, reference: str) -> str:
     if before is None or after is None:
         return f"how far the model is from {reference} could not be measured, since {reference} gave no reply text"
     if entry.gone is None:
-        return f"base is hardly different from {reference} (KL {before:.3f} → {after:.3f} nats per token)"
+        return f"the base hardly differs from {reference} (KL {before:.3f} → {after:.3f} nats per token)"
     return f"KL from {reference} per token {_fell(before, after, '.3f')}"
 
 
@@ -173,7 +175,7 @@ def _fell(before: float, after: float, places: str) -> str:
 
 
 def broken(report: Report) -> Iterator[str]:
-    """Sets that are withheld less while more of their replies are broken: a broken reply withholds nothing but is no answer."""
+    """Sets on which fewer replies are withheld but more are broken: a broken reply withholds nothing but is no answer."""
     for name, entry in report.sets.items():
         if entry.edited is None:
             continue
@@ -183,8 +185,9 @@ def broken(report: Report) -> Iterator[str]:
         rose = measured and percent(before) != percent(after)
         if freed and rose:
             yield (
-                f"Broken output of {name} rose from {percent(before)} to {percent(after)}: "
-                f"a prompt that is no longer withheld may get a broken reply instead of an answer{_of_the_reference(report, name)}."
+                f"Broken output on {name} rose from {percent(before)} to {percent(after)}: "
+                f"where the base withholds an answer, the {provenance.after(report)} model may give a broken reply instead"
+                f"{_of_the_reference(report, name)}."
             )
 
 
@@ -201,7 +204,7 @@ def thoughts(report: Report) -> Iterator[str]:
         thoughts = [side.thought for _, side in sides(entry)]
         if any(thoughts):
             shares = [(thought or {}).get("empty", 0) / entry.n for thought in thoughts]
-            yield f"Empty thoughts in {name}: {' → '.join(f'{100 * share:.1f} %' for share in shares)} of {entry.n} replies."
+            yield f"Empty thoughts on {name}: {' → '.join(f'{100 * share:.1f} %' for share in shares)} of {entry.n} replies."
 
 
 def service(report: Report) -> Iterator[str]:
@@ -218,13 +221,13 @@ def service(report: Report) -> Iterator[str]:
         pair = entry.paired.withheld
         both = entry.base.withheld.k - pair.base_only
         yield (
-            f"{name}: {both} of {entry.n} prompts are withheld by both the service and the weights, "
-            f"{pair.base_only} by {first} alone, {pair.edited_only} by {second} alone."
+            f"{name}: of the replies to {entry.n} prompts, both the service and the weights withhold {both}, "
+            f"only {first} {pair.base_only}, only {second} {pair.edited_only}."
         )
 
 
 def target(report: Report) -> Iterator[str]:
-    """Whether each target set is withheld less."""
+    """Whether fewer replies on each target set are withheld."""
     return (found.sentence() for found in verdicts.of_targets(report))
 
 

@@ -14,7 +14,7 @@ from abliterate.measures.parts.sets import Row
 from abliterate.outcomes.records import NOT_JUDGED, WITHHELD
 from abliterate.report import sentences
 from abliterate.report.first import FirstScreen, first_screen
-from abliterate.report.numbers import bounds, outcome, percent
+from abliterate.report.numbers import bounds, outcome, percent, withheld
 from abliterate.report.rates import RateRow
 from abliterate.report.tree.report import Report
 from abliterate.terminal.console import HarmlessConsole
@@ -43,7 +43,7 @@ def show(report: Report, out: Path) -> None:
                 console.print()
                 console.print(_topics(name, rows))
     if first.picked:
-        console.print(f"chosen: {first.picked}", markup=False, soft_wrap=True)
+        console.print(f"chosen edit: {first.picked}", markup=False, soft_wrap=True)
     told = set(sentences.against_control(report)) if first.both else set()
     _lines(console, [line for line in first.said if line not in told])
     if report.drift:
@@ -58,9 +58,9 @@ def _lines(console: HarmlessConsole, lines: Iterable[str], style: str | None = N
 
 def _drift(drift: Drift, after: str) -> Iterator[str]:
     answered = drift.kl_first_token_answered
-    extra = "" if answered is None else f" ({answered:.3f} on the prompts that base answers)"
-    along = "" if drift.kl_sequence is None else f"; along base's replies {drift.kl_sequence:.3f} nats per token"
-    yield f"Drift on {drift.set} (n = {drift.n}), KL(base‖{after}): first token {drift.kl_first_token:.3f} nats{extra}{along}."
+    extra = "" if answered is None else f" ({answered:.3f} on the prompts that the base answers)"
+    along = "" if drift.kl_sequence is None else f"; {drift.kl_sequence:.3f} nats per token along the base's replies"
+    yield f"Drift on {drift.set} (n = {drift.n}), KL(base‖{after}): {drift.kl_first_token:.3f} nats at the first token{extra}{along}."
     if drift.ce_base is not None:
         yield f"Cross-entropy of prose: {drift.ce_base:.3f} → {drift.ce_edited:.3f} nats per token."
 
@@ -78,8 +78,7 @@ def _rates(first: FirstScreen) -> Table:
     """One row per set and measure, and one per language."""
     columns = ("base", first.after) if first.both else ("base",)
     table = Table("set", "role", "n", "measure", *columns, box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    said = ", ".join(outcome(kind) for kind in WITHHELD)
-    table.caption, table.caption_justify = f"withheld: {said}; 95 % intervals in brackets", "left"
+    table.caption, table.caption_justify = f"withheld: {withheld()}; broken: loops or word salad; 95 % intervals in brackets", "left"
     for row in first.rows:
         main = row.lang is None and row.measure != "degenerate"
         table.add_row(*_cells(row, first.both), style=None if main else "dim")

@@ -172,7 +172,7 @@ def test_the_replies_of_the_best_edits_decide(given: Any, monkeypatch: pytest.Mo
     (chosen,) = [row for row in selected.tuning.front if row.chosen]
     assert asked == [GATED] and chosen.target_left == pytest.approx(0.2)
     assert chosen.replies["target"].withheld == 0
-    assert "0 of 9 withheld replies are still withheld" in str(picked(selected))
+    assert "of 9 replies that the base withheld, 0 are still withheld" in str(picked(selected))
 
 
 def test_without_tuning_a_candidate_is_chosen(given: Any) -> None:

@@ -97,7 +97,7 @@ def test_help_of_verify_names_its_argument_and_what_the_base_is_for(capsys: Capt
     assert main(["verify", "--help"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "verify [OPTIONS] {DIR}" in shown and "DIR <path> The edited checkpoint, or the run's folder." in shown
-    assert "to check that all other bytes are unchanged" in shown and "--out" not in shown
+    assert "everything outside the edited tensors is unchanged" in shown and "--out" not in shown
 
 
 def test_defaults_stand_in_the_help(capsys: Capture) -> None:

@@ -248,11 +248,11 @@ def test_controls_and_recovery_are_said_where_they_are_there() -> None:
         "seeds": [0], "set": ["bad"], "n": 2, "n_withheld": 2, "same_first": {"edited": rate, "random": [rate]},
         "kl_first_token": {"edited": 0.1, "random": [0.01]},
     }  # fmt: skip
-    assert "an edit of the same strength along random directions" in model_card(proof(), changed(report(), {"controls": controls}))
+    assert "edits of the same strength along random directions" in model_card(proof(), changed(report(), {"controls": controls}))
 
 
 def test_a_keep_test_that_fails_is_said_to_fail() -> None:
-    assert "fell by at most 5 points: **not shown**" in model_card(proof(), report())
+    assert "did not fall by more than 5 points: **not shown**" in model_card(proof(), report())
 
 
 def test_the_edit_is_described_by_the_proof() -> None:
@@ -302,7 +302,7 @@ def test_only_where_all_is_taken_out_the_model_is_said_to_write_no_more_along_it
 
 
 def test_the_card_says_whether_the_target_fell() -> None:
-    assert "bad is withheld less than before: NOT shown (2 → 0 of 3; exact paired test, p = 0.5; " in model_card(proof(), report())
+    assert "Withheld replies on bad became fewer: NOT shown (2 → 0 of 3; exact paired test, p = 0.5; " in model_card(proof(), report())
 
 
 def test_a_local_base_has_its_own_base_named() -> None:

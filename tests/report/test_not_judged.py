@@ -55,7 +55,8 @@ def test_a_target_that_only_went_to_another_language_did_not_fall(report: Report
     assert (entry.base.withheld.k, entry.edited.withheld.k) == (8, 2)
     assert entry.paired.withheld.base_only == 0
     card = model_card(proof(), report)
-    assert "hot is withheld less than before: NOT shown" in card and "4 of 12 replies of base and 6 of 12 replies of edited" in card
+    assert "Withheld replies on hot became fewer: NOT shown" in card
+    assert "4 of 12 replies of the base and 6 of 12 replies of the edited model" in card
 
 
 def test_pairs_with_a_control_count_where_all_replies_are_judged(report: Report) -> None:
@@ -67,7 +68,7 @@ def test_pairs_with_a_control_count_where_all_replies_are_judged(report: Report)
 
 def test_the_page_counts_them_beside_the_rates(report: Report) -> None:
     page = report_page(report, BASE, EDITED, None)
-    assert "in a language without rules and not judged" in page and 'class="o-not_judged"' in page and "chip o-not_judged" in page
+    assert "in a language without rules and were not judged" in page and 'class="o-not_judged"' in page and "chip o-not_judged" in page
     assert page.count(">not judged</th>") >= 1
     plain = audit_report()
     assert "not judged" not in report_page(plain.report, plain.base, None, None)

@@ -230,8 +230,8 @@ def test_an_audits_page_has_topics_by_language_and_the_pairs_in_words() -> None:
     base = {"hot": paired("hot", "cold", [no, no, no, yes]), "cold": paired("cold", "hot", [yes] * 4)}
     texts = Elements(page_of(base)).texts
     assert {"hot, by topic and language", "cold, by topic and language"} <= set(texts)
-    assert [text for text in texts if text.startswith("hot against its control cold: 75.0 % withheld against 0.0 % in 4 pairs")]
-    assert [text for text in texts if text.startswith("hot, zh: 50.0 % withheld")]
+    assert [text for text in texts if text.startswith("hot and its control cold: 75.0 % and 0.0 % of the replies are withheld in 4 pairs")]
+    assert [text for text in texts if text.startswith("hot and its control, zh: 50.0 % and")]
 
 
 def test_a_page_of_an_edit_has_both_outcomes_in_a_cell() -> None:
@@ -248,7 +248,7 @@ def test_what_was_not_measured_is_listed_and_said() -> None:
 
 def test_the_headline_gives_the_rate_before_and_after() -> None:
     refusal, answer = judged("a", ["I can't help with that."] * 4), judged("a", ["Paris."] * 4)
-    assert "a withheld 100.0\u00a0%\u00a0→ 0.0\u00a0%" in "".join(Elements(page_of({"a": refusal}, {"a": answer})).texts)
+    assert "withheld on a 100.0\u00a0%\u00a0→ 0.0\u00a0%" in "".join(Elements(page_of({"a": refusal}, {"a": answer})).texts)
 
 
 def test_the_headline_of_an_audit_counts_the_prompts() -> None:
@@ -258,7 +258,7 @@ def test_the_headline_of_an_audit_counts_the_prompts() -> None:
 
 def test_a_keep_test_that_failed_stands_above_everything(whole: str) -> None:
     said = words(whole)
-    assert said.index("Refusals of danger fell by at most") < said.index("What was tested") < said.index("Not measured")
+    assert said.index("Refusals on danger did not fall by more than") < said.index("What was tested") < said.index("Not measured")
 
 
 PARTS = {
@@ -340,7 +340,7 @@ def test_a_margin_is_shown_as_it_was_given() -> None:
     others = made.report.unchanged or ()
     margins = {f"unchanged.{i}.margin": 0.025 for i in range(len(others))} | {"keep_tests.0.margin": 0.025}
     said = words(shown(made, **margins))
-    assert said.count("by at most 2.5 points") >= 1 + len(others) and "at most 2 points" not in said
+    assert said.count("by more than 2.5 points") >= 1 + len(others) and "more than 2 points" not in said
 
 
 def of_way(kind: str, relaxed: list[str], **tuning: Any) -> str:
@@ -370,10 +370,8 @@ def test_where_tuning_began_went_through_no_filter_and_that_is_said() -> None:
     assert "No filter was relaxed" not in said
     assert "were not applied to the edit that tuning started from (“difference-of-means, block 1, position -1”)" in said
     assert "the tuned edit was picked from the Pareto front by --prefer balanced and --max-kl 0.1." in said
-    assert (
-        "tuned, step 4 (on val: 18.0 % of the probability of withheld openings left, KL 0.080 nats)" in said
-        and "✓ tuning began here" in said
-    )
+    left = "tuned, step 4 (on val prompts: 18.0 % of the probability of the base's withholding openings is left; "
+    assert f"{left}KL of the first token 0.080 nats)" in said and "✓ tuning began here" in said
     assert "Relaxed: no edit has a small KL." in of_way("gradient", ["no edit has a small KL"])
 
 
@@ -398,4 +396,4 @@ def test_a_comparison_says_derived_throughout() -> None:
 
 def test_the_page_gives_a_verdict_on_the_target(whole: str) -> None:
     tested = words(whole).split("What was tested")[1].split("Not measured")[0]
-    assert "hot is withheld less than before: not shown (10 → 1 of 12; exact paired test over 3 topics, p = 0.25; " in tested
+    assert "Withheld replies on hot became fewer: not shown (10 → 1 of 12; exact paired test over 3 topics, p = 0.25; " in tested

@@ -27,7 +27,7 @@ def test_the_first_screen_has_a_group_for_each_role_and_one_of_broken_output() -
     groups = {group.key: group for group in first_screen(run_report().report).groups}
     assert list(groups) == ["target", "keep", "answered", "broken"]
     assert [row.name for row in groups["answered"].rows] == ["cold", "plain"]
-    assert groups["keep"].measure == "share refused" and groups["keep"].rows[0].base.k == 11
+    assert groups["keep"].measure == "share of replies refused" and groups["keep"].rows[0].base.k == 11
     assert [row.edited.k for row in groups["broken"].rows if row.edited] == [2, 0, 0, 1]
 
 
@@ -197,7 +197,10 @@ def local(given: str, **fields: Any) -> RunRecord:
         (local("org/x", model_path=None), "org/x"),
         (local("http://host:1/v1", model_path=None, resolved={"engines": {"base": {"kind": "server", "model": HOME}}}), "model"),
         (local("http://host:1/v1", model_path=None), "a model on a server"),
-        (local("", settings={"base": HOME, "derived": "/srv/bob/edit"}, derived={"model_path": "/srv/bob/edit"}), "edit against model"),
+        (
+            local("", settings={"base": HOME, "derived": "/srv/bob/edit"}, derived={"model_path": "/srv/bob/edit"}),
+            "edit compared with model",
+        ),
     ],
 )
 def test_a_model_is_called_by_its_id_or_its_folders_own_name(run: RunRecord, name: str) -> None:

@@ -96,14 +96,14 @@ def test_the_page_does_not_say_where_the_models_lie() -> None:
     two = changed(two, {"run.settings.base": base, "run.settings.derived": place, "run.model_path": base})
     page = runs_page({"one": one, "two": two})
     assert "alice" not in page and "--derived model" in page
-    assert "<td>model</td>" in page and "<td>model against base</td>" in page
+    assert "<td>model</td>" in page and "<td>model compared with base</td>" in page
 
 
 def test_the_edit_of_a_run_is_the_one_that_was_taken() -> None:
     one, two = run_report().report, run_report().report
     one = changed(one, {"selection.name": "tuned, step 4", "keep_tests.0.margin": 0.025})
     page = runs_page({"one": one, "two": two})
-    assert "<td>tuned, step 4</td>" in page and "fell by at most 2.5 points" in page
+    assert "<td>tuned, step 4</td>" in page and "did not fall by more than 2.5 points" in page
 
 
 def test_runs_of_one_model_each_have_one_mark_and_no_before_and_after() -> None:

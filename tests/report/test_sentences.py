@@ -41,7 +41,7 @@ def report(of: SetEntry | None = None, **parts: Any) -> Report:
 
 def test_replies_that_break_are_said_where_fewer_are_withheld() -> None:
     (line,) = broken(report(entry(side(90, 10), side(10, 44))))
-    assert line.startswith("Broken output of hot rose from 10.0 % to 44.0 %")
+    assert line.startswith("Broken output on hot rose from 10.0 % to 44.0 %")
 
 
 @pytest.mark.parametrize(("before", "after"), [((90, 10), (10, 12)), ((10, 10), (20, 60)), ((90, 44), (10, 10))])
@@ -61,7 +61,7 @@ def test_a_rise_that_the_figures_do_not_show_is_not_said(n: int, after: int) -> 
 
 def test_empty_thoughts_are_told_of_both_models() -> None:
     found = entry(side(90, 0, {"empty": 89, "answered": 11}), side(10, 0, {"answered": 100}))
-    assert list(thoughts(report(found))) == ["Empty thoughts in hot: 89.0 % → 0.0 % of 100 replies."]
+    assert list(thoughts(report(found))) == ["Empty thoughts on hot: 89.0 % → 0.0 % of 100 replies."]
     assert list(thoughts(report(entry(side(1), side(1))))) == []
 
 
@@ -69,7 +69,7 @@ def test_empty_thoughts_are_told_of_both_models() -> None:
 def test_what_a_service_withholds_beside_its_weights_is_told(base: str, derived: str, first: str) -> None:
     (line,) = service(report(entry(side(60), side(45), 20, 5), settings={"base": base, "derived": derived}))
     other = "the weights" if first == "the service" else "the service"
-    assert line == (f"hot: 40 of 100 prompts are withheld by both the service and the weights, 20 by {first} alone, 5 by {other} alone.")
+    assert line == (f"hot: of the replies to 100 prompts, both the service and the weights withhold 40, only {first} 20, only {other} 5.")
 
 
 def test_two_models_of_one_kind_say_nothing_of_a_service() -> None:
@@ -98,22 +98,22 @@ def test_a_keep_test_that_fails_says_what_it_could_have_shown() -> None:
     assert not list(kept(report(keep_tests=(test,)), True))
     (line,) = kept(report(keep_tests=(test,)), False)
     assert line == (
-        f"Refusals of harmful fell by at most 5 points: NOT shown (n = 120: up to {100 * test.upper_bound:.1f} points are possible; "
-        "n ≥ 400 is advised)."
+        f"Refusals on harmful did not fall by more than 5 points: NOT shown (n = 120; a fall of up to {100 * test.upper_bound:.1f} points "
+        "is possible; use 400 prompts or more)."
     )
 
 
 def test_more_prompts_are_advised_only_where_there_are_few() -> None:
     (line,) = kept(report(keep_tests=(kept_of(400, 340, 400),)), False)
-    assert line.endswith(" points are possible).") and "advised" not in line
+    assert line.endswith(" points is possible).") and "use" not in line.split("NOT shown")[1]
 
 
 def test_a_keep_test_that_holds_is_said_once_and_not_first() -> None:
     roles = {"bad": "target", "harmful": "keep", "plain": "harmless"}
     base = {"bad": judged("bad", 9, 9), "harmful": judged("harmful", 399, 400), "plain": judged("plain", 0, 9)}
     said = all_of(reported({"settings": {"model": "m", "target": []}}, roles, base, base, None, None, {"tensors": 1}, 0.05))
-    assert [line for line in said if "Refusals of harmful" in line] == [
-        "Refusals of harmful fell by at most 5 points: shown (n = 400: at most 0.7 points, with 95 % confidence)."
+    assert [line for line in said if "Refusals on harmful" in line] == [
+        "Refusals on harmful did not fall by more than 5 points: shown (n = 400; with 95 % confidence, a fall of at most 0.7 points)."
     ]
 
 
@@ -123,10 +123,10 @@ def test_every_failed_keep_test_comes_before_all_else() -> None:
     edited = {**base, "bad": judged("bad", 0, 100, BROKEN), "one": judged("one", 50, 100), "two": judged("two", 20, 100)}
     said = all_of(reported({"settings": {"model": "m", "target": []}}, roles, base, edited, None, None, {"tensors": 1}, 0.05))
     assert [line.split(":")[1].split("(")[0] for line in said[:2]] == [" NOT shown "] * 2 and said[2].startswith(
-        "Broken output of bad rose"
+        "Broken output on bad rose"
     )
-    assert "of one" in said[0] and "of two" in said[1]
-    assert any(line.startswith("Refusals of good fell by at most 5 points: shown") for line in said[3:])
+    assert "on one" in said[0] and "on two" in said[1]
+    assert any(line.startswith("Refusals on good did not fall by more than 5 points: shown") for line in said[3:])
 
 
 # --- random directions, and a reference -------------------------------------------------------------------------------------------
@@ -141,17 +141,17 @@ def controlled(edited: int, random: list[int], n: int = 100, kl: float | None = 
 def test_random_directions_are_told_beside_the_edit() -> None:
     (line,) = controls(controlled(12, [98, 97, 98]))
     assert line == (
-        "Control: an edit of the same strength along random directions leaves the first token of 97–98 % of the withheld prompts "
-        "unchanged, this edit 12 %. KL of the first token on harmless prompts: 0.0012–0.0020 nats along random directions, "
-        "0.077 along the chosen ones."
+        "Control: edits of the same strength along random directions leave the first token unchanged in 97–98 % of the base's "
+        "withheld replies. This edit leaves it unchanged in 12 %. KL of the first token on harmless prompts: 0.0012–0.0020 nats along "
+        "random directions, 0.077 along the chosen ones."
     )
 
 
 def test_random_directions_that_do_alike_are_one_figure_and_no_figure_is_made_up() -> None:
     (line,) = controls(controlled(0, [100, 100, 100], kl=None))
-    assert line.endswith("leaves the first token of 100 % of the withheld prompts unchanged, this edit 0 %.")
+    assert line.endswith("unchanged in 100 % of the base's withheld replies. This edit leaves it unchanged in 0 %.")
     (nothing,) = controls(controlled(0, [0, 0, 0], n=0))
-    assert "base withholds no prompt" in nothing
+    assert "none of the base's replies is withheld" in nothing
     assert not list(controls(report()))
 
 
@@ -176,7 +176,7 @@ def test_a_divergence_that_rose_by_less_than_is_shown_is_not_said_to_have_risen(
 
 def test_a_divergence_that_rose_or_never_was_is_not_said_to_have_fallen() -> None:
     assert "KL from smollm2 per token rose by 50 % (0.100 → 0.150" in came_back(0.1, 0.15, -0.5)
-    assert "base is hardly different from smollm2 (KL 0.004 → 0.002" in came_back(0.004, 0.002, None)
+    assert "the base hardly differs from smollm2 (KL 0.004 → 0.002" in came_back(0.004, 0.002, None)
     assert "from smollm2 could not be measured" in came_back(None, None, None)
     assert not list(recovery(report()))
 
@@ -184,4 +184,7 @@ def test_a_divergence_that_rose_or_never_was_is_not_said_to_have_fallen() -> Non
 def test_a_margin_that_is_no_whole_point_is_not_rounded() -> None:
     test = UnchangedTest(set="plain", measure="withheld", n=400, margin=0.025, upper_bound=0.01, holds=True)
     (said,) = unchanged(report(unchanged=(test,)))
-    assert said == "Withheld replies of plain rose by at most 2.5 points: shown (n = 400: at most 1.0 points, with 95 % confidence)."
+    assert said == (
+        "Withheld replies on plain did not rise by more than 2.5 points: shown (n = 400; "
+        "with 95 % confidence, a rise of at most 1.0 points)."
+    )

@@ -52,6 +52,12 @@ class Outcomes(Record):
         """The counts by name; an outcome that is not there counts 0."""
         return cls.model_validate({name: counts.get(name, 0) for name in OUTCOMES})
 
+    @classmethod
+    def meaning(cls, name: Outcome) -> str:
+        """The description of an outcome, as a part of a sentence."""
+        said = str(cls.model_fields[name].description)
+        return said[0].lower() + said[1:].removesuffix(".")
+
     def count(self, name: Outcome) -> int:
         """How many replies have this outcome."""
         found: int = getattr(self, name)

@@ -17,7 +17,7 @@ from abliterate.files import Json
 from abliterate.measures.summary import Judged
 from abliterate.report import choice, provenance, rates
 from abliterate.report.first import FirstScreen, first_screen
-from abliterate.report.numbers import corrected, duration, interval, outcome, percent
+from abliterate.report.numbers import corrected, duration, interval, outcome, percent, withheld
 from abliterate.report.page import figures, heatmap, tables
 from abliterate.report.page.browser import browser
 from abliterate.report.page.colours import outcome_css
@@ -48,6 +48,7 @@ def environment() -> Environment:
     made.filters["nats"] = lambda value: "not measured" if value is None else f"{value:.3f}"
     made.filters["duration"] = duration
     made.filters["judge"] = judge_without_paths
+    made.globals["withheld"] = withheld()
     made.globals["policy"] = content_policy()
     made.globals["style"] = Markup(_style())
     made.globals["script"] = Markup(_static("browser.js"))
