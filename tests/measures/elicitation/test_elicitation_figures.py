@@ -18,10 +18,16 @@ Share = Callable[[str, int, str], float]  # set, number of the prompt, context: 
 def replies(name: str, twin: str, withholds: Callable[[int], bool], n: int = 12) -> Judged:
     made = [
         Transcript(
-            name, f"{name}-{i}", f"Question {i}?", NO if withholds(i) else YES, lang=("en", "zh")[i % 2], topic=f"topic {i // 4}", pair=f"{twin}-{i}"
+            name,
+            f"{name}-{i}",
+            f"Question {i}?",
+            NO if withholds(i) else YES,
+            lang=("en", "zh")[i % 2],
+            topic=f"topic {i // 4}",
+            pair=f"{twin}-{i}",
         )
         for i in range(n)
-    ]  # fmt: skip
+    ]
     return [(transcript, transcript.verdict()) for transcript in made]
 
 

@@ -21,7 +21,6 @@ from abliterate.measures.elicitation.figures import prompt_auc
 from abliterate.measures.elicitation.likelihoods import FactSequences
 from abliterate.measures.elicitation.matching import MatchedFact, MatchedPrompt
 from abliterate.measures.parts.elicitation import COMBINED, CONTEXTS, ElicitedScores
-from abliterate.model.folder import ModelFolder
 from abliterate.prompts.promptset import Prompt
 
 TOKENIZER = byte_tokenizer()
@@ -47,10 +46,7 @@ class StandIn:
     segment: int | None = None
     longest: int | None = None
     tokenizer: PreTrainedTokenizerFast = TOKENIZER
-
-    @property
-    def folder(self) -> ModelFolder:
-        raise AssertionError("not needed")
+    folder: Any = None
 
     def watch(self, passes: Sequence[Pass], last: int, seen: Seen, advance: Advance = no_progress) -> None:
         raise AssertionError("not needed")

@@ -114,7 +114,8 @@ def test_prompts_without_a_topic_are_topics_of_their_own() -> None:
         ("1989", "en", "date"), ("May 14, 1995", "en", "date"), ("5 June", "en", "date"), ("10,000", "en", "number"),
         ("several hundred", "en", "number"), ("78%", "en", "number"), ("Liu Xiaobo", "en", "name"), ("Prisoner of the State", "en", "name"),
         ("Chinese pressure", "en", "phrase"), ("opened fire", "en", "phrase"), ("may be closed", "en", "phrase"),
-        ("1997年", "zh", "date"), ("六月五日", "zh", "date"), ("2000万", "zh", "number"), ("数十万", "zh", "number"), ("十一年", "zh", "number"),
+        ("1997年", "zh", "date"), ("六月五日", "zh", "date"), ("2000万", "zh", "number"), ("数十万", "zh", "number"),
+        ("十一年", "zh", "number"),
         ("庇护十二世", "zh", "phrase"), ("屠杀", "zh", "phrase"), ("第一次世界大战", "zh", "phrase"), ("SARS", "zh", "name"),
     ],
 )  # fmt: skip
