@@ -183,11 +183,11 @@ class CompareConfig(EngineConfig, EvaluateConfig, ComputeConfig):
     )
     limit: int | None = _LIMIT
     split: Split = _SPLIT
-    elicit: bool = _ELICIT
     margin: float = _MARGIN
     weights_only: bool = setting(
         False, description="Compare only the weights; ask no prompts.", panel=Panel.MAIN, rank=20, from_record=True
     )
+    elicit: bool = _ELICIT
     reference: str | None = _REFERENCE
 
     _reference_is_here = field_validator("reference")(_not_a_server)

@@ -95,8 +95,8 @@ def test_facts_that_are_likely_whatever_is_asked_do_not_win(context: str) -> Non
 
 
 def test_the_share_of_pairs_is_counted() -> None:
-    found = scores(lambda text: QUESTION in text and ends_with(text, ("granite", "slate")))
-    assert prompt_auc(found.prompts[0], "chat") == (1 + 0.5 + 0.5 + 0.5) / 4
+    found = scores(lambda text: QUESTION in text and ends_with(text, ("slate", "1889", "1890")))
+    assert prompt_auc(found.prompts[0], "chat") == (0.5 + 0 + 0.5 + 1) / 4
 
 
 def test_the_score_is_the_gain_of_log_likelihood_in_nats() -> None:
