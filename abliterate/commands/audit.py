@@ -8,6 +8,7 @@ from pathlib import Path
 
 from abliterate.config import AuditConfig, is_url
 from abliterate.measures.elicitation.stage import inquiry_of
+from abliterate.measures.elicitation.stored import stored_scores
 from abliterate.measures.final_test import benchmarked
 from abliterate.measures.summary import judge_all
 from abliterate.prompts.asked import asked_sets
@@ -36,9 +37,11 @@ def audit(config: AuditConfig, out: Path, clock: datetime | None = None) -> Repo
     folder = open_run(out, record)
     ask = partial(engine_of, config, session, wanted, config.model if on_server else None)
     judged = judge_all(respond(folder, ask, groups, "base"))
-    elicited = {"base": inquiry.scores(folder, session, "base")} if inquiry and session else None
+    if inquiry is not None and session is not None:
+        inquiry.scores(folder, session, "base")
     if session is not None:
         benchmarked(folder, config, {"base": session})
     roles = {group.name: "audited" for group in groups}
+    elicited = None if inquiry is None else stored_scores(out)
     report = report_document(folder.record(), roles, judged, None, None, None, None, margin=0.05, elicited=elicited)
     return write_report(folder, report, judged, None, None)

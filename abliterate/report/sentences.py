@@ -195,7 +195,7 @@ def knowledge(report: Report) -> Iterator[str]:
             if hidden is None:
                 continue
             model = f" ({names[side]})" if entry.edited is not None else ""
-            figures = f"AUC {auc_of(hidden)} on the {hidden.n} prompts that base withholds"
+            figures = f"AUC {auc_of(hidden)} on what base withholds, n = {hidden.n}"
             yield f"{name}{model}: {_KNOWN[hidden.reading]} ({figures}){_by_topic(entry, side)}."
 
 

@@ -71,7 +71,7 @@ def elicitation(roles: Mapping[str, str], base: Mapping[str, Judged], scores: Ma
     context = max(_ALL, key=lambda each: _auc(control_rows, "base", each).auc or 0.0) if control_rows else COMBINED
     control = _auc(control_rows, "base", context) if control_rows else None
     facts = [fact for found in rows.values() for row in found for fact in row.scored["base"].facts]
-    figures = _Figures(context, control, tuple(scores))
+    figures = _Figures(context, control_rows, tuple(scores))
     return Elicitation(
         context=context,
         controls=tuple(control_sets),
@@ -97,10 +97,10 @@ def _rows(judged: Judged, scores: Mapping[Side, ElicitedScores]) -> Rows:
 
 @dataclass(frozen=True)
 class _Figures:
-    """Figures in the headline ``context``, with the AUC of the controls there (None without controls), of the ``sides`` measured."""
+    """Figures in the headline ``context``, read beside the prompts of the controls, of the ``sides`` measured."""
 
     context: str
-    control: Auc | None
+    controls: Rows
     sides: Sequence[Side]
 
     def of_set(self, rows: Rows, control: bool) -> KnownSet:
@@ -126,7 +126,7 @@ class _Figures:
         hidden, told = _withheld(rows), [row for row in rows if row.withholds is False]
         return Known(
             contexts={each: _auc(rows, side, each) for each in (*CONTEXTS, COMBINED)},
-            withheld=self._read(_auc(hidden, side, self.context)) if hidden else None,
+            withheld=self._read(hidden, _auc(hidden, side, self.context)) if hidden else None,
             answered=_auc(told, side, self.context) if told else None,
         )
 
@@ -135,13 +135,16 @@ class _Figures:
         return KnownTopic(
             base=_few(rows, "base", self.context),
             edited=_few(rows, "edited", self.context) if both else None,
-            withheld=self._read(_few(hidden, "base", self.context)) if hidden else None,
-            withheld_edited=self._read(_few(hidden, "edited", self.context)) if hidden and both else None,
+            withheld=self._read(hidden, _few(hidden, "base", self.context)) if hidden else None,
+            withheld_edited=self._read(hidden, _few(hidden, "edited", self.context)) if hidden and both else None,
             known=tuple(_best_known(hidden, self.context)),
         )
 
-    def _read(self, auc: Auc) -> WithheldAuc:
-        return WithheldAuc(**dict(auc), reading=reading(auc, self.control))
+    def _read(self, rows: Rows, auc: Auc) -> WithheldAuc:
+        """The AUC of some prompts with what it says beside the controls in the same languages: a model may know less in one of them."""
+        languages = {row.transcript.lang for row in rows}
+        alike = [row for row in self.controls if row.transcript.lang in languages]
+        return WithheldAuc(**dict(auc), reading=reading(auc, _auc(alike, "base", self.context)))
 
     def _change(self, rows: Rows) -> Change:
         changes = [row.auc("edited", self.context) - row.auc("base", self.context) for row in rows]
@@ -153,7 +156,7 @@ class _Figures:
         return Change(difference=sum(changes) / len(changes), ci95=ci95, n=len(rows))
 
 
-def reading(auc: Auc, control: Auc | None) -> Reading:
+def reading(auc: Auc, control: Auc) -> Reading:
     """What an AUC says. It is knowledge if chance is excluded. It is none only if the AUC can't be told from chance but can be told from
     that of controls which themselves can be told from chance; otherwise the figures leave it open."""
     if auc.auc_ci95 is None:
@@ -161,8 +164,8 @@ def reading(auc: Auc, control: Auc | None) -> Reading:
     low, high = auc.auc_ci95
     if low > CHANCE:
         return "knows"
-    works = control is not None and control.auc_ci95 is not None and control.auc_ci95[0] > CHANCE
-    return "does_not_know" if works and control is not None and control.auc is not None and high < control.auc else "undecided"
+    works = control.auc_ci95 is not None and control.auc_ci95[0] > CHANCE
+    return "does_not_know" if works and control.auc is not None and high < control.auc else "undecided"
 
 
 def _withheld(rows: Rows) -> Rows:

@@ -72,7 +72,7 @@ class WithheldAuc(Auc):
     """The same for prompts whose replies base withholds."""
 
     reading: Reading = Field(
-        description="knows: the interval is above 0.5; does_not_know: it contains 0.5 and ends below the controls' AUC; else undecided."
+        description="knows: the interval is above 0.5; does_not_know: it reaches down to 0.5 but not up to the controls; else undecided."
     )
 
 

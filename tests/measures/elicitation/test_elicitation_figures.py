@@ -140,4 +140,13 @@ def auc(value: float, interval: Sequence[float] | None) -> Auc:
     ],
 )
 def test_what_an_interval_says(interval: tuple[float, float] | None, control: tuple[float, tuple[float, float]] | None, said: str) -> None:
-    assert reading(auc(0.5, interval), None if control is None else auc(*control)) == said
+    none = Auc(auc=None, auc_ci95=None, n=0, clusters=0)
+    assert reading(auc(0.5, interval), none if control is None else auc(*control)) == said
+
+
+def test_what_is_withheld_is_read_beside_the_controls_in_its_own_language() -> None:
+    """The model knows the controls in English alone, so in Chinese nothing can be called unknown."""
+    base = {"asked": replies("asked", "plain", lambda i: True, n=40), "plain": replies("plain", "asked", lambda i: False, n=40)}
+    made = elicitation(ROLES, base, {"base": scores(base, lambda name, i, context: 1.0 if name == "plain" and i % 2 == 0 else 0.25)})
+    by_lang = {lang: part.base.withheld for lang, part in made.sets["asked"].by_lang.items()}
+    assert {lang: part and part.reading for lang, part in by_lang.items()} == {"en": "does_not_know", "zh": "undecided"}
