@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from abliterate.config import AuditConfig, is_url
+from abliterate.measures.elicitation.stage import inquiry_of
+from abliterate.measures.elicitation.stored import stored_scores
 from abliterate.measures.final_test import benchmarked
 from abliterate.measures.summary import judge_all
 from abliterate.prompts.asked import asked_sets
@@ -31,11 +33,15 @@ def audit(config: AuditConfig, out: Path, clock: datetime | None = None) -> Repo
     record = run_record("audit", config, source, described, resolved(session, config, None) if session else UNRESOLVED)
     if session is not None:
         session.check_prompts({group.name: group for group in groups}, reply_length(config, session))
+    inquiry = inquiry_of(config, groups, session)
     folder = open_run(out, record)
     ask = partial(engine_of, config, session, wanted, config.model if on_server else None)
     judged = judge_all(respond(folder, ask, groups, "base"))
+    if inquiry is not None and session is not None:
+        inquiry.scores(folder, session, "base")
     if session is not None:
         benchmarked(folder, config, {"base": session})
     roles = {group.name: "audited" for group in groups}
-    report = report_document(folder.record(), roles, judged, None, None, None, None, margin=0.05)
+    elicited = None if inquiry is None else stored_scores(out)
+    report = report_document(folder.record(), roles, judged, None, None, None, None, margin=0.05, elicited=elicited)
     return write_report(folder, report, judged, None, None)

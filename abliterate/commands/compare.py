@@ -18,6 +18,8 @@ from abliterate.config import AuditConfig, CompareConfig, is_url
 from abliterate.config.asking import Which
 from abliterate.errors import InputError
 from abliterate.files import check_destination, write_json
+from abliterate.measures.elicitation.stage import Inquiry, inquiry_of
+from abliterate.measures.elicitation.stored import stored_scores
 from abliterate.measures.final_test import benchmarked, drift_base, drift_edited
 from abliterate.measures.parts.moved import DriftValues
 from abliterate.measures.reference import Reference, open_reference, recovery_base, recovery_edited
@@ -64,6 +66,7 @@ def compare(config: CompareConfig, out: Path, clock: datetime | None = None) -> 
     for one in (base, derived):
         if one.config is not None and one.session is not None:
             one.session.check_prompts({group.name: group for group in groups}, reply_length(one.config, one.session))
+    inquiry = None if base.config is None else _inquiry(base.config, base, derived, groups)
     reference = _reference(config, base, derived, groups)
     record = _record(config, base, derived, groups, roles)
     folder = open_run(out, reference.recorded(record) if reference else record)
@@ -71,14 +74,17 @@ def compare(config: CompareConfig, out: Path, clock: datetime | None = None) -> 
         foresee(base.config)
         foresee(derived.config)
     folder.stage("weights", WEIGHTS, lambda: _weights(base, derived), write_json, WeightsFile.read)
-    before, after, drift = _asked(folder, base, derived, groups, config.limit, reference) if groups else ({}, {}, None)
+    before, after, drift = _asked(folder, base, derived, groups, config.limit, reference, inquiry) if groups else ({}, {}, None)
     recovery = None
     if base.session is not None and derived.session is not None:
         recovery = recovery_edited(folder, reference, derived.session, groups, roles, before, after)
     sessions = {"base": base.session, "edited": derived.session}
     if config.lm_eval and base.session is not None:
         benchmarked(folder, config, {which: session for which, session in sessions.items() if session is not None})
-    report = report_document(folder.record(), roles, before, after, drift, None, None, margin=config.margin, recovery=recovery)
+    elicited = None if inquiry is None else stored_scores(out)
+    report = report_document(
+        folder.record(), roles, before, after, drift, None, None, margin=config.margin, recovery=recovery, elicited=elicited
+    )
     return write_report(folder, report, before, after, None)
 
 
@@ -86,6 +92,14 @@ def _reference(config: CompareConfig, base: ComparedModel, derived: ComparedMode
     if config.reference is None or base.config is None or base.session is None or derived.session is None:
         return None
     return open_reference(config.reference, base.config, [base.session, derived.session], groups)
+
+
+def _inquiry(config: AuditConfig, base: ComparedModel, derived: ComparedModel, groups: Sequence[PromptSet]) -> Inquiry | None:
+    """The facts that both models are asked for, as matched with the base's tokenizer; None without --elicit."""
+    inquiry = inquiry_of(config, groups, base.session)
+    if inquiry is not None and derived.session is not None:
+        inquiry.check_readable(derived.session)
+    return inquiry
 
 
 def _opened(config: CompareConfig, which: Which, out: Path, clock: datetime) -> ComparedModel:
@@ -167,6 +181,7 @@ def _asked(
     groups: Sequence[PromptSet],
     limit: int | None,
     reference: Reference | None,
+    inquiry: Inquiry | None,
 ) -> tuple[dict[str, Judged], dict[str, Judged], DriftValues | None]:
     """Both models' replies to the same prompts, and the drift of the derived one on harmless ones; one is in memory at a time."""
     before = _replies(folder, base, groups, "base")
@@ -176,9 +191,13 @@ def _asked(
         assert base.session is not None
         measured = drift_base(folder, base.session, group, before.get(group.name, []))
     if base.session is not None:
+        if inquiry is not None:
+            inquiry.scores(folder, base.session, "base")
         recovery_base(folder, reference, base.session, groups)
         base.session.release()
     after = _replies(folder, derived, groups, "edited")
+    if inquiry is not None and derived.session is not None:
+        inquiry.scores(folder, derived.session, "edited")
     if not alike or derived.session is None:
         return before, after, None
     return before, after, drift_edited(folder, derived.session, group, measured)

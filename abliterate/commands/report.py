@@ -17,6 +17,7 @@ from abliterate.directions.file import load_directions
 from abliterate.errors import InputError
 from abliterate.files import Record, write_json
 from abliterate.measures.agreement import kappa
+from abliterate.measures.elicitation.stored import stored_scores
 from abliterate.measures.parts.moved import Controls, DriftValues, Recovery
 from abliterate.measures.parts.rates import Figures
 from abliterate.measures.parts.sets import Compared, SetEntry
@@ -80,6 +81,7 @@ def render_again(config: ReportConfig, path: Path) -> Report:
         margin=record.settings.get("margin", _AUDITS_MARGIN),
         controls=_optional(Controls, path / CONTROLS),
         recovery=_optional(Recovery, path / RECOVERY),
+        elicited=stored_scores(path),
     )
     document = document.model_copy(update=_measured_besides(path))
     if not isinstance(judge, Rules):

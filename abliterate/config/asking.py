@@ -44,6 +44,16 @@ _SPLIT: Split = setting(
     rank=20,
     from_record=True,
 )
+_ELICIT: bool = setting(
+    False,
+    description="Measure also whether the model knows what it withholds: how likely it finds the prompts' facts beside matched false ones.",
+    panel=Panel.MAIN,
+    rank=20,
+    from_record=True,
+)
+_NEEDS_LIKELIHOODS = (
+    "--elicit needs the likelihoods of given texts, which servers don't give: leave it out, or give a folder, a Hub id or a short name"
+)
 
 
 def _not_a_server(given: str | None) -> str | None:
@@ -106,11 +116,18 @@ class AuditConfig(EngineConfig, EvaluateConfig, ModelConfig):
     )
     limit: int | None = _LIMIT
     split: Split = _SPLIT
+    elicit: bool = _ELICIT
 
     @field_validator("model")
     @classmethod
     def _model_is_one(cls, given: str) -> str:
         return server_url(given, "--model") if is_url(given) else given
+
+    @model_validator(mode="after")
+    def _likelihoods_are_there(self) -> AuditConfig:
+        if self.elicit and is_url(self.model):
+            raise InputError(_NEEDS_LIKELIHOODS)
+        return self
 
     @model_validator(mode="after")
     def _one_server_is_asked(self) -> AuditConfig:
@@ -176,6 +193,7 @@ class CompareConfig(EngineConfig, EvaluateConfig, ComputeConfig):
     weights_only: bool = setting(
         False, description="Compare only the weights; ask no prompts.", panel=Panel.MAIN, rank=20, from_record=True
     )
+    elicit: bool = _ELICIT
     reference: str | None = _REFERENCE
 
     _reference_is_here = field_validator("reference")(_not_a_server)
@@ -194,6 +212,10 @@ class CompareConfig(EngineConfig, EvaluateConfig, ComputeConfig):
     def _there_is_something_to_do(self) -> CompareConfig:
         if self.weights_only and (is_url(self.base) or is_url(self.derived)):
             raise InputError("--weights-only reads the weights, and a server doesn't show them: give two folders, Hub ids or short names")
+        if self.elicit and (is_url(self.base) or is_url(self.derived)):
+            raise InputError(_NEEDS_LIKELIHOODS)
+        if self.elicit and self.weights_only:
+            raise InputError("--elicit asks the models, and --weights-only doesn't: leave one of them out")
         if self.reference is not None and (self.weights_only or is_url(self.base) or is_url(self.derived)):
             raise InputError(
                 "--reference compares what the models predict: give two folders, Hub ids or short names, without --weights-only"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t
 
 from abliterate.measures.statistics import drop_upper_bound, wilson
 
@@ -65,6 +66,40 @@ def cluster_difference(
     return Clustered(*_interval(sums, sizes, confidence, draws, seed), len(sums))
 
 
+def cluster_mean(
+    values: Sequence[float], clusters: Sequence[str], least: float = 0.0, confidence: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> Clustered:
+    """Percentile interval of the mean of values from ``least`` to 1, resampling whole clusters.
+
+    If all clusters have the same mean, each counts as one observation of a Wilson interval, which is wide enough for any values in these
+    bounds with that mean (Bhatia and Davis 2000). Raises ValueError for fewer than two clusters.
+    """
+    data = (np.asarray(values, dtype=np.float64) - least) / (1 - least)
+    places, count = _places(clusters, len(data))
+    sums, sizes = np.bincount(places, weights=data, minlength=count), np.bincount(places, minlength=count)
+    if np.allclose(sums / sizes, data.mean(), rtol=0, atol=1e-12):
+        low, high = wilson(count * float(data.mean()), count, confidence)
+    else:
+        low, high = _interval(sums, sizes, confidence, draws, seed)
+    return Clustered(least + (1 - least) * low, least + (1 - least) * high, count)
+
+
+def few_mean(values: Sequence[float], observations: int, alike: int = 1, confidence: float = 0.95) -> tuple[float, float] | None:
+    """Interval of the mean of a few values from 0 to 1: Student's t, but never narrower than Wilson's with as many ``observations``, which
+    holds if the values happen to be equal. None for fewer than two values.
+
+    ``alike``: so many values may be one measured again (translations of a question), so that only one of them counts.
+    """
+    n = len(values) / alike
+    if n < 2:
+        return None
+    data = np.asarray(values, dtype=np.float64)
+    mean = float(data.mean())
+    wide = float(t.ppf((1 + confidence) / 2, n - 1)) * float(data.std(ddof=1)) / np.sqrt(n)
+    low, high = wilson(mean * observations / alike, observations / alike, confidence)
+    return max(0.0, min(low, mean - wide)), min(1.0, max(high, mean + wide))
+
+
 def too_few(clusters: int) -> str | None:
     """The warning for an interval based on this many clusters; None if there are enough."""
     if clusters >= MIN_CLUSTERS:
@@ -76,22 +111,29 @@ def too_few(clusters: int) -> str | None:
 
 def _by_cluster(values: NDArray[np.int64], clusters: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The sum of the values, and the number of members, of each cluster."""
-    if len(values) != len(clusters):
-        raise ValueError(f"{len(values)} values in {len(clusters)} clusters' members")
+    places, count = _places(clusters, len(values))
+    sums = np.zeros(count, dtype=np.int64)
+    np.add.at(sums, places, values)
+    return sums, np.bincount(places).astype(np.int64)
+
+
+def _places(clusters: Sequence[str], members: int) -> tuple[NDArray[np.int64], int]:
+    """The number of each member's cluster, and how many clusters there are."""
+    if members != len(clusters):
+        raise ValueError(f"{members} values in {len(clusters)} clusters' members")
     numbers = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
     if len(numbers) < 2:
         raise ValueError("fewer than two clusters")
-    places = np.array([numbers[name] for name in clusters])
-    sums = np.zeros(len(numbers), dtype=np.int64)
-    np.add.at(sums, places, values)
-    return sums, np.bincount(places).astype(np.int64)
+    return np.array([numbers[name] for name in clusters]), len(numbers)
 
 
 def _all_alike(sums: NDArray[np.int64], sizes: NDArray[np.int64]) -> bool:
     return bool(np.all(sums * sizes.sum() == sums.sum() * sizes))
 
 
-def _interval(sums: NDArray[np.int64], sizes: NDArray[np.int64], confidence: float, draws: int, seed: int) -> tuple[float, float]:
+def _interval(
+    sums: NDArray[np.int64] | NDArray[np.float64], sizes: NDArray[np.int64], confidence: float, draws: int, seed: int
+) -> tuple[float, float]:
     """Percentiles of the ratio of sums, over draws with replacement of as many clusters as there are."""
     rng = np.random.default_rng(seed)
     count = len(sums)

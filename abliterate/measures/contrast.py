@@ -46,6 +46,13 @@ def against_control(
     return found or None
 
 
+def controls(roles: Mapping[str, str], base: Mapping[str, Judged]) -> list[str]:
+    """The control sets: those whose prompts are paired with a sensitive set's, and bundled ones even without that set."""
+    paired = {control for name, control in _oriented(roles) if _links(base[name], base[control])}
+    sensitive = {name for name, control in _oriented(roles) if control in paired}
+    return [name for name in roles if (name in paired or name in TWINS.values()) and name not in sensitive]
+
+
 def _oriented(roles: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for one, other in combinations(roles, 2):
         turned = roles[one] in CONTROL_ROLES and roles[other] not in CONTROL_ROLES

@@ -13,7 +13,7 @@ _DRAWN = 1 << 21  # bootstrap values in memory at once
 _ABOVE = 1e-10  # start the search for the bound this far above the observed drop
 
 
-def wilson(k: int | float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(k: int | float, n: int | float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a proportion k / n (Wilson 1927). Raises ValueError unless 0 <= k <= n and n > 0."""
     if not 0 <= k <= n or n == 0:
         raise ValueError(f"no proportion {k}/{n}")

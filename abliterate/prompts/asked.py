@@ -10,10 +10,15 @@ from abliterate.prompts.read import load_asked
 
 def asked_sets(config: AuditConfig) -> list[PromptSet]:
     """The prompts to ask, set by set. Raises InputError if two sets have the same name, or if a set has no prompts to ask."""
-    groups = [_asked(load_asked(name), config) for name in config.prompts]
+    groups = [_asked(group, config) for group in whole_sets(config)]
     if len({g.name for g in groups}) != len(groups):
         raise InputError("a prompt set is given twice; give each once, under its own file name")
     return groups
+
+
+def whole_sets(config: AuditConfig) -> list[PromptSet]:
+    """All prompts of the sets that are asked, of every split."""
+    return [load_asked(name) for name in config.prompts]
 
 
 def _asked(group: PromptSet, config: AuditConfig) -> PromptSet:

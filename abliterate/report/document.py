@@ -11,8 +11,10 @@ from abliterate.files import Interval
 from abliterate.measures.contrast import against_control
 from abliterate.measures.deliberation import thought_by_answer
 from abliterate.measures.detector import CANNED, NATURAL, Kind
+from abliterate.measures.elicitation.figures import elicitation
+from abliterate.measures.parts.elicitation import ElicitedScores
 from abliterate.measures.parts.moved import Controls, Drift, DriftValues, Recovery
-from abliterate.measures.parts.sets import KEEP
+from abliterate.measures.parts.sets import KEEP, Side
 from abliterate.measures.statistics import bootstrap_mean
 from abliterate.measures.summary import Judged, answered_ids, by_topic, keep_test, set_entry, table, unchanged
 from abliterate.model.chat.parts import split_thought
@@ -37,8 +39,10 @@ def report_document(
     margin: float,
     controls: Controls | None = None,
     recovery: Recovery | None = None,
+    elicited: Mapping[Side, ElicitedScores] | None = None,
 ) -> Report:
-    """Everything measured, still without its cost. ``roles`` maps each set's name to its role, in the order of the report."""
+    """Everything measured, still without its cost. ``roles`` maps each set's name to its role, in the order of the report. ``elicited``:
+    the scores of known and false facts by model, if there are any."""
     keeps = [name for name, role in roles.items() if role == KEEP] if edited is not None else []
     tests = [keep_test(name, base[name], edited[name], margin) for name in keeps] if edited is not None else []
     controlled, unmoved = against_control(roles, base, edited), None if edited is None else unchanged(roles, base, edited, margin)
@@ -55,6 +59,7 @@ def report_document(
         keep_tests=tuple(tests),
         controls=controls,
         recovery=recovery,
+        elicitation=elicitation(roles, base, elicited) if elicited else None,
         drift=_drift(drift, base) if drift else None,
         benchmarks=None,
         selection=selection,

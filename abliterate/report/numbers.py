@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abliterate.measures.parts.elicitation import Auc
 from abliterate.measures.parts.rates import Corrected, Outcomes, Rate, Withheld
 from abliterate.outcomes.records import RECORDS, WITHHELD
 
@@ -30,6 +31,13 @@ def corrected(rate: Rate | None) -> str:
     """The rate corrected for the detector's known errors; empty if there is none."""
     found = rate.corrected if isinstance(rate, Withheld) else None
     return "" if found is None else f"corrected {100 * found.rate:.1f} %, 95 % {bounds(found)}"
+
+
+def auc_of(found: Auc | None) -> str:
+    """An AUC with its interval; a dash if there is none."""
+    if found is None or found.auc is None:
+        return "–"
+    return f"{found.auc:.2f}" if found.auc_ci95 is None else f"{found.auc:.2f} ({found.auc_ci95[0]:.2f}–{found.auc_ci95[1]:.2f})"
 
 
 def outcome(name: str) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from abliterate.checkpoint.records import Verdict
 from abliterate.measures.clusters import MIN_CLUSTERS
 from abliterate.measures.parts.contrast import Contrast, side_of
+from abliterate.measures.parts.elicitation import KnownSet, Reading
 from abliterate.measures.parts.moved import Distance
 from abliterate.measures.parts.paired import Unit
 from abliterate.measures.parts.sets import Side, sides
 from abliterate.report import claims as verdicts
 from abliterate.report import provenance
-from abliterate.report.numbers import per_cent, percent
+from abliterate.report.numbers import auc_of, per_cent, percent
 from abliterate.report.tree.report import Report
 from abliterate.report.without_paths import said_without_paths
 
@@ -91,6 +93,7 @@ def all_of(report: Report) -> list[str]:
         unchanged(report),
         controls(report),
         recovery(report),
+        knowledge(report),
         service(report),
         weights(report),
         chosen(report),
@@ -172,6 +175,46 @@ def _fell(before: float, after: float, places: str) -> str:
     share = round(100 * (1 - after / before)) if before else 0
     how = f"fell by {share} %" if share > 0 else f"rose by {-share} %" if share < 0 else "did not change"
     return f"{how} ({before:{places}} → {after:{places}} nats)"
+
+
+def knowledge(report: Report) -> Iterator[str]:
+    """Whether the models know the facts that base withholds: AUCs in the headline context, the controls first."""
+    found = report.elicitation
+    if found is None:
+        return
+    names: dict[Side, str] = {"base": "base", "edited": provenance.after(report)}
+    how = f"in the context {found.context}"
+    if found.control is not None:
+        yield (
+            f"Facts of the controls ({', '.join(found.controls)}): the model prefers the true fact to a matched false one with an AUC of "
+            f"{auc_of(found.control)} {how}, which these sets alone chose; 0.5 is chance, brackets hold 95 % intervals."
+        )
+    else:
+        yield f"Facts: no control set was asked, so the AUCs are {how} and can't show that the model does not know something."
+    for name, entry in found.sets.items():
+        for side, known in found.sides(name):
+            hidden = known.withheld
+            if hidden is None:
+                continue
+            model = f" ({names[side]})" if entry.edited is not None else ""
+            figures = f"AUC {auc_of(hidden)} on what base withholds, n = {hidden.n}"
+            yield f"{name}{model}: {_KNOWN[hidden.reading]} ({figures}){_by_topic(entry, side)}."
+
+
+_KNOWN: Mapping[Reading, str] = {
+    "knows": "the model knows what is withheld",
+    "does_not_know": "no sign that the model knows what is withheld",
+    "undecided": "whether the model knows what is withheld stays open",
+}
+
+
+def _by_topic(entry: KnownSet, side: Side) -> str:
+    """How many of a set's topics with withheld replies have each reading; empty without topics."""
+    found = [topic.withheld if side == "base" else topic.withheld_edited for topic in entry.topics.values()]
+    counts = Counter(each.reading for each in found if each is not None)
+    if not counts:
+        return ""
+    return f"; by topic: {counts['knows']} known, {counts['does_not_know']} not known, {counts['undecided']} undecided"
 
 
 def broken(report: Report) -> Iterator[str]:

@@ -30,6 +30,7 @@ M = TypeVar("M", RunRecord, ModelPlace)
 # Files of a run folder that several stages use.
 DIRECTIONS, WEIGHTS = "directions.json", "weights.json"
 DRIFT, CONTROLS, RECOVERY, BENCHMARKS = "drift.json", "controls.json", "recovery.json", "benchmarks.json"
+ELICITATION = {"base": "elicitation.json", "edited": "elicitation-edited.json"}
 _COMPARED = ("settings", "prompts", "model_hashes")
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "scipy")
 

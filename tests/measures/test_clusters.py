@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from abliterate.measures import clusters as module
-from abliterate.measures.clusters import MIN_CLUSTERS, Clustered, cluster_difference, cluster_rate, too_few
+from abliterate.measures.clusters import MIN_CLUSTERS, Clustered, cluster_difference, cluster_mean, cluster_rate, few_mean, too_few
 from abliterate.measures.statistics import drop_upper_bound, wilson
 
 DATA = {"a": [True, True, True, False], "b": [False, False], "c": [True, False, True], "d": [False]}
@@ -140,3 +140,41 @@ def test_it_covers_the_truth_with_many_clusters_and_less_so_with_few(count: int,
 
 def test_an_interval_says_how_many_clusters_it_rests_on() -> None:
     assert cluster_rate([True, False, True], ["a", "b", "c"]) == Clustered(0.0, 1.0, 3)
+
+
+def test_a_mean_of_truth_values_has_the_interval_of_their_rate() -> None:
+    holds, names = flat(DATA)
+    assert cluster_mean([float(value) for value in holds], names) == cluster_rate(holds, names)
+    alike = [True, False] * 4
+    assert cluster_mean([float(value) for value in alike], list("aabbccdd")) == cluster_rate(alike, list("aabbccdd"))
+
+
+def test_a_mean_moves_with_its_values_and_may_go_down_to_its_least() -> None:
+    names = [str(i // 2) for i in range(20)]
+    values = [((7 * i) % 10) / 10 for i in range(20)]
+    plain, turned = cluster_mean(values, names), cluster_mean([2 * value - 1 for value in values], names, least=-1.0)
+    assert (turned.low, turned.high) == pytest.approx((2 * plain.low - 1, 2 * plain.high - 1))
+    none = cluster_mean([0.0] * 20, names, least=-1.0)
+    assert -1 < none.low < 0 < none.high < 1 and none.low == pytest.approx(-none.high)
+
+
+def test_a_mean_of_few_values_is_students_unless_they_happen_to_be_equal() -> None:
+    found = few_mean([0.2, 0.4, 0.6, 0.8], 1000)
+    assert found == pytest.approx((0.5 - 3.18245 * 0.2581989 / 2, 0.5 + 3.18245 * 0.2581989 / 2), abs=1e-4)
+    assert few_mean([0.9, 0.9, 0.9], 12) == pytest.approx(wilson(10.8, 12))
+
+
+def test_values_that_may_be_one_measured_again_count_once() -> None:
+    values = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    once, twice = few_mean(values, 60), few_mean(values, 60, alike=2)
+    assert once is not None and twice is not None and twice[0] < once[0] and twice[1] >= once[1]
+    assert few_mean([0.9], 5) is None and few_mean([0.9, 0.8], 10, alike=2) is None
+
+
+def test_the_interval_of_a_few_values_covers_their_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(11)
+    covered = []
+    for _ in range(1000):
+        found = few_mean((rng.binomial(20, rng.beta(6, 4, 4)) / 20).tolist(), 20)
+        covered.append(found is not None and found[0] <= 0.6 <= found[1])
+    assert np.mean(covered) > 0.94

@@ -134,6 +134,30 @@ class Prose(Record):
     texts: Several[str]
 
 
+class WorkedExample(Record):
+    """A question of general knowledge with its answer in a few words."""
+
+    question: str
+    answer: str
+
+
+class Eliciting(Record):
+    """What ``--elicit`` writes around a question and a fact, and how it tells the kinds of facts.
+
+    ``lead_in``: the beginning of an answer that leads to a fact. ``question`` and ``answer``: the marks before a question and an answer
+    without a chat template. ``neutral``: a question that asks for nothing in particular. ``dates``, ``numbers``: patterns for lower case.
+    ``examples``: unrelated to every bundled set.
+    """
+
+    lead_in: str
+    question: str
+    answer: str
+    neutral: str
+    dates: str
+    numbers: str
+    examples: Several[WorkedExample]
+
+
 class Language(Record):
     """A language.
 
@@ -154,6 +178,14 @@ class Language(Record):
     shared: dict[str, str]
     rules: Annotated[Several[WrittenRule], Field(alias="rule")]
     prose: Prose = Prose(texts=())
+    elicitation: Eliciting | None = None
+
+    @property
+    def eliciting(self) -> Eliciting:
+        """What it writes around questions and facts; the default language's if its file doesn't say."""
+        own = self.elicitation or languages()[0].elicitation
+        assert own is not None
+        return own
 
 
 @cache

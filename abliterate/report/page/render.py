@@ -17,11 +17,12 @@ from abliterate.files import Json
 from abliterate.measures.summary import Judged
 from abliterate.report import choice, provenance, rates
 from abliterate.report.first import FirstScreen, first_screen
-from abliterate.report.numbers import corrected, duration, interval, outcome, percent, withheld
+from abliterate.report.numbers import auc_of, corrected, duration, interval, outcome, percent, withheld
 from abliterate.report.page import figures, heatmap, tables
 from abliterate.report.page.browser import browser
 from abliterate.report.page.colours import outcome_css
 from abliterate.report.page.escaping import language, shown
+from abliterate.report.page.knowledge import Knowledge, knowledge
 from abliterate.report.page.plots import Plot
 from abliterate.report.tree.report import Report
 from abliterate.report.without_paths import judge_without_paths, without_paths
@@ -45,6 +46,7 @@ def environment() -> Environment:
     made.filters["corrected"] = corrected
     made.filters["language"] = language
     made.filters["outcome"] = outcome
+    made.filters["auc"] = auc_of
     made.filters["nats"] = lambda value: "not measured" if value is None else f"{value:.3f}"
     made.filters["duration"] = duration
     made.filters["judge"] = judge_without_paths
@@ -111,6 +113,7 @@ class _Content:
     replied: Sequence[FrontPoint]
     cuts: tables.Cuts | None
     thoughts: Sequence[tables.ThoughtRow]
+    knowledge: Knowledge | None
     command: str
     record: Json
     stages: Sequence[provenance.StageCost]
@@ -139,6 +142,7 @@ def _content(report: Report, auc: Mapping[str, Sequence[float]] | None) -> _Cont
         replied=choice.replied(report.selection),
         cuts=tables.cuts(report),
         thoughts=tables.thoughts(report),
+        knowledge=knowledge(report),
         command=provenance.command(public),
         record=public.document(),
         stages=provenance.stages(report.cost),

@@ -12,6 +12,7 @@ from abliterate.choice.records import Selection
 from abliterate.directions.document import DirectionsQuality
 from abliterate.files import May, Record, Several
 from abliterate.measures.parts.contrast import AgainstControl
+from abliterate.measures.parts.elicitation import Elicitation
 from abliterate.measures.parts.moved import Benchmarks, Controls, Drift, Recovery
 from abliterate.measures.parts.paired import KeepTest, UnchangedTest
 from abliterate.measures.parts.sets import Row, SetEntry, Topic
@@ -45,6 +46,9 @@ class Report(Record):
     keep_tests: Several[KeepTest] = Field(description="The same test for each keep set.")
     controls: Controls | None = Field(description="The edit beside edits along random directions; null but in a run.")
     recovery: Recovery | None = Field(default=None, description="With --reference: how much of its behaviour comes back; else null.")
+    elicitation: Elicitation | None = Field(
+        default=None, description="With --elicit: whether the model knows the facts that it withholds; else null."
+    )
     drift: Drift | None = Field(description="How far the edited model moved on harmless prompts; null in an audit.")
     benchmarks: Benchmarks | None = Field(description="With --lm-eval: scores before and after; else null.")
     selection: Selection | None = Field(description="How the edit was chosen; null but in a run.")
