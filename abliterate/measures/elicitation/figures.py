@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from abliterate.measures.clusters import cluster_mean, few_mean
+from abliterate.measures.clusters import MIN_CLUSTERS, cluster_mean, few_mean
 from abliterate.measures.contrast import controls
 from abliterate.measures.parts.elicitation import (
     COMBINED,
@@ -173,13 +173,18 @@ def _withheld(rows: Rows) -> Rows:
 
 
 def _auc(rows: Rows, side: Side, context: str) -> Auc:
-    """The mean over prompts, with whole topics resampled."""
+    """The mean over prompts, with whole topics resampled. So few topics that this is too narrow have at least Student's interval over the
+    means of topics."""
     values, names = [row.auc(side, context) for row in rows], [row.cluster for row in rows]
     count = len(set(names))
     ci95 = None
     if count > 1:
         found = cluster_mean(values, names)
         ci95 = (found.low, found.high)
+        if count < MIN_CLUSTERS:
+            of_topics = [_mean([value for value, own in zip(values, names, strict=True) if own == name]) for name in dict.fromkeys(names)]
+            few = few_mean(of_topics, sum(len(row.scored[side].facts) for row in rows)) or ci95
+            ci95 = (min(ci95[0], few[0]), max(ci95[1], few[1]))
     return Auc(auc=sum(values) / len(values) if values else None, auc_ci95=ci95, n=len(values), clusters=count)
 
 
@@ -189,6 +194,10 @@ def _few(rows: Rows, side: Side, context: str) -> Auc:
     languages = len({row.transcript.lang for row in rows})
     facts = sum(len(row.scored[side].facts) for row in rows)
     return Auc(auc=sum(values) / len(values), auc_ci95=few_mean(values, facts, languages), n=len(values), clusters=1)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _best_known(rows: Rows, context: str) -> list[str]:

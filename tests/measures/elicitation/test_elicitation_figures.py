@@ -144,6 +144,15 @@ def test_what_an_interval_says(interval: tuple[float, float] | None, control: tu
     assert reading(auc(0.5, interval), none if control is None else auc(*control)) == said
 
 
+def test_two_topics_that_happen_to_agree_decide_nothing() -> None:
+    """Resampling two topics alone would give an interval as narrow as the distance between them."""
+    base = {"asked": replies("asked", "plain", lambda i: i in (0, 4))}
+    made = elicitation({"asked": "audited"}, base, {"base": scores(base, lambda name, i, context: 0.75 if i else 0.5)})
+    hidden = made.sets["asked"].base.withheld
+    assert hidden is not None and hidden.auc == 0.625 and hidden.reading == "undecided"
+    assert hidden.auc_ci95 is not None and hidden.auc_ci95[0] < 0.5 and hidden.auc_ci95[1] > 0.9
+
+
 def test_what_is_withheld_is_read_beside_the_controls_in_its_own_language() -> None:
     """The model knows the controls in English alone, so in Chinese nothing can be called unknown."""
     base = {"asked": replies("asked", "plain", lambda i: True, n=40), "plain": replies("plain", "asked", lambda i: False, n=40)}
