@@ -20,6 +20,15 @@ class EvaluateConfig(Config):
     max_new_tokens: int = setting(
         64, ge=1, description="Maximum length of a reply, in tokens.", panel=Panel.REPLIES, rank=1, from_record=True
     )
+    samples: int = setting(
+        0,
+        ge=0,
+        le=100,
+        description="Sampled replies to each prompt with facts besides the greedy one: how far they agree with its claims (docs/consistency.md).",
+        panel=Panel.REPLIES,
+        rank=2,
+        from_record=True,
+    )
     lm_eval: Sets = setting(
         (),
         description="Tasks of lm-evaluation-harness (mmlu, gsm8k, ...) to run on the models.",

@@ -80,6 +80,7 @@ class Vllm(types.ModuleType):
         super().__init__("vllm")
         self.loaded: list[dict[str, Any]] = []
         self.calls: list[int] = []
+        self.sampled: list[SamplingParams] = []
         self.closed = 0
         self.fails_at: int | None = None
         self.refuses: Exception | None = None
@@ -118,7 +119,7 @@ def llm_of(module: Vllm) -> type:
         def generate(
             self,
             prompts: Sequence[dict[str, Any]],
-            sampling_params: SamplingParams | None = None,
+            sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
             *,
             use_tqdm: bool = True,
             lora_request: Any = None,
@@ -126,14 +127,15 @@ def llm_of(module: Vllm) -> type:
             if module.fails_at == len(module.calls):
                 raise RuntimeError("Engine core died\nsee the log above")
             module.calls.append(len(prompts))
-            assert isinstance(sampling_params, SamplingParams) and sampling_params.temperature == 0.0
-            assert sampling_params == SamplingParams(
-                temperature=0.0, max_tokens=sampling_params.max_tokens, seed=0, stop_token_ids=sampling_params.stop_token_ids
-            )
+            assert isinstance(sampling_params, Sequence) and len(sampling_params) == len(prompts)
+            module.sampled += [p for p in sampling_params if p.temperature]
+            for given in sampling_params:
+                drawn = {"temperature": 1.0, "seed": given.seed} if given.temperature else {"temperature": 0.0, "seed": 0}
+                assert given == SamplingParams(max_tokens=given.max_tokens, stop_token_ids=given.stop_token_ids, **drawn)
             assert all(set(p) == {"prompt_token_ids"} for p in prompts)
-            ends = {self.tokenizer.eos_token_id, *(sampling_params.stop_token_ids or ())}
+            ends = {self.tokenizer.eos_token_id, *(sampling_params[0].stop_token_ids or ())}
             asked = [p["prompt_token_ids"] for p in prompts]
-            return [self.one(number, ids, sampling_params.max_tokens or 16, ends) for number, ids in enumerate(asked)]
+            return [self.one(number, ids, sampling_params[0].max_tokens or 16, ends) for number, ids in enumerate(asked)]
 
         def one(self, number: int, ids: list[int], length: int, ends: set[int]) -> RequestOutput:
             assert self.longest is None or len(ids) + length <= self.longest
