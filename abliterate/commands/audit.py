@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from abliterate.config import AuditConfig, is_url
+from abliterate.measures.consistency.consistency import Replies, checked
 from abliterate.measures.final_test import benchmarked
 from abliterate.measures.summary import judge_all
 from abliterate.prompts.asked import asked_sets
 from abliterate.replies.engine import engine_of, reply_length, wanted_of
 from abliterate.replies.responding import respond
+from abliterate.replies.samples import check_facts, sampling_of
 from abliterate.replies.served import Wanted
 from abliterate.report.document import report_document
 from abliterate.report.tree.report import Report
@@ -26,16 +28,18 @@ def audit(config: AuditConfig, out: Path, clock: datetime | None = None) -> Repo
     on_server = is_url(config.model)
     source, session = (None, None) if on_server else open_model(config, out, recorded_clock(out) or clock)
     wanted = Wanted() if source is None else wanted_of(source)
-    groups = asked_sets(config)
+    groups, sampling = asked_sets(config), sampling_of(config)
+    check_facts(config, groups)
     described = {group.name: group.used_as("audited") for group in groups}
     record = run_record("audit", config, source, described, resolved(session, config, None) if session else UNRESOLVED)
     if session is not None:
         session.check_prompts({group.name: group for group in groups}, reply_length(config, session))
     folder = open_run(out, record)
     ask = partial(engine_of, config, session, wanted, config.model if on_server else None)
-    judged = judge_all(respond(folder, ask, groups, "base"))
+    replies = respond(folder, ask, groups, "base", sampling)
     if session is not None:
         benchmarked(folder, config, {"base": session})
     roles = {group.name: "audited" for group in groups}
-    report = report_document(folder.record(), roles, judged, None, None, None, None, margin=0.05)
-    return write_report(folder, report, judged, None, None)
+    found = checked(sampling, roles, Replies.of(judge_all(replies), replies))
+    report = report_document(folder.record(), roles, found.base, None, None, None, None, margin=0.05, consistency=found.consistency)
+    return write_report(folder, report, found.base, None, None)

@@ -21,7 +21,8 @@ def sampled(logits: Float[Tensor, "row vocab"], numbers: Sequence[float]) -> Int
     A token of share 0 is never drawn. Rows that are not finite get any token.
     """
     given = torch.tensor(numbers, dtype=torch.float64)
-    parts = [_drawn(some, of) for some, of in zip(logits.split(_ROWS), given.split(_ROWS), strict=True)]
+    starts = range(0, len(numbers), _ROWS)
+    parts = [_drawn(logits[start : start + _ROWS], given[start : start + _ROWS]) for start in starts]
     return torch.cat(parts).to(logits.device)
 
 

@@ -24,7 +24,8 @@ class EvaluateConfig(Config):
         0,
         ge=0,
         le=100,
-        description="Sampled replies to each prompt with facts besides the greedy one: how far they agree with its claims (docs/consistency.md).",
+        description="Number of sampled replies, besides the greedy one, to each prompt that lists facts; the report says which of the "
+        "greedy answer's claims they support.",
         panel=Panel.REPLIES,
         rank=2,
         from_record=True,

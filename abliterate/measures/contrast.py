@@ -46,6 +46,12 @@ def against_control(
     return found or None
 
 
+def control_sets(roles: Mapping[str, str], base: Mapping[str, Judged]) -> set[str]:
+    """The sets of control questions: bundled ones, and those whose prompts are paired with a sensitive set's."""
+    paired = {control for name, control in _oriented(roles) if _links(base[name], base[control])}
+    return paired | {name for name in roles if name in TWINS.values()}
+
+
 def _oriented(roles: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for one, other in combinations(roles, 2):
         turned = roles[one] in CONTROL_ROLES and roles[other] not in CONTROL_ROLES

@@ -29,7 +29,8 @@ def find(server: Server, wanted: Wanted, named: str | None) -> Served:
 
 @dataclass(frozen=True)
 class Asking:
-    """Replies of a served model, greedy and as ``sampling`` says. ``opens_thought``: its chat template begins each reply inside the thinking block."""
+    """Replies of a served model, greedy and sampled ones. ``opens_thought``: its chat template begins each reply inside the thinking
+    block."""
 
     server: Server
     served: Served

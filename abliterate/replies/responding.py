@@ -15,7 +15,8 @@ from abliterate.terminal.progress import stage
 def respond(
     folder: RunFolder, engine: Callable[[], Engine], groups: Sequence[PromptSet], which: str, sampling: Sampling = GREEDY
 ) -> list[Transcript]:
-    """Replies of one model to all prompts, and the sampled ones after the greedy ones. Each is appended to the transcript file, and a file begun earlier is resumed.
+    """Replies of one model to all prompts, and the sampled ones after the greedy ones. Each is appended to the transcript file, and a file
+    begun earlier is resumed.
 
     ``engine`` is called only if replies are missing; run.json then records it.
     """

@@ -22,8 +22,8 @@ def replies_within(
 ) -> Iterator[tuple[int, list[int]]]:
     """Each prompt's index and its reply: a thought of at most ``budget`` tokens and an answer of at most ``max_new_tokens``.
 
-    ``draws``: one for each prompt, if the replies are sampled and not greedy. A thought that reaches the budget is closed, and the model continues with the answer, which begins right after the closing mark. A
-    reply without a thought is all answer.
+    A thought that reaches the budget is closed, and the model continues with the answer, which begins right after the closing mark. A
+    reply without a thought is all answer. ``draws``: one for each prompt, if the replies are sampled and not greedy.
     """
     opened, end = opens_thought(model.tokenizer), closing(model.tokenizer)
     begun: list[tuple[int, list[int], int]] = []  # index of the prompt, reply so far, answer tokens in it
@@ -40,8 +40,8 @@ def replies_within(
                 advance(1)
     if not begun:
         return
-    rest = None if draws is None else [draws[place].after(len(reply)) for place, reply, _ in begun]
-    asked = Pass([[*prompts[place], *reply] for place, reply, _ in begun], draws=rest)
+    later = None if draws is None else [draws[place].after(len(reply)) for place, reply, _ in begun]
+    asked = Pass([[*prompts[place], *reply] for place, reply, _ in begun], draws=later)
     for _, numbers, rests in model.replies([asked], max_new_tokens):
         for number, rest in zip(numbers, rests, strict=True):
             place, reply, answered = begun[number]

@@ -42,9 +42,9 @@ class VllmEngine:
     sampling: Sampling = GREEDY
 
     def answer(self, sets: Sequence[PromptSet], path: Path, advance: Callable[[int], None] = lambda done: None) -> list[Transcript]:
-        """Replies to every prompt of every set, greedy ones first, in their order, written to ``path`` slice by slice. Resumes a file begun earlier.
+        """Replies to every prompt of every set, in their order, greedy ones first, written to ``path`` slice by slice.
 
-        Raises InputError if vLLM is not installed, can't load the model, or fails.
+        Resumes a file begun earlier. Raises InputError if vLLM is not installed, can't load the model, or fails.
         """
         wanted = self.sampling.asked(sets)
         kept = resume(path, wanted)

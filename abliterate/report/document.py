@@ -10,6 +10,7 @@ from abliterate.choice.records import Selection
 from abliterate.files import Interval
 from abliterate.measures.contrast import against_control
 from abliterate.measures.deliberation import thought_by_answer
+from abliterate.measures.parts.consistency import Consistency
 from abliterate.measures.parts.moved import Controls, Drift, DriftValues, Recovery
 from abliterate.measures.parts.sets import KEEP
 from abliterate.measures.statistics import bootstrap_mean
@@ -35,6 +36,7 @@ def report_document(
     margin: float,
     controls: Controls | None = None,
     recovery: Recovery | None = None,
+    consistency: Consistency | None = None,
 ) -> Report:
     """Everything measured, still without its cost. ``roles`` maps each set's name to its role, in the order of the report."""
     keeps = [name for name, role in roles.items() if role == KEEP] if edited is not None else []
@@ -47,6 +49,7 @@ def report_document(
         by_topic={name: by_topic(base[name], None if edited is None else edited[name]) for name in roles},
         tables={name: tuple(table(base[name], None if edited is None else edited[name])) for name in roles},
         against_control=None if controlled is None else tuple(controlled),
+        consistency=consistency,
         thought_by_answer=thought_by_answer(base, edited),
         unchanged=None if unmoved is None else tuple(unmoved),
         keep_test=tests[0] if tests else None,
