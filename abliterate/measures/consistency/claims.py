@@ -37,8 +37,10 @@ class Claims:
     @cached_property
     def all(self) -> tuple[Claim, ...]:
         known = [Claim(fact, known=True) for fact in dict.fromkeys(self.answer.held)]
+        facts = [plain(claim.text) for claim in known]
         others = dict.fromkeys([*self.answer.figures, *self.answer.names])
-        return tuple([*known, *(Claim(text, known=False) for text in others)][:MOST])
+        beside = [text for text in others if not any(fact in text for fact in facts)]  # "the National Guard" is no claim beside the fact
+        return tuple([*known, *(Claim(text, known=False) for text in beside)][:MOST])
 
     @cached_property
     def _own(self) -> frozenset[Claim]:
