@@ -174,8 +174,11 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
     steps.append(Step("selection", "gate: short replies (val)", _gate(val), SHORT))
     tested = tuple(Asked(ids) for ids in prompts.test.values())
     if config.engine == "transformers":
-        asked = (*tested, *([Asked(prompts.sampled, config.samples)] if config.samples and prompts.sampled else []))
-        steps += [Step("evaluation", f"replies of the {which} model", asked, config.max_new_tokens) for which in ("base", "edited")]
+        for which in ("base", "edited"):
+            steps.append(Step("evaluation", f"replies of the {which} model", tested, config.max_new_tokens))
+            if config.samples and prompts.sampled:
+                sampled = (Asked(prompts.sampled, config.samples),)
+                steps.append(Step("evaluation", f"sampled replies of the {which} model", sampled, config.max_new_tokens))
     reply = min(REPLY, config.max_new_tokens)
     along = [[*ids, *[0] * reply] for ids in prompts.harmless]
     drifted = (Asked(prompts.harmless, 1, 1), Asked(along, 1, reply + 1), Asked(prompts.prose, 1, max(map(len, prompts.prose), default=1)))

@@ -15,7 +15,7 @@ from scipy.stats import mannwhitneyu
 from abliterate.measures.consistency.answers import SampledAnswer
 from abliterate.measures.consistency.claims import MOST, Claim, Claims, same, shared, support
 from abliterate.measures.consistency.consistency import Checked, Replies, checked
-from abliterate.measures.consistency.separation import Scored, bound_of, separation
+from abliterate.measures.consistency.discrimination import Scored, bound_of, discrimination
 from abliterate.measures.summary import judge_all
 from abliterate.outcomes.verdict import Verdict
 from abliterate.outcomes.worth.records import Worth
@@ -134,7 +134,7 @@ def test_a_name_that_holds_a_known_fact_is_no_claim_beside_it() -> None:
 def test_the_area_is_mann_whitneys(rows: list[tuple[int, bool, int]]) -> None:
     scored = [Scored(score / 4, true, str(cluster)) for score, true, cluster in rows]
     true, others = ([each.score for each in scored if each.true is kind] for kind in (True, False))
-    found = separation(scored)
+    found = discrimination(scored)
     assert (found is None) is not (bool(true) and bool(others))
     if found is not None:
         assert found.auc == pytest.approx(mannwhitneyu(true, others).statistic / len(true) / len(others))
@@ -150,7 +150,7 @@ def scored(shift: float, topics: int = 40, seed: int = 0) -> list[Scored]:
 
 
 def test_the_interval_holds_a_half_where_there_is_nothing_and_lies_above_where_there_is() -> None:
-    nothing, something = separation(scored(0.0)), separation(scored(0.25))
+    nothing, something = discrimination(scored(0.0)), discrimination(scored(0.25))
     assert nothing and nothing.auc_ci95 and nothing.auc_ci95[0] < 0.5 < nothing.auc_ci95[1]
     assert something and something.auc_ci95 and something.auc_ci95[0] > 0.5
 
@@ -161,7 +161,7 @@ def test_topics_widen_the_interval() -> None:
         Scored(score, true, str(topic)) for topic, (score, true) in enumerate([(0.8, True), (0.2, False), (0.4, True), (0.6, False)] * 5)
     ]
     alone = [replace(each, cluster=f"{each.cluster}-{i}") for i in range(6) for each in one]
-    together, apart = separation(one * 6), separation(alone)
+    together, apart = discrimination(one * 6), discrimination(alone)
     assert together and apart and together.auc_ci95 and apart.auc_ci95 and together.auc == apart.auc
     assert together.auc_ci95[0] < apart.auc_ci95[0] and together.auc_ci95[1] > apart.auc_ci95[1]
 

@@ -22,6 +22,7 @@ from abliterate.model.chat.template import encode
 from abliterate.prompts import Prompt, PromptSet
 from abliterate.replies import vllm_engine
 from abliterate.replies.generate import generate
+from abliterate.replies.samples import Sampling
 from abliterate.replies.transcripts import Transcript, read
 from abliterate.replies.vllm_engine import VllmEngine
 
@@ -267,6 +268,13 @@ def test_memory_of_a_gpu_is_given_back(vllm: Vllm, folder: Path, tmp_path: Path,
     with pytest.raises(ValueError, match="shorter"):
         engine(folder).answer(SETS, tmp_path / "t.jsonl")
     assert emptied == [0, 1]
+
+
+def test_each_sample_has_its_own_seed_and_greedy_replies_none(folder: Path, vllm: Vllm, tmp_path: Path) -> None:
+    sets = [PromptSet("s", (Prompt("1", "Hi", facts=("Paris",)), Prompt("2", "Sing")))]
+    made = engine(folder, sampling=Sampling(3)).answer(sets, tmp_path / "t.jsonl")
+    assert [(t.id, t.sample) for t in made] == [("1", 0), ("2", 0), ("1", 1), ("1", 2), ("1", 3)]
+    assert len(vllm.sampled) == 3 == len({given.seed for given in vllm.sampled})
 
 
 def test_a_template_that_opens_the_thought_is_recorded(vllm: Vllm, tmp_path: Path) -> None:

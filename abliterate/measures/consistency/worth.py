@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from abliterate.measures.consistency.answers import SampledAnswer
-from abliterate.measures.consistency.separation import FALSE_ALARMS, Bound, Scored, bound_of, separation
-from abliterate.measures.parts.consistency import Separation, Validation
+from abliterate.measures.consistency.discrimination import FALSE_ALARMS, Bound, Scored, bound_of, discrimination
+from abliterate.measures.parts.consistency import Discrimination, Validation
 from abliterate.outcomes.verdict import Verdict
 from abliterate.outcomes.worth.records import Worth
 
@@ -37,17 +37,17 @@ def validated(names: Sequence[str], controls: Sequence[SampledAnswer]) -> Valida
     judged = [answer for answer in controls if answer.verdict.worth in ("informative", "invented")]
     return Validation(
         sets=tuple(names),
-        claims=separation(list(_claims(controls))),
+        claims=discrimination(list(_claims(controls))),
         answers_by_support=_separated(judged, [answer.support for answer in judged]),
         answers_by_similarity=_separated(judged, [answer.similarity for answer in judged]),
         answers_by_entropy=_separated(judged, [None if answer.entropy is None else -answer.entropy for answer in judged]),
     )
 
 
-def _separated(answers: Sequence[SampledAnswer], scores: Sequence[float | None]) -> Separation | None:
+def _separated(answers: Sequence[SampledAnswer], scores: Sequence[float | None]) -> Discrimination | None:
     """How well the scores separate informative answers from invented ones; answers without a score are left out."""
     there = [(answer, score) for answer, score in zip(answers, scores, strict=True) if score is not None]
-    return separation([Scored(score, answer.verdict.worth == "informative", answer.cluster) for answer, score in there])
+    return discrimination([Scored(score, answer.verdict.worth == "informative", answer.cluster) for answer, score in there])
 
 
 def decision(validation: Validation | None, controls: Sequence[SampledAnswer]) -> Decision:

@@ -71,7 +71,7 @@ class ConsistentSet(ConsistentSides):
     by_lang: May[Mapping[str, ConsistentSides]] = Field(default=None, description="The same by language, if there are several.")
 
 
-class Separation(Record):
+class Discrimination(Record):
     """How well a score separates what is true from the others."""
 
     auc: Share = Field(description="Chance that a true one scores above another; 0.5 says nothing.")
@@ -86,14 +86,14 @@ class Validation(Record):
     """What consistency is worth on the control questions, whose facts are known and that no model withholds; both models together."""
 
     sets: Several[str] = Field(description="The control sets.")
-    claims: May[Separation] = Field(
+    claims: May[Discrimination] = Field(
         default=None, description="Support of claims that are known facts (true) against other claims, most of them made up."
     )
-    answers_by_support: May[Separation] = Field(
+    answers_by_support: May[Discrimination] = Field(
         default=None, description="Mean support of answers judged informative (true) against invented ones; these labels are judged."
     )
-    answers_by_similarity: May[Separation] = Field(default=None, description="The same by the samples' similarity.")
-    answers_by_entropy: May[Separation] = Field(default=None, description="The same by the samples' entropy, the lower the better.")
+    answers_by_similarity: May[Discrimination] = Field(default=None, description="The same by the samples' similarity.")
+    answers_by_entropy: May[Discrimination] = Field(default=None, description="The same by the samples' entropy, the lower the better.")
 
 
 class UseInWorth(Record):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from abliterate.measures.clusters import too_few
-from abliterate.measures.parts.consistency import Separation
+from abliterate.measures.parts.consistency import Discrimination
 from abliterate.measures.parts.rates import Rate
 from abliterate.measures.summary import rate
 
@@ -35,7 +35,7 @@ class Bound:
     caught: Rate
 
 
-def separation(scored: Sequence[Scored]) -> Separation | None:
+def discrimination(scored: Sequence[Scored]) -> Discrimination | None:
     """The chance that a true one scores above another (ties count half), with the percentile interval over resampled topics (Davison and
     Hinkley 1997, section 3.8). None if one kind is missing."""
     counts = {kind: sum(each.true is kind for each in scored) for kind in (True, False)}
@@ -44,7 +44,7 @@ def separation(scored: Sequence[Scored]) -> Separation | None:
     both = np.stack([_counts(scored, kind) for kind in (True, False)])  # [kind, cluster, level]
     clusters = both.shape[1]
     auc = float(_areas(both.sum(1)[:, None])[0])
-    return Separation(
+    return Discrimination(
         auc=auc,
         auc_ci95=_interval(both) if clusters > 1 else None,
         true=counts[True],
