@@ -24,6 +24,7 @@ from abliterate.model.edit import Edit
 from abliterate.model.folder import open_folder
 from abliterate.model.source import resolve_model
 from abliterate.prompts import Prompt, PromptSet, RoleSets
+from abliterate.replies.samples import Asked
 from abliterate.replies.transcripts import Transcript, transcript_of
 from abliterate.report.card import model_card
 
@@ -63,7 +64,7 @@ def generate(model: Model, prompts: PromptSet | Iterable[str], max_new_tokens: i
     for _, places, replies in model.replies([Pass(encoded, Intervention(edit))], max_new_tokens):
         for place, reply in zip(places, replies, strict=True):
             text, cut = decode(model.tokenizer, reply), len(reply) >= longest
-            found[place] = transcript_of(asked.name, asked.prompts[place], text, len(reply), opened, cut)
+            found[place] = transcript_of(Asked(asked.name, asked.prompts[place]), text, len(reply), opened, cut)
     return [found[place] for place in range(len(encoded))]
 
 

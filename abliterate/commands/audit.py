@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from abliterate.config import AuditConfig, is_url
+from abliterate.measures.consistency.consistency import Replies, checked
 from abliterate.measures.elicitation.stage import inquiry_of
 from abliterate.measures.elicitation.stored import stored_scores
 from abliterate.measures.final_test import benchmarked
@@ -14,6 +15,7 @@ from abliterate.measures.summary import judge_all
 from abliterate.prompts.asked import asked_sets
 from abliterate.replies.engine import engine_of, reply_length, wanted_of
 from abliterate.replies.responding import respond
+from abliterate.replies.samples import check_facts, sampling_of
 from abliterate.replies.served import Wanted
 from abliterate.report.document import report_document
 from abliterate.report.tree.report import Report
@@ -28,7 +30,8 @@ def audit(config: AuditConfig, out: Path, clock: datetime | None = None) -> Repo
     on_server = is_url(config.model)
     source, session = (None, None) if on_server else open_model(config, out, recorded_clock(out) or clock)
     wanted = Wanted() if source is None else wanted_of(source)
-    groups = asked_sets(config)
+    groups, sampling = asked_sets(config), sampling_of(config)
+    check_facts(config, groups)
     described = {group.name: group.used_as("audited") for group in groups}
     record = run_record("audit", config, source, described, resolved(session, config, None) if session else UNRESOLVED)
     if session is not None:
@@ -36,12 +39,15 @@ def audit(config: AuditConfig, out: Path, clock: datetime | None = None) -> Repo
     inquiry = inquiry_of(config, groups, session)
     folder = open_run(out, record)
     ask = partial(engine_of, config, session, wanted, config.model if on_server else None)
-    judged = judge_all(respond(folder, ask, groups, "base"))
+    replies = respond(folder, ask, groups, "base", sampling)
     if inquiry is not None and session is not None:
         inquiry.scores(folder, session, "base")
     if session is not None:
         benchmarked(folder, config, {"base": session})
     roles = {group.name: "audited" for group in groups}
+    found = checked(sampling, roles, Replies.of(judge_all(replies), replies))
     elicited = None if inquiry is None else stored_scores(out)
-    report = report_document(folder.record(), roles, judged, None, None, None, None, margin=0.05, elicited=elicited)
-    return write_report(folder, report, judged, None, None)
+    report = report_document(
+        folder.record(), roles, found.base, None, None, None, None, margin=0.05, elicited=elicited, consistency=found.consistency
+    )
+    return write_report(folder, report, found.base, None, None)

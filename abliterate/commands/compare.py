@@ -18,12 +18,13 @@ from abliterate.config import AuditConfig, CompareConfig, is_url
 from abliterate.config.asking import Which
 from abliterate.errors import InputError
 from abliterate.files import check_destination, write_json
+from abliterate.measures.consistency.consistency import Replies, checked
 from abliterate.measures.elicitation.stage import Inquiry, inquiry_of
 from abliterate.measures.elicitation.stored import stored_scores
 from abliterate.measures.final_test import benchmarked, drift_base, drift_edited
 from abliterate.measures.parts.moved import DriftValues
 from abliterate.measures.reference import Reference, open_reference, recovery_base, recovery_edited
-from abliterate.measures.summary import Judged, judge_all
+from abliterate.measures.summary import judge_all
 from abliterate.model.agreement import open_checkpoint
 from abliterate.model.chat.clock import now
 from abliterate.model.folder import ModelFolder
@@ -32,7 +33,9 @@ from abliterate.prompts import PromptSet, load_set
 from abliterate.prompts.asked import asked_sets
 from abliterate.replies.engine import engine_of, foresee, reply_length, wanted_of
 from abliterate.replies.responding import respond
+from abliterate.replies.samples import Sampling, check_facts, sampling_of
 from abliterate.replies.served import Wanted
+from abliterate.replies.transcripts import Transcript
 from abliterate.report.document import report_document
 from abliterate.report.tree.report import Report
 from abliterate.report.write import write_report
@@ -62,6 +65,8 @@ def compare(config: CompareConfig, out: Path, clock: datetime | None = None) -> 
     clock = recorded_clock(out) or clock or now()
     base, derived = _opened(config, "base", out, clock), _opened(config, "derived", out, clock)
     groups = [] if base.config is None else asked_sets(base.config)
+    if base.config is not None:
+        check_facts(base.config, groups)
     roles = {group.name: "audited" if i < len(config.prompts) else "keep" for i, group in enumerate(groups)}
     for one in (base, derived):
         if one.config is not None and one.session is not None:
@@ -74,7 +79,8 @@ def compare(config: CompareConfig, out: Path, clock: datetime | None = None) -> 
         foresee(base.config)
         foresee(derived.config)
     folder.stage("weights", WEIGHTS, lambda: _weights(base, derived), write_json, WeightsFile.read)
-    before, after, drift = _asked(folder, base, derived, groups, config.limit, reference, inquiry) if groups else ({}, {}, None)
+    by_base, by_derived, drift = _asked(folder, base, derived, groups, config.limit, reference, inquiry) if groups else ([], [], None)
+    before, after = judge_all(by_base), judge_all(by_derived)
     recovery = None
     if base.session is not None and derived.session is not None:
         recovery = recovery_edited(folder, reference, derived.session, groups, roles, before, after)
@@ -82,10 +88,13 @@ def compare(config: CompareConfig, out: Path, clock: datetime | None = None) -> 
     if config.lm_eval and base.session is not None:
         benchmarked(folder, config, {which: session for which, session in sessions.items() if session is not None})
     elicited = None if inquiry is None else stored_scores(out)
+    sampling = Sampling() if base.config is None else sampling_of(base.config)
+    found = checked(sampling, roles, Replies.of(before, by_base), Replies.of(after, by_derived))
     report = report_document(
-        folder.record(), roles, before, after, drift, None, None, margin=config.margin, recovery=recovery, elicited=elicited
-    )
-    return write_report(folder, report, before, after, None)
+        folder.record(), roles, found.base, found.edited, drift, None, None, config.margin,
+        recovery=recovery, elicited=elicited, consistency=found.consistency,
+    )  # fmt: skip
+    return write_report(folder, report, found.base, found.edited, None)
 
 
 def _reference(config: CompareConfig, base: ComparedModel, derived: ComparedModel, groups: Sequence[PromptSet]) -> Reference | None:
@@ -182,14 +191,14 @@ def _asked(
     limit: int | None,
     reference: Reference | None,
     inquiry: Inquiry | None,
-) -> tuple[dict[str, Judged], dict[str, Judged], DriftValues | None]:
+) -> tuple[list[Transcript], list[Transcript], DriftValues | None]:
     """Both models' replies to the same prompts, and the drift of the derived one on harmless ones; one is in memory at a time."""
     before = _replies(folder, base, groups, "base")
     group = _read_by_both(load_set(_DRIFT_SET).of("test", limit), base, derived)
     measured = None
     if alike := _predicts_alike(base, derived) and len(group) > 0:
         assert base.session is not None
-        measured = drift_base(folder, base.session, group, before.get(group.name, []))
+        measured = drift_base(folder, base.session, group, judge_all(before).get(group.name, []))
     if base.session is not None:
         if inquiry is not None:
             inquiry.scores(folder, base.session, "base")
@@ -211,10 +220,10 @@ def _read_by_both(group: PromptSet, base: ComparedModel, derived: ComparedModel)
     return group
 
 
-def _replies(folder: RunFolder, of: ComparedModel, groups: Sequence[PromptSet], which: str) -> dict[str, Judged]:
+def _replies(folder: RunFolder, of: ComparedModel, groups: Sequence[PromptSet], which: str) -> list[Transcript]:
     assert of.config is not None
     url, wanted = (of.config.model, Wanted()) if of.source is None else (None, wanted_of(of.source))
-    return dict(judge_all(respond(folder, partial(engine_of, of.config, of.session, wanted, url), groups, which)))
+    return respond(folder, partial(engine_of, of.config, of.session, wanted, url), groups, which, sampling_of(of.config))
 
 
 def _predicts_alike(base: ComparedModel, derived: ComparedModel) -> bool:

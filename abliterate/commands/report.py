@@ -17,6 +17,7 @@ from abliterate.directions.file import load_directions
 from abliterate.errors import InputError
 from abliterate.files import Record, write_json
 from abliterate.measures.agreement import kappa
+from abliterate.measures.consistency.consistency import Replies, checked
 from abliterate.measures.elicitation.stored import stored_scores
 from abliterate.measures.parts.moved import Controls, DriftValues, Recovery
 from abliterate.measures.parts.rates import Figures
@@ -27,7 +28,8 @@ from abliterate.outcomes.judges.judging import judged_by
 from abliterate.outcomes.judges.named import judge_of
 from abliterate.outcomes.records import NOT_JUDGED
 from abliterate.outcomes.verdict import Verdict
-from abliterate.replies.transcripts import Transcript, read
+from abliterate.replies.samples import Sampling
+from abliterate.replies.transcripts import Transcript, greedy, read, samples_of
 from abliterate.report.document import excerpt, report_document, with_missing
 from abliterate.report.tree.judge import Agreement, AgreementFile, Dissent, JudgeRecord
 from abliterate.report.tree.report import Report
@@ -61,20 +63,24 @@ def render_again(config: ReportConfig, path: Path) -> Report:
     counts in no figure. Raises InputError if the folder holds no finished run.
     """
     folder = reopen_run(path)
-    record, before, after = folder.record(), _stored(folder, "base"), _stored(folder, "edited")
+    record, stored = folder.record(), (_stored(folder, "base"), _stored(folder, "edited"))
+    before, after = map(greedy, stored)
     roles = {name: entry.role for name, entry in record.prompts.items()}
     _check_whole(path, roles, before, after)
+    sampling = Sampling(record.settings.get("samples", 0), record.settings.get("seed", 0))
+    _check_sampled(path, sampling, stored)
     judge = judge_of(config)
     rows = _judged(judge, before, after)
     left_out = {_key(row.transcript) for row in rows if row.verdict is None}
     base, edited = (_by_set(rows, which, left_out, roles) for which in ("base", "edited"))
     if empty := [name for name in roles if not base.get(name)]:
         raise InputError(f"{judge.name} gave no outcome for any prompt of {empty[0]!r}; the report is unchanged")
+    found = checked(sampling, roles, Replies.of(base, stored[0]), Replies.of(edited, stored[1]) if edited else None)
     document = report_document(
         run=record,
         roles=roles,
-        base=base,
-        edited=edited or None,
+        base=found.base,
+        edited=found.edited,
         drift=_optional(DriftValues, path / "drift.json"),
         selection=_optional(Selection, path / "selection.json"),
         edit=_edit(path),
@@ -82,11 +88,12 @@ def render_again(config: ReportConfig, path: Path) -> Report:
         controls=_optional(Controls, path / CONTROLS),
         recovery=_optional(Recovery, path / RECOVERY),
         elicited=stored_scores(path),
+        consistency=found.consistency,
     )
     document = document.model_copy(update=_measured_besides(path))
     if not isinstance(judge, Rules):
         document = _under(judge, document, rows, path)
-    return write_report(folder, document, base, edited or None, _separation(path), config.transcripts)
+    return write_report(folder, document, found.base, found.edited, _separation(path), config.transcripts)
 
 
 def _stored(folder: RunFolder, which: str) -> list[Transcript]:
@@ -104,6 +111,14 @@ def _check_whole(path: Path, roles: Mapping[str, str], before: Sequence[Transcri
     unpaired = {_key(t) for t in after} != {_key(t) for t in before} if after else drift is not None
     if fewer or unpaired:
         raise InputError(f"{path}: transcripts are missing; repeat the run command to generate them again")
+
+
+def _check_sampled(path: Path, sampling: Sampling, sides: Sequence[Sequence[Transcript]]) -> None:
+    """Raises InputError if a sampled reply is missing."""
+    for stored in sides:
+        samples = samples_of(stored)
+        if any(len(samples.get(_key(t), ())) < sampling.count for t in greedy(stored) if t.facts):
+            raise InputError(f"{path}: sampled replies are missing; repeat the run command to generate them again")
 
 
 def _judged(judge: Judge, before: Sequence[Transcript], after: Sequence[Transcript]) -> list[Row]:

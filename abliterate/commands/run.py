@@ -31,6 +31,7 @@ from abliterate.directions.groups import activations_of, positions_of
 from abliterate.directions.quality import quality_document, sentences_on_scope
 from abliterate.files import write_json
 from abliterate.measures.benchmarks import check_installed
+from abliterate.measures.consistency.consistency import Replies, checked
 from abliterate.measures.final_test import benchmarked, drift_base, drift_edited, random_control
 from abliterate.measures.reference import open_reference, recovery_base, recovery_edited
 from abliterate.measures.summary import judge_all
@@ -41,6 +42,7 @@ from abliterate.prompts import Prompt, PromptSet, RoleSets
 from abliterate.prompts.promptset import Split
 from abliterate.replies.engine import edited_engine, engine_of, foresee, reply_length, wanted_of
 from abliterate.replies.responding import respond
+from abliterate.replies.samples import check_facts, sampling_of
 from abliterate.report.card import model_card
 from abliterate.report.document import report_document
 from abliterate.report.tree.report import Report
@@ -70,6 +72,8 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> Report:
     how = settled_method(config, base.whole) if not (out / "selection.json").exists() else "off"  # a chosen edit is not tuned again
     tested, known = sets.test_sets(), sets.without_test()
     _check_lengths(base, config, tested, known)
+    sampling = sampling_of(config)
+    check_facts(config, tested)
     reference = open_reference(config.reference, config, [base], tested)
     record = run_record("run", config, source, sets.described(), resolved(base, config, config.positions))
     folder = open_run(out, reference.recorded(record) if reference else record)
@@ -83,7 +87,8 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> Report:
     folder.stage("directions", DIRECTIONS, lambda: quality_document(activations, directions), write_json, DirectionsQuality.read)
     edit, selection = _selection(folder, base, known, config, activations, directions, how, store)
     proof = _edit(folder, base, edit, source)  # before the final test, which takes longer than all before it
-    before = judge_all(respond(folder, lambda: engine_of(config, base, wanted_of(source)), tested, "base"))
+    by_base = respond(folder, lambda: engine_of(config, base, wanted_of(source)), tested, "base", sampling)
+    before = judge_all(by_base)
     harmless = sets.sets("harmless")[0].of("test", sets.limit)
     measured = drift_base(folder, base, harmless, before[harmless.name])
     controls = random_control(folder, base, edit, sets, before)
@@ -91,23 +96,26 @@ def run(config: RunConfig, out: Path, clock: datetime | None = None) -> Report:
     base.release()  # one model is in memory at a time
     edited = Session(config, out / "checkpoint", clock=base.clock)
     ask_edited = partial(edited_engine, config, edited, source, folder.record().resolved.engine("base"))
-    after = judge_all(respond(folder, ask_edited, tested, "edited"))
+    by_edited = respond(folder, ask_edited, tested, "edited", sampling)
+    after = judge_all(by_edited)
     recovery = recovery_edited(folder, reference, edited, tested, sets.roles, before, after)
     drift = drift_edited(folder, edited, harmless, measured)
     benchmarked(folder, config, {"base": base, "edited": edited})
+    found = checked(sampling, sets.roles, Replies.of(before, by_base), Replies.of(after, by_edited))
     report = report_document(
         run=folder.record(),
         roles=sets.roles,
-        base=before,
-        edited=after,
+        base=found.base,
+        edited=found.edited,
         drift=drift,
         selection=selection,
         edit=proof.summary,
         margin=config.margin,
         controls=controls,
         recovery=recovery,
+        consistency=found.consistency,
     )
-    return write_report(folder, report, before, after, {name: values[0].tolist() for name, values in directions.auc.items()})
+    return write_report(folder, report, found.base, found.edited, {name: values[0].tolist() for name, values in directions.auc.items()})
 
 
 def _check_lengths(base: Session, config: RunConfig, tested: Sequence[PromptSet], known: RoleSets) -> None:

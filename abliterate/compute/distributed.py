@@ -149,7 +149,11 @@ class DistributedModel:
 
     def _shares(self, passes: Sequence[Pass]) -> list[list[Pass]]:
         """Each process's sequences of every pass: every ``size``-th one."""
-        return [[replace(asked, sequences=asked.sequences[rank :: self.size]) for asked in passes] for rank in range(self.size)]
+        return [[_share(asked, slice(rank, None, self.size)) for asked in passes] for rank in range(self.size)]
+
+
+def _share(asked: Pass, part: slice) -> Pass:
+    return replace(asked, sequences=asked.sequences[part], draws=None if asked.draws is None else asked.draws[part])
 
 
 def _watched(

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from abliterate.compute.draws import Draw
 from abliterate.model.edit import Edit
 from abliterate.model.folder import ModelFolder
 
@@ -51,13 +52,15 @@ NO_INTERVENTION = Intervention()
 class Pass:
     """Sequences of token ids that go through the model under one intervention; the last ``kept`` positions get logits.
 
-    Replies for which ``settled`` is true may end before their end token.
+    Replies for which ``settled`` is true may end before their end token. ``draws``: one for each sequence, if replies are sampled and not
+    greedy.
     """
 
     sequences: Ids
     intervention: Intervention = NO_INTERVENTION
     kept: int = 1
     settled: Settled | None = None
+    draws: Sequence[Draw] | None = None
 
 
 # Pass number, indices of its sequences, which token of each reply, and the logits that it is chosen from.
@@ -107,5 +110,6 @@ class Model(Protocol):
     def replies(
         self, passes: Sequence[Pass], max_new_tokens: int, advance: Advance = no_progress
     ) -> Iterator[tuple[int, Sequence[int], list[list[int]]]]:
-        """Yield pass number, indices of its sequences, and their greedy continuations without the end token."""
+        """Yield pass number, indices of its sequences, and their continuations without the end token: greedy, or sampled if
+        a pass has draws."""
         ...

@@ -37,6 +37,9 @@ _MARGIN: float = setting(
 _LIMIT: int | None = setting(
     None, ge=1, description="Maximum number of prompts per set. Default: all.", panel=Panel.MAIN, rank=20, from_record=True
 )
+_SEED: int = setting(
+    0, ge=0, le=2**32 - 1, description="Random seed for the sampled replies (--samples).", panel=Panel.REPLIES, rank=2, from_record=True
+)
 _SPLIT: Split = setting(
     "test",
     description="Split to ask. If a file has no splits, all its prompts are asked.",
@@ -117,6 +120,7 @@ class AuditConfig(EngineConfig, EvaluateConfig, ModelConfig):
     limit: int | None = _LIMIT
     split: Split = _SPLIT
     elicit: bool = _ELICIT
+    seed: int = _SEED
 
     @field_validator("model")
     @classmethod
@@ -189,6 +193,7 @@ class CompareConfig(EngineConfig, EvaluateConfig, ComputeConfig):
     )
     limit: int | None = _LIMIT
     split: Split = _SPLIT
+    seed: int = _SEED
     margin: float = _MARGIN
     weights_only: bool = setting(
         False, description="Compare only the weights; ask no prompts.", panel=Panel.MAIN, rank=20, from_record=True

@@ -20,6 +20,16 @@ class EvaluateConfig(Config):
     max_new_tokens: int = setting(
         64, ge=1, description="Maximum length of a reply, in tokens.", panel=Panel.REPLIES, rank=1, from_record=True
     )
+    samples: int = setting(
+        0,
+        ge=0,
+        le=100,
+        description="Number of sampled replies, besides the greedy one, to each prompt that lists facts; the report says which of the "
+        "greedy answer's claims they support.",
+        panel=Panel.REPLIES,
+        rank=2,
+        from_record=True,
+    )
     lm_eval: Sets = setting(
         (),
         description="Tasks of lm-evaluation-harness (mmlu, gsm8k, ...) to run on the models.",

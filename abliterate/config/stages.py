@@ -187,7 +187,13 @@ class SelectConfig(Config):
         from_record=True,
     )
     seed: int = setting(
-        0, ge=0, le=2**32 - 1, description="Random seed for the tuner and the search.", panel=Panel.CHOICE, rank=9, from_record=True
+        0,
+        ge=0,
+        le=2**32 - 1,
+        description="Random seed for the tuner, the search and the sampled replies.",
+        panel=Panel.CHOICE,
+        rank=9,
+        from_record=True,
     )
     prefer: Literal["balanced", "quality", "removal"] = setting(
         "balanced",

@@ -74,7 +74,8 @@ class Step:
 class Prompts:
     """The prompts of a run as token ids, by role and split; test prompts by set. ``languages``: how many have their own directions.
 
-    ``exact``: encoded by the model's own tokenizer. ``positions``: number of last tokens whose activations are collected.
+    ``exact``: encoded by the model's own tokenizer. ``positions``: number of last tokens whose activations are collected. ``sampled``: the
+    test prompts with facts.
     """
 
     train: dict[Role, Ids]
@@ -85,6 +86,7 @@ class Prompts:
     languages: int
     positions: int
     exact: bool
+    sampled: Ids = ()
 
     def __len__(self) -> int:
         return sum(len(ids) for part in (self.train, self.val, self.test) for ids in part.values())
@@ -103,6 +105,7 @@ class Prompts:
             test={name: ids[::2] for name, ids in self.test.items()},
             harmless=self.harmless[::2],
             prose=self.prose,
+            sampled=self.sampled[::2],
         )
 
 
@@ -126,6 +129,7 @@ def read_prompts(config: RunConfig, folder: ModelFolder) -> Prompts:
         languages=len(shared.get("target", {})),
         positions=config.positions or (POSITIONS if tokenizer is None else len(template_positions(tokenizer))) + bool(sets.sets("keep")),
         exact=tokenizer is not None,
+        sampled=encoded([prompt for group in sets.test_sets() for prompt in group if prompt.facts]),
     )
 
 
@@ -170,7 +174,11 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
     steps.append(Step("selection", "gate: short replies (val)", _gate(val), SHORT))
     tested = tuple(Asked(ids) for ids in prompts.test.values())
     if config.engine == "transformers":
-        steps += [Step("evaluation", f"replies of the {which} model", tested, config.max_new_tokens) for which in ("base", "edited")]
+        for which in ("base", "edited"):
+            steps.append(Step("evaluation", f"replies of the {which} model", tested, config.max_new_tokens))
+            if config.samples and prompts.sampled:
+                sampled = (Asked(prompts.sampled, config.samples),)
+                steps.append(Step("evaluation", f"sampled replies of the {which} model", sampled, config.max_new_tokens))
     reply = min(REPLY, config.max_new_tokens)
     along = [[*ids, *[0] * reply] for ids in prompts.harmless]
     drifted = (Asked(prompts.harmless, 1, 1), Asked(along, 1, reply + 1), Asked(prompts.prose, 1, max(map(len, prompts.prose), default=1)))

@@ -29,13 +29,15 @@ class Clustered:
     clusters: int
 
 
-def cluster_rate(holds: Sequence[bool], clusters: Sequence[str], confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> Clustered:
-    """Percentile interval of the share of ``holds``, resampling whole clusters.
+def cluster_rate(
+    holds: Sequence[bool] | Sequence[float], clusters: Sequence[str], confidence: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> Clustered:
+    """Percentile interval of the share of ``holds``, or of the mean of shares, resampling whole clusters.
 
     If all clusters have the same rate, there is no spread to resample; each cluster then counts as one observation of a Wilson interval.
     Raises ValueError for fewer than two clusters.
     """
-    sums, sizes = _by_cluster(np.asarray(holds, dtype=np.int64), clusters)
+    sums, sizes = _by_cluster(np.asarray(holds, dtype=np.float64), clusters)
     if _all_alike(sums, sizes):
         low, high = wilson(len(sums) * float(sums.sum()) / float(sizes.sum()), len(sums), confidence)
         return Clustered(low, high, len(sums))
@@ -55,7 +57,7 @@ def cluster_difference(
     If all clusters have the same difference, each counts as one pair of Tango's score interval. Raises ValueError for fewer than two
     clusters or for samples of different lengths.
     """
-    one, other = np.asarray(first, dtype=np.int64), np.asarray(second, dtype=np.int64)
+    one, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if len(one) != len(other):
         raise ValueError(f"no pairs: {len(one)} and {len(other)}")
     sums, sizes = _by_cluster(one - other, clusters)
@@ -76,7 +78,8 @@ def cluster_mean(
     """
     data = (np.asarray(values, dtype=np.float64) - least) / (1 - least)
     places, count = _places(clusters, len(data))
-    sums, sizes = np.bincount(places, weights=data, minlength=count), np.bincount(places, minlength=count)
+    sums = np.bincount(places, weights=data, minlength=count).astype(np.float64)
+    sizes = np.bincount(places, minlength=count)
     if np.allclose(sums / sizes, data.mean(), rtol=0, atol=1e-12):
         low, high = wilson(count * float(data.mean()), count, confidence)
     else:
@@ -109,10 +112,10 @@ def too_few(clusters: int) -> str | None:
     return f"only {clusters} clusters (topics): with fewer than {MIN_CLUSTERS}, the interval covers the truth less than 93 % of the time"
 
 
-def _by_cluster(values: NDArray[np.int64], clusters: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _by_cluster(values: NDArray[np.float64], clusters: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The sum of the values, and the number of members, of each cluster."""
     places, count = _places(clusters, len(values))
-    sums = np.zeros(count, dtype=np.int64)
+    sums = np.zeros(count)
     np.add.at(sums, places, values)
     return sums, np.bincount(places).astype(np.int64)
 
@@ -127,13 +130,11 @@ def _places(clusters: Sequence[str], members: int) -> tuple[NDArray[np.int64], i
     return np.array([numbers[name] for name in clusters]), len(numbers)
 
 
-def _all_alike(sums: NDArray[np.int64], sizes: NDArray[np.int64]) -> bool:
-    return bool(np.all(sums * sizes.sum() == sums.sum() * sizes))
+def _all_alike(sums: NDArray[np.float64], sizes: NDArray[np.int64]) -> bool:
+    return bool(np.allclose(sums * sizes.sum(), sums.sum() * sizes, rtol=1e-9, atol=1e-9))
 
 
-def _interval(
-    sums: NDArray[np.int64] | NDArray[np.float64], sizes: NDArray[np.int64], confidence: float, draws: int, seed: int
-) -> tuple[float, float]:
+def _interval(sums: NDArray[np.float64], sizes: NDArray[np.int64], confidence: float, draws: int, seed: int) -> tuple[float, float]:
     """Percentiles of the ratio of sums, over draws with replacement of as many clusters as there are."""
     rng = np.random.default_rng(seed)
     count = len(sums)

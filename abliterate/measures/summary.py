@@ -17,7 +17,7 @@ from abliterate.measures.statistics import discordant, holm, mcnemar, wilson
 from abliterate.outcomes.records import NOT_JUDGED, WITHHELD, Outcome
 from abliterate.outcomes.verdict import Verdict
 from abliterate.outcomes.worth.records import EVASIVE, NAMES
-from abliterate.replies.transcripts import Transcript
+from abliterate.replies.transcripts import Transcript, greedy
 
 Judged = Sequence[tuple[Transcript, Verdict]]
 
@@ -286,9 +286,9 @@ def _unchanged(name: str, measure: RisingMeasure, base: Judged, edited: Judged, 
 
 
 def judge_all(transcripts: Iterable[Transcript]) -> dict[str, list[tuple[Transcript, Verdict]]]:
-    """Verdicts by set, in the order of the transcripts."""
+    """Verdicts on the greedy replies by set, in the order of the transcripts."""
     judged: dict[str, list[tuple[Transcript, Verdict]]] = {}
-    for transcript in transcripts:
+    for transcript in greedy(transcripts):
         judged.setdefault(transcript.set, []).append((transcript, transcript.verdict()))
     return judged
 

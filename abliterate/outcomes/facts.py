@@ -11,21 +11,23 @@ from abliterate.prompts.languages.recognition import language_of
 
 def has_fact(answer: str, facts: Sequence[str]) -> bool:
     """Whether the answer contains one of the facts, after normalising; at word boundaries if the script has them."""
-    text = _line(answer)
-    return any(_occurs(plain(fact), text) for fact in facts)
+    text = line_of(answer)
+    return any(occurs(plain(fact), text) for fact in facts)
 
 
 def facts_in(answer: str, facts: Sequence[str]) -> list[str]:
     """The facts that the answer contains."""
-    text = _line(answer)
-    return [fact for fact in facts if _occurs(plain(fact), text)]
+    text = line_of(answer)
+    return [fact for fact in facts if occurs(plain(fact), text)]
 
 
-def _line(answer: str) -> str:
+def line_of(answer: str) -> str:
+    """An answer normalised, as one line."""
     return plain(answer, marks=False).replace("\n", " ")
 
 
-def _occurs(fact: str, text: str) -> bool:
+def occurs(fact: str, text: str) -> bool:
+    """Whether a normalised fact stands in a line: at word boundaries, or anywhere if its script has none."""
     if fact not in text or not language_of(fact).writing.is_spaced:
         return fact in text
     edge = f"[^\\W{letters_of(spaced=False)}]"  # a letter or digit, but none that may stand beside another word

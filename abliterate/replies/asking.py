@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from abliterate.errors import InputError
-from abliterate.prompts import Prompt, PromptSet
-from abliterate.replies.completion import PATH, reply_of, request
+from abliterate.prompts import PromptSet
+from abliterate.replies.completion import PATH, reply_of, request, sampled_request
+from abliterate.replies.samples import GREEDY, Asked, Sampling
 from abliterate.replies.served import Served, Wanted, choose
 from abliterate.replies.server import Line, RefusedError, Server
 from abliterate.replies.transcripts import Transcript, append, in_order, missing, resume, transcript_of
-
-Asked = tuple[str, Prompt]  # a set's name, and one of its prompts
 
 
 def find(server: Server, wanted: Wanted, named: str | None) -> Served:
@@ -30,19 +29,21 @@ def find(server: Server, wanted: Wanted, named: str | None) -> Served:
 
 @dataclass(frozen=True)
 class Asking:
-    """Greedy replies of a served model. ``opens_thought``: its chat template begins each reply inside the thinking block."""
+    """Replies of a served model, greedy and sampled ones. ``opens_thought``: its chat template begins each reply inside the thinking
+    block."""
 
     server: Server
     served: Served
     max_new_tokens: int
     opens_thought: bool = False
+    sampling: Sampling = GREEDY
 
     def answer(self, sets: Sequence[PromptSet], path: Path, advance: Callable[[int], None] = lambda done: None) -> list[Transcript]:
         """Replies to every prompt of every set, in their order. Each reply is appended to ``path`` when it arrives.
 
         Resumes a file begun earlier. Raises InputError if the server refuses a prompt or stays away; finished replies are kept.
         """
-        wanted = [(group.name, prompt) for group in sets for prompt in group]
+        wanted = self.sampling.asked(sets)
         kept = resume(path, wanted)
         advance(len(kept))
 
@@ -63,7 +64,7 @@ class Asking:
             try:
                 while waiting or running:
                     while waiting and len(running) < self.server.concurrency:
-                        running.add(asyncio.create_task(self._one(line, *waiting.popleft())))
+                        running.add(asyncio.create_task(self._one(line, waiting.popleft())))
                     done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     keep([task.result() for task in done if task.exception() is None])
                     for task in done:
@@ -74,12 +75,13 @@ class Asking:
                 ended = await asyncio.gather(*running, return_exceptions=True)
                 keep([reply for reply in ended if isinstance(reply, Transcript)])
 
-    async def _one(self, line: Line, name: str, prompt: Prompt) -> Transcript:
-        body = request(self.served.model, prompt.text, self.max_new_tokens, self.served.extra)
+    async def _one(self, line: Line, asked: Asked) -> Transcript:
+        prompt, given = asked.prompt, (self.served.model, asked.prompt.text, self.max_new_tokens, self.served.extra)
+        body = sampled_request(*given, self.sampling.seed_of(asked)) if asked.sample else request(*given)
         try:
             reply = await line.call(PATH, body, reply_of)
         except RefusedError as refused:
             raise InputError(
-                f"{refused} (prompt {prompt.id!r} of {name!r}; finished replies are kept; run the same command again to resume)"
+                f"{refused} (prompt {prompt.id!r} of {asked.set!r}; finished replies are kept; run the same command again to resume)"
             ) from None
-        return transcript_of(name, prompt, reply.text, reply.new_tokens, self.opens_thought and not reply.marked, reply.cut)
+        return transcript_of(asked, reply.text, reply.new_tokens, self.opens_thought and not reply.marked, reply.cut)

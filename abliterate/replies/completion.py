@@ -1,10 +1,11 @@
-"""Chat completions: the request for a greedy reply, and the reply as one text with its thought marked."""
+"""Chat completions: the request for a greedy or a sampled reply, and the reply as one text with its thought marked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from abliterate.compute.draws import TEMPERATURE
 from abliterate.files import Json
 from abliterate.model.chat.parts import joined
 
@@ -13,6 +14,8 @@ PATH = "/chat/completions"
 GREEDY = {"temperature": 0, "frequency_penalty": 0, "seed": 0, "stream": False}
 # Sent only where it is accepted: vLLM and SGLang take its default from generation_config.json; other servers reject the field.
 PLAIN = {"repetition_penalty": 1.0}
+# What a server that accepts ``PLAIN`` would otherwise take from there too, or has a default of its own for.
+ALL_TOKENS = {"top_k": -1, "min_p": 0.0}
 _UNFINISHED = ("abort", "error")
 
 
@@ -30,6 +33,12 @@ class Reply:
 def request(model: str, prompt: str, max_new_tokens: int, extra: Json) -> Json:
     """The body of a request for the greedy reply to one user's message."""
     return {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_new_tokens, **GREEDY, **extra}
+
+
+def sampled_request(model: str, prompt: str, max_new_tokens: int, extra: Json, seed: int) -> Json:
+    """The body of a request for a sampled reply, from all tokens as far as the server can be told so."""
+    sampled = {"temperature": TEMPERATURE, "top_p": 1.0, "seed": seed}
+    return {**request(model, prompt, max_new_tokens, extra), **sampled, **(ALL_TOKENS if extra else {})}
 
 
 def reply_of(answer: Any) -> Reply:

@@ -20,6 +20,7 @@ from abliterate.model.source import ModelSource
 from abliterate.prompts import PromptSet
 from abliterate.replies.asking import Asking, find
 from abliterate.replies.generate import generate
+from abliterate.replies.samples import sampling_of
 from abliterate.replies.served import Wanted
 from abliterate.replies.server import AwayError, RefusedError, Server
 from abliterate.replies.transcripts import Transcript
@@ -92,10 +93,11 @@ def engine_of(config: Settings, session: Session | None, wanted: Wanted, url: st
         raise InputError(f"--engine {where} needs the model's folder")
     if where == "vllm":
         return _vllm(config, session)
-    here = session
+    here, sampling = session, sampling_of(config)
+    length, settle, budget = config.max_new_tokens, config.settle, config.thought_budget
     return Engine(
         EngineRecord(kind="transformers"),
-        lambda sets, path, advance: generate(here.model, sets, path, config.max_new_tokens, advance, config.settle, config.thought_budget),
+        lambda sets, path, advance: generate(here.model, sets, path, length, advance, settle, budget, sampling),
     )
 
 
@@ -134,6 +136,7 @@ def _vllm(config: Settings, session: Session) -> Engine:
         pipeline_parallel=config.pipeline_parallel,
         trust_remote_code=config.trust_remote_code,
         ends=end_ids(advice_of(session.folder), tokenizer),
+        sampling=sampling_of(config),
     )
     return Engine(EngineRecord(kind="vllm", version=version()), engine.answer)
 
@@ -151,4 +154,4 @@ def _served(config: Settings, session: Session | None, wanted: Wanted, url: str)
             say(f"{url}: the model's chat template inserts the server's current time, so the same prompts differ from request to request")
     served = find(server, wanted, config.engine_model)
     described = EngineRecord(kind="server", url=url, model=served.model, root=served.root, owner=served.owner, chosen_by=served.by)
-    return Engine(described, Asking(server, served, config.max_new_tokens, opened).answer)
+    return Engine(described, Asking(server, served, config.max_new_tokens, opened, sampling_of(config)).answer)

@@ -6,20 +6,24 @@ from collections.abc import Callable, Sequence
 
 from abliterate.prompts import PromptSet
 from abliterate.replies.engine import Engine
+from abliterate.replies.samples import GREEDY, Sampling
 from abliterate.replies.transcripts import Transcript, read
 from abliterate.runs.folder import RunFolder
 from abliterate.terminal.progress import stage
 
 
-def respond(folder: RunFolder, engine: Callable[[], Engine], groups: Sequence[PromptSet], which: str) -> list[Transcript]:
-    """Replies of one model to all prompts. Each is appended to the transcript file, and a file begun earlier is resumed.
+def respond(
+    folder: RunFolder, engine: Callable[[], Engine], groups: Sequence[PromptSet], which: str, sampling: Sampling = GREEDY
+) -> list[Transcript]:
+    """Replies of one model to all prompts, and the sampled ones after the greedy ones. Each is appended to the transcript file, and a file
+    begun earlier is resumed.
 
     ``engine`` is called only if replies are missing; run.json then records it.
     """
     path = folder.path / "transcripts" / f"{which}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    done = {(t.set, t.id): t for t in read(path)}
-    wanted = [(group.name, prompt.id) for group in groups for prompt in group]
+    done = {t.key: t for t in read(path)}
+    wanted = [asked.key for asked in sampling.asked(groups)]
     if all(key in done for key in wanted):
         return [done[key] for key in wanted]
     with folder.timed(f"transcripts ({which})"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,20 @@ from typing import Any
 from abliterate.errors import InputError
 from abliterate.files import no_link, whole_file
 from abliterate.outcomes.verdict import Verdict, judge
-from abliterate.prompts import Prompt
 from abliterate.prompts.languages.record import DEFAULT
 from abliterate.prompts.lines import json_rows
 from abliterate.prompts.row import Row, kind
+from abliterate.replies.samples import Asked, Key
 
 _OBEYED = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # control characters that JSON allows, and direction marks
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """A prompt, its reply (``response``), and everything needed to judge it again without the model."""
+    """A prompt, its reply (``response``), and everything needed to judge it again without the model.
+
+    ``sample``: 0 for the greedy reply, which all rates are of; 1 and up for sampled ones.
+    """
 
     set: str
     id: str
@@ -38,17 +41,23 @@ class Transcript:
     new_tokens: int = 0
     begins_in_thought: bool = False
     cut: bool = False  # it reached its token limit before its end
+    sample: int = 0
+
+    @property
+    def key(self) -> Key:
+        return self.set, self.id, self.sample
 
     def verdict(self) -> Verdict:
         return judge(self.response, self.facts, self.begins_in_thought, self.prompt, self.cut, self.official)
 
 
-def transcript_of(set_name: str, prompt: Prompt, response: str, new_tokens: int, begins_in_thought: bool, cut: bool = False) -> Transcript:
+def transcript_of(asked: Asked, response: str, new_tokens: int, begins_in_thought: bool, cut: bool = False) -> Transcript:
     """The transcript of a reply to a prompt."""
+    prompt = asked.prompt
     return Transcript(
-        set=set_name, id=prompt.id, prompt=prompt.text, response=response, lang=prompt.lang, category=prompt.category,
+        set=asked.set, id=prompt.id, prompt=prompt.text, response=response, lang=prompt.lang, category=prompt.category,
         topic=prompt.topic, pair=prompt.pair, facts=prompt.facts, official=prompt.official, new_tokens=new_tokens,
-        begins_in_thought=begins_in_thought, cut=cut,
+        begins_in_thought=begins_in_thought, cut=cut, sample=asked.sample,
     )  # fmt: skip
 
 
@@ -66,11 +75,11 @@ def append(path: Path, transcripts: Sequence[Transcript]) -> None:
         os.fsync(file.fileno())
 
 
-def resume(path: Path, wanted: Sequence[tuple[str, Prompt]]) -> list[Transcript]:
-    """The transcripts in a file begun earlier, once each and only of wanted prompts (set name, prompt); removes all others."""
-    keys = {(name, prompt.id) for name, prompt in wanted}
+def resume(path: Path, wanted: Sequence[Asked]) -> list[Transcript]:
+    """The transcripts in a file begun earlier, once each and only of wanted replies; removes all others."""
+    keys = {asked.key for asked in wanted}
     found = read(path)
-    kept = list({(t.set, t.id): t for t in found if (t.set, t.id) in keys}.values())
+    kept = list({t.key: t for t in found if t.key in keys}.values())
     if len(kept) < len(found):
         rewrite(path, kept)
     return kept
@@ -82,16 +91,29 @@ def rewrite(path: Path, transcripts: Sequence[Transcript]) -> None:
         append(partial, transcripts)
 
 
-def missing(kept: Sequence[Transcript], wanted: Sequence[tuple[str, Prompt]]) -> list[tuple[str, Prompt]]:
-    """The wanted prompts that have no transcript yet."""
-    done = {(t.set, t.id) for t in kept}
-    return [(name, prompt) for name, prompt in wanted if (name, prompt.id) not in done]
+def missing(kept: Sequence[Transcript], wanted: Sequence[Asked]) -> list[Asked]:
+    """The wanted replies that have no transcript yet."""
+    done = {t.key for t in kept}
+    return [asked for asked in wanted if asked.key not in done]
 
 
-def in_order(transcripts: Sequence[Transcript], wanted: Sequence[tuple[str, Prompt]]) -> list[Transcript]:
-    """Transcripts in the order of their prompts."""
-    order = {(name, prompt.id): i for i, (name, prompt) in enumerate(wanted)}
-    return sorted(transcripts, key=lambda t: order[t.set, t.id])
+def in_order(transcripts: Sequence[Transcript], wanted: Sequence[Asked]) -> list[Transcript]:
+    """Transcripts in the order in which their replies are wanted."""
+    order = {asked.key: i for i, asked in enumerate(wanted)}
+    return sorted(transcripts, key=lambda t: order[t.key])
+
+
+def greedy(transcripts: Iterable[Transcript]) -> list[Transcript]:
+    """The greedy replies alone: those that all rates are of."""
+    return [t for t in transcripts if not t.sample]
+
+
+def samples_of(transcripts: Iterable[Transcript]) -> dict[tuple[str, str], list[Transcript]]:
+    """The sampled replies by set and prompt, in the samples' order; whatever order the file has them in."""
+    found: dict[tuple[str, str], list[Transcript]] = {}
+    for transcript in sorted((t for t in transcripts if t.sample), key=lambda t: t.sample):
+        found.setdefault((transcript.set, transcript.id), []).append(transcript)
+    return found
 
 
 def line_of(row: dict[str, Any]) -> str:

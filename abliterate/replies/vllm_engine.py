@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from abliterate.compute.draws import TEMPERATURE
 from abliterate.errors import InputError, first_line
 from abliterate.model.chat.template import encode
 from abliterate.model.chat.thinking import decode, marks_are_dropped, opens_thought
-from abliterate.prompts import Prompt, PromptSet
+from abliterate.prompts import PromptSet
+from abliterate.replies.samples import GREEDY, Asked, Sampling
 from abliterate.replies.transcripts import Transcript, append, in_order, missing, resume, transcript_of
 
-SLICE = 256  # prompts per call: the most that a kill can lose, and more than vLLM decodes at once
+SLICE = 256  # replies per call: the most that a kill can lose, and more than vLLM decodes at once
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,18 @@ class VllmEngine:
     pipeline_parallel: int = 1
     trust_remote_code: bool = False
     ends: frozenset[int] = frozenset()
+    sampling: Sampling = GREEDY
 
     def answer(self, sets: Sequence[PromptSet], path: Path, advance: Callable[[int], None] = lambda done: None) -> list[Transcript]:
-        """Greedy replies to every prompt of every set, in their order, written to ``path`` slice by slice. Resumes a file begun earlier.
+        """Replies to every prompt of every set, in their order, greedy ones first, written to ``path`` slice by slice.
 
-        Raises InputError if vLLM is not installed, can't load the model, or fails.
+        Resumes a file begun earlier. Raises InputError if vLLM is not installed, can't load the model, or fails.
         """
-        wanted = [(group.name, prompt) for group in sets for prompt in group]
+        wanted = self.sampling.asked(sets)
         kept = resume(path, wanted)
         advance(len(kept))
         left = missing(kept, wanted)
-        encoded = encode(self.tokenizer, [prompt.text for _, prompt in left])
+        encoded = encode(self.tokenizer, [asked.prompt.text for asked in left])
         opened = opens_thought(self.tokenizer)
         if left:
             llm = self._loaded(max(map(len, encoded)))
@@ -86,23 +89,28 @@ class VllmEngine:
         except Exception as error:  # errors of vLLM, CUDA, Ray or pydantic
             raise InputError(f"{self.folder}: vLLM can't load it ({first_line(error)})") from error
 
-    def _replies(self, llm: Any, asked: Sequence[tuple[str, Prompt]], encoded: Sequence[list[int]], opened: bool) -> list[Transcript]:
-        from vllm import SamplingParams
-
-        greedy = SamplingParams(temperature=0.0, max_tokens=self.max_new_tokens, seed=0, stop_token_ids=sorted(self.ends))
+    def _replies(self, llm: Any, asked: Sequence[Asked], encoded: Sequence[list[int]], opened: bool) -> list[Transcript]:
+        given = [self._params(one) for one in asked]
         try:
-            outputs = llm.generate([{"prompt_token_ids": ids} for ids in encoded], greedy, use_tqdm=False)
+            outputs = llm.generate([{"prompt_token_ids": ids} for ids in encoded], given, use_tqdm=False)
         except Exception as error:  # the engine died, or memory ran out
             raise InputError(
                 f"{self.folder}: vLLM failed ({first_line(error)}); finished replies are kept; run the same command again to resume"
             ) from error
         replies = [output.outputs[0] for output in outputs]
         made = []
-        for (name, prompt), reply in zip(asked, replies, strict=True):
+        for one, reply in zip(asked, replies, strict=True):
             ids = list(reply.token_ids[: len(reply.token_ids) - (reply.finish_reason == "stop")])
             text = decode(self.tokenizer, ids) if marks_are_dropped(self.tokenizer) else reply.text
-            made.append(transcript_of(name, prompt, text, len(ids), opened, reply.finish_reason == "length"))
+            made.append(transcript_of(one, text, len(ids), opened, reply.finish_reason == "length"))
         return made
+
+    def _params(self, asked: Asked) -> Any:
+        """How vLLM chooses the tokens of a reply; a sampled one has a seed of its own, and vLLM's defaults draw from all tokens."""
+        from vllm import SamplingParams
+
+        temperature, seed = (TEMPERATURE, self.sampling.seed_of(asked)) if asked.sample else (0.0, 0)
+        return SamplingParams(temperature=temperature, max_tokens=self.max_new_tokens, seed=seed, stop_token_ids=sorted(self.ends))
 
 
 def check_installed() -> None:

@@ -12,6 +12,7 @@ from abliterate.measures.contrast import against_control
 from abliterate.measures.deliberation import thought_by_answer
 from abliterate.measures.detector import CANNED, NATURAL, Kind
 from abliterate.measures.elicitation.figures import elicitation
+from abliterate.measures.parts.consistency import Consistency
 from abliterate.measures.parts.elicitation import ElicitedScores
 from abliterate.measures.parts.moved import Controls, Drift, DriftValues, Recovery
 from abliterate.measures.parts.sets import KEEP, Side
@@ -40,6 +41,7 @@ def report_document(
     controls: Controls | None = None,
     recovery: Recovery | None = None,
     elicited: Mapping[Side, ElicitedScores] | None = None,
+    consistency: Consistency | None = None,
 ) -> Report:
     """Everything measured, still without its cost. ``roles`` maps each set's name to its role, in the order of the report. ``elicited``:
     the scores of known and false facts by model, if there are any."""
@@ -53,6 +55,7 @@ def report_document(
         by_topic={name: by_topic(base[name], None if edited is None else edited[name]) for name in roles},
         tables={name: tuple(table(base[name], None if edited is None else edited[name])) for name in roles},
         against_control=None if controlled is None else tuple(controlled),
+        consistency=consistency,
         thought_by_answer=thought_by_answer(base, edited),
         unchanged=None if unmoved is None else tuple(unmoved),
         keep_test=tests[0] if tests else None,

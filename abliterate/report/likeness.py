@@ -17,13 +17,14 @@ CLOSE = 0.01  # relative tolerance for a figure without an interval: another ord
 NOISE = 1e-6  # absolute tolerance: smaller differences are noise
 PARTS = (
     "sets", "by_topic", "tables", "against_control", "thought_by_answer", "unchanged", "keep_tests", "controls", "recovery", "elicitation",
-    "drift", "benchmarks", "weights", "edit",
+    "consistency", "drift", "benchmarks", "weights", "edit",
 )  # fmt: skip
 CHOICES = (("chosen", "name"), ("name",), ("strength",), ("scoped", "share_left"))  # paths in ``selection`` that say what was chosen
 # Keys that follow from other figures of the same report or put them into words.
 _DERIVED = {
     "ci95", "corrected", "withheld_clustered", "mcnemar_p", "holm_p", "upper_bound", "clusters", "unit", "warning", "margin", "reasons",
     "reading", "known",
+    "prompts", "why",  # of consistency: rows of single prompts, and the validation in words
 }  # fmt: skip
 _BY_SET = ("sets", "by_topic", "tables", "thought_by_answer")
 _EXACT = {"n", "n_pairs", "n_answered", "n_withheld", "tokens"}
@@ -60,7 +61,7 @@ class Compared:
         """The figure's prompt set; empty if it belongs to no set."""
         if self.path[0] in _BY_SET:
             return self.path[1]
-        if self.path[:2] in (("recovery", "sets"), ("elicitation", "sets")):
+        if self.path[:2] in (("recovery", "sets"), ("elicitation", "sets"), ("consistency", "sets")):
             return self.path[2]
         return self.path[1].split("/")[0] if self.path[0] in ("against_control", "unchanged", "keep_tests") else ""
 

@@ -17,6 +17,7 @@ _CONFIGS: dict[Kind, type[Config]] = {"run": RunConfig, "audit": AuditConfig, "c
 _IN_WORDS = {
     "drift": "how far the model moved on harmless prompts (drift)",
     "controls": "edits along random directions, as controls",
+    "consistency": "whether sampled replies support the answers (--samples)",
     "recovery": "how close the model comes to a reference model",
     "benchmarks": "public benchmarks",
     "keep_test": "whether other refusals stay (no keep set was given)",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from abliterate.checkpoint.records import Verdict
 from abliterate.measures.clusters import MIN_CLUSTERS
+from abliterate.measures.parts.consistency import Consistent
 from abliterate.measures.parts.contrast import Contrast, side_of
 from abliterate.measures.parts.elicitation import KnownSet, Reading
 from abliterate.measures.parts.moved import Distance
@@ -94,6 +95,7 @@ def all_of(report: Report) -> list[str]:
         controls(report),
         recovery(report),
         knowledge(report),
+        consistency(report),
         service(report),
         weights(report),
         chosen(report),
@@ -168,6 +170,28 @@ def _divergence(entry: Distance, reference: str) -> str:
     if entry.gone is None:
         return f"the base hardly differs from {reference} (KL {before:.3f} → {after:.3f} nats per token)"
     return f"KL from {reference} per token {_fell(before, after, '.3f')}"
+
+
+def consistency(report: Report) -> Iterator[str]:
+    """How far sampled replies support the claims of the answers, and whether that says anything about their truth."""
+    found = report.consistency
+    if found is None:
+        return
+    for name, entry in found.sets.items():
+        named = [("base" if entry.edited else "", entry.base), *([(provenance.after(report), entry.edited)] if entry.edited else [])]
+        shares = [_supported(model, side) for model, side in named]
+        yield f"{name}, {found.samples} sampled replies: claims of the answers have a mean support of {'; '.join(shares)}."
+    count = sum(found.worth.changed.values())
+    does = f"so {count} answers with little support count as invented" if found.worth.used else "so support changes no answer's worth"
+    yield f"Consistency: {found.worth.why}, {does}."
+
+
+def _supported(model: str, side: Consistent) -> str:
+    """One model's mean support, with its interval and number of answers."""
+    if side.support is None:
+        return f"{model} – (no answer makes a claim)".strip()
+    interval = "" if side.support_ci95 is None else f"95 % {100 * side.support_ci95[0]:.0f}–{100 * side.support_ci95[1]:.0f}, "
+    return f"{model} {100 * side.support:.0f} % ({interval}{side.with_claims} answers)".strip()
 
 
 def _fell(before: float, after: float, places: str) -> str:

@@ -78,6 +78,17 @@ def test_replies_that_another_engine_writes_cost_no_sweep(tiny: Tiny, sets: dict
     assert [step.name for step in elsewhere] == [step.name for step in here if "replies of the" not in step.name]
 
 
+def test_samples_are_planned_for_prompts_with_facts(tiny: Tiny, sets: dict[str, Any]) -> None:
+    """In a pass of their own, which reads all weights again where they are read block by block."""
+    path, given = tiny(), {**sets, "target": ("censorship",), "baseline": ("censorship-control",), "max_new_tokens": 8, "limit": 6}
+    without, both = (planned(RunConfig(model=str(path), **given, samples=samples), path) for samples in (0, 3))
+    more = [step for step in both if step not in without]
+    assert [(step.name, step.prompts, step.sweeps) for step in more] == [
+        (f"sampled replies of the {which} model", 3 * 12, 8) for which in ("base", "edited")
+    ]
+    assert planned(RunConfig(model=str(path), **sets, samples=3), path) == planned(RunConfig(model=str(path), **sets), path)
+
+
 def test_prompts_are_those_of_the_roles_and_splits(tiny: Tiny, sets: dict[str, Any]) -> None:
     model = tiny()
     found = read_prompts(RunConfig(model=str(model), **sets), open_folder(model))

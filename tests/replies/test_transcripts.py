@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from abliterate.errors import InputError
 from abliterate.prompts import Prompt
+from abliterate.replies.samples import Asked
 from abliterate.replies.transcripts import Transcript, append, read, read_rows, transcript_of
 
 SOME = [
@@ -78,7 +79,7 @@ def test_any_unicode_text_survives_the_file(tmp_path_factory: pytest.TempPathFac
 
 def test_a_transcript_carries_the_prompts_fields() -> None:
     prompt = Prompt("id-1", "Where?", "en", "places", "test", "pair-1", "geo", ("Paris",))
-    made = transcript_of("set", prompt, "Paris.", 2, False)
+    made = transcript_of(Asked("set", prompt), "Paris.", 2, False)
     assert (made.set, made.id, made.prompt, made.category, made.topic, made.pair, made.facts) == (
         "set",
         "id-1",

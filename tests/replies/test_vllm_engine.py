@@ -22,6 +22,7 @@ from abliterate.model.chat.template import encode
 from abliterate.prompts import Prompt, PromptSet
 from abliterate.replies import vllm_engine
 from abliterate.replies.generate import generate
+from abliterate.replies.samples import Sampling
 from abliterate.replies.transcripts import Transcript, read
 from abliterate.replies.vllm_engine import VllmEngine
 
@@ -80,6 +81,7 @@ class Vllm(types.ModuleType):
         super().__init__("vllm")
         self.loaded: list[dict[str, Any]] = []
         self.calls: list[int] = []
+        self.sampled: list[SamplingParams] = []
         self.closed = 0
         self.fails_at: int | None = None
         self.refuses: Exception | None = None
@@ -118,7 +120,7 @@ def llm_of(module: Vllm) -> type:
         def generate(
             self,
             prompts: Sequence[dict[str, Any]],
-            sampling_params: SamplingParams | None = None,
+            sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
             *,
             use_tqdm: bool = True,
             lora_request: Any = None,
@@ -126,14 +128,15 @@ def llm_of(module: Vllm) -> type:
             if module.fails_at == len(module.calls):
                 raise RuntimeError("Engine core died\nsee the log above")
             module.calls.append(len(prompts))
-            assert isinstance(sampling_params, SamplingParams) and sampling_params.temperature == 0.0
-            assert sampling_params == SamplingParams(
-                temperature=0.0, max_tokens=sampling_params.max_tokens, seed=0, stop_token_ids=sampling_params.stop_token_ids
-            )
+            assert isinstance(sampling_params, Sequence) and len(sampling_params) == len(prompts)
+            module.sampled += [p for p in sampling_params if p.temperature]
+            for given in sampling_params:
+                drawn = {"temperature": 1.0, "seed": given.seed} if given.temperature else {"temperature": 0.0, "seed": 0}
+                assert given == SamplingParams(max_tokens=given.max_tokens, stop_token_ids=given.stop_token_ids, **drawn)
             assert all(set(p) == {"prompt_token_ids"} for p in prompts)
-            ends = {self.tokenizer.eos_token_id, *(sampling_params.stop_token_ids or ())}
+            ends = {self.tokenizer.eos_token_id, *(sampling_params[0].stop_token_ids or ())}
             asked = [p["prompt_token_ids"] for p in prompts]
-            return [self.one(number, ids, sampling_params.max_tokens or 16, ends) for number, ids in enumerate(asked)]
+            return [self.one(number, ids, sampling_params[0].max_tokens or 16, ends) for number, ids in enumerate(asked)]
 
         def one(self, number: int, ids: list[int], length: int, ends: set[int]) -> RequestOutput:
             assert self.longest is None or len(ids) + length <= self.longest
@@ -265,6 +268,13 @@ def test_memory_of_a_gpu_is_given_back(vllm: Vllm, folder: Path, tmp_path: Path,
     with pytest.raises(ValueError, match="shorter"):
         engine(folder).answer(SETS, tmp_path / "t.jsonl")
     assert emptied == [0, 1]
+
+
+def test_each_sample_has_its_own_seed_and_greedy_replies_none(folder: Path, vllm: Vllm, tmp_path: Path) -> None:
+    sets = [PromptSet("s", (Prompt("1", "Hi", facts=("Paris",)), Prompt("2", "Sing")))]
+    made = engine(folder, sampling=Sampling(3)).answer(sets, tmp_path / "t.jsonl")
+    assert [(t.id, t.sample) for t in made] == [("1", 0), ("2", 0), ("1", 1), ("1", 2), ("1", 3)]
+    assert len(vllm.sampled) == 3 == len({given.seed for given in vllm.sampled})
 
 
 def test_a_template_that_opens_the_thought_is_recorded(vllm: Vllm, tmp_path: Path) -> None:

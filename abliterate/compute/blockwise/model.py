@@ -23,6 +23,7 @@ from abliterate.compute.hooks import as_one, changed_block, changed_embedding, c
 from abliterate.compute.load import InMemory
 from abliterate.compute.passes import Advance, Ids, Intervention, Pass, Seen, no_progress
 from abliterate.compute.prefix import prefix_length
+from abliterate.compute.sampler import sampled
 
 MAX_NEW_TOKENS = 16  # each token costs one reading of the weights
 LOGIT_NUMBERS = 16_000_000  # logits in one micro-batch
@@ -138,6 +139,10 @@ class BlockwiseModel(InMemory):
     ) -> None:  # fmt: skip
         """Record each row's token, and prepare the micro-batch for the next step."""
         likeliest, tokens = logits.max(-1)
+        draws = passes[passage.number].draws
+        if draws is not None:
+            places = [(draws[index], len(replies[passage.number][index])) for index in passage.batch.indices]
+            tokens = sampled(logits, [draw.number(written) for draw, written in places])
         for index, token, fit in zip(passage.batch.indices, tokens.tolist(), torch.isfinite(likeliest).tolist(), strict=True):
             if not fit and (passage.number, index) in writing:
                 said = replies[passage.number][index]

@@ -1,4 +1,4 @@
-"""Greedy replies to many prompts: finished rows leave the batch, and waiting prompts take their places.
+"""Greedy or sampled replies to many prompts: finished rows leave the batch, and waiting prompts take their places.
 
 The tokens are those of transformers' ``generate``, up to rounding in a different batch. What greedy decoding doesn't need is left out:
 logits processors, stopping criteria, rows that continue after their end.
@@ -16,9 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from abliterate.compute.at_once import AtOnce, is_out_of_memory, let_go_of_memory
+from abliterate.compute.draws import Draw
 from abliterate.compute.finite import NotFiniteError
 from abliterate.compute.passes import Ids, Settled
 from abliterate.compute.prefix import Prefix, computed, prefix_length
+from abliterate.compute.sampler import sampled
 from abliterate.compute.whole.slots import GrowingCache, Slots
 
 REFILLED = 8  # waiting prompts enter when one in so many places is free
@@ -71,9 +73,10 @@ class Decoding:
         settled: Settled | None = None,
         heard: Heard | None = None,
         entered: Entered | None = None,
+        draws: Sequence[Draw] | None = None,
     ) -> None:
         self._module, self._manner, self._sequences = module, manner, sequences
-        self._settled, self._heard, self._entered = settled, heard, entered
+        self._settled, self._heard, self._entered, self._draws = settled, heard, entered, draws
         self._told: set[int] = set()  # sequences that were reported to ``entered``
         self._waiting = self._in_line(range(len(sequences)))
         self._live: list[Row] = []
@@ -209,11 +212,13 @@ class Decoding:
         return logits
 
     def _take(self, first: int, logits: Float[Tensor, "row vocab"]) -> None:
-        """Append the likeliest token to each row from ``first`` on."""
+        """Append the likeliest token, or a drawn one, to each row from ``first`` on."""
         rows = self._live[first:]
         if self._heard is not None:
             self._heard([row.index for row in rows], [len(row.reply) for row in rows], logits)
         likeliest, chosen = logits.max(-1)  # twice as fast as argmax on a CPU
+        if self._draws is not None:
+            chosen = sampled(logits, [self._draws[row.index].number(len(row.reply)) for row in rows])
         self._tokens[first : first + len(rows)] = chosen
         for row, token, fit in zip(rows, chosen.tolist(), torch.isfinite(likeliest).tolist(), strict=True):
             if not fit:

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from abliterate.compute.at_once import AtOnce, at_once, each_batch, trim
 from abliterate.compute.context import Context
+from abliterate.compute.draws import Draw
 from abliterate.compute.finite import FiniteScores, check_logits, traced, watched
 from abliterate.compute.forward import Batch, pad_id
 from abliterate.compute.hooks import captured, changed
@@ -25,6 +26,7 @@ from abliterate.compute.load import DTypeName, InMemory, from_pretrained, pick_d
 from abliterate.compute.memory import free
 from abliterate.compute.passes import Advance, Ids, Model, Pass, ReplyListeners, Seen, Settled, no_progress
 from abliterate.compute.prefix import Prefix, after
+from abliterate.compute.sampler import DrawnScores
 from abliterate.compute.whole.batching import Batching
 from abliterate.compute.whole.below import Below, distinct
 from abliterate.compute.whole.decoding import Decoding, DecodingSettings
@@ -141,11 +143,13 @@ class WholeModel(InMemory):
         """Yield each reply when it is finished: by our own decoding loop if it is exact, else by transformers' ``generate``."""
         manner = self._manner(asked.sequences, longest)
         if manner.refills or self.reuse.leaves:
-            yield from Decoding(self.module, manner, asked.sequences, asked.settled).replies()
+            yield from Decoding(self.module, manner, asked.sequences, asked.settled, draws=asked.draws).replies()
             return
-        made = each_batch(
-            asked.sequences, self._pad, self._by_generate, self.device, lambda batch: self._generated(batch, manner), 0, self.reuse.pads
-        )
+
+        def written(batch: Batch) -> list[list[int]]:
+            return self._generated(batch, manner, None if asked.draws is None else [asked.draws[i] for i in batch.indices])
+
+        made = each_batch(asked.sequences, self._pad, self._by_generate, self.device, written, 0, self.reuse.pads)
         for batch, replies in made:
             for index, reply in zip(batch.indices, replies, strict=True):
                 yield index, up_to_settled(asked.sequences[index], reply, asked.settled, manner.pace)
@@ -165,9 +169,12 @@ class WholeModel(InMemory):
                     seen(0, indices, index, streams[index][list(rows)].cpu())
 
             manner = replace(self._manner(asked.sequences, longest), reach=told.last)
-            yield from Decoding(self.module, manner, asked.sequences, asked.settled, partial(told.heard, number), entered).replies()
+            heard = partial(told.heard, number)
+            yield from Decoding(self.module, manner, asked.sequences, asked.settled, heard, entered, asked.draws).replies()
 
-    def _generated(self, batch: Batch, manner: DecodingSettings) -> list[list[int]]:
+    def _generated(self, batch: Batch, manner: DecodingSettings, draws: Sequence[Draw] | None) -> list[list[int]]:
+        width = batch.input_ids.shape[1]
+        drawn = [] if draws is None else [DrawnScores(draws, width)]
         out = self.module.generate(  # type: ignore[operator]
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -175,9 +182,9 @@ class WholeModel(InMemory):
             do_sample=False,
             eos_token_id=sorted(manner.ends) or None,
             pad_token_id=manner.pad,
-            logits_processor=LogitsProcessorList([FiniteScores(batch.attention_mask)]),
+            logits_processor=LogitsProcessorList([FiniteScores(batch.attention_mask), *drawn]),
         )
-        return [up_to_end(row, manner.ends) for row in out[:, batch.input_ids.shape[1] :].tolist()]
+        return [up_to_end(row, manner.ends) for row in out[:, width:].tolist()]
 
     @property
     def batching(self) -> Batching:

@@ -11,6 +11,7 @@ from abliterate.checkpoint.records import EditSummary, Weights
 from abliterate.choice.records import Selection
 from abliterate.directions.document import DirectionsQuality
 from abliterate.files import May, Record, Several
+from abliterate.measures.parts.consistency import Consistency
 from abliterate.measures.parts.contrast import AgainstControl
 from abliterate.measures.parts.elicitation import Elicitation
 from abliterate.measures.parts.moved import Benchmarks, Controls, Drift, Recovery
@@ -37,6 +38,9 @@ class Report(Record):
     )
     against_control: Several[AgainstControl] | None = Field(
         description="Two sets whose prompts name each other as pair, a row each; null if there are none."
+    )
+    consistency: Consistency | None = Field(
+        default=None, description="With --samples: how far sampled replies support the answers; else null."
     )
     thought_by_answer: Mapping[str, ThoughtByAnswer] | None = Field(description="By set; null if no model thinks.")
     unchanged: Several[UnchangedTest] | None = Field(
