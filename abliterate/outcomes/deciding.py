@@ -33,8 +33,8 @@ class Span:
 
 
 def deciding_words(answer: str, prompt: str | None, verdict: Verdict, facts: Sequence[str] = (), official: str | None = None) -> list[Span]:
-    """The words that decided the verdict on an answer, in their order, without overlaps. Empty if none can be located: a measure decided, or
-    another judge than the rules."""
+    """The words that decided the verdict on an answer, in their order, without overlaps. Empty if none can be located: a measure
+    decided, or another judge than the rules."""
     if verdict.worth is None and verdict.rule == NO_RULE:
         return []
     folded = Folded.of(answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_most_withheld_replies_have_words_that_are_marked_and_none_overlap() -> 
         verdict = judge(row["response"], tuple(row.get("facts") or ()), prompt=row["prompt"])
         found = deciding_words(row["response"], row["prompt"], verdict, tuple(row.get("facts") or ()))
         assert all(isinstance(span, Span) and 0 <= span.start < span.end <= len(row["response"]) for span in found)
-        assert all(one.end <= other.start for one, other in zip(found, found[1:], strict=False))
+        assert all(one.end <= other.start for one, other in pairwise(found))
         if verdict.outcome in ("refused", "deflected", "state_line") and row["response"].strip():
             all_withheld += 1
             with_words += bool(found)
