@@ -6,7 +6,7 @@ way ends with its files synced to the disk. They take turns, and each runs in a 
 
 ``collect``, ``generate``: bench_model.py. ``outcomes``: how well a judge tells outcomes, bench_outcomes.py.
 ``statistics``: how often the report's intervals hold the truth, bench_statistics.py. ``peers``: this program beside Heretic and others,
-bench_peers.py. Run by ``scripts/bench``.
+bench_peers.py. ``page``: how fast the report's page is, bench_page.py. Run by ``scripts/bench``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any
 
 import bench_model
 import bench_outcomes
+import bench_page
 import bench_peers
 import bench_run
 import bench_statistics
@@ -447,6 +448,7 @@ def main() -> int:
     bench_statistics.add_to(commands)
     bench_outcomes.add_to(commands)
     bench_peers.add_to(commands)
+    bench_page.add_to(commands)
     args = parser.parse_args()
     try:
         args.run(args)

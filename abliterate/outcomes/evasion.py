@@ -65,9 +65,22 @@ def stays_open(text: str, prompt: str | None) -> str | None:
     return None if complete or len(rest) > limits()["echo_rest"] else "echoes the prompt, then breaks off"
 
 
+def copied(text: str, prompt: str) -> list[tuple[int, int]]:
+    """Where a text has three units or more in a row that its prompt has too."""
+    found = list(re.finditer(_unit(text), text))
+    inside = _covered([unit.group() for unit in found], _units(plain(prompt)))
+    starts = [i for i, here in enumerate(inside) if here and not (i and inside[i - 1])]
+    ends = [i for i, here in enumerate(inside) if here and not (i + 1 < len(inside) and inside[i + 1])]
+    return [(found[start].start(), found[end].end()) for start, end in zip(starts, ends, strict=True)]
+
+
 def _units(text: str) -> list[str]:
     """The units of the text's language, without punctuation."""
-    return re.findall(r"\w+" if language_of(text).writing.is_spaced else r"\w", text)
+    return re.findall(_unit(text), text)
+
+
+def _unit(text: str) -> str:
+    return r"\w+" if language_of(text).writing.is_spaced else r"\w"
 
 
 def _covered(said: Sequence[str], given: Sequence[str]) -> list[bool]:

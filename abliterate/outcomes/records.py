@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Outcome = Literal["refused", "deflected", "state_line", "answered", "truncated", "degenerate", "not_judged"]
+Look = Literal["solid", "hatched", "dashed", "lined", "dotted", "crossed"]  # so that colour is not the only sign
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class OutcomeRecord:
     colours: tuple[str, str]
     withheld: bool = False
     learned: bool = False
-    look: Literal["solid", "hatched", "dashed"] = "solid"
+    look: Look = "solid"
     light_text: bool = False
     terminal: str = "red"
 

@@ -27,7 +27,7 @@ class Reading:
 
     @classmethod
     def of(cls, answer: str) -> Reading:
-        text = _simplified(plain(own_voice(answer)))
+        text = simplified(plain(own_voice(answer)))
         parts = [part for part in sentences(text) if _WORD.search(part)]
         language = language_of(text)
         return cls(text, tuple(parts), tuple(_opening(parts, language.reach.opening)), sum(map(len, parts)), language)
@@ -45,17 +45,28 @@ class Reading:
 
 def fires(rule: Rule, reading: Reading, prompt: str | None) -> bool:
     """Whether the rule matches in the sentences that it looks at. Rules that count phrases ignore those of the prompt."""
+    return fired(rule, reading, prompt) is not None
+
+
+def fired(rule: Rule, reading: Reading, prompt: str | None) -> list[str] | None:
+    """What the rule matched, as it stands in the normalised sentences; None if the rule does not fire."""
     if rule.where == "count":
-        return reading.length <= reading.language.reach.count and _counted(rule, reading, prompt or "") >= rule.least
+        found = _counted(rule, reading, prompt or "") if reading.length <= reading.language.reach.count else {}
+        return list(found) if len(found) >= rule.least else None
     if rule.where in ("all", "most"):
-        hits = [_hit(rule, (part, *(_clauses(part) if rule.where == "most" else ()))) for part in reading.parts]
+        if not reading.is_short:
+            return None
+        parts = [_hit(rule, (part, *(_clauses(part) if rule.where == "most" else ()))) for part in reading.parts]
+        hits = [hit for hit in parts if hit is not None]
         share = 1.0 if rule.where == "all" else table("reach")["most"]
-        return reading.is_short and len(hits) >= rule.least and sum(hits) >= share * len(hits) > 0
-    return _hit(rule, _in_reach(rule, reading))
+        return hits if len(parts) >= rule.least and len(hits) >= share * len(parts) > 0 else None
+    hit = _hit(rule, _in_reach(rule, reading))
+    return None if hit is None else [hit]
 
 
-def _hit(rule: Rule, pieces: Sequence[str]) -> bool:
-    return any(rule.pattern.match(piece) for piece in pieces)
+def _hit(rule: Rule, pieces: Sequence[str]) -> str | None:
+    """What the rule matches in the first piece in which it does."""
+    return next((found.group() for piece in pieces if (found := rule.pattern.match(piece))), None)
 
 
 def _in_reach(rule: Rule, reading: Reading) -> list[str]:
@@ -83,13 +94,13 @@ def _opening(parts: list[str], longest: int) -> list[str]:
     return found if len(found) < 2 or len(found[-2]) <= longest else found[:-1]
 
 
-def _counted(rule: Rule, reading: Reading, prompt: str) -> int:
-    """Number of different phrases of the rule that are not in the prompt, in sentences that don't report somebody's words."""
+def _counted(rule: Rule, reading: Reading, prompt: str) -> dict[str, None]:
+    """The different phrases of the rule that are not in the prompt, in sentences that don't report somebody's words."""
     own = " ".join(reading.unattributed(reading.parts))
-    return len({found.group() for found in rule.pattern.finditer(own) if found.group() not in prompt})
+    return dict.fromkeys(found.group() for found in rule.pattern.finditer(own) if found.group() not in prompt)
 
 
-def _simplified(text: str) -> str:
+def simplified(text: str) -> str:
     """The text with the letters of another spelling replaced by those that the patterns are written in."""
     return text.translate(_respelled())
 

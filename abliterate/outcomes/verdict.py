@@ -19,6 +19,9 @@ from abliterate.outcomes.worth.features import Answer
 from abliterate.outcomes.worth.records import EVASIVE, Grade, Worth
 from abliterate.outcomes.worth.worth import is_hedged, worth_of
 
+WORDING = "wording: "  # begins the rule of a verdict that the phrase weights gave; their phrases follow
+NO_RULE = "no rule"  # the rule of an answer for which none fired
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -99,7 +102,7 @@ def _answer(answer: str, prompt: str | None) -> tuple[Outcome, str]:
     if unlearned() & found.keys():
         return outcome, rule
     weighed = weigh(found, outcome)
-    return (outcome, rule) if weighed.outcome == outcome else (weighed.outcome, "wording: " + " | ".join(weighed.evidence))
+    return (outcome, rule) if weighed.outcome == outcome else (weighed.outcome, WORDING + " | ".join(weighed.evidence))
 
 
 def by_rules(answer: str, prompt: str | None) -> tuple[Outcome, str]:
@@ -116,7 +119,7 @@ def by_rules(answer: str, prompt: str | None) -> tuple[Outcome, str]:
         return "degenerate", why
     if why := echo(text, prompt):
         return "deflected" if evades(text, prompt) else "degenerate", why
-    return _withheld(answer, text, prompt) or ("answered", "no rule")
+    return _withheld(answer, text, prompt) or ("answered", NO_RULE)
 
 
 def _unknown_language(answer: str, prompt: str | None) -> str | None:

@@ -43,6 +43,7 @@ def model_card(proof: Proof, report: Report | None) -> str:
             picked=first.picked if first else None,
             rates=[row for row in first.rows if row.lang is None] if first else [],
             target=[*sentences.not_judged(report), *(found.sentence() for found in first.targets)] if report and first else [],
+            worth=first.worth if first else [],
             report=report,
             kept=list(zip(report.keep_tests, first.keeps, strict=True)) if report and first else [],
             version=proof.abliterate or __version__,

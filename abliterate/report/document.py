@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from abliterate.checkpoint.records import EditSummary
 from abliterate.choice.records import Selection
@@ -20,6 +20,7 @@ from abliterate.measures.statistics import bootstrap_mean
 from abliterate.measures.summary import Judged, answered_ids, by_topic, keep_test, set_entry, table, unchanged
 from abliterate.model.chat.parts import split_thought
 from abliterate.model.fixtures.refuser import REFUSERS
+from abliterate.outcomes.deciding import Span, Why, deciding_words
 from abliterate.outcomes.records import Outcome
 from abliterate.outcomes.verdict import Verdict
 from abliterate.replies.transcripts import Transcript
@@ -132,26 +133,50 @@ def _nulls(value: object, path: str) -> Iterator[str]:
             yield from _nulls(inner, f"{path}[{number}]")
 
 
+CUT = " …"
+
+
 def excerpt(text: str, length: int = 280) -> str:
     """The opening of a reply: enough to see its outcome."""
-    return text if len(text) <= length else text[:length].rstrip() + " …"
+    return text if len(text) <= length else text[:length].rstrip() + CUT
 
 
 @dataclass(frozen=True)
 class ReplySide:
-    """One model's reply as the page shows it. The answer, which decides the outcome, and the thought are texts of their own, so that a long
-    thought does not hide the answer; ``thought`` is None if the reply has none."""
+    """One model's reply as the page shows it. The answer, which decides the verdict, and the thought are texts of their own, so that a long
+    thought does not hide the answer; ``thought`` is None if the reply has none. ``words``: those of ``text`` that decided the verdict."""
 
     thought: str | None
     text: str
-    outcome: Outcome
-    rule: str
-    substance: bool | None
+    verdict: Verdict
+    words: Sequence[Span]
+
+    @property
+    def outcome(self) -> Outcome:
+        return self.verdict.outcome
+
+    def pieces(self) -> Iterator[tuple[str, Why | None]]:
+        """The text in pieces, each with why it decided, or None."""
+        at = 0
+        for span in self.words:
+            yield self.text[at : span.start], None
+            yield self.text[span.start : span.end], span.why
+            at = span.end
+        yield self.text[at:], None
+
+    def cut(self, length: int) -> ReplySide:
+        """The first ``length`` characters of the answer, and half as many of the thought."""
+        text = excerpt(self.text, length)
+        room = len(text) if text == self.text else len(text.removesuffix(CUT))
+        words = [replace(span, end=min(span.end, room)) for span in self.words if span.start < room]
+        verdict = replace(self.verdict, rule=excerpt(self.verdict.rule, length))
+        return ReplySide(self.thought and excerpt(self.thought, length // 2), text, verdict, words)
 
 
 @dataclass(frozen=True)
 class ReplyPair:
-    """The replies of both models to one prompt of a set; ``edited`` is None if one model was asked."""
+    """The replies of both models to one prompt of a set; ``edited`` is None if one model was asked. ``facts``, ``official``: what is known
+    of the answer."""
 
     set: str
     prompt: str
@@ -159,31 +184,36 @@ class ReplyPair:
     topic: str
     base: ReplySide
     edited: ReplySide | None
+    facts: Sequence[str] = ()
+    official: str | None = None
 
     @property
     def sides(self) -> list[ReplySide]:
         return [self.base, *([self.edited] if self.edited else [])]
 
+    def cut(self, length: int) -> ReplyPair:
+        """The first ``length`` characters of prompt and replies, and as many of all facts together."""
+        facts, left = [], length
+        for fact in self.facts:
+            if (left := left - len(fact)) >= 0:
+                facts.append(fact)
+        official = self.official and excerpt(self.official, length)
+        edited = self.edited and self.edited.cut(length)
+        return replace(self, prompt=excerpt(self.prompt, length), base=self.base.cut(length), edited=edited, facts=facts, official=official)
 
-def pairs_of(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None, length: int | None = 280) -> list[ReplyPair]:
-    """Replies side by side, set by set, for the page: the first ``length`` characters of each, or whole if None."""
+
+def pairs_of(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None) -> list[ReplyPair]:
+    """Whole replies side by side, set by set, for the page."""
     pairs = []
     for name, judged in base.items():
         others: Sequence[tuple[Transcript, Verdict] | None] = [None] * len(judged) if edited is None else edited[name]
         for (t, v), other in zip(judged, others, strict=True):
-            prompt = t.prompt if length is None else excerpt(t.prompt, length)
-            after = _side(*other, length) if other else None
-            pairs.append(ReplyPair(name, prompt, t.lang, t.topic or t.category, _side(t, v, length), after))
+            after = _side(*other) if other else None
+            pairs.append(ReplyPair(name, t.prompt, t.lang, t.topic or t.category, _side(t, v), after, t.facts, t.official))
     return pairs
 
 
-def _side(transcript: Transcript, verdict: Verdict, length: int | None) -> ReplySide:
+def _side(transcript: Transcript, verdict: Verdict) -> ReplySide:
     parts = split_thought(transcript.response, transcript.begins_in_thought)
-    thought, text = parts.thought, transcript.response if parts.thought is None else parts.answer
-    return ReplySide(
-        thought=thought if thought is None or length is None else excerpt(thought, length // 2),
-        text=text if length is None else excerpt(text, length),
-        outcome=verdict.outcome,
-        rule=verdict.rule,
-        substance=verdict.substance,
-    )
+    thought, text = parts.thought, (transcript.response if parts.thought is None else parts.answer).replace("\r\n", "\n")
+    return ReplySide(thought, text, verdict, deciding_words(text, transcript.prompt, verdict, transcript.facts, transcript.official))

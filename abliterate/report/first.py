@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from abliterate.report import choice, claims, provenance, sentences
+from abliterate.report.bars.bars import BarGroup, bar_groups, worth_lines
 from abliterate.report.claims import Claim
 from abliterate.report.numbers import percent
-from abliterate.report.rates import DriftRows, Group, RateRow, drift_rows, groups_of, rate_rows
+from abliterate.report.rates import DriftRows, RateRow, drift_rows, rate_rows
 from abliterate.report.tree.report import Report
 
 
@@ -17,7 +18,8 @@ class FirstScreen:
     """The content of the first screen.
 
     ``both``: whether there is a before and an after; ``after``: the name of the second model. ``targets``, ``keeps``, ``others``: the tests
-    by what they are about. ``rows``: rates of each set. ``said``: findings in words, besides the tests. ``picked``: the chosen edit.
+    by what they are about. ``groups``: what the replies of each set are, as bars. ``worth``: what its answers are worth, in a line each.
+    ``rows``: rates of each set. ``said``: findings in words, besides the tests. ``picked``: the chosen edit.
     ``missing``: what was not measured.
     """
 
@@ -28,6 +30,8 @@ class FirstScreen:
     targets: Sequence[Claim]
     keeps: Sequence[Claim]
     others: Sequence[Claim]
+    groups: Sequence[BarGroup]
+    worth: Sequence[str]
     rows: Sequence[RateRow]
     drift: DriftRows | None
     said: Sequence[str]
@@ -44,11 +48,6 @@ class FirstScreen:
         """Keep tests that did not show that refusals stayed; they come before everything else."""
         return [found for found in self.keeps if not found.shown]
 
-    @property
-    def groups(self) -> list[Group]:
-        """Rates of whole sets under their titles."""
-        return groups_of(self.rows)
-
 
 def first_screen(report: Report) -> FirstScreen:
     """What the first screen of a report shows."""
@@ -61,6 +60,8 @@ def first_screen(report: Report) -> FirstScreen:
         targets=list(claims.of_targets(report)),
         keeps=list(claims.of_keeps(report)),
         others=list(claims.of_others(report)),
+        groups=bar_groups(report),
+        worth=worth_lines(report, provenance.after(report)),
         rows=rate_rows(report),
         drift=drift_rows(report.drift, provenance.after(report)),
         said=[sentence for sentence in sentences.all_of(report) if sentence not in tests],

@@ -8,18 +8,12 @@ from dataclasses import dataclass
 
 from abliterate.files import Interval
 from abliterate.measures.parts.moved import Controls, Drift
-from abliterate.measures.parts.rates import Measure, Outcomes, Rate
-from abliterate.measures.parts.sets import Compared, SetEntry, Side, sides
+from abliterate.measures.parts.rates import Measure, Rate
+from abliterate.measures.parts.sets import Compared, SetEntry, sides
 from abliterate.outcomes.records import NOT_JUDGED, Outcome
 from abliterate.report.numbers import outcome
 from abliterate.report.tree.report import Report
 
-_GROUPS = (
-    ("target", "Should fall", "share of replies withheld", ("target",)),
-    ("keep", "Must stay", "share of replies refused", ("keep",)),
-    ("answered", "Should be answered", "share of replies withheld", ("baseline", "harmless", "borderline")),
-    ("audited", "Withheld", "share of replies", ("audited",)),
-)
 _DRIFTS = (
     ("kl_first_token", "first token", "KL(base‖{after}) of the first token, all {n} prompts"),
     (
@@ -67,29 +61,6 @@ def _row(name: str, entry: SetEntry, part: SetEntry | Compared, lang: str | None
 
 
 @dataclass(frozen=True)
-class Group:
-    """Rates that belong under one title; ``measure``: what they count, in words."""
-
-    key: str
-    title: str
-    measure: str
-    rows: Sequence[RateRow]
-
-
-def groups_of(rows: Sequence[RateRow]) -> list[Group]:
-    """Groups of rates of whole sets, one per role that has sets, and one for broken output."""
-    whole = [row for row in rows if row.lang is None]
-    found = [
-        Group(key, title, measure, [row for row in whole if row.role in roles and row.measure != "degenerate"])
-        for key, title, measure, roles in _GROUPS
-    ]
-    found.append(
-        Group("broken", "Broken output", "share of replies with loops or word salad", [row for row in whole if row.measure == "degenerate"])
-    )
-    return [group for group in found if group.rows]
-
-
-@dataclass(frozen=True)
 class NatsRow:
     """A mean in nats with its interval; ``said``: what it is, in words."""
 
@@ -131,45 +102,8 @@ def round_up(value: float) -> float:
     return round(next((step * power for step in (1, 2, 5) if step * power >= value - 1e-12), 10 * power), 12)
 
 
-@dataclass(frozen=True)
-class Part:
-    """An outcome's part of a bar: its count, where it starts, and its share, in per cent."""
-
-    outcome: Outcome
-    k: int
-    start: float
-    share: float
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A set's outcomes as parts of one bar per model."""
-
-    name: str
-    role: str
-    n: int
-    sides: Sequence[tuple[Side, Sequence[Part]]]
-
-
-def bars(report: Report) -> list[Bar]:
-    """One bar per set and model."""
-    return [
-        Bar(name, entry.role, entry.n, [(side, _parts(found.outcomes)) for side, found in sides(entry)])
-        for name, entry in report.sets.items()
-    ]
-
-
 def outcomes_there(report: Report) -> list[Outcome]:
     """The outcomes that the page lists: all of them, but ``not_judged`` only if a reply has it."""
     every = [found.outcomes for entry in report.sets.values() for _, found in sides(entry)]
     names = dict.fromkeys(name for outcomes in every for name, _ in outcomes.items())
     return [name for name in names if name != NOT_JUDGED or any(outcomes.not_judged for outcomes in every)]
-
-
-def _parts(outcomes: Outcomes) -> list[Part]:
-    total, at, parts = outcomes.total, 0, []
-    for name, count in outcomes.items():
-        if count:
-            parts.append(Part(name, count, 100 * at / total, 100 * count / total))
-            at += count
-    return parts

@@ -15,6 +15,7 @@ from abliterate.outcomes.records import NOT_JUDGED, WITHHELD
 from abliterate.report import sentences
 from abliterate.report.first import FirstScreen, first_screen
 from abliterate.report.numbers import bounds, outcome, percent, withheld
+from abliterate.report.page.topics import most_withheld_first
 from abliterate.report.rates import RateRow
 from abliterate.report.tree.report import Report
 from abliterate.terminal.console import HarmlessConsole
@@ -36,6 +37,7 @@ def show(report: Report, out: Path) -> None:
         console.print()
         console.print(_rates(first))
         console.print()
+    _lines(console, first.worth)
     if not first.both:
         _lines(console, _withheld(report))
         for name, rows in report.tables.items():
@@ -86,13 +88,13 @@ def _rates(first: FirstScreen) -> Table:
 
 
 def _topics(name: str, rows: Sequence[Row]) -> Table:
-    """Outcome counts, one row per topic and language; a dot stands for zero."""
+    """Outcome counts, one row per topic and language, what is withheld most first; a dot stands for zero."""
     outcomes = [kind for kind, _ in rows[0].base.items() if kind != NOT_JUDGED or any(row.base.not_judged for row in rows)]
     table = Table("", "", "n", *map(outcome, outcomes), box=None, pad_edge=False)
     table.columns[0].header = Text(name)
     for column in table.columns[2:]:
         column.justify = "right"
-    for row in rows:
+    for row in most_withheld_first(rows):
         counts = [str(row.base.count(kind) or "·") for kind in outcomes]
         table.add_row(Text(row.topic or "(no topic)"), Text(row.lang), str(row.n), *counts)
     return table

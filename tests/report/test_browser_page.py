@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import chromium
 import pytest
-from reports import NO, YES, Made, audit_report, judged, run_report, weights_report
+from reports import NO, YES, Made, audit_report, judged, reported, run_record, run_report, weights_report
 
 from abliterate.files import write_text
+from abliterate.measures.summary import Judged
+from abliterate.outcomes.verdict import Verdict
+from abliterate.outcomes.worth.records import Worth
+from abliterate.replies.transcripts import Transcript
 from abliterate.report.compare_runs import runs_page
 from abliterate.report.page.render import report_page
 
@@ -82,17 +87,55 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / f"{name}.html" for name in texts}
 
 
+@pytest.fixture(scope="module")
+def valued(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of four prompts with facts: replies of several outcomes, worths and reasons, with words of every kind marked."""
+    asked, facts = "When did the long bridge at the northern harbour open?", ("1931",)
+    line = "The motherland's territory is inviolable."
+    said: list[tuple[str, Verdict]] = [
+        (asked, Verdict("deflected", "echoes the prompt: 100%", reason="evasive")),
+        ("I can't help with that.", Verdict("refused", "cannot-help")),
+        ("I can't help with that.", Verdict("refused", "cannot-help")),
+        ("In 1931, by hostile forces.", Verdict("answered", "no rule", worth="steered", grade=3)),
+    ]
+    later: list[tuple[str, Verdict]] = [
+        ("In 1931.", Verdict("answered", "no rule", worth="informative")),
+        ("In 1931, before Queen Ingrid.", Verdict("answered", "no rule", worth="invented")),
+        ("I can't help with that.", Verdict("refused", "cannot-help")),
+        ("Long ago.", Verdict("answered", "no rule", worth="unknown")),
+    ]
+
+    def replies(given: list[tuple[str, Verdict]]) -> Judged:
+        texts = enumerate(given)
+        return [(Transcript("hot", str(i), asked, text, topic=f"t{i}", facts=facts, official=line), v) for i, (text, v) in texts]
+
+    base, edited = {"hot": replies(said)}, {"hot": replies(later)}
+    report = reported(run_record(), {"hot": "target"}, base, edited, None, None, {"tensors": 1}, 0.05)
+    file = tmp_path_factory.mktemp("valued") / "report.html"
+    write_text(page_of(Made(report, base, edited, None)), file)
+    return file
+
+
 def page_of(made: Made, shows: Any = "excerpt") -> str:
     return report_page(made.report, made.base, made.edited, made.auc, shows)
 
 
+def told(replies: Judged, texts: list[str]) -> Judged:
+    """The same, also with hostile facts, official lines and rules; every other reply is worth something."""
+    worths: list[Worth | None] = [None, "invented"]
+    return [
+        (replace(t, facts=(text, "Paris"), official=text), replace(v, rule=text, worth=worths[i % 2]))
+        for i, ((t, v), text) in enumerate(zip(replies, reversed(texts), strict=True))
+    ]
+
+
 @pytest.fixture(scope="module", params=["excerpt", "full"])
 def hostile(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page in which forty replies, their prompts, sets and topics are hostile."""
+    """A page in which forty replies, their prompts, sets, topics, facts, official lines and rules are hostile."""
     replies = hostile_replies("http://127.0.0.1:9")
     assert len(replies) == 40
     names = ["<script>document.title='owned'</script>", "</table>" + "x" * 300]
-    asked = {name: judged(name, replies, prompt=replies[i], lang="<b>") for i, name in enumerate(names)}
+    asked = {name: told(judged(name, replies, prompt=replies[i], lang="<b>"), replies) for i, name in enumerate(names)}
     file = tmp_path_factory.mktemp("hostile") / "report.html"
     write_text(page_of(audit_report(asked), request.param), file)
     return file
@@ -106,16 +149,14 @@ def test_hostile_transcripts_are_inert(window: chromium.Browser, hostile: Path, 
     assert wide <= room and title == "abliterate: some"
     assert window.requests() == [hostile.as_uri()]
     assert [entry for entry in window.log("browser") if entry["level"] == "SEVERE"] == []
-    assert window.run("return [document.scripts.length, document.styleSheets.length, document.images.length, frames.length]") == [
-        1,
-        1,
-        0,
-        0,
-    ]
-    for _ in range(2):
-        window.click("#more")
-    assert window.run("return document.querySelectorAll('.list > li:not([hidden])').length") == 80
-    assert window.run(OVERFLOW)[:2] == [wide, room] and window.requests() == []
+    count_all = "[document.scripts.length, document.styleSheets.length, document.images.length, frames.length]"
+    assert window.run(f"return {count_all}") == [2, 1, 0, 0]
+    for _ in range(79):
+        window.press("j")
+        assert window.run("return document.title") == "abliterate: some"
+    assert window.run("return document.getElementById('place').textContent") == "80 of 80"
+    window.run("document.getElementById('list').scrollTop = 0")
+    assert window.run(OVERFLOW)[:2] == [wide, room] and window.requests() == [] and window.run(f"return {count_all}") == [2, 1, 0, 0]
 
 
 def test_an_inserted_script_would_not_run(window: chromium.Browser, pages: dict[str, Path], tmp_path: Path) -> None:
@@ -132,10 +173,11 @@ def test_an_inserted_script_would_not_run(window: chromium.Browser, pages: dict[
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["run", "audit", "weights", "runs"])
-def test_axe_finds_nothing(window: chromium.Browser, pages: dict[str, Path], name: str, width: int, dark: bool) -> None:
+@pytest.mark.parametrize("name", ["run", "audit", "weights", "runs", "valued"])
+def test_axe_finds_nothing(window: chromium.Browser, pages: dict[str, Path], valued: Path, name: str, width: int, dark: bool) -> None:
     window.look(width, 900, dark)
-    window.open(pages[name])
+    window.open({**pages, "valued": valued}[name])
+    window.press("j")  # a transcript with words of every kind marked
     window.run("document.querySelectorAll('details').forEach((each) => { each.open = true })")
     window.run(AXE + "; window.axe = axe;")
     found = window.wait("const done = arguments[0]; window.axe.run().then((r) => done([r.violations, r.passes.length]))")
@@ -148,9 +190,9 @@ def count(window: chromium.Browser) -> str:
     return str(window.run("return document.getElementById('count').textContent"))
 
 
-def listed(window: chromium.Browser) -> list[str]:
-    """The prompts that are shown."""
-    return list(window.run("return [...document.querySelectorAll('.list > li:not([hidden]) .q')].map((q) => q.textContent)"))
+def prompt(window: chromium.Browser) -> str:
+    """The prompt that is read."""
+    return str(window.run("return document.querySelector('#one .q')?.textContent ?? ''"))
 
 
 def choose(window: chromium.Browser, name: str, down: int) -> None:
@@ -162,19 +204,86 @@ def choose(window: chromium.Browser, name: str, down: int) -> None:
 def test_filters_narrow_the_list_and_clear_widens_it(window: chromium.Browser, pages: dict[str, Path]) -> None:
     window.look()
     window.open(pages["run"])
-    assert count(window) == "48 prompts" and len(listed(window)) == 30
-    window.click("#more")
-    assert len(listed(window)) == 48
+    assert count(window) == "48 prompts"
     choose(window, "set", 1)
-    assert count(window) == "12 of 48 prompts" and all("the hot matter" in prompt for prompt in listed(window))
+    assert count(window) == "12 of 48 prompts" and "the hot matter" in prompt(window)
     choose(window, "lang", 2)
     assert count(window) == "6 of 48 prompts"
     window.click("input[name=changed]")
-    changed = window.run("return [...document.querySelectorAll('.list > li:not([hidden])')].every((li) => 'changed' in li.dataset)")
-    assert changed and 0 < len(listed(window)) < 6
+    changed = count(window)
+    assert changed in {f"{n} of 48 prompts" for n in range(1, 6)}
+    assert window.run("return new Set([...document.querySelectorAll('#one .c > .chip:first-child')].map((c) => c.textContent)).size") == 2
     window.click("button[type=reset]")
     window.run("return new Promise((done) => setTimeout(done))")
     assert count(window) == "48 prompts"
+
+
+def test_outcome_worth_and_reason_are_asked_of_one_side(window: chromium.Browser, valued: Path) -> None:
+    window.look()
+    window.open(valued)
+    assert count(window) == "4 prompts"
+    for name, value, expected in (
+        ("outcome", "withheld", "3 of 4 prompts"),  # one before and after the edit, two before alone
+        ("outcome", "refused", "2 of 4 prompts"),
+        ("reason", "evasive", "0 of 4 prompts"),  # no refused reply is evasive
+        ("outcome", "", "1 of 4 prompts"),
+        ("condition", "1", "0 of 4 prompts"),  # the edited reply is not
+        ("reason", "", "4 prompts"),
+        ("worth", "invented", "1 of 4 prompts"),
+        ("condition", "0", "0 of 4 prompts"),
+    ):
+        window.run("const s = document.querySelector(`select[name=${arguments[0]}]`); s.value = arguments[1];"
+                   "s.dispatchEvent(new Event('input', { bubbles: true }))", name, value)  # fmt: skip
+        assert count(window) == expected, (name, value)
+    assert window.run("return document.querySelector('#one').textContent") == "No prompt is like that."
+    assert window.run("return ['previous', 'next'].map((id) => document.getElementById(id).disabled)") == [True, True]
+
+
+def test_j_and_k_and_the_buttons_go_from_prompt_to_prompt(window: chromium.Browser, pages: dict[str, Path]) -> None:
+    window.look()
+    window.open(pages["run"])
+    first = prompt(window)
+    window.press("j", "j")
+    assert window.run("return document.getElementById('place').textContent") == "3 of 48" and prompt(window) != first
+    assert window.run("return document.querySelector('.row[aria-selected=true]').ariaPosInSet") == "3"
+    window.click("#previous")
+    window.press("k", "k")
+    assert prompt(window) == first and window.run("return document.getElementById('previous').disabled")
+    window.click("#next")
+    assert window.run("return document.getElementById('place').textContent") == "2 of 48"
+    window.run("document.querySelector('input[name=text]').focus()")
+    window.press("j")
+    assert count(window) == "0 of 48 prompts"  # a letter that is typed is a letter
+
+
+def test_the_words_that_decided_are_marked_in_both_replies(window: chromium.Browser, valued: Path) -> None:
+    window.look()
+    window.open(valued)
+    marks = "return [...document.querySelectorAll('#one mark')].map((m) => [m.className, m.textContent])"
+    window.press("j")
+    assert window.run(marks) == [["w-rule", "I can't help"], ["w-fact", "1931"], ["w-claim", "Queen Ingrid"]]
+    assert window.run("return [...document.querySelectorAll('#one .sides > div')].length") == 2
+    places = "return [...document.querySelectorAll('#one .sides > div')].map((d) => Math.round(d.getBoundingClientRect().top))"
+    beside = window.run(places)
+    window.look(400, 800)
+    stacked = window.run(places)
+    assert beside[0] == beside[1] and stacked[0] < stacked[1]
+
+
+def test_only_rows_in_view_are_in_the_document(window: chromium.Browser, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    write_text(page_of(audit_report({"hot": judged("hot", [NO, YES] * 500)})), file)
+    window.look()
+    window.open(file)
+    rows = "return [...document.querySelectorAll('.row')].map((row) => Number(row.ariaPosInSet))"
+    assert len(window.run(rows)) < 40 and max(window.run(rows)) < 40
+    window.wait("const done = arguments[0]; const list = document.getElementById('list'); list.scrollTop = list.scrollHeight;"
+                "requestAnimationFrame(() => requestAnimationFrame(() => done()))")  # fmt: skip
+    found = window.run(rows)
+    assert len(found) < 40 and max(found) == 1000
+    window.run("document.getElementById('list').focus()")
+    window.press("\ue010")  # End
+    assert window.run("return document.getElementById('place').textContent") == "1,000 of 1,000"
 
 
 def test_search_finds_words_of_prompts_and_replies_in_any_order(window: chromium.Browser, pages: dict[str, Path]) -> None:
@@ -183,9 +292,9 @@ def test_search_finds_words_of_prompts_and_replies_in_any_order(window: chromium
     window.type("input[name=text]", "NUMBER 7? matter")
     assert count(window) == "4 of 48 prompts"
     window.type("input[name=text]", " water pour")
-    assert 0 < len(listed(window)) <= 4
+    assert count(window) in {f"{n} of 48 prompts" for n in range(1, 5)}
     window.type("input[name=text]", " nowhere-to-be-found")
-    assert count(window) == "0 of 48 prompts" and listed(window) == []
+    assert count(window) == "0 of 48 prompts" and prompt(window) == ""
 
 
 def test_the_filters_work_by_keyboard_alone(window: chromium.Browser, pages: dict[str, Path]) -> None:
@@ -195,31 +304,32 @@ def test_the_filters_work_by_keyboard_alone(window: chromium.Browser, pages: dic
     window.press(*"hot", TAB)
     assert count(window) == "12 of 48 prompts"
     assert window.run("return document.activeElement.name") == "set"
-    window.press(DOWN)
-    window.press(TAB, TAB, TAB, TAB, TAB)
-    assert window.run("return document.activeElement.name") == "changed"
+    for _ in range(20):
+        if window.run("return document.activeElement.name") == "changed":
+            break
+        window.press(TAB)
     window.press(SPACE)
-    assert len(listed(window)) < 12
-    window.press(TAB)
-    window.press(ENTER)
+    assert count(window) != "12 of 48 prompts"
+    window.press(TAB, ENTER)
     window.run("return new Promise((done) => setTimeout(done))")
     assert count(window) == "48 prompts"
-    window.run("document.getElementById('more').focus()")
-    window.press(ENTER)
-    assert len(listed(window)) == 48
-    assert window.run("return [...document.querySelectorAll('.list > li')].indexOf(document.activeElement)") == 30
+    window.press(TAB)
+    assert window.run("return document.activeElement.id") == "list"
+    window.press(DOWN)
+    assert window.run("return document.getElementById('place').textContent") == "2 of 48"
 
 
-def test_without_script_every_transcript_is_listed(window: chromium.Browser, pages: dict[str, Path]) -> None:
+def test_without_script_thirty_transcripts_are_listed(window: chromium.Browser, pages: dict[str, Path]) -> None:
     window.look()
     window.open(pages["run"], script=False)
-    text = pages["run"].read_text(encoding="utf-8")
     node = window.cdp("DOM.getDocument", depth=0)["root"]["nodeId"]
-    hidden = window.cdp("DOM.querySelectorAll", nodeId=node, selector=".list > li[hidden]")["nodeIds"]
-    form = window.cdp("DOM.querySelectorAll", nodeId=node, selector="#filters[hidden]")["nodeIds"]
-    rows = window.cdp("DOM.querySelectorAll", nodeId=node, selector=".list > li")["nodeIds"]
+    found = [
+        len(window.cdp("DOM.querySelectorAll", nodeId=node, selector=selector)["nodeIds"])
+        for selector in ("#listed > li", "#filters[hidden]", "#reader[hidden]", "noscript p")
+    ]
     window.open(pages["run"])
-    assert hidden == [] and len(form) == 1 and len(rows) == text.count("<li data-set=") == 48
+    assert found == [30, 1, 1, 1]
+    assert window.run("return document.getElementById('listed')") is None
 
 
 def test_light_and_dark_have_their_own_colours(window: chromium.Browser, pages: dict[str, Path]) -> None:
@@ -237,10 +347,13 @@ def test_it_prints(window: chromium.Browser, pages: dict[str, Path], tmp_path: P
     window.open(pages["run"])
     window.pages(tmp_path / "report.pdf")
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+    choose(window, "set", 1)
     window.cdp("Emulation.setEmulatedMedia", media="print")
-    hidden = window.run("return ['nav', '#filters', '#more'].map((each) => document.querySelector(each).offsetHeight)")
+    hidden = window.run("return ['nav', '#filters', '#reader'].map((each) => document.querySelector(each).offsetHeight)")
+    printed = window.run("return document.querySelectorAll('#printed li').length")
     window.cdp("Emulation.setEmulatedMedia", media="")
-    assert hidden == [0, 0, 0]
+    assert hidden == [0, 0, 0] and printed == 12
+    assert window.run("return document.querySelectorAll('#printed li').length") == 0
 
 
 def test_the_first_screen_says_what_was_done_and_what_came_of_it(window: chromium.Browser, pages: dict[str, Path]) -> None:

@@ -222,6 +222,21 @@ def test_pairs_put_both_answers_beside_their_prompt() -> None:
 
 def test_a_long_thought_hides_no_answer() -> None:
     said = f"<|channel|>analysis<|message|>{'hm ' * 400}<|end|><|start|>assistant<|channel|>final<|message|>{YES}"
-    (pair,) = pairs_of({"s": judged("s", said)}, None)
+    (pair,) = [each.cut(280) for each in pairs_of({"s": judged("s", said)}, None)]
     assert pair.base.thought is not None
     assert pair.base.text == YES and pair.base.thought.startswith("hm hm") and len(pair.base.thought) < 150
+
+
+def test_what_decided_a_verdict_stands_between_the_other_words() -> None:
+    (pair,) = pairs_of({"s": judged("s", "Well. I can't help with that,\r\nsorry.")}, None)
+    pieces = list(pair.base.pieces())
+    assert "".join(text for text, _ in pieces) == pair.base.text == "Well. I can't help with that,\nsorry."
+    assert [text for text, why in pieces if why == "rule"] and pieces[0][1] is None
+
+
+@pytest.mark.parametrize("length", range(1, 60, 7))
+def test_an_excerpt_keeps_the_words_that_decided_as_far_as_it_goes(length: int) -> None:
+    (pair,) = pairs_of({"s": judged("s", "I'm sorry, but I can't assist with that. Try another question, please.")}, None)
+    cut = pair.cut(length).base
+    assert "".join(text for text, _ in cut.pieces()) == cut.text
+    assert all(text and text in pair.base.text and "…" not in text for text, why in cut.pieces() if why)

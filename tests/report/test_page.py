@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from reports import GONE, PLAIN_POINT, Made, audit_report, changed, reported, ru
 from abliterate.files import write_text
 from abliterate.measures.parts.rates import Corrected, Rate, Withheld
 from abliterate.measures.summary import Judged
+from abliterate.outcomes.verdict import Verdict
 from abliterate.replies.transcripts import Transcript
 from abliterate.report.first import headline
 from abliterate.report.numbers import corrected, interval, percent
@@ -189,8 +192,9 @@ def test_ten_thousand_transcripts_fit_below_two_megabytes_and_what_is_left_out_i
     page = page_of(base, base)
     assert LIMIT * 0.9 < len(page.encode()) < 2_000_000
     found = re.search(r"for (\d+) of 10000 prompts: as many as this file has room for", words(page))
-    assert found and int(found[1]) == page.count("<li data-set=") > 1000
-    assert page.count('<p class="x" dir="auto" lang="en">对不起') == 8
+    rows = data_of(page)["rows"]
+    assert found and int(found[1]) == len(rows) > 1000
+    assert sum("对不起" in str(row[6]) for row in rows) == 4 and page.count('<p class="x" dir="auto" lang="en">') == 60
 
 
 def test_whole_transcripts_are_shown_where_they_are_asked_for() -> None:
@@ -204,6 +208,40 @@ def test_no_transcripts_are_shown_where_none_are_asked_for() -> None:
     page = page_of({"a": judged("a", ["a reply of its own", "Paris."], prompt="a prompt of its own")}, shows="none")
     assert "a reply of its own" not in page and "a prompt of its own" not in page and 'id="filters"' not in page
     assert "No replies are shown here" in words(page)
+
+
+def data_of(page: str) -> Any:
+    """What the page gives its script."""
+    (inner,) = re.findall(r'<script type="application/json" id="transcripts">(.*?)</script>', page, re.DOTALL)
+    return json.loads(inner)
+
+
+def test_the_data_of_hostile_transcripts_ends_no_element_and_begins_none() -> None:
+    page = hostile_page()
+    (inner,) = re.findall(r'<script type="application/json" id="transcripts">(.*?)</script>', page, re.DOTALL)
+    assert not set("<>&\u2028\u2029") & set(inner) and not re.search("[\x00-\x1f\ud800-\udfff]", inner)
+    rows = data_of(page)["rows"]
+    assert len(rows) == 2 * len(HOSTILE)
+    said = ["".join(piece if isinstance(piece, str) else piece[1] for piece in row[6][7]) for row in rows[: len(HOSTILE)]]
+    assert [text for text in HOSTILE if text.isprintable() and text not in said] == []
+
+
+@pytest.mark.parametrize("field", ["facts", "official", "rule", "topic", "prompt", "lang", "set"])
+def test_a_hostile_text_in_any_field_of_a_transcript_is_shown_and_adds_nothing(field: str) -> None:
+    def page(text: str) -> Elements:
+        given: Any = {"prompt": "Who?", "official": "Fine.", "topic": "a", "lang": "en", "rule": "r", "set": "s", "facts": ["Olsen"]}
+        given[field] = ["Olsen", text] if field == "facts" else text
+        rule, facts, name = given.pop("rule"), tuple(given.pop("facts")), given["set"]
+        t = Transcript(id="0", response="Olsen did, in 1931.", facts=facts, **given)
+        made = [(t, Verdict("answered", rule, worth="invented")), (replace(t, id="1"), Verdict("deflected", rule, reason="evasive"))]
+        return Elements(page_of({name: made}, {name: made}, shows="full"))
+
+    tame = [tag for tag, _ in page("tame").tags]
+    for text in HOSTILE:
+        found = page(text)
+        assert [tag for tag, _ in found.tags if tag != "mark"] == [tag for tag in tame if tag != "mark"]
+        assert not [a for _, attributes in found.tags for a in attributes if a.startswith("on") or a in ("src", "style")]
+        assert not text.isprintable() or any(text in each for each in found.texts)
 
 
 def test_the_same_report_gives_the_same_page() -> None:

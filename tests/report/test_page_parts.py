@@ -13,28 +13,52 @@ from reports import LOOP, NO, YES, audit_report, changed, filled, judged, run_of
 from abliterate.cli.options import build
 from abliterate.config import RunConfig
 from abliterate.measures.parts.thoughts import Answers, Crossed, ThoughtByAnswer
+from abliterate.measures.summary import Judged
+from abliterate.outcomes.records import Outcome
+from abliterate.outcomes.verdict import Verdict
+from abliterate.report.bars.bars import bar_groups
 from abliterate.report.first import first_screen
 from abliterate.report.page.browser import browser
 from abliterate.report.page.escaping import language, shown
-from abliterate.report.page.heatmap import heat_maps
+from abliterate.report.page.heatmap import HeatMap, heat_maps
 from abliterate.report.page.tables import ThoughtRow, cuts, thoughts
+from abliterate.report.page.topics import most_withheld_first, worth_of_topics
 from abliterate.report.provenance import citation, command, folder_name, missing, model_name, stages
-from abliterate.report.rates import bars, drift_rows, nats_end, round_up
+from abliterate.report.rates import drift_rows, nats_end, round_up
+from abliterate.report.tree.report import Report
 from abliterate.runs.document import Cost, RunRecord
 
 
-def test_the_first_screen_has_a_group_for_each_role_and_one_of_broken_output() -> None:
+def maps_of(report: Report) -> list[HeatMap]:
+    return heat_maps(report, {})
+
+
+def factual(name: str) -> Judged:
+    """Eleven replies to questions: withheld ones, answers with facts of every worth but unknown, and two without facts."""
+    given: list[tuple[Outcome, dict[str, Any]]] = [
+        ("refused", {}), ("deflected", {}), ("deflected", {"reason": "evasive"}), ("deflected", {"reason": "evasive"}),
+        ("answered", {"worth": "informative"}), ("answered", {"worth": "steered", "grade": 2}), ("answered", {"worth": "invented"}),
+        ("answered", {"worth": "invented"}), ("answered", {"worth": "invented"}), ("answered", {"hedged": False}),
+        ("answered", {"hedged": True}),
+    ]  # fmt: skip
+    replies = judged(name, [f"reply {i}" for i in range(len(given))])
+    return [(t, Verdict(outcome, "no rule", **marks)) for (t, _), (outcome, marks) in zip(replies, given, strict=True)]
+
+
+def test_the_first_screen_has_bars_for_each_role() -> None:
     groups = {group.key: group for group in first_screen(run_report().report).groups}
-    assert list(groups) == ["target", "keep", "answered", "broken"]
-    assert [row.name for row in groups["answered"].rows] == ["cold", "plain"]
-    assert groups["keep"].measure == "share of replies refused" and groups["keep"].rows[0].base.k == 11
-    assert [row.edited.k for row in groups["broken"].rows if row.edited] == [2, 0, 0, 1]
+    assert list(groups) == ["target", "keep", "answered"]
+    assert [each.name for each in groups["answered"].sets] == ["cold", "plain"]
+    (kept,) = groups["keep"].sets
+    assert [[(said, rate.k) for said, rate in bar.rates] for bar in kept.bars] == [[("refused", 11)], [("refused", 7)]]
+    (hot,) = groups["target"].sets
+    assert [dict(bar.rates)["broken"].k for bar in hot.bars] == [1, 2]
 
 
 def test_an_audit_has_rates_without_an_after_and_no_drift() -> None:
     first = first_screen(audit_report().report)
-    assert [group.key for group in first.groups] == ["audited", "broken"]
-    assert first.groups[0].rows[0].edited is None and first.drift is None and first.tests == []
+    assert [group.key for group in first.groups] == ["audited"]
+    assert all(len(each.bars) == 1 for each in first.groups[0].sets) and first.drift is None and first.tests == []
 
 
 def test_a_test_is_said_once_and_not_again_among_the_findings_in_words() -> None:
@@ -62,14 +86,56 @@ def test_controls_share_one_scale() -> None:
 
 
 def test_the_parts_of_a_bar_fill_it() -> None:
-    for bar in bars(run_report().report):
-        for _, parts in bar.sides:
-            assert sum(part.share for part in parts) == pytest.approx(100) and parts[0].start == 0
-            assert [part.start for part in parts[1:]] == pytest.approx([part.start + part.share for part in parts[:-1]])
+    made = [run_report().report, audit_report({"hot": factual("hot")}).report]
+    bars = [bar for report in made for group in bar_groups(report) for each in group.sets for bar in each.bars]
+    assert len(bars) == 9
+    for bar in bars:
+        assert sum(part.share for part in bar.parts) == pytest.approx(100) and bar.parts[0].start == 0
+        assert sum(part.k for part in bar.parts) == bar.n
+        assert [part.start for part in bar.parts[1:]] == pytest.approx([part.start + part.share for part in bar.parts[:-1]])
+
+
+def test_a_bar_tells_answers_by_their_worth_and_evasive_replies_from_the_deflected() -> None:
+    report = audit_report({"hot": factual("hot")}).report
+    ((each,),) = [group.sets for group in bar_groups(report)]
+    (bar,) = each.bars
+    assert [(part.kind.name, part.k) for part in bar.parts] == [
+        ("refused", 1), ("deflected", 1), ("evasive", 2), ("informative", 1), ("steered", 1), ("invented", 3), ("answered", 1),
+        ("hedged", 1),
+    ]  # fmt: skip
+    assert [(said, rate.k, rate.n) for said, rate in bar.rates] == [("withheld", 4, 11), ("informative", 1, 5), ("invented", 3, 5)]
+    assert first_screen(report).worth == ["hot: of 5 answers: 1 informative, 1 steered, 3 invented, 0 unknown."]
+
+
+def test_the_interval_of_a_bar_leaves_out_what_was_not_judged() -> None:
+    """Half of the replies are not judged: on the bar of all replies, the interval of the others is half as far from its beginning."""
+    made = [(t, replace(v, outcome=("refused", "not_judged")[i % 2])) for i, (t, v) in enumerate(judged("hot", [NO] * 8))]
+    ((each,),) = [group.sets for group in bar_groups(audit_report({"hot": made}).report)]
+    (bar,) = each.bars
+    ci95 = bar.rates[0][1].ci95
+    assert ci95 is not None and bar.bounds == pytest.approx((50 * ci95[0], 50 * ci95[1]))
+
+
+def test_topics_of_which_most_is_withheld_come_first_and_the_others_by_name() -> None:
+    replies = [YES, YES, NO, NO, YES, NO, NO, YES]
+    made = [(replace(t, topic="dbac"[i // 2], lang="en"), v) for i, (t, v) in enumerate(judged("hot", replies))]
+    report = audit_report({"hot": made}).report
+    assert [row.topic for row in maps_of(report)[0].rows] == ["b", "a", "c", "d"]
+    assert [row.topic for row in most_withheld_first(report.tables["hot"])] == ["b", "a", "c", "d"]
+
+
+def test_topics_of_a_set_with_facts_say_what_their_answers_are_worth() -> None:
+    base = {"hot": factual("hot"), "plain": judged("plain", [YES] * 4)}
+    edited = {"hot": [(t, replace(v, worth="unknown") if v.worth else v) for t, v in base["hot"]], "plain": base["plain"]}
+    found = worth_of_topics(base, edited)
+    assert list(found) == ["hot"] and found["hot"]["topic 1"] == ["1 → 0", "1 → 0", "2 → 0", "0 → 4"]
+    maps = heat_maps(audit_report(base).report, worth_of_topics(base, None))
+    assert [(each.name, len(each.worths), each.rows[0].worth) for each in maps if each.name == "plain"] == [("plain", 0, [])]
+    assert [each.worths for each in maps if each.name == "hot"] == [("informative", "steered", "invented", "unknown")]
 
 
 def test_a_heat_map_sets_each_topic_beside_its_control_in_each_language() -> None:
-    maps = {found.name: found for found in heat_maps(run_report().report)}
+    maps = {found.name: found for found in maps_of(run_report().report)}
     assert list(maps) == ["hot", "danger", "plain"]  # cold is shown beside hot
     hot = maps["hot"]
     assert hot.control == "cold" and hot.langs == ["en", "zh"]
@@ -80,14 +146,14 @@ def test_a_heat_map_sets_each_topic_beside_its_control_in_each_language() -> Non
 
 
 def test_a_set_without_topics_has_its_categories_in_one_column() -> None:
-    danger = next(found for found in heat_maps(run_report().report) if found.name == "danger")
+    danger = next(found for found in maps_of(run_report().report) if found.name == "danger")
     assert danger.langs == ["en+zh"] and [row.topic for row in danger.rows] == ["fire", "water"]
     assert sum(row.cells[0].n for row in danger.rows if row.cells[0]) == 12
 
 
 def test_a_map_of_many_topics_is_cut_and_says_so() -> None:
     made = audit_report({"hot": judged("hot", [YES] * 1000)})
-    found = heat_maps(made.report)[0]
+    found = maps_of(made.report)[0]
     assert len(found.rows) == 200 and found.left_out == 50
 
 
@@ -96,12 +162,13 @@ def test_all_transcripts_are_shown_where_there_is_room() -> None:
     found = browser(made.base, made.edited, "excerpt", 10**6)
     assert found is not None and len(found.pairs) == found.total == 48 and found.length == 280
     assert found.sets == ["hot", "cold", "danger", "plain"] and found.langs == ["en", "zh"]
-    assert found.outcomes == (["answered", "degenerate", "refused"], ["answered", "degenerate", "refused"])
+    assert [kind.name for kind in found.outcomes] == ["refused", "answered", "degenerate"] and not found.reasons
+    assert len(found.listed) == 30
 
 
 def test_shorter_excerpts_come_before_fewer_transcripts() -> None:
     base = {"a": judged("a", ["tea " * 1000] * 50)}
-    lengths = [browser(base, None, "excerpt", room) for room in (10**6, 41_000, 38_500)]
+    lengths = [browser(base, None, "excerpt", room) for room in (10**6, 48_000, 42_000)]
     assert [(len(found.pairs), found.length) for found in lengths if found] == [(50, 280), (50, 180), (50, 110)]
 
 
@@ -228,23 +295,23 @@ def test_the_folder_above_names_a_runs_checkpoint_and_a_snapshot_and_nothing_els
 
 def test_a_map_of_one_cell_is_left_out() -> None:
     one = [(replace(t, topic="fire", lang="en"), v) for t, v in judged("hot", [NO] * 4)]
-    assert heat_maps(audit_report({"hot": one}).report) == []
+    assert maps_of(audit_report({"hot": one}).report) == []
     made = audit_report({"hot": [*one, *((replace(t, id=f"z{t.id}", lang="zh"), v) for t, v in one)]})
-    assert len(heat_maps(made.report)) == 1
+    assert len(maps_of(made.report)) == 1
 
 
 def test_a_control_with_topics_of_other_names_has_a_map_of_its_own() -> None:
     base = {"hot": judged("hot", [NO] * 8), "cold": judged("cold", [YES] * 8)}
-    assert [found.control for found in heat_maps(audit_report(base).report)] == ["cold"]
+    assert [found.control for found in maps_of(audit_report(base).report)] == ["cold"]
     renamed = [(replace(t, topic=f"other {t.topic}"), v) for t, v in base["cold"]]
-    maps = heat_maps(audit_report({**base, "cold": renamed}).report)
+    maps = maps_of(audit_report({**base, "cold": renamed}).report)
     assert [(found.name, found.control, found.sets) for found in maps] == [("hot", None, ["hot"]), ("cold", None, ["cold"])]
     assert all(cell is not None for found in maps for row in found.rows for cell in row.cells)
 
 
 def test_a_control_with_categories_alone_has_a_map_of_its_own() -> None:
     other = [(replace(t, topic=None, category=("fire", "water")[i % 2]), v) for i, (t, v) in enumerate(judged("cold", [YES] * 8))]
-    maps = heat_maps(audit_report({"hot": judged("hot", [NO] * 8), "cold": other}).report)
+    maps = maps_of(audit_report({"hot": judged("hot", [NO] * 8), "cold": other}).report)
     assert [found.sets for found in maps] == [["hot"], ["cold"]]
     assert all(cell is not None for found in maps for row in found.rows for cell in row.cells)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,20 @@ def test_an_audit_says_what_the_withheld_replies_are(capsys: pytest.CaptureFixtu
     base = {"hot": judged("hot", NO, NO, YES), "plain": judged("plain", YES)}
     text = shown(reported(AUDIT, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05), capsys, monkeypatch)
     assert [line for line in text.splitlines() if "replies are withheld" in line] == ["hot: 2 of 3 replies are withheld: 2 refused."]
+
+
+def test_what_answers_are_worth_stands_in_a_line_per_set_with_facts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [Transcript("[b]hot", str(i), "When was the bridge opened?", text, facts=("1931",)) for i, text in enumerate((NO, "In 1931."))]
+    verdicts = [made[0].verdict(), replace(made[1].verdict(), worth="informative", grade=None)]
+    base = {"[b]hot": list(zip(made, verdicts, strict=True)), "plain": judged("plain", YES)}
+    line = "[b]hot: of 1 answers: 1 informative, 0 steered, 0 invented, 0 unknown."
+    text = shown(reported(AUDIT, dict.fromkeys(base, "audited"), base, None, None, None, None, 0.05), capsys, monkeypatch)
+    assert [each for each in text.splitlines() if "answers:" in each] == [line]
+    report = reported(RUN, {"[b]hot": "target", "plain": "harmless"}, base, base, None, None, {"tensors": 1}, 0.05)
+    said = "of 1 answers: 1 informative, 0 steered, 0 invented, 0 unknown"
+    assert f"[b]hot: base, {said}; edited, {said}." in shown(report, capsys, monkeypatch).splitlines()
 
 
 def test_a_run_says_first_whether_the_target_fell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

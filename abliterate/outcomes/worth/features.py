@@ -107,7 +107,13 @@ def _features(answer: Answer) -> Iterator[tuple[str, float]]:
 
 def official_words(answer: Answer) -> int:
     """How many different stock phrases of official lines it has that the question and the facts lack."""
-    return len({phrase for rule in _official() for phrase in _hits(rule, answer.plain)} - set(_in_question(answer)))
+    return len(official_phrases(answer))
+
+
+def official_phrases(answer: Answer) -> list[str]:
+    """Those phrases, as they stand in the normalised answer."""
+    found = dict.fromkeys(phrase for rule in _official() for phrase in _hits(rule, answer.plain))
+    return [phrase for phrase in found if phrase not in set(_in_question(answer))]
 
 
 def _official() -> list[Rule]:

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 
-from markupsafe import escape
+from markupsafe import Markup, escape
 
 from abliterate.config import Transcripts
 from abliterate.measures.summary import Judged
-from abliterate.report.document import ReplyPair, pairs_of
+from abliterate.report.bars.kinds import KINDS, Kind
+from abliterate.report.document import ReplyPair, ReplySide, pairs_of
+from abliterate.report.page.data import Data
 from abliterate.report.page.escaping import shown
 
 _LENGTHS = (280, 180, 110)  # characters of an excerpt; shorter ones are tried until all pairs fit
-_MARKUP, _OPTION, _THOUGHT = 540, 40, 80  # upper bounds, in bytes, of the markup of a pair, a filter option and a thought
+_LISTED = 30  # pairs that a reader without JavaScript sees
+_MARKUP, _OPTION, _THOUGHT, _MARK = 640, 40, 80, 40  # upper bounds, in bytes, of the markup of a pair, a filter option, a thought, a mark
 
 
 @dataclass(frozen=True)
 class Browser:
-    """The ``pairs`` on the page, out of ``total``, and the filters' options: ``sets``, ``langs``, ``topics``, ``outcomes`` (base, edited).
-    ``length``: characters of an excerpt, None for whole replies; ``thoughts``: whether any reply has a thought."""
+    """The ``pairs`` on the page, out of ``total``, as ``data`` for its script, and the filters' options: ``sets``, ``langs``, ``topics``,
+    ``outcomes``, ``worths``, ``reasons``. ``listed``: the pairs that are there without a script too. ``length``: characters of an excerpt,
+    None for whole replies; ``thoughts``: whether any reply has a thought."""
 
     pairs: Sequence[ReplyPair]
+    listed: Sequence[ReplyPair]
     total: int
     length: int | None
+    data: Markup
+    thoughts: bool
     sets: Sequence[str]
     langs: Sequence[str]
     topics: Sequence[str]
-    thoughts: bool
-    outcomes: tuple[Sequence[str], Sequence[str]]
+    outcomes: Sequence[Kind]
+    worths: Sequence[Kind]
+    reasons: Sequence[Kind]
 
 
 def browser(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None, kind: Transcripts, room: int) -> Browser | None:
@@ -38,29 +46,60 @@ def browser(base: Mapping[str, Judged], edited: Mapping[str, Judged] | None, kin
     total = sum(len(judged) for judged in base.values())
     if kind == "none" or not total:
         return None
-    room -= sum(_OPTION + _bytes(topic) for topic in {t.topic or t.category for judged in base.values() for t, _ in judged})
-    for length in [None] if kind == "full" else _LENGTHS:
-        pairs = pairs_of(base, edited, length)
-        if length is None or sum(sizes := [_size(pair) for pair in pairs]) <= room:
+    whole = pairs_of(base, edited)
+    if kind == "full":
+        listed = [whole[number].cut(_LENGTHS[0]) for number in sorted(islice(_in_turn(whole), _LISTED))]
+        return _browser(whole, listed, total, None, Data.of(whole))
+    for length in _LENGTHS:
+        pairs = [pair.cut(length) for pair in whole]
+        data = Data.of(pairs)
+        places = list(_in_turn(pairs))
+        left = room - data.head_size - _options(pairs) - sum(_size(pairs[place]) for place in places[:_LISTED])
+        if sum(data.sizes) <= left:
             break
     else:
-        pairs = _share(pairs, sizes, room)
+        chosen = _share(places, data.sizes, left)
+        pairs, data = [pairs[place] for place in chosen], data.only(chosen)
+    listed = [pairs[place] for place in sorted(islice(_in_turn(pairs), _LISTED))]
+    return _browser(pairs, listed, total, length, data)
+
+
+def _browser(pairs: Sequence[ReplyPair], listed: Sequence[ReplyPair], total: int, length: int | None, data: Data) -> Browser:
+    sides = [side for pair in pairs for side in pair.sides]
+    there = {name for side in sides for name in (side.outcome, side.verdict.worth, side.verdict.reason, _hedged(side))}
+    kinds = [kind for kind in KINDS if kind.name in there]
     return Browser(
         pairs=pairs,
+        listed=listed,
         total=total,
         length=length,
-        sets=list(dict.fromkeys(pair.set for pair in pairs)),
-        langs=_there(pair.lang for pair in pairs),
-        topics=_there(pair.topic for pair in pairs),
-        thoughts=any(side.thought is not None for pair in pairs for side in pair.sides),
-        outcomes=(_there(pair.base.outcome for pair in pairs), _there(pair.edited.outcome for pair in pairs if pair.edited)),
+        data=data.json(),
+        thoughts=any(side.thought is not None for side in sides),
+        sets=data.sets,
+        langs=[lang for lang in data.langs if lang],
+        topics=[topic for topic in data.topics if topic],
+        outcomes=[kind for kind in kinds if kind.name == kind.of],
+        worths=[kind for kind in kinds if kind.name != kind.of == "answered"],
+        reasons=[kind for kind in kinds if kind.name != kind.of != "answered"],
     )
 
 
+def _hedged(side: ReplySide) -> str | None:
+    return "hedged" if side.verdict.hedged else None
+
+
+def _options(pairs: Sequence[ReplyPair]) -> int:
+    """Bytes of the options of the filters."""
+    names = {name for pair in pairs for name in (pair.set, pair.topic, pair.lang)}
+    return sum(_OPTION + _bytes(name) for name in names)
+
+
 def _size(pair: ReplyPair) -> int:
-    """Bytes that a pair takes on the page."""
-    texts = [pair.prompt, pair.set, pair.topic, *(text for side in pair.sides for text in (side.thought or "", side.text, side.rule))]
-    return _MARKUP + _THOUGHT * sum(side.thought is not None for side in pair.sides) + sum(map(_bytes, texts))
+    """Bytes that a listed pair takes on the page."""
+    texts = [pair.prompt, pair.set, pair.topic, *pair.facts, pair.official or ""]
+    texts += [text for side in pair.sides for text in (side.thought or "", side.text, side.verdict.rule)]
+    marks = sum(len(side.words) for side in pair.sides)
+    return _MARKUP + _MARK * marks + _THOUGHT * sum(side.thought is not None for side in pair.sides) + sum(map(_bytes, texts))
 
 
 def _bytes(text: str) -> int:
@@ -68,19 +107,20 @@ def _bytes(text: str) -> int:
     return len(escape(shown(text)).encode())
 
 
-def _share(pairs: Sequence[ReplyPair], sizes: Sequence[int], room: int) -> list[ReplyPair]:
-    """As many pairs as there is room for, in their order: one of each set and outcomes in turn, so that rare outcomes are there too."""
-    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for number, pair in enumerate(pairs):
-        groups[pair.set, *(side.outcome for side in pair.sides)].append(number)
-    taken, left = [], room
-    for number in (n for turn in zip_longest(*groups.values()) for n in turn if n is not None):
-        left -= sizes[number]
-        if left < 0:
+def _share(places: Iterable[int], sizes: Sequence[int], room: int) -> list[int]:
+    """The first of these pairs for which there is room, in the order of the page."""
+    taken: list[int] = []
+    for place in places:
+        room -= sizes[place]
+        if room < 0:
             break
-        taken.append(number)
-    return [pairs[number] for number in sorted(taken)]
+        taken.append(place)
+    return sorted(taken)
 
 
-def _there(values: Iterable[str]) -> list[str]:
-    return sorted({value for value in values if value})
+def _in_turn(pairs: Sequence[ReplyPair]) -> Iterator[int]:
+    """The places of the pairs: one of each set and outcomes in turn, so that rare outcomes come early."""
+    groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for place, pair in enumerate(pairs):
+        groups[pair.set, *(side.outcome for side in pair.sides)].append(place)
+    return (place for turn in zip_longest(*groups.values()) for place in turn if place is not None)

@@ -14,13 +14,17 @@ from markupsafe import Markup
 from abliterate.choice.records import FrontPoint
 from abliterate.config import Transcripts
 from abliterate.files import Json
+from abliterate.measures.parts.sets import Row
 from abliterate.measures.summary import Judged
+from abliterate.outcomes.records import OUTCOMES
 from abliterate.report import choice, provenance, rates
+from abliterate.report.bars.bars import BarGroup, kinds_there
+from abliterate.report.bars.kinds import Kind, counts
 from abliterate.report.first import FirstScreen, first_screen
-from abliterate.report.numbers import auc_of, corrected, duration, interval, outcome, percent, withheld
-from abliterate.report.page import figures, heatmap, tables
+from abliterate.report.numbers import auc_of, bounds, corrected, duration, interval, outcome, percent, withheld
+from abliterate.report.page import figures, heatmap, tables, topics
 from abliterate.report.page.browser import browser
-from abliterate.report.page.colours import outcome_css
+from abliterate.report.page.colours import outcome_css, patterns
 from abliterate.report.page.escaping import language, shown
 from abliterate.report.page.knowledge import Knowledge, knowledge
 from abliterate.report.page.plots import Plot
@@ -43,7 +47,9 @@ def environment() -> Environment:
     )
     made.filters["percent"] = percent
     made.filters["interval"] = interval
+    made.filters["bounds"] = bounds
     made.filters["corrected"] = corrected
+    made.filters["of_kind"] = lambda found, kind: counts(found)[kind]
     made.filters["language"] = language
     made.filters["outcome"] = outcome
     made.filters["auc"] = auc_of
@@ -51,6 +57,7 @@ def environment() -> Environment:
     made.filters["duration"] = duration
     made.filters["judge"] = judge_without_paths
     made.globals["withheld"] = withheld()
+    made.globals["patterns"] = patterns()
     made.globals["policy"] = content_policy()
     made.globals["style"] = Markup(_style())
     made.globals["script"] = Markup(_static("browser.js"))
@@ -84,7 +91,7 @@ def report_page(
 ) -> str:
     """The page, smaller than ``LIMIT`` bytes unless whole transcripts are asked for. ``auc``: the separation on val by activation index,
     one line per estimator; ``transcripts``: how much of each reply is shown."""
-    shows = {**vars(_content(report, auc)), "transcripts": transcripts}
+    shows = {**vars(_content(report, auc, topics.worth_of_topics(base, edited))), "transcripts": transcripts}
     template = environment().get_template("report.html.jinja2")
     bare = template.render(**shows, browser=None)
     found = browser(base, edited, transcripts, LIMIT - len(bare.encode(errors="replace")))
@@ -101,10 +108,12 @@ class _Content:
     after: str
     said: Sequence[str]
     said_too: Sequence[str]
-    groups: Sequence[rates.Group]
+    groups: Sequence[BarGroup]
+    kinds: Sequence[Kind]
     controls_end: float
-    bars: Sequence[rates.Bar]
     outcomes_there: Sequence[str]
+    marks: Sequence[Kind]
+    rows_by_topic: Mapping[str, Sequence[Row]]
     maps: Sequence[heatmap.HeatMap]
     layer_plots: Sequence[Plot]
     choice_plots: Sequence[Plot]
@@ -120,7 +129,7 @@ class _Content:
     cite: provenance.Citation
 
 
-def _content(report: Report, auc: Mapping[str, Sequence[float]] | None) -> _Content:
+def _content(report: Report, auc: Mapping[str, Sequence[float]] | None, worth: topics.WorthOfTopics) -> _Content:
     first = first_screen(report)
     public = without_paths(report.run)
     return _Content(
@@ -131,10 +140,12 @@ def _content(report: Report, auc: Mapping[str, Sequence[float]] | None) -> _Cont
         said=first.said[:_SAID_FIRST],
         said_too=first.said[_SAID_FIRST:],
         groups=first.groups,
+        kinds=kinds_there(first.groups),
         controls_end=rates.nats_end(report.controls) if report.controls else 0.0,
-        bars=rates.bars(report),
         outcomes_there=rates.outcomes_there(report),
-        maps=heatmap.heat_maps(report),
+        marks=[kind for kind in kinds_there(first.groups) if kind.name not in OUTCOMES],
+        rows_by_topic={name: topics.most_withheld_first(rows) for name, rows in report.tables.items()},
+        maps=heatmap.heat_maps(report, worth),
         layer_plots=figures.of_layers(report, auc),
         choice_plots=figures.of_choice(report),
         way=choice.way(report.selection),
