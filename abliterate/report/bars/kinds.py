@@ -53,10 +53,10 @@ def counts(figures: Figures) -> dict[Kind, int]:
     """How many replies of each kind one model gave to a set; every reply is of one kind."""
     found: dict[str, int] = {}
     found.update(figures.outcomes.items())
-    parts = {
+    parts: dict[str, int] = {
         "evasive": figures.evasive.k if figures.evasive else 0,
         "hedged": figures.hedged.k if figures.hedged else 0,
-        **({name: figures.worth.of(name).k for name in NAMES} if figures.worth else {}),
+        **({str(name): figures.worth.of(name).k for name in NAMES} if figures.worth else {}),
     }
     for name, k in parts.items():
         found[_KNOWN[name].of] -= k
