@@ -67,7 +67,12 @@ def register(app: typer.Typer) -> None:
         out=OutFolder,
     )
     command(
-        app, "collect", CollectConfig, _collect, "Collect activation statistics, from which the command directions estimates.", out=OutFile
+        app,
+        "collect",
+        CollectConfig,
+        _collect,
+        "Collect activation statistics into a file. The command directions estimates directions from it.",
+        out=OutFile,
     )
     command(
         app,
@@ -83,7 +88,7 @@ def register(app: typer.Typer) -> None:
         "edit",
         EditCommandConfig,
         _edit,
-        "Edit a checkpoint: remove a direction, or apply the edit that a run chose (--plan).",
+        "Edit a checkpoint. The command removes a direction, or applies the edit that a run chose (--plan).",
         out=NewFolder,
     )
     command(

@@ -19,7 +19,7 @@ Split = Literal["train", "val", "test", "all"]
 _REFERENCE: str | None = setting(
     None,
     min_length=1,
-    description="A model without the censorship. The report measures how close the model is to it before and after the edit.",
+    description="A model without the censorship. The report measures how close the model is to it before and after the change.",
     panel=Panel.MAIN,
     names="model",
     from_record=True,

@@ -126,9 +126,9 @@ class SelectConfig(Config):
     max_kl: float = setting(
         0.1,
         gt=0,
-        description="Soft bound on drift, which is the KL of the first token on harmless prompts, in nats. An edit that exceeds the bound "
-        "by 10 % must leave 10 points less of the target to be chosen. With --tune search or off, candidates above the bound are dropped "
-        "before that; if too few remain, the bound for candidates is doubled.",
+        description="Soft bound on drift, which is the KL of the first token on harmless prompts, in nats. To be chosen, an edit that "
+        "exceeds the bound by 10 % must leave 10 points less of the target than an edit within it. With --tune search or off, "
+        "candidates above the bound are dropped before that; if too few remain, the bound for candidates is doubled.",
         panel=Panel.CHOICE,
         rank=2,
         from_record=True,

@@ -18,7 +18,7 @@ _DRIFTS = (
     ("kl_first_token", "first token", "KL(base‖{after}) of the first token, all {n} prompts"),
     (
         "kl_first_token_answered",
-        "first token, if answered",
+        "same, answered prompts",
         "KL(base‖{after}) of the first token, the {n_answered} prompts that the base answers",
     ),
     ("kl_sequence", "per token of base's replies", "KL(base‖{after}) per token along the base's own replies"),
