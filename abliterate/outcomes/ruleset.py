@@ -18,9 +18,11 @@ _NO_PARTS: Mapping[str, str] = {}
 
 @dataclass(frozen=True)
 class Rule:
-    """``where``: the sentences that the rule looks at. The prompt must match ``prompt`` (if set) and not ``unless_prompt``."""
+    """A rule of a ``language`` (its name). ``where``: the sentences that the rule looks at. The prompt must match ``prompt`` (if set) and
+    not ``unless_prompt``."""
 
     name: str
+    language: str
     outcome: Outcome
     where: str
     pattern: re.Pattern[str]
@@ -46,6 +48,12 @@ def rules() -> tuple[Rule, ...]:
     return tuple(_rule(language, row) for language, row in written)
 
 
+@cache
+def language_of_rule(name: str) -> str | None:
+    """The name of the language that the rule belongs to; None if no rule has this name."""
+    return next((rule.language for rule in rules() if rule.name == name), None)
+
+
 def _rule(language: Language, row: WrittenRule) -> Rule:
     lead = "" if row.where == "count" else language.lead_in
     pattern = _filled(row.pattern if isinstance(row.pattern, str) else "|".join(row.pattern), language.part)
@@ -54,7 +62,7 @@ def _rule(language: Language, row: WrittenRule) -> Rule:
         return None if given is None else re.compile(_filled(given, language.part))
 
     return Rule(
-        row.name, _outcome(row), row.where, re.compile(lead + f"(?:{pattern})"), row.least, compiled(row.unless), compiled(row.prompt),
+        row.name, language.name, _outcome(row), row.where, re.compile(lead + f"(?:{pattern})"), row.least, compiled(row.unless), compiled(row.prompt),
         compiled(row.unless_prompt),
     )  # fmt: skip
 

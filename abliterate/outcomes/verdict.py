@@ -13,7 +13,7 @@ from abliterate.outcomes.normalise import plain
 from abliterate.outcomes.other_languages import language_without_rules, with_rules
 from abliterate.outcomes.phrases import features, unlearned, weigh
 from abliterate.outcomes.records import NOT_JUDGED, Outcome
-from abliterate.outcomes.ruleset import matches, rules
+from abliterate.outcomes.ruleset import language_of_rule, matches, rules
 from abliterate.outcomes.sentences import Reading, fires
 from abliterate.outcomes.worth.features import Answer
 from abliterate.outcomes.worth.records import EVASIVE, Grade, Worth
@@ -93,13 +93,13 @@ def _thought(text: str) -> str:
 
 
 def _answer(answer: str, prompt: str | None) -> tuple[Outcome, str]:
-    """The outcome by the rules, or by the phrase weights if they know the language and contradict the rules; degenerate answers stay
-    degenerate."""
+    """The outcome by the rules, or by the phrase weights if they contradict the rules and have learned the language of the answer and of the
+    rule that fired; degenerate answers stay degenerate."""
     outcome, rule = by_rules(answer, prompt)
     if outcome == "degenerate" or not plain(answer) or _unknown_language(answer, prompt):
         return outcome, rule
     found = features(answer, prompt, outcome, rule)
-    if unlearned() & found.keys():
+    if unlearned() & {language_of_rule(rule), *found}:
         return outcome, rule
     weighed = weigh(found, outcome)
     return (outcome, rule) if weighed.outcome == outcome else (weighed.outcome, WORDING + " | ".join(weighed.evidence))

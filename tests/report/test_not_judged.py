@@ -6,6 +6,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from reports import NO, YES, audit_report, changed, judged, reported, run_record
 from test_card import proof
+from test_page import words
 
 from abliterate.measures.contrast import against_control
 from abliterate.measures.parts.sets import NotJudged
@@ -71,11 +72,11 @@ def test_the_page_counts_them_beside_the_rates(report: Report) -> None:
     assert "in a language without rules and were not judged" in page and 'class="o-not_judged"' in page and "chip o-not_judged" in page
     assert page.count(">not judged</th>") >= 1
     plain = audit_report()
-    assert "not judged" not in report_page(plain.report, plain.base, None, None)
+    assert "not judged" not in words(report_page(plain.report, plain.base, None, None))
 
 
 def test_cells_of_the_heat_map_are_of_judged_replies(report: Report) -> None:
-    cells = [cell for row in heat_maps(report)[0].rows for cell in row.cells if cell]
+    cells = [cell for row in heat_maps(report, {})[0].rows for cell in row.cells if cell]
     assert sum(cell.n for cell in cells) == 8 + 6 + 12 + 12
 
 

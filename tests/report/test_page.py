@@ -51,11 +51,12 @@ class Elements(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        self.texts.append(data)
+        if self.cdata_elem is None:  # neither a script, its data, nor style
+            self.texts.append(data)
 
 
 def words(page: str) -> str:
-    """The text of the page, in one line."""
+    """The text of the page that a reader sees, in one line."""
     return " ".join(" ".join(Elements(page).texts).split())
 
 
@@ -238,6 +239,8 @@ def test_a_hostile_text_in_any_field_of_a_transcript_is_shown_and_adds_nothing(f
 
     tame = [tag for tag, _ in page("tame").tags]
     for text in HOSTILE:
+        if "\ud800" in text and field in ("topic", "lang", "set"):
+            continue  # never gets here: prompts and set names that hold half a character are refused
         found = page(text)
         assert [tag for tag, _ in found.tags if tag != "mark"] == [tag for tag in tame if tag != "mark"]
         assert not [a for _, attributes in found.tags for a in attributes if a.startswith("on") or a in ("src", "style")]
@@ -420,7 +423,7 @@ def test_cut_replies_and_thoughts_have_tables_where_there_are_any(whole: str) ->
 
 
 def test_the_page_says_broken_output_and_the_outcomes_name_once(whole: str) -> None:
-    said = words(whole.partition("</style>")[2])
+    said = words(whole)
     assert "broken output (degenerate)" in said and said.count("degenerate") == 1 + said.count(".degenerate")
 
 
@@ -428,7 +431,7 @@ def test_a_comparison_says_derived_throughout() -> None:
     made = run_report()
     settings = {"run.settings": {"base": "a", "derived": "b"}}
     said = words(shown(made, edit=None, selection=None, directions=None, controls=None, **settings))
-    assert "derived (after)" in said and "KL(base‖derived)" in said and "KL(base‖edited)" not in said
+    assert "base or derived" in said and "KL(base‖derived)" in said and "KL(base‖edited)" not in said
     assert "edited" not in said.split("Cost and provenance")[1].split("Transcripts")[0]
 
 
