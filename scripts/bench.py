@@ -35,6 +35,7 @@ import bench_peers
 import bench_run
 import bench_statistics
 import bench_sweep
+import bench_widths
 from rich.console import Console
 from rich.table import Table
 
@@ -449,6 +450,7 @@ def main() -> int:
     bench_outcomes.add_to(commands)
     bench_peers.add_to(commands)
     bench_page.add_to(commands)
+    bench_widths.add_to(commands)
     args = parser.parse_args()
     try:
         args.run(args)
