@@ -62,8 +62,8 @@ def _rule(language: Language, row: WrittenRule) -> Rule:
         return None if given is None else re.compile(_filled(given, language.part))
 
     return Rule(
-        row.name, language.name, _outcome(row), row.where, re.compile(lead + f"(?:{pattern})"), row.least, compiled(row.unless), compiled(row.prompt),
-        compiled(row.unless_prompt),
+        row.name, language.name, _outcome(row), row.where, re.compile(lead + f"(?:{pattern})"), row.least, compiled(row.unless),
+        compiled(row.prompt), compiled(row.unless_prompt),
     )  # fmt: skip
 
 

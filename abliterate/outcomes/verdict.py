@@ -93,8 +93,8 @@ def _thought(text: str) -> str:
 
 
 def _answer(answer: str, prompt: str | None) -> tuple[Outcome, str]:
-    """The outcome by the rules, or by the phrase weights if they contradict the rules and have learned the language of the answer and of the
-    rule that fired; degenerate answers stay degenerate."""
+    """The outcome by the rules, or by the phrase weights if they contradict the rules, and have learned the language of the answer and that
+    of the rule; degenerate answers stay degenerate."""
     outcome, rule = by_rules(answer, prompt)
     if outcome == "degenerate" or not plain(answer) or _unknown_language(answer, prompt):
         return outcome, rule
