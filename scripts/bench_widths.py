@@ -35,7 +35,7 @@ from abliterate.model.fixtures import refuser
 from abliterate.prompts import Role, load_set
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
-MOST_METRIC = 4096  # above this width the costs of directions take more memory than the model
+MOST_METRIC = 4104  # above this width the costs of directions take more memory than the model
 SETS: dict[Role, str] = {"target": "censorship", "baseline": "censorship-control", "keep": "harmful", "harmless": "harmless"}
 
 
@@ -67,7 +67,9 @@ class Compared:
 def add_to(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the command ``widths``."""
     widths = commands.add_parser("widths", help="whether the tuner's step is the same in a wider residual stream")
-    widths.add_argument("--widths", type=int, nargs="+", default=[576, 4096, 8192], help="of the streams (default %(default)s)")
+    widths.add_argument(
+        "--widths", type=int, nargs="+", default=[576, 4104, 8199], help="of the streams, multiples of its nine heads (default %(default)s)"
+    )
     widths.add_argument("--limit", type=int, default=8, help="prompts of each role (default %(default)s)")
     widths.add_argument("--steps", type=int, default=3, help="of the tuner (default %(default)s)")
     widths.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
