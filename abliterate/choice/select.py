@@ -82,7 +82,8 @@ def select(
         shortlist = [scored[i][0] for i in choice.passing[:SHORTLIST]]
     shares = SHARES if how == "off" else SHARES[:1]
     seen = _measured(model, shortlist, shares, val, config, store)
-    start = shortlist[best_start(seen, config) if how == "gradient" else _best(seen, config) // len(shares)]
+    first = best_start(model, shortlist, seen, val, config, store) if how == "gradient" else _best(seen, config) // len(shares)
+    start = shortlist[first]
     steps: list[Step] = []
     if how == "gradient":
         seen, steps, ended = tuned(model, learned, val, start, seen, costs, config, away, store)

@@ -68,10 +68,37 @@ def starts(scored: Sequence[tuple[Candidate, Scores]], how: Preference, max_kl: 
     return sorted(by_worth, key=lambda c: (c is not firsts[c.estimator == BY_EFFECT], c.estimator != BY_EFFECT))
 
 
-def best_start(seen: Sequence[Seen], config: RunConfig) -> int:
-    """The index of the measured edit that the tuner starts from. Raises InputError if no edit is finite."""
+def best_start(
+    model: Model, shortlist: Sequence[Candidate], seen: Sequence[Seen], val: Examples, config: RunConfig, store: ResumeStore
+) -> int:
+    """The index of the candidate that the tuner starts from; ``seen`` are the measured ones as edits. Raises InputError if none is finite.
+
+    If there are first-order candidates and estimated ones, the first of either kind replies to val prompts, and what each candidate leaves
+    of the target is measured with the openings of these replies too: an edit may suppress the openings that are known while the model
+    withholds with others."""
     ranked([each.point for each in seen], config.prefer, config.max_kl)
-    return max(range(len(seen)), key=lambda i: _removal(seen[i].point, config.prefer, config.max_kl))
+    firsts = {candidate.estimator == BY_EFFECT: each for candidate, each in reversed(list(zip(shortlist, seen, strict=True)))}
+    points = [each.point for each in seen]
+    if len(firsts) > 1:
+        store = store.of(None, [t for each in seen for t in (each.edit.direction, each.edit.strength)])
+        left = store.value("starts")
+        if left is None:
+            left = _left_by_replies(model, [each.edit for each in firsts.values()], seen, val)
+            store.save_value("starts", left)
+        points = [replace(point, target_left=its) for point, its in zip(points, left, strict=True)]
+    return max(range(len(seen)), key=lambda i: _removal(points[i], config.prefer, config.max_kl))
+
+
+def _left_by_replies(model: Model, replying: Sequence[Edit], seen: Sequence[Seen], val: Examples) -> list[float]:
+    """What each edit leaves of the target, measured with the openings of the ``replying`` edits too."""
+    heard = OnPolicy(model, val, val)
+    with stage("replies of the starts (val)", len(replying)) as advance:
+        for edit in replying:
+            heard.on_val(edit)
+            advance(1)
+    if heard.val is val:
+        return [each.point.target_left for each in seen]
+    return target_left(model, [each.edit for each in seen], heard.val)
 
 
 def _removal(point: Point, how: Preference, max_kl: float | None) -> float:

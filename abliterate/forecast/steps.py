@@ -170,6 +170,7 @@ def run_steps(config: RunConfig, prompts: Prompts, layers: int, whole: bool = Fa
     if config.tune == "search":
         steps += [Step("selection", "search", _measured(val, min(BATCH, config.trials))) for _ in range(-(-config.trials // BATCH))]
     elif gradient:
+        steps += _starts(val, shortlisted) if by_effect else []
         steps += _tuning_steps(config, train, val, below, shortlisted)
     steps.append(Step("selection", "gate: short replies (val)", _gate(val), SHORT))
     tested = tuple(Asked(ids) for ids in prompts.test.values())
@@ -240,6 +241,15 @@ def _effects(train: Mapping[Role, Ids]) -> Step:
     asked = [Asked([[*ids, *[0] * OPENING_TOKENS] for ids in refused], 1, OPENING_TOKENS + 1)]
     asked += _staying({role: evenly(ids, ASKED) for role, ids in distinct(train).items()}, 1)
     return Step("selection", "first-order effects", tuple(asked), gradients=True)
+
+
+def _starts(val: Mapping[Role, Ids], measured: int) -> list[Step]:
+    """The steps that choose the start of the tuner: the first of either kind replies, then all are ``measured`` with their openings too."""
+    made = []
+    for number in (1, 2):
+        made.append(Step("selection", "short replies of a start", (Asked(evenly(val["target"], HEARD)),), SHORT))
+        made.append(Step("selection", "own openings", (_openings(val, 1, number),)))
+    return [*made, Step("selection", "starts with the openings of their replies", (_openings(val, measured, 2),))]
 
 
 def _tuning_steps(config: RunConfig, train: Mapping[Role, Ids], val: Mapping[Role, Ids], below: float, before: int) -> Iterator[Step]:

@@ -22,7 +22,10 @@ from abliterate.choice.gate import GATED, Replied
 from abliterate.choice.method import settled_method
 from abliterate.choice.scores import Scores
 from abliterate.choice.select import SHARES, SHORTLIST, select
-from abliterate.choice.tuned import starts
+from abliterate.choice.tuned import best_start, starts
+from abliterate.choice.tuning.after_thought import Line
+from abliterate.choice.tuning.on_policy import Heard
+from abliterate.choice.tuning.state import Seen
 from abliterate.commands import run as pipeline
 from abliterate.compute.passes import Pass
 from abliterate.compute.whole.model import WholeModel, load_model
@@ -35,7 +38,7 @@ from abliterate.model.edit import edit_from_direction, edit_from_rows
 from abliterate.outcomes.records import OUTCOMES
 from abliterate.prompts import RoleSets
 from abliterate.report.choice import picked
-from abliterate.runs.resume import ResumeStore
+from abliterate.runs.resume import NO_STORE, ResumeStore
 
 Tiny = Callable[..., Path]
 WORDS = ["stone", "river", "cloud", "paper", "candle", "window", "garden", "bridge", "mirror", "harbour", "lantern", "meadow"]
@@ -324,3 +327,34 @@ def test_starts_are_ranked_by_what_is_removed_for_what_it_costs() -> None:
     scores = {"idle": Scores(-1.0, 1.0, 0.0, 0.0), "strong": Scores(-9.0, 0.1, 0.5, 0.4), "single": Scores(-9.0, 0.0, 0.5, 0.0)}
     offered["single"] = replace(offered["single"], kind="single")
     assert [c.name for c in starts([(offered[n], scores[n]) for n in offered], "balanced")] == ["strong", "idle"]
+
+
+def test_a_start_that_trades_one_refusal_for_another_is_found_by_its_replies(
+    given: Any, monkeypatch: pytest.MonkeyPatch, withholding: None, tmp_path: Path
+) -> None:
+    """By the openings that are known, the first-order edits leave less than the estimated one; by those of the replies, they leave more."""
+    model, sets, made, *_ = given
+    config, val = RunConfig(**made), own_examples.own_examples(model, sets, "val", NO_STORE)
+    rows = torch.nn.functional.normalize(torch.randn(3, 2, 1, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
+    edits = [edit_from_rows(each, torch.ones(2, 2)) for each in rows]
+    kinds = [BY_EFFECT, "projected", BY_EFFECT]
+    tried = [Candidate(str(i), "per-layer", kind, -1, 0, edits[i], torch.ones(32), 0) for i, kind in enumerate(kinds)]
+    seen = [Seen(str(i), 0, 0.0, edits[i], Point(left, 0.0, 0.0, 0.0, 1.0)) for i, left in enumerate((0.1, 0.4, 0.2))]
+    replied: list[Any] = []
+
+    def hear(model: Any, edit: Any, examples: Any) -> list[Heard]:
+        replied.append(edit)
+        line = Line([], [7 + len(replied), 8, 9, 10])
+        return [Heard(place, line, True) for place in range(len(examples.asked))]
+
+    def left(model: Any, edits: Any, examples: Any) -> list[float]:
+        known = {tuple(line.tokens) for lines in examples.later for line in lines}
+        return [0.9, 0.4, 0.8] if known == {(8, 8, 9, 10), (9, 8, 9, 10)} else [1.0] * len(edits)
+
+    monkeypatch.setattr("abliterate.choice.tuning.on_policy.hear", hear)
+    monkeypatch.setattr(tuned, "target_left", left)
+    store = ResumeStore(tmp_path / "store")
+    assert best_start(model, tried, seen, val, config, store) == 1
+    assert [id(edit) for edit in replied] == [id(edits[0]), id(edits[1])]  # the first of either kind
+    assert best_start(model, tried, seen, val, config, store) == 1 and len(replied) == 2  # resumed
+    assert best_start(model, tried[:1] + tried[2:], seen[:1] + seen[2:], val, config, store) == 0 and len(replied) == 2

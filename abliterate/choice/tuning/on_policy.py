@@ -2,7 +2,8 @@
 
 The unedited model's openings show how its own refusals begin. An edit can suppress these openings while the model withholds with another
 one. So the edited model's short replies are read after each phase of the descent, and the openings of those that withhold join the
-examples: the model learns from its own mistakes (Ross, Gordon and Bagnell 2011, arXiv 1011.0686).
+examples: the model learns from its own mistakes (Ross, Gordon and Bagnell 2011, arXiv 1011.0686). Before the descent, the edits that it may
+start from reply to val prompts, so that none looks good only because it trades one refusal for another.
 """
 
 from __future__ import annotations
@@ -96,16 +97,21 @@ class OnPolicy:
 
     def after(self, edit: Edit) -> Examples:
         """Let the edited model reply to train and val prompts. Returns the train examples with all lines found so far."""
-        for split, examples in (("train", self.train), ("val", self.val)):
-            self.heard[split] += self._hear(split, edit, examples)
+        self.heard["train"] += self._hear("train", edit, self.train)
         self.train = replace(self.train, later=later_lines(self.train, self.heard["train"]))
+        self.on_val(edit)
+        return self.train
+
+    def on_val(self, edit: Edit) -> Examples:
+        """Let the edited model reply to val prompts. Returns the val examples with all lines found so far."""
+        self.heard["val"] += self._hear("val", edit, self.val)
         later = later_lines(self.val, self.heard["val"])
         if later != self.val.later:
             val = self.val
             openings = TargetOpenings.of(val.target, val.others, [[*b, *more] for b, more in zip(val.behind, later, strict=True)])
             share_more_below(self.model, openings.asked.passed().sequences)
             self.val = replace(val, later=later, openings=openings, likely=own_likelihood(self.model, openings))
-        return self.train
+        return self.val
 
     def _hear(self, split: str, edit: Edit, examples: Examples) -> list[Heard]:
         store = self.store.of([split], [edit.direction, edit.strength])
