@@ -93,14 +93,23 @@ def few_mean(values: Sequence[float], observations: int, alike: int = 1, confide
 
     ``alike``: so many values may be one measured again (translations of a question), so that only one of them counts.
     """
+    found = student_mean(values, alike, confidence=confidence)
+    if found is None:
+        return None
+    low, high = wilson(float(np.mean(values)) * observations / alike, observations / alike, confidence)
+    return min(low, found[0]), max(high, found[1])
+
+
+def student_mean(
+    values: Sequence[float], alike: int = 1, least: float = 0.0, most: float = 1.0, confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """Student's interval of the mean of a few values between ``least`` and ``most``; None for fewer than two. ``alike``: as above."""
     n = len(values) / alike
     if n < 2:
         return None
     data = np.asarray(values, dtype=np.float64)
-    mean = float(data.mean())
     wide = float(t.ppf((1 + confidence) / 2, n - 1)) * float(data.std(ddof=1)) / np.sqrt(n)
-    low, high = wilson(mean * observations / alike, observations / alike, confidence)
-    return max(0.0, min(low, mean - wide)), min(1.0, max(high, mean + wide))
+    return max(least, float(data.mean()) - wide), min(most, float(data.mean()) + wide)
 
 
 def too_few(clusters: int) -> str | None:

@@ -140,7 +140,7 @@ def _transcript(row: dict[str, Any]) -> Transcript:
 
 def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], Transcript]]:
     """Rows of any transcript file, each with the transcript to judge. A row needs ``prompt`` and ``response``; ``facts``,
-    ``begins_in_thought`` and ``cut`` are optional.
+    ``official``, ``begins_in_thought`` and ``cut`` are optional.
 
     Raises InputError naming the line.
     """
@@ -151,6 +151,9 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], Transcript]]:
         facts = row.cells.get("facts") or []
         if not isinstance(facts, list) or not all(isinstance(f, str) for f in facts):
             raise InputError(f"{row.where}: 'facts' must be a list of texts")
+        official = row.cells.get("official")
+        if not isinstance(official, str | None):
+            raise InputError(f"{row.where}: 'official' must be a text")
         told = {
             "begins_in_thought": row.cells.get("begins_in_thought", False),
             "cut": row.cells.get("cut") is True,
@@ -158,7 +161,7 @@ def read_rows(path: Path) -> Iterator[tuple[dict[str, Any], Transcript]]:
         if not isinstance(told["begins_in_thought"], bool):
             raise InputError(f"{row.where}: 'begins_in_thought' must be true or false")
         number = str(row.cells.get("id", row.number))
-        yield dict(row.cells), Transcript("", number, prompt, response, facts=tuple(facts), **told)
+        yield dict(row.cells), Transcript("", number, prompt, response, facts=tuple(facts), official=official, **told)
 
 
 def _said(row: Row, key: str) -> str:

@@ -76,7 +76,7 @@ def report_document(
 
 def kind_of(run: RunRecord) -> Kind:
     """How the run's model refuses: in few lines if it is one of this project's fixtures, which only their short names tell."""
-    return CANNED if run.settings.get("model") in REFUSERS else NATURAL
+    return CANNED if run.settings.get("model", run.settings.get("base")) in REFUSERS else NATURAL
 
 
 def _drift(drift: DriftValues, base: Mapping[str, Judged]) -> Drift:

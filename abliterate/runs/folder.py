@@ -171,6 +171,8 @@ def _check_same(path: Path, old: Json, new: Json) -> None:
         for key in [*now, *(k for k in before if k not in now)]:
             if part == "settings" and (may_change(key) or (key == "engine" and _both_servers(before.get(key), now.get(key)))):
                 continue
+            if part == "settings" and key not in before and not now.get(key):
+                continue  # begun by a version that lacked the setting, and did what it now does where the setting is off
             if before.get(key) != now.get(key):
                 what = f"--{key.replace('_', '-')}" if part == "settings" else f"{part.replace('_', ' ')} {key!r}"
                 raise InputError(

@@ -10,6 +10,7 @@ import pytest
 from serving import StandIn, completion, running
 
 from abliterate.cli.main import main
+from abliterate.replies.transcripts import read_rows
 
 LINES = (
     '{"prompt": "p", "response": "I can\'t help with that.", "id": "x", "own": [1]}\n'
@@ -135,3 +136,11 @@ def test_a_judge_that_there_is_not_ends_in_one_line(tmp_path: Path, capfd: pytes
         assert main(["score", str(tmp_path / "in.jsonl"), "--judge", given]) == 2
         out, err = capfd.readouterr()
         assert out == "" and err.startswith("abliterate: ") and err.splitlines()[-1:] == err.splitlines()
+
+
+def test_an_official_line_is_read_and_must_be_a_text(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    row, file = {"prompt": "p", "response": "Olsen.", "facts": ["Olsen"], "official": "All is well."}, tmp_path / "official.jsonl"
+    file.write_text(json.dumps(row) + "\n" + json.dumps({**row, "official": None}) + "\n", encoding="utf-8")
+    assert [transcript.official for _, transcript in read_rows(file)] == ["All is well.", None]
+    code, _, err = scored(tmp_path, json.dumps({**row, "official": 7}) + "\n", capfd)
+    assert code == 2 and "'official' must be a text" in err

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
-from abliterate.measures.consistency.answers import SampledAnswer
+from abliterate.measures.consistency.answers import SampledAnswer, sampled_answers
 from abliterate.measures.consistency.claims import MOST, Claim, Claims, same, shared, support
 from abliterate.measures.consistency.consistency import Checked, Replies, checked
 from abliterate.measures.consistency.discrimination import Scored, bound_of, discrimination
@@ -262,7 +262,7 @@ def test_means_are_by_set_and_language_over_answers_with_claims() -> None:
             ("en", "It was 1931.", "It was 1931."),
             ("en", "It was 1931.", "It was 1942."),
             ("zh", "那是1931年。", "那是1931年。"),
-            ("en", "No idea.", "No."),
+            ("en", "No idea.", "No idea at all."),
         ]
     ):
         made += [reply(text, id=str(i), lang=lang, topic=f"t{i}"), reply(sample, 1, id=str(i), lang=lang, topic=f"t{i}")]
@@ -285,3 +285,23 @@ def test_both_models_are_validated_together_and_changed_by_one_bound() -> None:
     assert found.consistency is not None and found.consistency.validation is not None and found.consistency.validation.claims is not None
     assert found.consistency.validation.claims.true == 60 and found.consistency.validation.claims.clusters == 30
     assert found.base == found.edited and found.consistency.worth.changed == {"censorship-control": 60}
+
+
+def test_known_facts_of_few_topics_change_nothing_however_many_other_claims_there_are() -> None:
+    """With one known fact, the AUC is 1 whenever its support is high, whatever support is worth."""
+    greedy, samples = controls(truth=True, topics=30)
+    for i in range(9, 30):
+        greedy[i] = replace(greedy[i], response="There was one man, Ann Miller, who fired.")
+    judged = {name: [(t, Verdict("answered", "given", worth="informative")) for t, _ in of] for name, of in judge_all(greedy).items()}
+    found = checked(Sampling(3), dict.fromkeys(judged, "audited"), Replies.of(judged, greedy + samples)).consistency
+    assert found is not None and not found.worth.used and found.worth.changed == {}
+    assert "known facts on 9 topics and other claims on 30" in found.worth.why
+
+
+def test_samples_that_do_not_answer_neither_support_a_claim_nor_speak_against_it() -> None:
+    told, no = "It was Ann Miller, in the year 1931.", "I'm sorry, but I can't help with that."
+    greedy = reply(told)
+    judged = [(greedy, Verdict("answered", "given", worth="unknown"))]
+    for said, supports in (([told, told, no, no], 1.0), ([told, no, no, no], None)):
+        drawn = {("s", "1"): [reply(text, n) for n, text in enumerate(said, 1)]}
+        assert [answer.support for answer in sampled_answers(judged, drawn)] == ([] if supports is None else [supports])

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reports import reported
+from reports import reported, run_of
 
 from abliterate.errors import CheckError
 from abliterate.files import write_json, write_text
 from abliterate.measures.summary import Judged
 from abliterate.outcomes.records import OUTCOMES
 from abliterate.replies.transcripts import Transcript
-from abliterate.report.document import excerpt, pairs_of
+from abliterate.report.document import excerpt, kind_of, pairs_of
 
 NO, YES = "I can't help with that.", "Heat the water and pour it over the leaves."
 ROLES = {"bad": "target", "twin": "baseline", "safe": "keep", "plain": "harmless"}
@@ -240,3 +240,11 @@ def test_an_excerpt_keeps_the_words_that_decided_as_far_as_it_goes(length: int) 
     cut = pair.cut(length).base
     assert "".join(text for text, _ in cut.pieces()) == cut.text
     assert all(text and text in pair.base.text and "…" not in text for text, why in cut.pieces() if why)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [({"model": "smollm2-refuser"}, "canned"), ({"base": "smollm2-refuser"}, "canned"), ({"base": "m"}, "natural"), ({}, "natural")],
+)
+def test_a_fixture_is_known_by_its_name_in_a_run_and_in_a_comparison(settings: dict[str, str], kind: str) -> None:
+    assert kind_of(run_of({"settings": settings})) == kind

@@ -48,6 +48,12 @@ def test_settings_are_the_same_before_and_after_json(tmp_path: Path) -> None:
     assert reopened(tmp_path / "out", {"target": ("a",)}).path == tmp_path / "out"
 
 
+def test_a_setting_that_an_older_version_lacked_may_be_off_but_not_on(tmp_path: Path) -> None:
+    assert reopened(tmp_path / "out", {"samples": 0, "elicit": False, "study": None}).path == tmp_path / "out"
+    with pytest.raises(InputError, match="another --samples"):
+        reopened(tmp_path / "out", {"samples": 3})
+
+
 @pytest.mark.parametrize(
     ("settings", "flag"),
     [({"max_new_tokens": 32}, "--max-new-tokens (64, now 32)"), ({"limit": 5}, "--limit (null, now 5)"), ({"model": "n"}, "--model")],

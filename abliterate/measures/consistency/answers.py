@@ -64,12 +64,16 @@ class SampledAnswer:
 
 
 def sampled_answers(judged: Judged, samples: Samples) -> Iterator[SampledAnswer]:
-    """The answers of one set that have a worth and samples."""
+    """The answers of one set that have a worth, with the samples that answer too: one that declines or breaks off neither supports a claim
+    nor speaks against it. Left out if fewer than two of several samples answer."""
     names = Clustering.of([t for t, _ in judged]).names
     for (transcript, verdict), name in zip(judged, names, strict=True):
-        others = samples.get((transcript.set, transcript.id), ())
-        if verdict.worth is not None and others:
-            yield SampledAnswer(transcript, verdict, [Claims(other) for other in others], name)
+        if verdict.worth is None:
+            continue
+        drawn = samples.get((transcript.set, transcript.id), ())
+        others = [Claims(other) for other in drawn if other.verdict().outcome == "answered"]
+        if len(others) >= min(2, len(drawn)) > 0:
+            yield SampledAnswer(transcript, verdict, others, name)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -11,7 +11,7 @@ from abliterate.measures.parts.consistency import Discrimination, Validation
 from abliterate.outcomes.verdict import Verdict
 from abliterate.outcomes.worth.records import Worth
 
-LEAST_TOPICS = 10  # with fewer, an interval over topics says too little to change anything
+LEAST_TOPICS = 10  # with fewer topics that have claims of a kind, an interval over topics says too little to change anything
 CHANCE = 0.5
 MAY_CHANGE: tuple[Worth, ...] = ("informative", "unknown")
 
@@ -57,15 +57,19 @@ def decision(validation: Validation | None, controls: Sequence[SampledAnswer]) -
     found = validation.claims
     if found is None:
         return Decision(False, "the answers to the control questions hold no known fact, or no other claim, to compare")
-    if found.clusters < LEAST_TOPICS or found.auc_ci95 is None:
+    claims = list(_claims(controls))
+    known, others = (len({claim.cluster for claim in claims if claim.true is kind}) for kind in (True, False))
+    if min(known, others) < LEAST_TOPICS or found.auc_ci95 is None:
         return Decision(
-            False, f"the answers to the control questions have claims on {found.clusters} topics; at least {LEAST_TOPICS} are needed"
+            False,
+            f"the answers to the control questions hold known facts on {known} topics and other claims on {others}; at least "
+            f"{LEAST_TOPICS} of each are needed",
         )
     if found.auc_ci95[0] <= CHANCE:
         return Decision(
             False, f"on the control questions support does not separate known facts from other claims: {_said(found.auc, found.auc_ci95)}"
         )
-    bound = bound_of(list(_claims(controls)))
+    bound = bound_of(claims)
     if bound is None:
         return Decision(
             False,

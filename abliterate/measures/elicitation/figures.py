@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from abliterate.measures.clusters import MIN_CLUSTERS, cluster_mean, few_mean
+from abliterate.measures.clusters import MIN_CLUSTERS, cluster_mean, few_mean, student_mean
 from abliterate.measures.contrast import controls
 from abliterate.measures.parts.elicitation import (
     COMBINED,
@@ -24,7 +24,6 @@ from abliterate.measures.parts.elicitation import (
 )
 from abliterate.measures.parts.sets import Side
 from abliterate.measures.summary import Judged, withheld
-from abliterate.outcomes.records import NOT_JUDGED
 from abliterate.replies.transcripts import Transcript
 
 CHANCE = 0.5
@@ -34,10 +33,11 @@ _ALL = (COMBINED, *CONTEXTS)  # of contexts with equal AUCs, the first is chosen
 
 @dataclass(frozen=True)
 class _Row:
-    """A prompt with its scores by model and what base does with it; ``withholds`` is None if its reply is not judged."""
+    """A prompt with its scores by model, and whether base ``withholds`` or ``answers`` it; it may do neither."""
 
     transcript: Transcript
-    withholds: bool | None
+    withholds: bool
+    answers: bool
     scored: Mapping[Side, ScoredPrompt]
 
     def auc(self, side: Side, context: str) -> float:
@@ -90,8 +90,9 @@ def _rows(judged: Judged, scores: Mapping[Side, ElicitedScores]) -> Rows:
     for transcript, verdict in judged:
         key = transcript.set, transcript.id
         if all(key in found for found in scored.values()):
-            known = None if verdict.outcome == NOT_JUDGED else withheld(verdict)
-            rows.append(_Row(transcript, known, {side: found[key] for side, found in scored.items()}))
+            rows.append(
+                _Row(transcript, withheld(verdict), verdict.outcome == "answered", {side: found[key] for side, found in scored.items()})
+            )
     return rows
 
 
@@ -123,10 +124,10 @@ class _Figures:
         )
 
     def _known(self, rows: Rows, side: Side) -> Known:
-        hidden, told = _withheld(rows), [row for row in rows if row.withholds is False]
+        hidden, told = _withheld(rows), [row for row in rows if row.answers]
         return Known(
             contexts={each: _auc(rows, side, each) for each in (*CONTEXTS, COMBINED)},
-            withheld=self._read(hidden, _auc(hidden, side, self.context)) if hidden else None,
+            withheld=self._read(hidden, _auc(hidden, side, self.context), side) if hidden else None,
             answered=_auc(told, side, self.context) if told else None,
         )
 
@@ -135,16 +136,17 @@ class _Figures:
         return KnownTopic(
             base=_few(rows, "base", self.context),
             edited=_few(rows, "edited", self.context) if both else None,
-            withheld=self._read(hidden, _few(hidden, "base", self.context)) if hidden else None,
-            withheld_edited=self._read(hidden, _few(hidden, "edited", self.context)) if hidden and both else None,
+            withheld=self._read(hidden, _few(hidden, "base", self.context), "base") if hidden else None,
+            withheld_edited=self._read(hidden, _few(hidden, "edited", self.context), "edited") if hidden and both else None,
             known=tuple(_best_known(hidden, self.context)),
         )
 
-    def _read(self, rows: Rows, auc: Auc) -> WithheldAuc:
-        """The AUC of some prompts with what it says beside the controls in the same languages: a model may know less in one of them."""
+    def _read(self, rows: Rows, auc: Auc, side: Side) -> WithheldAuc:
+        """A model's AUC on some prompts, and what it says beside the same model's AUC on the controls in the same languages: a model may
+        know less in one of them."""
         languages = {row.transcript.lang for row in rows}
         alike = [row for row in self.controls if row.transcript.lang in languages]
-        return WithheldAuc(**dict(auc), reading=reading(auc, _auc(alike, "base", self.context)))
+        return WithheldAuc(**dict(auc), reading=reading(auc, _auc(alike, side, self.context)))
 
     def _change(self, rows: Rows) -> Change:
         changes = [row.auc("edited", self.context) - row.auc("base", self.context) for row in rows]
@@ -153,6 +155,8 @@ class _Figures:
         if len(set(names)) > 1:
             found = cluster_mean(changes, names, least=-1.0)
             ci95 = (found.low, found.high)
+            if len(set(names)) < MIN_CLUSTERS:
+                ci95 = _wider(ci95, student_mean(_of_topics(changes, names), least=-1.0))
         return Change(difference=sum(changes) / len(changes), ci95=ci95, n=len(rows))
 
 
@@ -182,9 +186,7 @@ def _auc(rows: Rows, side: Side, context: str) -> Auc:
         found = cluster_mean(values, names)
         ci95 = (found.low, found.high)
         if count < MIN_CLUSTERS:
-            of_topics = [_mean([value for value, own in zip(values, names, strict=True) if own == name]) for name in dict.fromkeys(names)]
-            few = few_mean(of_topics, sum(len(row.scored[side].facts) for row in rows)) or ci95
-            ci95 = (min(ci95[0], few[0]), max(ci95[1], few[1]))
+            ci95 = _wider(ci95, few_mean(_of_topics(values, names), sum(len(row.scored[side].facts) for row in rows)))
     return Auc(auc=sum(values) / len(values) if values else None, auc_ci95=ci95, n=len(values), clusters=count)
 
 
@@ -194,6 +196,16 @@ def _few(rows: Rows, side: Side, context: str) -> Auc:
     languages = len({row.transcript.lang for row in rows})
     facts = sum(len(row.scored[side].facts) for row in rows)
     return Auc(auc=sum(values) / len(values), auc_ci95=few_mean(values, facts, languages), n=len(values), clusters=1)
+
+
+def _of_topics(values: Sequence[float], names: Sequence[str]) -> list[float]:
+    """The mean value of each topic."""
+    return [_mean([value for value, own in zip(values, names, strict=True) if own == name]) for name in dict.fromkeys(names)]
+
+
+def _wider(one: tuple[float, float], other: tuple[float, float] | None) -> tuple[float, float]:
+    """The interval that holds both."""
+    return one if other is None else (min(one[0], other[0]), max(one[1], other[1]))
 
 
 def _mean(values: Sequence[float]) -> float:

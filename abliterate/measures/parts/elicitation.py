@@ -72,7 +72,8 @@ class WithheldAuc(Auc):
     """The same for prompts whose replies base withholds."""
 
     reading: Reading = Field(
-        description="knows: the interval is above 0.5; does_not_know: it reaches down to 0.5 but not up to the controls; else undecided."
+        description="knows: the interval is above 0.5; does_not_know: it reaches down to 0.5 but not up to this model's controls, whose "
+        "own interval is above 0.5; else undecided."
     )
 
 
@@ -81,7 +82,7 @@ class Known(Record):
 
     contexts: Mapping[str, Auc] = Field(description="By context: lead_in, few_shot, chat, and combined (the mean of the three scores).")
     withheld: May[WithheldAuc] = Field(default=None, description="Headline context, prompts that base withholds; absent if there are none.")
-    answered: May[Auc] = Field(default=None, description="Headline context, prompts that base doesn't withhold; absent if there are none.")
+    answered: May[Auc] = Field(default=None, description="Headline context, prompts that base answers; absent if there are none.")
 
 
 class Change(Record):

@@ -76,8 +76,3 @@ MARKS: tuple[MarkRecord, ...] = (
     MarkRecord(EVASIVE, "deflected", "evasive", ("#d9a06a", "#e8b98a"), "lined"),
     MarkRecord("hedged", "answered", "hedged", ("#7fa9d0", "#8fbce6"), "lined"),
 )
-
-
-def worth_record(name: Worth) -> WorthRecord:
-    """The record of a worth."""
-    return next(record for record in WORTHS if record.name == name)

@@ -159,3 +159,19 @@ def test_what_is_withheld_is_read_beside_the_controls_in_its_own_language() -> N
     made = elicitation(ROLES, base, {"base": scores(base, lambda name, i, context: 1.0 if name == "plain" and i % 2 == 0 else 0.25)})
     by_lang = {lang: part.base.withheld for lang, part in made.sets["asked"].by_lang.items()}
     assert {lang: part and part.reading for lang, part in by_lang.items()} == {"en": "does_not_know", "zh": "undecided"}
+
+
+def test_an_edited_model_is_read_beside_its_own_controls() -> None:
+    """An edit that ruined the model everywhere: that it does not know what was withheld can't be told any more."""
+    base = {"asked": replies("asked", "plain", lambda i: True, n=40), "plain": replies("plain", "asked", lambda i: False, n=40)}
+    before, after = (scores(base, lambda name, i, context, known=known: known if name == "plain" else 0.5) for known in (1.0, 0.5))
+    entry = elicitation(ROLES, base, {"base": before, "edited": after}).sets["asked"]
+    assert entry.base.withheld is not None and entry.base.withheld.reading == "does_not_know"
+    assert entry.edited is not None and entry.edited.withheld is not None and entry.edited.withheld.reading == "undecided"
+
+
+def test_a_change_on_few_topics_is_as_wide_as_students() -> None:
+    changes = {0: 0.0, 1: 0.25, 2: 0.75}  # by topic
+    entry = found(lambda name, i, context: 0.0, lambda name, i, context: changes[i // 4]).sets["asked"]
+    assert entry.change is not None and entry.change.difference == pytest.approx(1 / 3)
+    assert entry.change.ci95 is not None and entry.change.ci95[0] < -0.5 and entry.change.ci95[1] == 1.0
