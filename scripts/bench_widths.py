@@ -24,7 +24,7 @@ from torch import Tensor
 from abliterate.choice.front import Point
 from abliterate.choice.tuning.descent import Settings, descend
 from abliterate.choice.tuning.examples import Examples, examples_of
-from abliterate.choice.tuning.first_order import first_order
+from abliterate.choice.tuning.first_order import blocks_at_once, first_order
 from abliterate.choice.tuning.measure import measure
 from abliterate.choice.tuning.metric import coordinates
 from abliterate.choice.tuning.parameters import Parameters
@@ -35,7 +35,6 @@ from abliterate.model.fixtures import refuser
 from abliterate.prompts import Role, load_set
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
-MOST_METRIC = 4104  # above this width the costs of directions take more memory than the model
 SETS: dict[Role, str] = {"target": "censorship", "baseline": "censorship-control", "keep": "harmful", "harmless": "harmless"}
 
 
@@ -68,7 +67,11 @@ def add_to(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the command ``widths``."""
     widths = commands.add_parser("widths", help="whether the tuner's step is the same in a wider residual stream")
     widths.add_argument(
-        "--widths", type=int, nargs="+", default=[576, 4104, 8199], help="of the streams, multiples of its nine heads (default %(default)s)"
+        "--widths",
+        type=int,
+        nargs="+",
+        default=[576, 2304, 4104, 8199],
+        help="of the streams, multiples of its nine heads (default %(default)s)",
     )
     widths.add_argument("--limit", type=int, default=8, help="prompts of each role (default %(default)s)")
     widths.add_argument("--steps", type=int, default=3, help="of the tuner (default %(default)s)")
@@ -95,7 +98,7 @@ def bench_widths(args: argparse.Namespace) -> None:
     edits, _ = first_order(narrow, own, 0, None, 0)
     start = edits[len(edits) // 2]
     tuned: dict[bool, list[Seen]] = {}
-    for metric in (True, False):
+    for metric in (False, True):
         began = time.perf_counter()
         tuned[metric] = tune(narrow, own, start, args.steps, metric)
         done(narrow.folder.d_model, metric, tuned[metric], torch.eye(narrow.folder.d_model), time.perf_counter() - began)
@@ -107,18 +110,21 @@ def bench_widths(args: argparse.Namespace) -> None:
             carried = replace(start, direction=start.direction @ carry.T)
             examples = examples_of(wide, prompts)
             assert examples.target == own.target, "the wide model writes other replies"
-            for metric in (True, False)[width > MOST_METRIC :]:
+            for metric in (False, True):
                 began = time.perf_counter()
-                done(width, metric, tune(wide, examples, carried, args.steps, metric), carry, time.perf_counter() - began)
+                if seen := tune(wide, examples, carried, args.steps, metric):
+                    done(width, metric, seen, carry, time.perf_counter() - began)
             del wide
     if args.json:
         args.json.write_text(json.dumps([asdict(each) for each in found], indent=1) + "\n", encoding="utf-8")
 
 
 def tune(model: WholeModel, examples: Examples, start: Edit, steps: int, metric: bool) -> list[Seen]:
-    """The edits after each of the tuner's steps; with the ``metric``, directions turn in coordinates of drift."""
+    """The edits after each of the tuner's steps; with the ``metric``, directions turn in coordinates of drift. Empty if there is too little
+    memory for the costs of directions."""
+    if metric and model.folder.layers > blocks_at_once(model.folder.d_model):
+        return []
     costs = first_order(model, examples, 0, None, 0)[1] if metric else None
-    assert metric == (costs is not None), "too little memory for the costs of directions"
     basis = None if costs is None else coordinates(costs, start.direction)
     settings = Settings(steps=steps, weights=(5.0,), batch=3, every=1, patience=steps)
     parameters = Parameters.of(start, 1.0, True, basis=basis)

@@ -56,7 +56,7 @@ def first_order(
     layers, width = model.folder.layers, model.folder.d_model
     rows = torch.eye(1, width).repeat(len(RIDGES), layers, 1)
     strength = torch.zeros(len(RIDGES), layers, len(COMPONENTS))
-    costs = torch.zeros(layers, width, width) if layers <= _blocks_at_once(width) else None
+    costs = torch.zeros(layers, width, width) if layers <= blocks_at_once(width) else None
     for part in _parts(model, first):
         gain, cost = _effects(model, train, part, seed, advance)
         for place, layer in enumerate(part):
@@ -121,11 +121,11 @@ def _largest(a: np.ndarray, c: np.ndarray) -> np.ndarray:
 def _parts(model: WholeModel, first: int) -> list[range]:
     """The blocks from ``first`` up, in ranges whose sums fit into memory together."""
     layers, width = model.folder.layers, model.folder.d_model
-    at_once = max(1, _blocks_at_once(width))
+    at_once = max(1, blocks_at_once(width))
     return [range(start, min(start + at_once, layers)) for start in range(first, layers, at_once)]
 
 
-def _blocks_at_once(width: int) -> int:
+def blocks_at_once(width: int) -> int:
     """For how many blocks two matrices fit into memory: A and C, or later C and the tuner's coordinates."""
     return int(_SHARE * free(torch.device("cpu")) / (2 * 4 * width * width))
 
