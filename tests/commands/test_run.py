@@ -204,7 +204,7 @@ def test_a_run_that_is_interrupted_in_tuning_goes_on_from_its_last_look(
     assert main(call) == 130
     heard = {f"{what}-{split}" for what in ("replies", "predictions") for split in ("train", "val")}
     edited = {"heard-train-0", "heard-val-0"}  # the first phase has ended
-    assert {p.name for p in (out / ".selection").iterdir()} == heard | edited | {"first-order", "scores", "points", "descent"}
+    assert {p.name for p in (out / ".selection").iterdir()} == heard | edited | {"first-order", "scores", "points", "starts", "descent"}
     (out / ".selection" / "points").write_bytes(b"broken")
     assert main(call) == 0
     assert len(measured) == 3 + 1 + 2  # the shortlist once more, and the looks that were left
