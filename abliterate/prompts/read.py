@@ -104,6 +104,8 @@ def _file_of(source: str) -> Path:
         raise InputError(
             f"no prompt set {source[:100]!r}: neither a file nor one of {', '.join(bundled_names())} nor hf:DATASET:SPLIT:COLUMN"
         )
+    if any("\ud800" <= c <= "\udfff" for c in path.stem):  # how Python stands for a byte that is no UTF-8
+        raise InputError(f"{path}: the file's name holds half a character (a byte that is no UTF-8); rename the file")
     if not known:
         raise InputError(f"{path}: prompt files end in {', '.join(sorted(_READERS))}")
     return path

@@ -406,6 +406,12 @@ def test_of_what_looks_like_a_file_only_that_is_said(tmp_path: Path) -> None:
     assert refused(str(tmp_path)) == f"{tmp_path}: a folder, not a file of prompts"
 
 
+def test_a_file_name_that_is_no_unicode_is_refused_in_one_line(write: Write) -> None:
+    for name in ("set\udcff.jsonl", "set\udcff.txt"):
+        message = refused(write(name, "What is a fjord?\n" * 2))
+        assert message.endswith("the file's name holds half a character (a byte that is no UTF-8); rename the file")
+
+
 def test_names_are_checked_without_reading_a_prompt(write: Write) -> None:
     for source in ("harmful", write("a.jsonl", "no JSON at all"), "hf:data/set:train:text"):
         check_named(source)

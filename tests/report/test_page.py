@@ -240,7 +240,7 @@ def test_a_hostile_text_in_any_field_of_a_transcript_is_shown_and_adds_nothing(f
     tame = [tag for tag, _ in page("tame").tags]
     for text in HOSTILE:
         if "\ud800" in text and field in ("topic", "lang", "set"):
-            continue  # never gets here: prompts and set names that hold half a character are refused
+            continue  # prompts, and files whose names hold half a character, are refused when they are read
         found = page(text)
         assert [tag for tag, _ in found.tags if tag != "mark"] == [tag for tag in tame if tag != "mark"]
         assert not [a for _, attributes in found.tags for a in attributes if a.startswith("on") or a in ("src", "style")]
