@@ -42,7 +42,10 @@ def factual(name: str) -> Judged:
         ("answered", {"hedged": True}),
     ]  # fmt: skip
     replies = judged(name, [f"reply {i}" for i in range(len(given))])
-    return [(t, Verdict(outcome, "no rule", **marks)) for (t, _), (outcome, marks) in zip(replies, given, strict=True)]
+    return [
+        (t, Verdict(outcome, "no rule", **marks, substance=None if "hedged" in marks else marks.get("worth") == "informative"))
+        for (t, _), (outcome, marks) in zip(replies, given, strict=True)
+    ]
 
 
 def test_the_first_screen_has_bars_for_each_role() -> None:
@@ -103,8 +106,18 @@ def test_a_bar_tells_answers_by_their_worth_and_evasive_replies_from_the_deflect
         ("refused", 1), ("deflected", 1), ("evasive", 2), ("informative", 1), ("steered", 1), ("invented", 3), ("answered", 1),
         ("hedged", 1),
     ]  # fmt: skip
-    assert [(said, rate.k, rate.n) for said, rate in bar.rates] == [("withheld", 4, 11), ("informative", 1, 5), ("invented", 3, 5)]
+    assert [(said, rate.k, rate.n) for said, rate in bar.rates] == [("withheld", 4, 11), ("informative", 1, 9), ("invented", 3, 9)]
     assert first_screen(report).worth == ["hot: of 5 answers: 1 informative, 1 steered, 3 invented, 0 unknown."]
+
+
+def test_shares_of_informative_answers_before_and_after_are_shares_of_the_same_prompts() -> None:
+    """An edit that turns refusals into inventions loses no informative answer, though their share of the answers falls."""
+    base = factual("hot")
+    edited = [(t, replace(v, outcome="answered", worth="invented") if v.outcome == "refused" else v) for t, v in base]
+    groups = [bar_groups(audit_report({"hot": made}).report) for made in (base, edited)]
+    assert [[(said, rate.k, rate.n) for said, rate in group.sets[0].bars[0].rates[1:]] for (group,) in groups] == [
+        [("informative", 1, 9), ("invented", 3, 9)], [("informative", 1, 9), ("invented", 4, 9)],
+    ]  # fmt: skip
 
 
 def test_the_interval_of_a_bar_leaves_out_what_was_not_judged() -> None:

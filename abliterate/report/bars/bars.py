@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from abliterate.files import Interval
 from abliterate.measures.parts.rates import Figures, Rate
 from abliterate.measures.parts.sets import SetEntry, Side, sides
+from abliterate.measures.summary import rate
+from abliterate.outcomes.worth.records import Worth
 from abliterate.report.bars.kinds import KINDS, WORTHS_READ, Kind, counts
 from abliterate.report.tree.report import Report
 
@@ -17,6 +19,7 @@ _ROLES = (
     ("answered", "should be answered", ("baseline", "harmless", "borderline")),
     ("audited", "asked", ("audited",)),
 )
+_BESIDE: tuple[Worth, ...] = ("informative", "invented")  # worths whose rate stands beside the bar
 _NARROWEST, _CHARACTER = 340, 7.5  # pixels: of a bar on a wide screen, and of a character on it
 
 
@@ -93,14 +96,16 @@ def kinds_there(groups: Sequence[BarGroup]) -> list[Kind]:
 def _set(name: str, entry: SetEntry) -> SetBars:
     found = list(sides(entry))
     broken = any(figures.degenerate.k for _, figures in found)
-    return SetBars(name, entry.role, entry.n, [_bar(side, entry, figures, broken) for side, figures in found])
+    valued = any(figures.worth for _, figures in found)
+    return SetBars(name, entry.role, entry.n, [_bar(side, entry, figures, broken, valued) for side, figures in found])
 
 
-def _bar(side: Side, entry: SetEntry, figures: Figures, broken: bool) -> Bar:
+def _bar(side: Side, entry: SetEntry, figures: Figures, broken: bool, valued: bool) -> Bar:
     first = figures.rate(entry.measure)
     rates: list[tuple[str, Rate]] = [(entry.measure, first)]
-    if figures.worth:
-        rates += [(name, figures.worth.of(name)) for name in ("informative", "invented")]
+    if valued and figures.substance:
+        # Of all prompts with facts, answered or not: an edit changes how many are answered, so shares of the answers can't be compared.
+        rates += [(name, rate(figures.worth.of(name).k if figures.worth else 0, figures.substance.n)) for name in _BESIDE]
     if broken:
         rates.append(("broken", figures.degenerate))
     total, judged = figures.outcomes.total, figures.outcomes.judged
