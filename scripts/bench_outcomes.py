@@ -1,7 +1,8 @@
 """How well a judge tells outcomes: its verdicts against responses labelled by hand.
 
 Prints the confusion matrix, precision, recall and F1 of each outcome, macro-F1 (over the outcomes that occur), and how often it is
-right about withheld or not, overall, by language, by source and by model. ``--write`` puts the sensitivity and specificity of the
+right about withheld or not and broken or not, overall, by language, by source and by model; and, of answers
+whose worth was labelled, how often it is right about that. ``--write`` puts the sensitivity and specificity of the
 built-in judge, on the test halves of real models and of this project's fixtures, into the file that reports correct their rates by. Run
 by ``scripts/bench outcomes``.
 """
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LABELLED = ROOT / "tests" / "data" / "outcomes_labelled.jsonl"
 NATURAL_ON = "Test halves of tests/data/outcomes_models.jsonl and outcomes_real.jsonl: three real models."
 CANNED_ON = "Test half of tests/data/outcomes_labelled.jsonl, rows with the source model: this project's fixtures."
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
 
 Pair = tuple[str, str | None]  # label and verdict; None where the judge gave none
 
@@ -46,8 +47,8 @@ def rows_of(file: Path, split: str) -> list[dict[str, Any]]:
     return found
 
 
-def verdicts_of(rows: Sequence[dict[str, Any]], judge: Any) -> list[str | None]:
-    """What a judge says of each row."""
+def verdicts_of(rows: Sequence[dict[str, Any]], judge: Any) -> list[Any]:
+    """A judge's verdict on each row; None where it gave none."""
     from abliterate.outcomes.judges.judging import judged_by
     from abliterate.outcomes.records import NOT_JUDGED
     from abliterate.replies.transcripts import Transcript
@@ -60,10 +61,12 @@ def verdicts_of(rows: Sequence[dict[str, Any]], judge: Any) -> list[str | None]:
             row["response"],
             begins_in_thought=row.get("begins_in_thought", False),
             cut=row.get("cut", False),
+            facts=tuple(row.get("facts") or ()),
+            official=row.get("official"),
         )
         for i, row in enumerate(rows)
     ]
-    return [None if verdict is None or verdict.outcome == NOT_JUDGED else verdict.outcome for verdict in judged_by(judge, asked)]
+    return [None if verdict is None or verdict.outcome == NOT_JUDGED else verdict for verdict in judged_by(judge, asked)]
 
 
 def figures(pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -94,6 +97,28 @@ def figures(pairs: Sequence[Pair]) -> dict[str, Any]:
             "sensitivity": rate(sum(said for _, said, _ in positive), len(positive)),
             "specificity": rate(sum(known and not said for _, said, known in negative), len(negative)),
         },
+        "broken": rate(sum((a == "degenerate") == (b == "degenerate") and b is not None for a, b in pairs), len(pairs)),
+    }
+
+
+def worth_figures(rows: Sequence[dict[str, Any]], verdicts: Sequence[Any]) -> dict[str, Any] | None:
+    """What a judge says of the worth of answers, where the label and the judge both have one; None without such rows."""
+    from abliterate.measures.summary import rate
+    from abliterate.outcomes.worth.records import NAMES
+
+    pairs = [(row["worth"], v.worth) for row, v in zip(rows, verdicts, strict=True) if row.get("worth") and v is not None and v.worth]
+    if not pairs:
+        return None
+    counts = Counter(pairs)
+    worths = {name: _of_outcome(counts, name) for name in NAMES}
+    occurring = [found["f1"] for found in worths.values() if found["n"]]
+    invented = sum((a == "invented") == (b == "invented") for a, b in pairs)
+    return {
+        "n": len(pairs),
+        "worths": worths,
+        "accuracy": rate(sum(a == b for a, b in pairs), len(pairs)).document(),
+        "macro_f1": sum(occurring) / len(occurring),
+        "invented": rate(invented, len(pairs)).document(),
     }
 
 
@@ -112,13 +137,14 @@ def _of_outcome(counts: Counter[Pair], name: str) -> dict[str, Any]:
 def measured(rows: Sequence[dict[str, Any]], judge: Any) -> dict[str, Any]:
     """Figures of a judge on labelled rows: all, by language, by source, and by model."""
     verdicts = verdicts_of(rows, judge)
-    pairs = [(str(row["outcome"]), verdict) for row, verdict in zip(rows, verdicts, strict=True)]
+    pairs = [(str(row["outcome"]), None if verdict is None else verdict.outcome) for row, verdict in zip(rows, verdicts, strict=True)]
 
     def parts(key: str) -> dict[str, Any]:
         names = sorted({str(row.get(key, "")) for row in rows})
         return {name: figures([p for row, p in zip(rows, pairs, strict=True) if str(row.get(key, "")) == name]) for name in names if name}
 
-    return {"judge": judge.name, **figures(pairs), "by_lang": parts("lang"), "by_source": parts("source"), "by_model": parts("model")}
+    by = {"by_lang": parts("lang"), "by_source": parts("source"), "by_model": parts("model")}
+    return {"judge": judge.name, **figures(pairs), **by, "worth": worth_figures(rows, verdicts)}
 
 
 def show(found: dict[str, Any], what: str) -> None:
@@ -133,14 +159,21 @@ def show(found: dict[str, Any], what: str) -> None:
         matrix.add_row(f"{name} ({of['n']})", *map(str, row.values()), *left, *(_share(of[key]) for key in ("precision", "recall", "f1")))
     console.print(matrix)
     table = Table()
-    for column in ("rows", "n", "accuracy", "macro-F1", "kappa", "withheld or not", "sensitivity", "specificity"):
+    for column in ("rows", "n", "accuracy", "macro-F1", "kappa", "broken or not", "withheld or not", "sensitivity", "specificity"):
         table.add_column(column, justify="left" if column == "rows" else "right", no_wrap=True)
     for name, part in (("all", found), *found["by_lang"].items(), *found["by_source"].items(), *found["by_model"].items()):
         withheld = part["withheld"]
         rates = [_rate(withheld[key]) for key in ("accuracy", "sensitivity", "specificity")]
-        table.add_row(name, str(part["n"]), _share(part["accuracy"]["rate"]), _share(part["macro_f1"]), _share(part["kappa"]), *rates)
+        shares = [_share(each) for each in (part["accuracy"]["rate"], part["macro_f1"], part["kappa"], part["broken"]["rate"])]
+        table.add_row(name, str(part["n"]), *shares, *rates)
     console.print(table)
     console.print("In brackets: k/n and Wilson 95 % interval. Sensitivity and specificity are of withheld; macro-F1 is over what occurs.")
+    if worth := found["worth"]:
+        console.print(
+            f"Worth of {worth['n']} answers: accuracy {_rate(worth['accuracy'])}, macro-F1 {_share(worth['macro_f1'])}, "
+            f"invented or not {_rate(worth['invented'])}; "
+            + ", ".join(f"{name} ({each['n']}) F1 {_share(each['f1'])}" for name, each in worth["worths"].items())
+        )
 
 
 def _share(value: float | None) -> str:

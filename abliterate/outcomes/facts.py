@@ -6,24 +6,24 @@ import re
 from collections.abc import Sequence
 
 from abliterate.outcomes.normalise import letters_of, plain
+from abliterate.outcomes.sentences import simplified
 from abliterate.prompts.languages.recognition import language_of
 
 
 def has_fact(answer: str, facts: Sequence[str]) -> bool:
     """Whether the answer contains one of the facts, after normalising; at word boundaries if the script has them."""
-    text = line_of(answer)
-    return any(occurs(plain(fact), text) for fact in facts)
+    return bool(facts_in(answer, facts))
 
 
 def facts_in(answer: str, facts: Sequence[str]) -> list[str]:
     """The facts that the answer contains."""
     text = line_of(answer)
-    return [fact for fact in facts if occurs(plain(fact), text)]
+    return [fact for fact in facts if occurs(simplified(plain(fact)), text)]
 
 
-def line_of(answer: str) -> str:
-    """An answer normalised, as one line."""
-    return plain(answer, marks=False).replace("\n", " ")
+def line_of(text: str) -> str:
+    """A text normalised, in one spelling, as one line."""
+    return simplified(plain(text, marks=False)).replace("\n", " ")
 
 
 def occurs(fact: str, text: str) -> bool:

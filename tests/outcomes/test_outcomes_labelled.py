@@ -14,7 +14,7 @@ from abliterate.outcomes.verdict import judge
 
 DATA = Path(__file__).parent.parent / "data"
 READERS_KAPPA = 0.9
-ACCURACY, MACRO_F1, WITHHELD_OR_NOT = 0.915, 0.925, 0.935  # just below what docs/outcomes.md reports
+ACCURACY, MACRO_F1, WITHHELD_OR_NOT = 0.91, 0.925, 0.935  # just below what docs/outcomes.md reports
 FALSE_ALARMS = 5  # answered rows judged withheld
 BROKEN = 1  # answered rows judged degenerate
 

@@ -7,8 +7,7 @@ from functools import cached_property
 
 from abliterate.model.chat.parts import split_thought
 from abliterate.outcomes.facts import line_of, occurs
-from abliterate.outcomes.normalise import plain
-from abliterate.outcomes.worth.features import Answer
+from abliterate.outcomes.worth.features import Answer, number_of
 from abliterate.replies.transcripts import Transcript
 
 MOST = 50  # claims of an answer; lists of invented names have no end
@@ -37,14 +36,16 @@ class Claims:
     @cached_property
     def all(self) -> tuple[Claim, ...]:
         known = [Claim(fact, known=True) for fact in dict.fromkeys(self.answer.held)]
-        facts = [plain(claim.text) for claim in known]
+        facts = [line_of(claim.text) for claim in known]
         others = dict.fromkeys([*self.answer.figures, *self.answer.names])
-        beside = [text for text in others if not any(fact in text for fact in facts)]  # "the National Guard" is no claim beside the fact
+        beside = [
+            text for text in others if not any(occurs(fact, text) for fact in facts)
+        ]  # "the National Guard" is no claim beside the fact
         return tuple([*known, *(Claim(text, known=False) for text in beside)][:MOST])
 
     @cached_property
-    def _own(self) -> frozenset[Claim]:
-        return frozenset(self.all)
+    def _own(self) -> frozenset[str]:
+        return frozenset(number_of(claim.text) for claim in self.all)
 
     @cached_property
     def _line(self) -> str:
@@ -52,7 +53,7 @@ class Claims:
 
     def hold(self, claim: Claim) -> bool:
         """Whether the answer makes this claim: normalised, at word boundaries, or by characters if the script has none."""
-        return claim in self._own or occurs(plain(claim.text), self._line)
+        return number_of(claim.text) in self._own or occurs(line_of(claim.text), self._line)
 
 
 def support(claim: Claim, samples: list[Claims]) -> float:

@@ -116,6 +116,13 @@ def _of_object(text: str) -> Said:
     outcome = outcome_named(word) if isinstance(word, str) else None
     if outcome != "answered":
         return Said(outcome)
-    worth = next((name for name in NAMES if given.get("worth") == name), None)
-    grade = next((grade for grade in GRADES if given.get("grade") == grade), None) if worth == "steered" else None
+    worth = next((name for name in NAMES if _word(given.get("worth")) == name), None)
+    grade = (
+        next((grade for grade in GRADES if _word(given.get("grade")) in (str(grade), f"{grade}.0")), None) if worth == "steered" else None
+    )
     return Said(outcome, None if worth == "steered" and grade is None else worth, grade)
+
+
+def _word(value: object) -> str:
+    """A value as a word: judges write "Invented", or a grade as a text."""
+    return str(value).strip(" \t\n\"'`*.:").casefold()

@@ -6,17 +6,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
-from abliterate.outcomes.facts import facts_in
+from abliterate.outcomes.facts import facts_in, line_of, occurs
 from abliterate.outcomes.normalise import letters_of, plain, sentences
 from abliterate.outcomes.ruleset import Rule, matches, rules
+from abliterate.outcomes.sentences import simplified
 from abliterate.prompts.languages.recognition import language_of
-from abliterate.prompts.languages.record import DEFAULT, Language
+from abliterate.prompts.languages.record import DEFAULT, Language, languages
 
-_FIGURE = re.compile(r"\d+(?:[.,]\d+)*")
+_FIGURE = re.compile(r"\d{1,3}(?:[,，\u00a0\u202f]\d{3})+(?:\.\d+)?(?!\d)|\d+(?:[.,]\d+)*")
+_GROUPED = re.compile(r"\d{1,3}(?:[,，\u00a0\u202f]\d{3})+(?:\.\d+)?")  # a number with separators of thousands
+_WIDE = {ord("０") + digit: str(digit) for digit in range(10)}
 _NAME = re.compile(r"\b[A-Z][\w'’-]+(?:\s+(?:of |the |de |al-)?[A-Z][\w'’-]+)*")
-_QUOTED = re.compile(r"“[^”\n]{2,60}”|\"[^\"\n]{2,60}\"|「[^」\n]{2,60}」|《[^》\n]{2,60}》")
+_QUOTED = re.compile(
+    "|".join(rf"{begin}[^{end}\n]{{2,60}}{end}" for begin, end in ("“”", "„“", "‘’", '""', "«»", "「」", "『』", "《》", "〈〉"))
+)
 _ITEM = re.compile(r"(?m)^\s*(?:[-*•]|\d+[.)、])\s")
 _SIZE = 2  # n-grams of the official line
 
@@ -32,7 +37,7 @@ class Answer:
 
     @cached_property
     def plain(self) -> str:
-        return plain(self.text)
+        return simplified(plain(self.text))
 
     @cached_property
     def language(self) -> Language:
@@ -41,7 +46,11 @@ class Answer:
     @cached_property
     def known(self) -> str:
         """Everything that the answer need not have made up: the question and its facts."""
-        return plain(" ".join([self.prompt, *self.facts]), marks=False)
+        return line_of(" ".join([self.prompt, *self.facts]))
+
+    @cached_property
+    def known_units(self) -> frozenset[str]:
+        return frozenset(_units(self.known, self.language.writing.is_spaced))
 
     @cached_property
     def held(self) -> list[str]:
@@ -50,15 +59,18 @@ class Answer:
 
     @cached_property
     def figures(self) -> list[str]:
-        """Its numbers that neither the question nor a fact has."""
-        return [found for found in dict.fromkeys(_FIGURE.findall(_without_items(self.text))) if found not in self.known]
+        """Its numbers that neither the question nor a fact has, as they stand in it."""
+        known = {number_of(found) for found in _figures(" ".join([self.prompt, *self.facts]))}
+        found = {number_of(figure): figure for figure in reversed(_figures(_without_items(self.text)))}
+        return [figure for number, figure in reversed(found.items()) if number not in known]
 
     @cached_property
     def names(self) -> list[str]:
-        """Its names, and its quoted titles and words, that neither the question nor a fact has."""
-        inside = [found for part in _sentences(self.text) for found in _NAME.findall(part)[_first_is_usual(part) :]]
-        found = dict.fromkeys(plain(name, marks=False) for name in [*inside, *_QUOTED.findall(self.text)])
-        return [name for name in found if name and name not in self.known]
+        """Its names, and its quoted titles and words, that neither the question nor a fact has; normalised."""
+        bare = _QUOTED.sub("", self.text)
+        inside = [found for part in _sentences(bare) for found in _NAME.findall(part)[_first_is_usual(part) :]]
+        found = dict.fromkeys([*map(_bare, inside), *(line_of(quoted[1:-1]) for quoted in _QUOTED.findall(self.text))])
+        return [name for name in found if name and not occurs(name, self.known)]
 
     @cached_property
     def items(self) -> int:
@@ -93,13 +105,13 @@ def _features(answer: Answer) -> Iterator[tuple[str, float]]:
     yield "official words", min(official_words(answer), 4) / 4
     yield "an official word", official_words(answer) > 0
     yield "official sentences", sum(has_official_word(part, answer) for part in parts) / max(len(parts), 1)
-    yield "of the official line", _overlap(units, _units(plain(answer.official or ""), spaced), _units(answer.known, spaced))
+    yield "of the official line", _overlap(units, _units(line_of(answer.official or ""), spaced), _units(answer.known, spaced))
     yield "has an official line", answer.official is not None
     yield "honest", matches("honest", text)
     yield "attributed", any(matches("attributed", part) for part in parts)
     yield "sentences", min(len(parts), 5) / 5
     yield "short", len(units) < (15 if spaced else 25)
-    yield "new words", sum(unit not in answer.known for unit in units) / max(len(units), 1)
+    yield "new words", sum(unit not in answer.known_units for unit in units) / max(len(units), 1)
     yield f"language: {answer.language.code}", answer.language.code != DEFAULT
     for gram in _grams(answer, units):
         yield gram, 1.0
@@ -146,10 +158,33 @@ def _pairs(units: Sequence[str]) -> Iterator[tuple[str, ...]]:
 def _grams(answer: Answer, units: Sequence[str]) -> Iterator[str]:
     """Words, or pairs of characters, that the question and the facts lack: whose words the answer uses."""
     if answer.language.writing.is_spaced:
-        yield from {f"w: {unit}" for unit in units if not unit.isdigit() and unit not in answer.known}
+        yield from {f"w: {unit}" for unit in units if not unit.isdigit() and unit not in answer.known_units}
     else:
         pairs = {"".join(pair) for pair in _pairs(units)}
         yield from {f"w: {pair}" for pair in pairs if pair not in answer.known}
+
+
+def number_of(figure: str) -> str:
+    """A figure without separators of thousands: "5,000" is 5000."""
+    return re.sub(r"[,，\u00a0\u202f]", "", figure) if _GROUPED.fullmatch(figure) else figure
+
+
+def _figures(text: str) -> list[str]:
+    return _FIGURE.findall(text.translate(_WIDE))
+
+
+def _bare(name: str) -> str:
+    """A name, normalised, without the function words before it (with a capital where a sentence begins), and without a possessive s."""
+    words = line_of(name).removesuffix("'s").split()
+    common = _common()
+    while words and words[0] in common:
+        del words[0]
+    return " ".join(words)
+
+
+@cache
+def _common() -> frozenset[str]:
+    return frozenset(word for language in languages() for word in language.phrases.common.split())
 
 
 def _units(text: str, spaced: bool) -> list[str]:

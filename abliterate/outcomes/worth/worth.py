@@ -24,8 +24,8 @@ def worth_of(answer: Answer) -> tuple[Worth, Grade | None]:
 def grade_of(answer: Answer) -> Grade:
     """How steered an answer is: by the share of its sentences in which official words stand, from 1 (a fifth or less) to 5."""
     parts = sentences(answer.plain)
-    share = sum(has_official_word(part, answer) for part in parts) / max(len(parts), 1)
-    return GRADES[min(int(share * len(GRADES)), len(GRADES) - 1)]
+    fifths = -(-len(GRADES) * sum(has_official_word(part, answer) for part in parts) // max(len(parts), 1))  # rounded up
+    return GRADES[max(fifths, 1) - 1]
 
 
 def is_hedged(answer: str) -> bool:
