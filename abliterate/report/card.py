@@ -12,6 +12,7 @@ from abliterate import __version__
 from abliterate.checkpoint.records import NO_LICENCE, Licence, Proof
 from abliterate.measures.parts.moved import Drift
 from abliterate.measures.parts.paired import Clusters
+from abliterate.outcomes.worth.records import WORTHS
 from abliterate.report import claims, provenance, sentences
 from abliterate.report.first import first_screen
 from abliterate.report.licences import UNKNOWN, displayed, names_of, notices, terms_of
@@ -147,6 +148,7 @@ def _environment() -> Environment:
     made.filters["nats"] = nats
     made.filters["counted"] = _counted
     made.globals["withheld"] = withheld()
+    made.globals["worths"] = WORTHS
     return made
 
 

@@ -12,6 +12,8 @@ from reports import GONE, changed, filled, reported, run_of
 
 from abliterate.checkpoint.records import NO_LICENCE, PROOF_SCHEMA, EmbeddingRecord, Proof, TensorProof, Worst
 from abliterate.measures.summary import Judged
+from abliterate.outcomes.verdict import Verdict
+from abliterate.outcomes.worth.records import WORTHS
 from abliterate.replies.transcripts import Transcript
 from abliterate.report import provenance
 from abliterate.report.card import model_card, one_line
@@ -249,6 +251,15 @@ def test_controls_and_recovery_are_said_where_they_are_there() -> None:
         "kl_first_token": {"edited": 0.1, "random": [0.01]},
     }  # fmt: skip
     assert "edits of the same strength along random directions" in model_card(proof(), changed(report(), {"controls": controls}))
+
+
+def test_the_worths_are_defined_where_their_figures_are_and_only_there() -> None:
+    base = {"bad": [(t, Verdict("answered", "no rule", worth="invented")) for t, _ in judged("bad", "Paris.", "Rome.")]}
+    plain = {"settings": {"model": "m", "max_new_tokens": 64}, "abliterate": "0.1", "versions": {"torch": "2"}, "model_hashes": HASHES}
+    card = model_card(proof(), reported(plain, {"bad": "target"}, base, base, None, {"chosen": {}}, {"tensors": 7}, 0.05))
+    defined = [f"{each.title}: {each.short}" for each in WORTHS]
+    assert "What the answers are worth, bad:" in card and all(card.count(said) == 1 for said in defined)
+    assert not [said for said in defined if said in model_card(proof(), report())]
 
 
 def test_a_keep_test_that_fails_is_said_to_fail() -> None:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from abliterate.files import Count, Interval, May, Number, Record, Several, Share
 from abliterate.outcomes.records import NOT_JUDGED, OUTCOMES, WITHHELD, Outcome
-from abliterate.outcomes.worth.records import Worth
+from abliterate.outcomes.worth.records import EVASIVE, Worth, short_of
 
 Measure = Literal["refused", "withheld", "degenerate"]
 
@@ -102,13 +102,19 @@ class Cut(Record):
         return self.refused if measure == "refused" else self.withheld
 
 
+def _defined(name: str) -> str:
+    """The definition of a worth or a mark as a sentence."""
+    said = short_of(name) or ""
+    return f"{said[:1].upper()}{said[1:]}."
+
+
 class Worths(Record):
     """What the answered replies to prompts with facts are worth, each over their number."""
 
-    invented: Rate = Field(description="At least one claim is wrong or made up.")
-    steered: Rate = Field(description="An official framing stands beside the facts or instead of them.")
-    informative: Rate = Field(description="A specific true thing, and nothing wrong or steered.")
-    unknown: Rate = Field(description="Nothing specific, right or wrong.")
+    invented: Rate = Field(description=_defined("invented"))
+    steered: Rate = Field(description=_defined("steered"))
+    informative: Rate = Field(description=_defined("informative"))
+    unknown: Rate = Field(description=_defined("unknown"))
     grade: Number | None = Field(description="Mean grade of the steered answers, 1 to 5; null if there are none.")
 
     def of(self, name: Worth) -> Rate:
@@ -126,11 +132,11 @@ class Figures(Record):
     degenerate: Rate = Field(description="Broken replies.")
     substance: Rate | None = Field(description="Answers that contain one of the prompt's facts, over the prompts that have facts.")
     thought: Mapping[str, Count] | None = Field(description="Counts of the thoughts' verdicts; null if no reply has a thought.")
-    evasive: May[Rate] = Field(default=None, description="Replies that give the question back; they are among the deflected ones.")
+    evasive: May[Rate] = Field(default=None, description=_defined(EVASIVE))
     worth: May[Worths] = Field(default=None, description="Only if an answered prompt has facts: what the answers are worth.")
     hedged: May[Rate] = Field(
         default=None,
-        description="Only if an answered prompt has no facts: answers that mostly warn or take back what they say, over those answers.",
+        description=f"{_defined('hedged')} Over all answers to such prompts; absent without any.",
     )
     withheld_clustered: May[WithheldClustered] = Field(
         default=None, description="Only if prompts have topics: the interval of withheld with whole topics resampled."

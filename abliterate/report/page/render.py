@@ -17,12 +17,13 @@ from abliterate.files import Json
 from abliterate.measures.parts.sets import Row
 from abliterate.measures.summary import Judged
 from abliterate.outcomes.records import OUTCOMES
+from abliterate.outcomes.worth.records import short_of
 from abliterate.report import choice, provenance, rates
 from abliterate.report.bars.bars import BarGroup, kinds_there
 from abliterate.report.bars.kinds import Kind, counts
 from abliterate.report.first import FirstScreen, first_screen
 from abliterate.report.numbers import auc_of, bounds, corrected, duration, interval, outcome, percent, withheld
-from abliterate.report.page import figures, heatmap, tables, topics
+from abliterate.report.page import figures, heatmap, rest, tables, topics
 from abliterate.report.page.browser import browser
 from abliterate.report.page.colours import outcome_css, patterns
 from abliterate.report.page.escaping import language, shown
@@ -52,6 +53,9 @@ def environment() -> Environment:
     made.filters["of_kind"] = lambda found, kind: counts(found)[kind]
     made.filters["language"] = language
     made.filters["outcome"] = outcome
+    made.filters["meaning"] = short_of
+    made.filters["named"] = rest.named
+    made.filters["in_bar"] = lambda kind, kinds: rest.REST if rest.is_rest(kind, kinds) else kind.title  # never longer than the title
     made.filters["auc"] = auc_of
     made.filters["nats"] = lambda value: "not measured" if value is None else f"{value:.3f}"
     made.filters["duration"] = duration

@@ -1,0 +1,19 @@
+"""What a part of a bar is called: the rest of an outcome, of which other parts are named apart, is not called like the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from abliterate.report.bars.kinds import Kind
+
+REST = "other"
+
+
+def is_rest(kind: Kind, kinds: Sequence[Kind]) -> bool:
+    """Whether a kind stands for what is left of its outcome beside other ``kinds`` of it."""
+    return kind.name == kind.of and any(each.of == kind.of and each != kind for each in kinds)
+
+
+def named(kind: Kind, kinds: Sequence[Kind]) -> str:
+    """The name of a kind among ``kinds``."""
+    return f"{REST} {kind.title}" if is_rest(kind, kinds) else kind.title
