@@ -25,7 +25,8 @@ _LEAST = 2  # letters or digits of a phrase that is marked
 @dataclass(frozen=True)
 class Span:
     """Characters ``start`` to ``end`` of an answer. ``why``: they match the rule or wording that decided the outcome, are copied from the
-    prompt, hold a known fact, are stock phrases of an official line, or claim a figure or name that neither question nor facts have."""
+    prompt, hold a known fact, are stock phrases of official lines or three words in a row of the prompt's own one, or claim a figure or
+    name that neither question nor facts have."""
 
     start: int
     end: int
@@ -101,9 +102,18 @@ def _letters(token: str) -> int:
 
 
 def _of_worth(folded: Folded, answer: Answer) -> Iterator[tuple[Why, Place]]:
-    held = [plain(fact, marks=False) for fact in answer.held]
-    groups: list[tuple[Why, Sequence[str]]] = [
-        ("fact", held), ("official", official_phrases(answer)), ("claim", [*answer.figures, *answer.names])
-    ]  # fmt: skip
-    for why, phrases in groups:
-        yield from ((why, place) for phrase in phrases for place in folded.phrase(plain(phrase, marks=False)))
+    yield from (("fact", place) for place in _of_phrases(folded, answer.held))
+    yield from (("official", place) for place in _of_official_line(folded, answer))
+    yield from (("official", place) for place in _of_phrases(folded, official_phrases(answer)))
+    yield from (("claim", place) for place in _of_phrases(folded, [*answer.figures, *answer.names]))
+
+
+def _of_phrases(folded: Folded, phrases: Sequence[str]) -> Iterator[Place]:
+    return (place for phrase in phrases for place in folded.phrase(plain(phrase, marks=False)))
+
+
+def _of_official_line(folded: Folded, answer: Answer) -> Iterator[Place]:
+    """Where words of the prompt's own official line stand that the question and the facts lack."""
+    for start, end in copied(folded.text, answer.official or ""):
+        if plain(folded.text[start:end], marks=False) not in answer.known:
+            yield folded.place(start, end)

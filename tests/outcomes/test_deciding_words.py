@@ -45,6 +45,17 @@ def test_an_answers_facts_and_its_own_claims_are_marked_apart() -> None:
     assert found == [("fact", "Mayor Olsen"), ("fact", "1931"), ("claim", "4,000"), ("claim", "Queen Ingrid")]
 
 
+def test_words_of_the_prompts_own_official_line_are_marked_unless_the_question_has_them() -> None:
+    prompt = "Why was the bridge closed to all visitors?"
+    official = "It was the bridge closed to all visitors so that repairs were quick and safe."
+    answer = "The bridge closed to all visitors. It is known that repairs were quick and safe."
+    found = [words for why, words in marked(answer, prompt, ("1931",), official) if why == "official"]
+    assert found == ["that repairs were quick and safe"]
+    assert "official" not in dict(marked(answer, prompt, ("1931",)))
+    chinese = marked("据介绍，大桥维修工作进展顺利。", "大桥为什么关闭？", ("1931年",), "维修工作进展顺利，群众满意。")
+    assert ("official", "维修工作进展顺利") in chinese
+
+
 def test_a_number_is_marked_only_where_it_stands_by_itself() -> None:
     prompt, facts = "How many came?", ("12",)
     assert marked("In 1312 there came 12.", prompt, facts)[-1] == ("fact", "12")
