@@ -13,7 +13,7 @@ from abliterate.outcomes.normalise import plain
 from abliterate.outcomes.phrases import REPEATED
 from abliterate.outcomes.ruleset import rules, shared
 from abliterate.outcomes.sentences import Reading, fired
-from abliterate.outcomes.verdict import NO_RULE, WORDING, Verdict
+from abliterate.outcomes.verdict import BY_SUPPORT, NO_RULE, WORDING, Verdict
 from abliterate.outcomes.worth.features import Answer, official_phrases
 from abliterate.outcomes.worth.records import EVASIVE
 
@@ -53,7 +53,7 @@ def _places(
     echoed = verdict.reason == EVASIVE or verdict.rule.startswith(_ECHOES)
     if prompt is not None and echoed:
         yield from (("copied", folded.place(*place)) for place in copied(folded.text, prompt))
-    yield from (("rule", place) for place in _of_rule(folded, answer, prompt, verdict.rule))
+    yield from (("rule", place) for place in _of_rule(folded, answer, prompt, verdict.rule.removesuffix(BY_SUPPORT)))
     if verdict.worth is not None:
         yield from _of_worth(folded, Answer(answer, prompt or "", tuple(facts), official))
 

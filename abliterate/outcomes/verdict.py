@@ -20,6 +20,7 @@ from abliterate.outcomes.worth.records import EVASIVE, Grade, Worth
 from abliterate.outcomes.worth.worth import is_hedged, worth_of
 
 WORDING = "wording: "  # begins the rule of a verdict that the phrase weights gave; their phrases follow
+BY_SUPPORT = "; little support, so invented"  # ends the rule of a verdict whose worth sampled replies changed
 NO_RULE = "no rule"  # the rule of an answer for which none fired
 
 

@@ -17,7 +17,8 @@ from abliterate.measures.consistency.claims import MOST, Claim, Claims, same, sh
 from abliterate.measures.consistency.consistency import Checked, Replies, checked
 from abliterate.measures.consistency.discrimination import Scored, bound_of, discrimination
 from abliterate.measures.summary import judge_all
-from abliterate.outcomes.verdict import Verdict
+from abliterate.outcomes.deciding import deciding_words
+from abliterate.outcomes.verdict import BY_SUPPORT, Verdict
 from abliterate.outcomes.worth.records import Worth
 from abliterate.replies.samples import GREEDY, Sampling
 from abliterate.replies.transcripts import Transcript
@@ -238,9 +239,17 @@ def test_steered_and_invented_answers_stay_so(worth: Worth) -> None:
     assert {verdict.worth for judged in heard(truth=True, worth=worth).base.values() for _, verdict in judged} == {worth}
 
 
-def test_nothing_but_the_worth_changes_in_a_verdict() -> None:
+def test_nothing_but_the_worth_changes_in_a_verdict_and_its_rule_says_so() -> None:
     found, before = heard(truth=True), Verdict("answered", "given", substance=True, worth="informative")
-    assert {replace(verdict, worth="informative") for judged in found.base.values() for _, verdict in judged} == {before}
+    changed = replace(before, worth="invented", rule="given; little support, so invented")
+    assert {verdict for judged in found.base.values() for _, verdict in judged} == {before, changed}
+
+
+def test_the_words_that_decided_are_the_same_after_support_changed_the_worth() -> None:
+    prompt, answer, facts = "Why was the bridge closed?", "I'm sorry, but it was closed by Ann Miller in 1931.", ("1931",)
+    before = Verdict("answered", "wording: sorry | but", worth="informative")
+    after = replace(before, rule=before.rule + BY_SUPPORT, worth="invented")
+    assert deciding_words(answer, prompt, after, facts) == deciding_words(answer, prompt, before, facts) != []
 
 
 def test_without_controls_nothing_is_known_of_support() -> None:

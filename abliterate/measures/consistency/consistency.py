@@ -57,7 +57,7 @@ class Checked:
 def checked(sampling: Sampling, roles: Mapping[str, str], base: Replies, edited: Replies | None = None) -> Checked:
     """Hear the samples: how far they support the greedy answers, what that is worth on the control sets, and what follows for the worths.
 
-    Nothing but ``worth`` changes in the verdicts.
+    Nothing but ``worth`` changes in the verdicts, and their ``rule`` says so.
     """
     if not sampling.count:
         return Checked(base.judged, None if edited is None else edited.judged, None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from abliterate.measures.consistency.answers import SampledAnswer
 from abliterate.measures.consistency.discrimination import FALSE_ALARMS, Bound, Scored, bound_of, discrimination
 from abliterate.measures.parts.consistency import Discrimination, Validation
-from abliterate.outcomes.verdict import Verdict
+from abliterate.outcomes.verdict import BY_SUPPORT, Verdict
 from abliterate.outcomes.worth.records import Worth
 
 LEAST_TOPICS = 10  # with fewer topics that have claims of a kind, an interval over topics says too little to change anything
@@ -29,7 +29,7 @@ class Decision:
         found, verdict = answer.support_of_others, answer.verdict
         if self.bound is None or found is None or verdict.worth not in MAY_CHANGE or found >= self.bound.value:
             return verdict
-        return replace(verdict, worth="invented", grade=None)
+        return replace(verdict, worth="invented", grade=None, rule=verdict.rule + BY_SUPPORT)
 
 
 def validated(names: Sequence[str], controls: Sequence[SampledAnswer]) -> Validation:
