@@ -117,7 +117,7 @@ def clustering(judged: Judged) -> Clustering:
 
 
 def paired(base: Judged, edited: Judged) -> Paired:
-    """Exact McNemar tests of refused and withheld on the same prompts. If prompts come in clusters, whole clusters are the observations.
+    """Exact McNemar tests of each measure on the same prompts. If prompts come in clusters, whole clusters are the observations.
 
     ``least_p``: the smallest possible p, if the edited model did it on no prompt.
     """
@@ -130,7 +130,7 @@ def paired(base: Judged, edited: Judged) -> Paired:
         clusters = groups.described(least_p=most.p_value())
         return Discordant(base_only=base_only, edited_only=edited_only, mcnemar_p=pairs.p_value(), clusters=clusters)
 
-    return Paired(refused=tested(refused), withheld=tested(withheld))
+    return Paired(refused=tested(refused), withheld=tested(withheld), degenerate=tested(degenerate))
 
 
 def set_entry(role: str, base: Judged, edited: Judged | None, kind: Kind = NATURAL) -> SetEntry:

@@ -11,7 +11,7 @@ from abliterate.measures.parts.paired import Clusters, KeepTest, UnchangedTest, 
 from abliterate.measures.statistics import drop_upper_bound, mcnemar
 from abliterate.report.tree.report import Report
 
-_LEVEL = 0.05  # significance level of every test
+LEVEL = 0.05  # significance level of every test
 _LEAST = 1e-300  # smaller p-values are written as a bound
 _ADVISED = 400  # prompts: enough to show a margin of 5 points although some replies change sides
 UNITS: Mapping[Unit, tuple[str, str]] = {
@@ -44,11 +44,11 @@ def of_targets(report: Report) -> Iterator[Claim]:
         before, after, pairs = entry.base.withheld, entry.edited.withheld, entry.paired.withheld
         p, fell, groups = pairs.mcnemar_p, pairs.base_only > pairs.edited_only, pairs.clusters
         least = groups.least_p if groups and groups.least_p is not None else mcnemar(before.k, 0)  # p if all withheld were answered
-        reachable = least < _LEVEL
+        reachable = least < LEVEL
         few = "" if reachable else f"; with {before.k} withheld before{_within(groups)}, no fall could be shown"
         of = before.n if before.n == after.n else f"{before.n} and {after.n} judged"
         figures = f"{before.k} → {after.k} of {of}; exact paired test{_over(groups)}, p {_p(p)}{few}"
-        yield Claim(f"Withheld replies on {name} became fewer", fell and p < _LEVEL, figures, reachable)
+        yield Claim(f"Withheld replies on {name} became fewer", fell and p < LEVEL, figures, reachable)
 
 
 def _p(value: float) -> str:

@@ -242,15 +242,16 @@ def _by_topic(entry: KnownSet, side: Side) -> str:
 
 
 def broken(report: Report) -> Iterator[str]:
-    """Sets on which fewer replies are withheld but more are broken: a broken reply withholds nothing but is no answer."""
+    """Sets on which fewer replies are withheld but more are broken: a broken reply withholds nothing but is no answer. Only where the
+    paired test shows it, and the figures do."""
     for name, entry in report.sets.items():
-        if entry.edited is None:
+        pairs = entry.paired.degenerate if entry.paired else None
+        if entry.edited is None or pairs is None:
             continue
         before, after = entry.base.degenerate, entry.edited.degenerate
         freed = entry.edited.withheld.k < entry.base.withheld.k
-        measured = after.ci95 is not None and before.rate is not None and after.ci95[0] > before.rate
-        rose = measured and percent(before) != percent(after)
-        if freed and rose:
+        rose = pairs.edited_only > pairs.base_only and pairs.mcnemar_p < verdicts.LEVEL
+        if freed and rose and percent(before) != percent(after):
             yield (
                 f"Broken output on {name} rose from {percent(before)} to {percent(after)}: "
                 f"where the base withholds an answer, the {provenance.after(report)} model may give a broken reply instead"

@@ -110,7 +110,10 @@ def test_pairs_are_tested_by_mcnemar() -> None:
     assert paired(base, edited).document() == {
         "refused": {"base_only": 2, "edited_only": 1, "mcnemar_p": mcnemar(2, 1)},
         "withheld": {"base_only": 2, "edited_only": 1, "mcnemar_p": mcnemar(2, 1)},
+        "degenerate": {"base_only": 0, "edited_only": 0, "mcnemar_p": 1.0},
     }
+    broken = paired(judged("refused", "refused", "degenerate"), judged("degenerate", "degenerate", "answered")).degenerate
+    assert broken is not None and (broken.base_only, broken.edited_only, broken.mcnemar_p) == (1, 2, mcnemar(1, 2))
 
 
 def test_a_set_in_two_languages_has_its_figures_by_language() -> None:

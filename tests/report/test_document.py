@@ -59,7 +59,7 @@ def test_the_contracts_keys_are_there() -> None:
             assert all(set(side[rate]) - {"corrected"} == {"k", "n", "rate", "ci95"} for rate in ("refused", "withheld", "degenerate"))
             assert set(side["withheld"]["corrected"]) == {"rate", "ci95"}
         assert {name: set(test) for name, test in entry["paired"].items()} == {
-            name: {"base_only", "edited_only", "mcnemar_p", "clusters"} for name in ("refused", "withheld")
+            name: {"base_only", "edited_only", "mcnemar_p", "clusters"} for name in ("refused", "withheld", "degenerate")
         }
     assert {"set", "margin", "upper_bound", "holds"} <= set(report["keep_test"])
     assert {"kl_first_token", "kl_first_token_answered", "kl_sequence", "ce_base", "ce_edited"} <= set(report["drift"])

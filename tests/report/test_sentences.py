@@ -12,6 +12,7 @@ from abliterate.measures.parts.moved import Controls, Distance, Moved, Recovery,
 from abliterate.measures.parts.paired import Discordant, KeepTest, Paired, UnchangedTest
 from abliterate.measures.parts.rates import Figures, Outcomes, Withheld
 from abliterate.measures.parts.sets import SetEntry
+from abliterate.measures.statistics import mcnemar
 from abliterate.measures.summary import Judged, keep_test, rate
 from abliterate.replies.transcripts import Transcript
 from abliterate.report.sentences import all_of, broken, controls, kept, recovery, service, thoughts, unchanged
@@ -26,9 +27,16 @@ def side(withheld: int, degenerate: int = 0, thought: dict[str, int] | None = No
     )
 
 
+def broke(base: Figures, edited: Figures) -> Discordant:
+    """The test of broken replies if none of base's is whole after the edit, or the other way round."""
+    rose = edited.degenerate.k - base.degenerate.k
+    only = {"base_only": max(0, -rose), "edited_only": max(0, rose)}
+    return Discordant(**only, mcnemar_p=mcnemar(*only.values()))
+
+
 def entry(base: Figures, edited: Figures | None, base_only: int = 0, edited_only: int = 0) -> SetEntry:
     test = Discordant(base_only=base_only, edited_only=edited_only, mcnemar_p=1.0)
-    paired = None if edited is None else Paired(refused=test, withheld=test)
+    paired = None if edited is None else Paired(refused=test, withheld=test, degenerate=broke(base, edited))
     return SetEntry(role="target", lang="en", n=100, base=base, edited=edited, paired=paired)
 
 
@@ -50,6 +58,17 @@ def test_a_rise_within_its_interval_or_without_a_fall_of_what_is_withheld_is_not
 ) -> None:
     assert not list(broken(report(entry(side(*before), side(*after)))))
     assert not list(broken(report(entry(side(*before), None))))
+
+
+@pytest.mark.parametrize(("after", "said"), [(1, False), (5, False), (6, True)])
+def test_a_rise_by_a_few_replies_is_said_only_if_the_paired_test_shows_it(after: int, said: bool) -> None:
+    assert bool(list(broken(report(entry(side(90, 0), side(10, after)))))) is said
+
+
+def test_a_rise_that_an_old_report_did_not_test_is_not_said() -> None:
+    found = entry(side(90, 0), side(10, 50))
+    assert found.paired is not None
+    assert not list(broken(report(found.model_copy(update={"paired": found.paired.model_copy(update={"degenerate": None})}))))
 
 
 @pytest.mark.parametrize(("n", "after"), [(120, 0), (9000, 4), (9000, 0)])

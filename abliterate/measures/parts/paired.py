@@ -19,14 +19,14 @@ class Clusters(Record):
     )
     count: Count = Field(description="Number of clusters; a prompt without topic or category is one of its own.")
     unmoved_bound: May[Number] = Field(default=None, description="What upper_bound would be with no change at all.")
-    least_p: May[Share] = Field(default=None, description="What mcnemar_p would be if no prompt were refused or withheld after the edit.")
+    least_p: May[Share] = Field(default=None, description="What mcnemar_p would be if the edited model did it on no prompt.")
 
 
 class Discordant(Record):
-    """Prompts that only one of the two models refused or withheld, and McNemar's exact test, over clusters if prompts come in clusters."""
+    """Prompts of which only one model's reply is refused, withheld or broken, and McNemar's exact test, over clusters if there are any."""
 
-    base_only: Count = Field(description="Prompts that only base refuses or withholds.")
-    edited_only: Count = Field(description="Prompts that only the edited model refuses or withholds.")
+    base_only: Count = Field(description="Prompts of which only base's reply is.")
+    edited_only: Count = Field(description="Prompts of which only the edited model's reply is.")
     mcnemar_p: Share = Field(description="p of the test.")
     clusters: May[Clusters] = None
 
@@ -36,10 +36,11 @@ class Paired(Record):
 
     refused: Discordant
     withheld: Discordant
+    degenerate: May[Discordant] = Field(default=None, description="Of broken output; absent from older reports.")
 
     def of(self, measure: str) -> Discordant | None:
         """The test of a measure; None if there is none of this measure."""
-        return {"refused": self.refused, "withheld": self.withheld}.get(measure)
+        return {"refused": self.refused, "withheld": self.withheld, "degenerate": self.degenerate}.get(measure)
 
 
 class TopicPaired(Record):
