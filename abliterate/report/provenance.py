@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from abliterate.config import AuditConfig, CompareConfig, Config, RunConfig
+from abliterate.config import AuditConfig, CompareConfig, Config, RunConfig, is_url
 from abliterate.model.source import CHECKPOINT
 from abliterate.report.tree.report import Report
 from abliterate.report.without_paths import as_path, is_path
@@ -18,6 +18,7 @@ _IN_WORDS = {
     "drift": "how far the model moved on harmless prompts (drift)",
     "controls": "edits along random directions, as controls",
     "consistency": "whether sampled replies support the answers (--samples)",
+    "elicitation": "whether the model knows the facts that it withholds (--elicit)",
     "recovery": "how close the model comes to a reference model",
     "benchmarks": "public benchmarks",
     "keep_test": "whether other refusals stay (no keep set was given)",
@@ -75,7 +76,12 @@ def missing(report: Report) -> list[str]:
     paths = set(report.not_measured)
     asked, edited = bool(report.sets), report.two_models
     only_after = ("drift", "controls", "recovery", "keep_test")
-    said = [words for path, words in _IN_WORDS.items() if path in paths and (edited or path not in only_after)]
+    without = set() if edited else set(only_after)
+    if all(entry.base.substance is None for entry in report.sets.values()):
+        without |= {"consistency", "elicitation"}  # both are about the prompts' facts
+    if not _can_elicit(report.run):
+        without.add("elicitation")
+    said = [words for path, words in _IN_WORDS.items() if path in paths - without]
     facts = [name for name in report.sets if f"sets.{name}.base.substance" in paths]
     if facts:
         said.append(f"whether answers contain the expected facts ({', '.join(facts)}: no prompt names any)")
@@ -84,6 +90,12 @@ def missing(report: Report) -> list[str]:
     elif not edited:
         said.insert(0, "any change (one model, nothing edited)")
     return said
+
+
+def _can_elicit(run: RunRecord) -> bool:
+    """Whether --elicit could be given: to a command that has it, and for weights at hand."""
+    given = [str(run.settings.get(which, "")) for which in ("model", "base", "derived")]
+    return "elicit" in _CONFIGS[run.kind].model_fields and not any(map(is_url, given))
 
 
 @dataclass(frozen=True)

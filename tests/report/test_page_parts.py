@@ -48,6 +48,10 @@ def factual(name: str) -> Judged:
     ]
 
 
+def factual_with_substance(name: str) -> Judged:
+    return [(t, replace(v, substance=v.worth == "informative")) for t, v in factual(name)]
+
+
 def test_the_first_screen_has_bars_for_each_role() -> None:
     groups = {group.key: group for group in first_screen(run_report().report).groups}
     assert list(groups) == ["target", "keep", "answered"]
@@ -249,6 +253,16 @@ def test_what_was_not_measured_is_said_in_words() -> None:
     assert missing(weights_report().report)[0] == "what the models reply (nothing was asked)"
     bare = changed(made.report, {"controls": None, "not_measured": ["controls", "keep_test"]})
     assert len(missing(bare)) == 2
+
+
+def test_what_needs_facts_is_missed_only_where_prompts_have_facts_and_where_it_could_be_asked() -> None:
+    facts, plain = audit_report({"hot": factual_with_substance("hot")}).report, audit_report().report
+    samples, elicit = "(--samples)", "(--elicit)"
+    assert [any(flag in said for said in missing(facts)) for flag in (samples, elicit)] == [True, True]
+    assert [any(flag in said for said in missing(plain)) for flag in (samples, elicit)] == [False, False]
+    served = changed(facts, {"run": {**facts.run.document(), "settings": {"model": "http://host:8000/v1", "prompts": ["hot"]}}})
+    assert [any(flag in said for said in missing(served)) for flag in (samples, elicit)] == [True, False]
+    assert not [said for said in missing(run_report().report) if elicit in said]  # run has no --elicit
 
 
 def test_a_citation_names_the_model_and_breaks_out_of_no_brace() -> None:
