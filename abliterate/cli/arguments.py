@@ -23,10 +23,16 @@ Scorable = Annotated[
     Path,
     typer.Argument(
         metavar="FILE.jsonl",
-        help="One JSON object per line, with prompt and response, and optionally facts, lang and id.",
+        help="One JSON object per line. Read are prompt and response, and if they are there: facts (a list), official (the official line), "
+        "begins_in_thought and cut (whether the reply reached its token limit). All other keys are kept.",
         show_default=False,
     ),
 ]
+JUDGED = (
+    "Judge stored replies. The command adds to each line: outcome, rule (what decided), thought (the outcome of the thought) and substance "
+    "(whether the answer contains one of the facts). Some lines get more: reason (evasive) of a deflected reply, worth of an answer to a "
+    "prompt with facts, grade (1 to 5) of a steered one, hedged (true or false) of an answer to a prompt without facts."
+)
 ScoredFile = Annotated[
     Path | None,
     typer.Option("--out", help="Write the scored lines to this file instead of stdout.", show_default=False, rich_help_panel=Panel.MAIN),

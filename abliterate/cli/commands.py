@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from abliterate.cli.arguments import (
+    JUDGED,
     Checkpoint,
     Collected,
     DirectionFile,
@@ -140,8 +141,7 @@ def register(app: typer.Typer) -> None:
         "score",
         JudgeConfig,
         _score,
-        "Judge stored replies. The command adds four keys to each line: outcome, thought (the outcome of the thought), substance (whether "
-        "the answer contains an expected fact) and rule (the reason for the outcome).",
+        JUDGED,
         file=Scorable,
         out=ScoredFile,
     )

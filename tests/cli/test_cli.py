@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from abliterate.config import (
 from abliterate.config.messages import flag_of
 from abliterate.config.setting import Panel
 from abliterate.errors import CheckError, InputError
+from abliterate.outcomes.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]
 COMMANDS: dict[str, type[Config] | None] = {
@@ -98,6 +100,13 @@ def test_help_of_verify_names_its_argument_and_what_the_base_is_for(capsys: Capt
     shown = " ".join(capsys.readouterr().out.split())
     assert "verify [OPTIONS] {DIR}" in shown and "DIR <path> The edited checkpoint, or the run's folder." in shown
     assert "everything outside the edited tensors is unchanged" in shown and "--out" not in shown
+
+
+def test_help_of_score_names_every_key_that_it_reads_and_writes(capsys: Capture) -> None:
+    assert main(["score", "--help"]) == 0
+    said = capsys.readouterr().out
+    read, written = ("prompt", "response", "facts", "official", "begins_in_thought", "cut"), [each.name for each in fields(Verdict)]
+    assert not [name for name in (*read, *written) if name not in said]
 
 
 def test_defaults_stand_in_the_help(capsys: Capture) -> None:
