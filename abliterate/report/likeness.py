@@ -79,7 +79,10 @@ class Compared:
 def figures(report: Report) -> dict[Path, Figure]:
     """Every figure of a report by its path, except those that follow from others."""
     document = report.document()
-    found = {path: figure for part in PARTS if document.get(part) is not None for path, figure in _walk(document[part], (part,), None)}
+    parts = {part: document[part] for part in PARTS if document.get(part) is not None}
+    found = {path: figure for part, value in parts.items() if part != "consistency" for path, figure in _walk(value, (part,), None)}
+    if "consistency" in parts:
+        found |= dict(_of_samples(parts["consistency"], document["sets"]))
     for choice in CHOICES:
         value = document.get("selection")
         for key in choice:
@@ -87,6 +90,17 @@ def figures(report: Report) -> dict[Path, Figure]:
         if value is not None:
             found["selection", *choice] = Figure(value)
     return found
+
+
+def _of_samples(consistency: Mapping[str, Any], sets: Mapping[str, Any]) -> Iterator[tuple[Path, Figure]]:
+    """Figures of consistency. Its counts depend on which samples answer and what they claim, so each has a total: the prompts of its set,
+    of both models if it counts both. A set of which no worth changed is not among ``changed``, and counts 0."""
+    rest = {key: value for key, value in consistency.items() if key not in ("sets", "worth")}
+    yield from _walk({**rest, "worth": {**consistency["worth"], "changed": {}}}, ("consistency",), None)
+    for name, entry in consistency["sets"].items():
+        n, models = sets[name]["n"], 2 if sets[name]["edited"] else 1
+        yield from _walk(entry, ("consistency", "sets", name), n)
+        yield from _walk(consistency["worth"]["changed"].get(name, 0), ("consistency", "worth", "changed", name), models * n)
 
 
 def _walk(value: Any, path: Path, n: int | None) -> Iterator[tuple[Path, Figure]]:
@@ -120,6 +134,8 @@ def _counted(value: Json, n: int | None) -> int | None:
     base = value.get("base")
     if isinstance(base, dict) and isinstance(base.get("refused"), dict):
         return int(base["refused"]["n"])
+    if {"true", "others"} <= value.keys():  # of what a score should separate
+        return int(value["true"] + value["others"])
     if isinstance(value.get("counts"), dict):
         return sum(sum(row.values()) for row in value["counts"].values())
     return n

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reports import run_report
+from reports import changed, run_report
 from serving import StandIn, running
 
 from abliterate.cli.main import main
@@ -275,6 +275,25 @@ def test_a_report_whose_figures_can_not_be_read_is_known_before_anything_is_run(
 )
 def test_a_figure_is_identical_within_or_different(before: Figure, now: Figure | None, said: str) -> None:
     assert verdict(before, now) == said
+
+
+def test_counts_that_come_from_samples_are_compared_by_their_intervals() -> None:
+    side = {"answers": 10, "with_claims": 8, "clusters": 4, "warning": None}
+    score = {"auc": 0.7, "auc_ci95": [0.6, 0.8], "true": 6, "others": 14, "clusters": 4, "warning": None}
+    said = {
+        "samples": 3, "temperature": 1.0, "seed": 0, "sets": {"hot": {"base": side, "edited": side}},
+        "validation": {"sets": ["cold"], "claims": score}, "worth": {"used": True, "why": "so", "changed": {"hot": 5}}, "prompts": [],
+    }  # fmt: skip
+    report = changed(run_report().report, {"consistency": said})
+    found = figures(report)
+    assert found["consistency", "sets", "hot", "base", "answers"] == Figure(10, wilson(10, 12), 12)
+    assert found["consistency", "sets", "hot", "edited", "with_claims"] == Figure(8, wilson(8, 12), 12)
+    assert found["consistency", "validation", "claims", "true"] == Figure(6, wilson(6, 20), 20)
+    assert found["consistency", "worth", "changed", "hot"] == Figure(5, wilson(5, 24), 24)
+    assert found["consistency", "samples"] == Figure(3) and found["consistency", "worth", "used"] == Figure(True)
+    one_more = {"consistency.sets.hot.base.answers": 11, "consistency.worth.changed.hot": 6}
+    seen = {row.path: row.verdict for row in compare(report, changed(report, one_more))}
+    assert {verdict for path, verdict in seen.items() if path[0] == "consistency"} == {"identical", "within"}
 
 
 def test_every_rate_of_a_report_is_compared_once_under_its_set_and_measure() -> None:
