@@ -213,6 +213,8 @@
   form.addEventListener("reset", () => setTimeout(apply));
   form.addEventListener("submit", (event) => event.preventDefault());
 
+  addEventListener("pageshow", apply); // on the way back the browser fills the filters in again, after this script
+
   form.hidden = reader.hidden = false;
   at("listed").remove();
   apply();
