@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(chromium.missing() is not None, reason=str(chrom
 AXE = (Path(__file__).parents[1] / "data" / "axe" / "axe.min.js").read_text(encoding="utf-8")
 TAB, ENTER, DOWN, SPACE = "\ue004", "\ue007", "\ue015", " "
 GONE = "const end = arguments[0]; (function look() { document.querySelector('#printed li') ? requestAnimationFrame(look) : end(); })();"
+READ = "document.getElementById('list')?.focus()"  # the letters j and k act only in the reader
 OVERFLOW = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth, document.title]"
 
 
@@ -152,6 +153,7 @@ def test_hostile_transcripts_are_inert(window: chromium.Browser, hostile: Path, 
     assert [entry for entry in window.log("browser") if entry["level"] == "SEVERE"] == []
     count_all = "[document.scripts.length, document.styleSheets.length, document.images.length, frames.length]"
     assert window.run(f"return {count_all}") == [2, 1, 0, 0]
+    window.run(READ)
     for _ in range(79):
         window.press("j")
         assert window.run("return document.title") == "abliterate: some"
@@ -178,6 +180,7 @@ def test_an_inserted_script_would_not_run(window: chromium.Browser, pages: dict[
 def test_axe_finds_nothing(window: chromium.Browser, pages: dict[str, Path], valued: Path, name: str, width: int, dark: bool) -> None:
     window.look(width, 900, dark)
     window.open({**pages, "valued": valued}[name])
+    window.run(READ)
     window.press("j")  # a transcript with words of every kind marked
     window.run("document.querySelectorAll('details').forEach((each) => { each.open = true })")
     window.run(AXE + "; window.axe = axe;")
@@ -237,19 +240,20 @@ def test_outcome_worth_and_reason_are_asked_of_one_side(window: chromium.Browser
                    "s.dispatchEvent(new Event('input', { bubbles: true }))", name, value)  # fmt: skip
         assert count(window) == expected, (name, value)
     assert window.run("return document.querySelector('#one').textContent") == "No prompt is like that."
-    assert window.run("return ['previous', 'next'].map((id) => document.getElementById(id).disabled)") == [True, True]
+    assert window.run("return ['previous', 'next'].map((id) => document.getElementById(id).ariaDisabled)") == ["true", "true"]
 
 
 def test_j_and_k_and_the_buttons_go_from_prompt_to_prompt(window: chromium.Browser, pages: dict[str, Path]) -> None:
     window.look()
     window.open(pages["run"])
     first = prompt(window)
+    window.run(READ)
     window.press("j", "j")
     assert window.run("return document.getElementById('place').textContent") == "3 of 48" and prompt(window) != first
     assert window.run("return document.querySelector('.row[aria-selected=true]').ariaPosInSet") == "3"
     window.click("#previous")
     window.press("k", "k")
-    assert prompt(window) == first and window.run("return document.getElementById('previous').disabled")
+    assert prompt(window) == first and window.run("return document.getElementById('previous').ariaDisabled") == "true"
     window.click("#next")
     assert window.run("return document.getElementById('place').textContent") == "2 of 48"
     window.run("document.querySelector('input[name=text]').focus()")
@@ -261,6 +265,7 @@ def test_the_words_that_decided_are_marked_in_both_replies(window: chromium.Brow
     window.look()
     window.open(valued)
     marks = "return [...document.querySelectorAll('#one mark')].map((m) => [m.className, m.textContent])"
+    window.run(READ)
     window.press("j")
     assert window.run(marks) == [["w-rule", "I can't help"], ["w-fact", "1931"], ["w-claim", "Queen Ingrid"]]
     assert window.run("return [...document.querySelectorAll('#one .sides > div')].length") == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import chromium
 import pytest
-from reports import audit_report, judged, run_report
+from reports import YES, audit_report, judged, run_report
 
 from abliterate.config import Transcripts
 from abliterate.files import write_text
@@ -53,3 +53,57 @@ def test_after_going_back_the_list_and_the_filters_agree(window: chromium.Browse
     window.open(tmp_path / "elsewhere.html")
     window.ask("/back", {})
     assert window.run(said) == before
+
+
+def test_the_start_of_the_next_transcript_is_in_view(window: chromium.Browser, tmp_path: Path) -> None:
+    file = written(tmp_path, ["A long line of a long reply.\n" * 400] * 4)
+    for width, way in ((1280, "j"), (900, "j"), (390, "j"), (1280, "next"), (900, "next"), (390, "next")):
+        window.look(width, 800)
+        window.open(file)
+        focus(window, "next")
+        window.run("scrollTo(0, document.querySelector('.read').getBoundingClientRect().top + 5000)")
+        if way == "j":
+            window.press("j")
+        else:
+            window.run("document.getElementById('next').click()")
+        assert window.run(PLACE) == "2 of 4"
+        top, hidden = window.run(
+            "const top = document.querySelector('#one .q').getBoundingClientRect().top;"
+            "return [top, document.querySelector('.steps').getBoundingClientRect().bottom]"
+        )
+        assert max(0, hidden) <= top < 400, (width, way)
+
+
+def test_the_place_is_said_and_the_focus_stays_at_both_ends(window: chromium.Browser, tmp_path: Path) -> None:
+    window.look()
+    window.open(written(tmp_path, [YES] * 3))
+    assert window.run("const p = document.getElementById('place'); return [p.role, p.textContent]") == ["status", "1 of 3"]
+    for button, end in (("next", "3 of 3"), ("previous", "1 of 3")):
+        focus(window, button)
+        window.press(*[ENTER] * 4)
+        assert window.run(PLACE) == end and focused(window) == button
+        assert window.run("return document.getElementById(arguments[0]).ariaDisabled", button) == "true"
+        window.press("k" if button == "next" else "j")
+        assert window.run(PLACE) == "2 of 3"
+        assert window.run("return document.getElementById(arguments[0]).ariaDisabled", button) == "false"
+
+
+def test_letters_act_only_in_the_reader_and_the_page_says_so(window: chromium.Browser, tmp_path: Path) -> None:
+    window.look()
+    window.open(written(tmp_path, [YES] * 5))
+    assert "The keys work while the focus is in this reader." in window.run("return document.getElementById('reader').innerText")
+    window.press("j")
+    assert window.run(PLACE) == "1 of 5"  # nothing has the focus
+    window.run("document.querySelector('nav a').focus()")
+    window.press("j", "k", "j")
+    assert window.run(PLACE) == "1 of 5"
+    for place, name in enumerate(("list", "next", "previous", "one"), 2):
+        focus(window, name)
+        window.press("j")
+        assert window.run(PLACE) == f"{place} of 5"
+    window.press("k")
+    assert window.run(PLACE) == "4 of 5"
+    window.run("document.activeElement.blur()")
+    window.click("#one .x")  # a click into the transcript is enough
+    window.press("k")
+    assert window.run(PLACE) == "3 of 5"

@@ -118,8 +118,8 @@
   const read = () => {
     one.replaceChildren(...(found.length ? [entry(rows[found[here]])] : [element("p", "dim", "No prompt is like that.")]));
     at("place").textContent = found.length ? `${(here + 1).toLocaleString("en")} of ${found.length.toLocaleString("en")}` : "";
-    at("previous").disabled = here <= 0;
-    at("next").disabled = here >= found.length - 1;
+    at("previous").setAttribute("aria-disabled", here <= 0); // not disabled: a disabled button loses the focus
+    at("next").setAttribute("aria-disabled", here >= found.length - 1);
   };
   const go = (place) => {
     if (!found.length) return;
@@ -132,9 +132,10 @@
     read();
   };
   const step = (by) => {
+    if (!(here + by in found)) return;
     go(here + by);
-    const { top, bottom } = reader.getBoundingClientRect();
-    if (bottom < 200 || top > innerHeight - 200) reader.scrollIntoView({ block: "start" });
+    const start = one.getBoundingClientRect().top, hidden = at("steps").getBoundingClientRect().bottom; // the buttons may lie over it
+    if (start < Math.max(0, hidden) || start > innerHeight - 200) one.parentElement.scrollIntoView({ block: "start" });
   };
 
   // --- filters ------------------------------------------------------------------------------------------------------------------
@@ -197,8 +198,8 @@
     event.preventDefault();
     go(here + KEYS[event.key]);
   });
-  document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
+  reader.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "j" || event.key === "k") step(event.key === "j" ? 1 : -1);
   });
   list.addEventListener("click", (event) => {
