@@ -82,7 +82,7 @@ RECORDS: tuple[OutcomeRecord, ...] = (
         "truncated",
         "truncated",
         None,
-        ("#aeb4be", "#6b727e"),
+        ("#aeb4be", "#7f8286"),
     ),
     OutcomeRecord(
         "degenerate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,13 @@ from abliterate.measures.summary import Judged
 from abliterate.outcomes.records import Outcome
 from abliterate.outcomes.verdict import Verdict
 from abliterate.report.bars.bars import bar_groups
+from abliterate.report.bars.kinds import KINDS, Kind
 from abliterate.report.first import first_screen
+from abliterate.report.page import render
 from abliterate.report.page.browser import browser
 from abliterate.report.page.escaping import language, shown
 from abliterate.report.page.heatmap import HeatMap, heat_maps
+from abliterate.report.page.render import report_page
 from abliterate.report.page.tables import ThoughtRow, cuts, thoughts
 from abliterate.report.page.topics import most_withheld_first, worth_of_topics
 from abliterate.report.provenance import citation, command, folder_name, missing, model_name, stages
@@ -359,3 +363,47 @@ def test_thoughts_are_crossed_with_answers_of_both_models() -> None:
     assert [(row.set, row.model) for row in rows] == [("hot", "base")] * 2 + [("hot", "edited")] * 2 + [("cold", "base")] * 2
     assert rows[0] == ThoughtRow("hot", "base", "empty or refusing", 9, 1)
     assert thoughts(audit_report().report) == []
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours as WCAG 2 defines it."""
+
+    def light(colour: str) -> float:
+        parts = [each / 255 for each in bytes.fromhex(colour[1:])]
+        red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    dim, bright = sorted((light(one), light(other)))
+    return (bright + 0.05) / (dim + 0.05)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.look not in ("hatched", "dashed")], ids=lambda kind: kind.name)
+def test_a_figure_in_a_bar_has_enough_contrast(kind: Kind) -> None:
+    """Hatched and dashed parts have the page's text on the page's ground."""
+    style = (Path(render.__file__).parents[1] / "templates" / "style.css").read_text(encoding="utf-8")
+    inks = re.findall(rf"--{'on-dark' if kind.light_text else 'on-light'}: (#\w+);", style)[:2]  # light and dark
+    assert all(contrast(colour, ink) >= 4.5 for colour, ink in zip(kind.colours, inks, strict=True))
+
+
+def test_truncated_on_a_dark_page_keeps_apart_from_what_stands_beside_it_in_a_bar() -> None:
+    dark = {kind.name: bytes.fromhex(kind.colours[1][1:]) for kind in KINDS}
+    for name in ("unknown", "answered", "hedged", "degenerate"):
+        assert sum(abs(a - b) for a, b in zip(dark["truncated"], dark[name], strict=True)) > 60, name
+
+
+def test_grey_figures_in_tables_do_not_run_into_the_figure_before_them() -> None:
+    auc = {"auc": 0.91, "auc_ci95": [0.71, 1.0], "n": 4, "clusters": 4}
+    known = {"contexts": {"chat": auc}, "withheld": {**auc, "reading": "knows"}, "answered": auc}
+    unmatched = {"in_question": 0, "no_sibling": 0, "other_kind": 0}
+    sets = {"hot": {"base": known, "control": False, "by_lang": {}, "topics": {}}}
+    found = {"context": "chat", "controls": [], "facts": 9, "pairs": 90, "unmatched": unmatched, "sets": sets}
+    for made in (audit_report(), run_report(), weights_report()):
+        page = report_page(changed(made.report, {"elicitation": found}), made.base, made.edited, made.auc)
+        assert "0.91 (0.71–1.00) <small>n = 4</small>" in page and not re.search(r"[^\s>]<small|</\w+><small", page)
+
+
+def test_the_search_says_what_it_searches() -> None:
+    made = run_report()
+    excerpts, whole = (report_page(made.report, made.base, made.edited, made.auc, shows) for shows in ("excerpt", "full"))
+    label = "Search these excerpts (the rest of the replies is not searched)<input"
+    assert label in excerpts and label not in whole and "Search<input" in whole
