@@ -9,11 +9,13 @@ from typing import Any
 
 import chromium
 import pytest
-from reports import NO, YES, Made, audit_report, judged, reported, run_record, run_report, weights_report
+from reports import NO, YES, Made, audit_report, changed, judged, reported, run_record, run_report, weights_report
 
 from abliterate.files import write_text
 from abliterate.measures.summary import Judged
+from abliterate.outcomes.records import OUTCOMES
 from abliterate.outcomes.verdict import Verdict
+from abliterate.outcomes.worth.records import NAMES as WORTHS
 from abliterate.outcomes.worth.records import Worth
 from abliterate.replies.transcripts import Transcript
 from abliterate.report.compare_runs import runs_page
@@ -24,6 +26,7 @@ AXE = (Path(__file__).parents[1] / "data" / "axe" / "axe.min.js").read_text(enco
 TAB, ENTER, DOWN, SPACE = "\ue004", "\ue007", "\ue015", " "
 GONE = "const end = arguments[0]; (function look() { document.querySelector('#printed li') ? requestAnimationFrame(look) : end(); })();"
 READ = "document.getElementById('list')?.focus()"  # the letters j and k act only in the reader
+PAPER = 688  # CSS pixels between the margins of A4
 OVERFLOW = "return [document.documentElement.scrollWidth, document.documentElement.clientWidth, document.title]"
 
 
@@ -370,3 +373,63 @@ def test_the_first_screen_says_what_was_done_and_what_came_of_it(window: chromiu
     )
     assert all(0 <= top < 900 for top in tops) and tops == sorted(tops[:2]) + tops[2:]
     assert {NO, YES} & set(window.run("return [...document.querySelectorAll('.x')].map((x) => x.textContent)"))
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run in which there are replies of every kind, so that its tables have all their columns."""
+    given: list[tuple[Any, dict[str, Any]]] = [(outcome, {}) for outcome in OUTCOMES]
+    given += [("deflected", {"reason": "evasive"}), ("answered", {"hedged": True}), *(("answered", {"worth": worth}) for worth in WORTHS)]
+    base = {}
+    for name in ("hot", "cold"):
+        replies = judged(name, [f"reply {i}" for i in range(len(given))])
+        base[name] = [(t, Verdict(outcome, "no rule", **more)) for (t, _), (outcome, more) in zip(replies, given, strict=True)]
+    made = run_report()
+    report = reported(run_record(), {"hot": "target", "cold": "baseline"}, base, base, None, None, {"tensors": 1}, 0.05)
+    kept = {"recovery": made.report.recovery, "directions": made.report.directions, "controls": made.report.controls}
+    file = tmp_path_factory.mktemp("crowded") / "report.html"
+    write_text(page_of(Made(changed(report, kept), base, base, None)), file)
+    return file
+
+
+def test_paper_loses_no_column(window: chromium.Browser, pages: dict[str, Path], crowded: Path) -> None:
+    wider = (
+        "return [...document.querySelectorAll('table')].filter((t) => t.scrollWidth > t.parentElement.clientWidth + 1 || "
+        "t.getBoundingClientRect().right > innerWidth + 1).map((t) => [t.parentElement.ariaLabel, t.scrollWidth, innerWidth])"
+    )
+    for file in (*pages.values(), crowded):
+        window.look(PAPER, 1000)
+        window.open(file)
+        window.cdp("Emulation.setEmulatedMedia", media="print")
+        window.run("document.querySelectorAll('details').forEach((each) => { each.open = true })")
+        found, across = window.run(wider), window.run(OVERFLOW)[0]
+        window.cdp("Emulation.setEmulatedMedia", media="")
+        assert found == [] and across <= PAPER, file
+
+
+def test_the_labels_of_an_axis_do_not_overlap(window: chromium.Browser, pages: dict[str, Path]) -> None:
+    gaps = (
+        "return [...document.querySelectorAll('.axis')].flatMap((axis) => { const ends = [...axis.children].map((span) => {"
+        "const range = document.createRange(); range.selectNodeContents(span); return range.getBoundingClientRect(); })"
+        ".filter((box) => box.width); return ends.slice(1).map((box, i) => box.left - ends[i].right); })"
+    )
+    for name in ("run", "runs"):
+        window.open(pages[name])
+        for width in (390, 641, 700, 991, 993, 996, 1000, 1100, 1280):
+            window.look(width)
+            assert min(window.run(gaps)) >= 4, (name, width)
+
+
+def test_a_head_stands_over_its_column(window: chromium.Browser, pages: dict[str, Path], crowded: Path) -> None:
+    apart = (
+        "return [...document.querySelectorAll('table')].flatMap((table) => [...table.querySelectorAll('thead th')].flatMap((head) => {"
+        "const at = head.getBoundingClientRect(), below = [...(table.tBodies[0].rows[0]?.cells ?? [])].find((cell) => {"
+        "const box = cell.getBoundingClientRect(); return Math.abs(box.left - at.left) < 1 && Math.abs(box.right - at.right) < 1; });"
+        "const edges = (cell) => [getComputedStyle(cell).textAlign, getComputedStyle(cell).paddingLeft].join();"
+        "return below && edges(below) !== edges(head) ? [[head.textContent, edges(head), edges(below)]] : []; }))"
+    )
+    window.look()
+    for file in (*pages.values(), crowded):
+        window.open(file)
+        window.run("document.querySelectorAll('details').forEach((each) => { each.open = true })")
+        assert window.run(apart) == [], file
