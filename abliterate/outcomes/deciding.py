@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from abliterate.outcomes.evasion import after_echo, copied
+from abliterate.outcomes.facts import line_of
 from abliterate.outcomes.folded import Folded, Place, edged
 from abliterate.outcomes.normalise import plain
 from abliterate.outcomes.phrases import REPEATED
@@ -35,7 +36,7 @@ class Span:
 
 def deciding_words(answer: str, prompt: str | None, verdict: Verdict, facts: Sequence[str] = (), official: str | None = None) -> list[Span]:
     """The words that decided the verdict on an answer, in their order, without overlaps. Empty if none can be located: a measure
-    decided, or another judge than the rules."""
+    decided, or another judge than the rules. Of an answer with a worth, what the rules go by is marked, whoever judged the worth."""
     if verdict.worth is None and verdict.rule == NO_RULE:
         return []
     folded = Folded.of(answer)
@@ -109,11 +110,11 @@ def _of_worth(folded: Folded, answer: Answer) -> Iterator[tuple[Why, Place]]:
 
 
 def _of_phrases(folded: Folded, phrases: Sequence[str]) -> Iterator[Place]:
-    return (place for phrase in phrases for place in folded.phrase(plain(phrase, marks=False)))
+    return (place for phrase in phrases for place in folded.phrase(line_of(phrase)))
 
 
 def _of_official_line(folded: Folded, answer: Answer) -> Iterator[Place]:
     """Where words of the prompt's own official line stand that the question and the facts lack."""
     for start, end in copied(folded.text, answer.official or ""):
-        if plain(folded.text[start:end], marks=False) not in answer.known:
+        if line_of(folded.text[start:end]) not in answer.known:
             yield folded.place(start, end)
