@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from abliterate.measures.clustering import Clustering
 from abliterate.measures.clusters import MIN_CLUSTERS, cluster_mean, few_mean, student_mean
 from abliterate.measures.contrast import controls
 from abliterate.measures.parts.elicitation import (
@@ -33,19 +34,16 @@ _ALL = (COMBINED, *CONTEXTS)  # of contexts with equal AUCs, the first is chosen
 
 @dataclass(frozen=True)
 class _Row:
-    """A prompt with its scores by model, and whether base ``withholds`` or ``answers`` it; it may do neither."""
+    """A prompt with its scores by model, its ``cluster``, and whether base ``withholds`` or ``answers`` it; it may do neither."""
 
     transcript: Transcript
+    cluster: str
     withholds: bool
     answers: bool
     scored: Mapping[Side, ScoredPrompt]
 
     def auc(self, side: Side, context: str) -> float:
         return prompt_auc(self.scored[side], context)
-
-    @property
-    def cluster(self) -> str:
-        return f"topic {self.transcript.topic}" if self.transcript.topic else f"prompt {self.transcript.id}"
 
 
 Rows = Sequence[_Row]
@@ -86,13 +84,13 @@ def elicitation(roles: Mapping[str, str], base: Mapping[str, Judged], scores: Ma
 def _rows(judged: Judged, scores: Mapping[Side, ElicitedScores]) -> Rows:
     """The prompts of a set that have matched facts, with the scores of every model."""
     scored = {side: {(each.set, each.id): each for each in found.prompts if each.facts} for side, found in scores.items()}
+    clusters = Clustering.of([transcript for transcript, _ in judged]).names
     rows = []
-    for transcript, verdict in judged:
+    for (transcript, verdict), cluster in zip(judged, clusters, strict=True):
         key = transcript.set, transcript.id
         if all(key in found for found in scored.values()):
-            rows.append(
-                _Row(transcript, withheld(verdict), verdict.outcome == "answered", {side: found[key] for side, found in scored.items()})
-            )
+            known = {side: found[key] for side, found in scored.items()}
+            rows.append(_Row(transcript, cluster, withheld(verdict), verdict.outcome == "answered", known))
     return rows
 
 

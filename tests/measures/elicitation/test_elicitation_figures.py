@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -62,6 +63,12 @@ def test_the_auc_of_a_set_is_the_mean_of_its_prompts_in_each_context() -> None:
     by_lang = made.sets["asked"].by_lang
     assert [by_lang[lang].base.contexts["chat"].auc for lang in ("en", "zh")] == [0.0, 1.0]
     assert made.facts == 48 and made.pairs == 192
+
+
+def test_prompts_of_one_category_are_a_cluster_in_a_set_without_topics() -> None:
+    asked = [(replace(t, topic=None, category=f"category {i % 2}"), verdict) for i, (t, verdict) in enumerate(BASE["asked"])]
+    made = elicitation({"asked": "audited"}, {"asked": asked}, {"base": scores({"asked": asked}, lambda name, i, context: 0.5)})
+    assert made.sets["asked"].base.contexts["chat"].clusters == 2
 
 
 def test_the_controls_alone_choose_the_headline_context() -> None:
