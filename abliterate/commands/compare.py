@@ -198,7 +198,8 @@ def _asked(
     measured = None
     if alike := _predicts_alike(base, derived) and len(group) > 0:
         assert base.session is not None
-        measured = drift_base(folder, base.session, group, judge_all(before).get(group.name, []))
+        harmless = judge_all([transcript for transcript in before if transcript.set == group.name])
+        measured = drift_base(folder, base.session, group, harmless.get(group.name, []))
     if base.session is not None:
         if inquiry is not None:
             inquiry.scores(folder, base.session, "base")
