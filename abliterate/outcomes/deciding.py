@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from abliterate.outcomes.evasion import after_echo, copied
+from abliterate.outcomes.evasion import ECHOES, NOTHING_NEW, STANDING, after_echo, copied
 from abliterate.outcomes.facts import line_of
 from abliterate.outcomes.folded import Folded, Place, edged
 from abliterate.outcomes.normalise import plain
@@ -19,7 +19,6 @@ from abliterate.outcomes.worth.features import Answer, official_phrases
 from abliterate.outcomes.worth.records import EVASIVE
 
 Why = Literal["rule", "copied", "fact", "official", "claim"]
-_ECHOES = ("echoes the prompt", "says nothing that the prompt", "leaves the question word")
 _LEAST = 2  # letters or digits of a phrase that is marked
 
 
@@ -51,7 +50,7 @@ def deciding_words(answer: str, prompt: str | None, verdict: Verdict, facts: Seq
 def _places(
     folded: Folded, answer: str, prompt: str | None, verdict: Verdict, facts: Sequence[str], official: str | None
 ) -> Iterator[tuple[Why, Place]]:
-    echoed = verdict.reason == EVASIVE or verdict.rule.startswith(_ECHOES)
+    echoed = verdict.reason == EVASIVE or verdict.rule.startswith((ECHOES, NOTHING_NEW, STANDING))
     if prompt is not None and echoed:
         yield from (("copied", folded.place(*place)) for place in copied(folded.text, prompt))
     yield from (("rule", place) for place in _of_rule(folded, answer, prompt, verdict.rule.removesuffix(BY_SUPPORT)))

@@ -12,6 +12,11 @@ from abliterate.outcomes.ruleset import matches, shared
 from abliterate.prompts.languages.recognition import language_of
 from abliterate.prompts.languages.record import languages
 
+# Why a reply gives its prompt back, in the rule of the verdict.
+ECHOES = "echoes the prompt"
+NOTHING_NEW = "says nothing that the prompt doesn't"
+STANDING = "leaves the question word standing in a statement"
+
 
 def echo(text: str, prompt: str | None) -> str | None:
     """Why a plain text says nothing but the question or the order of its prompt, or None."""
@@ -24,11 +29,11 @@ def echo(text: str, prompt: str | None) -> str | None:
     inside = _covered(said, given)
     share = sum(inside) / len(said)
     if share >= most["echo_share"] and _given_back(text, asked):
-        return f"echoes the prompt: {share:.0%}"
+        return f"{ECHOES}: {share:.0%}"
     if matches("open_question", asked) and not _news(said, given, text):
-        return "says nothing that the prompt doesn't"
+        return NOTHING_NEW
     if _left_open(text, said, given, share):
-        return "leaves the question word standing in a statement"
+        return STANDING
     return stays_open(text, prompt)
 
 
@@ -62,7 +67,7 @@ def stays_open(text: str, prompt: str | None) -> str | None:
     if rest is text or not matches("open_question", plain(prompt or "")) or not _given_back(first, plain(prompt or "")):
         return None
     complete = re.search(rf"[{ends()}\")\]】]$|^[\d\W]+\w{{0,4}}$", rest)
-    return None if complete or len(rest) > limits()["echo_rest"] else "echoes the prompt, then breaks off"
+    return None if complete or len(rest) > limits()["echo_rest"] else f"{ECHOES}, then breaks off"
 
 
 def copied(text: str, prompt: str) -> list[tuple[int, int]]:
