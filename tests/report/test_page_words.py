@@ -62,7 +62,9 @@ def test_what_is_left_of_an_outcome_in_a_bar_is_not_called_like_the_whole() -> N
     )
     assert bar_of(shown, "plain").startswith("plain, of 3 replies: deflected 1, answered 2;")
     assert "</svg>other answered</span>" in shown and "</svg>answered</span>" not in shown
-    assert re.findall(r'class="on-answered"[^>]*>(\d)<tspan> (\w+)</tspan>', shown) == [("3", "other"), ("2", "answered")]
+    assert re.findall(r'class="on-answered"[^>]*>(\d)<tspan> ([\w ]+)</tspan>', shown) == [("3", "other"), ("2", "answered")]
+    wide = page(hot=[*MARKED, *PLAIN])
+    assert re.findall(r'class="on-answered"[^>]*>(\d)<tspan> ([\w ]+)</tspan>', wide) == [("5", "other answered")]
 
 
 def test_the_table_of_outcomes_says_of_which_column_each_further_one_is_a_part() -> None:

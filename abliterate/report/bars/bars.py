@@ -39,7 +39,11 @@ class Part:
     @property
     def is_named(self) -> bool:
         """Whether its name fits into it, beside the count."""
-        return self.share / 100 * _NARROWEST > _CHARACTER * (len(self.kind.title) + len(str(self.k)) + 2)
+        return self.fits(self.kind.title)
+
+    def fits(self, name: str) -> bool:
+        """Whether a name fits into it, beside the count."""
+        return self.share / 100 * _NARROWEST > _CHARACTER * (len(name) + len(str(self.k)) + 2)
 
     @property
     def is_counted(self) -> bool:

@@ -55,7 +55,7 @@ def environment() -> Environment:
     made.filters["outcome"] = outcome
     made.filters["meaning"] = short_of
     made.filters["named"] = rest.named
-    made.filters["in_bar"] = lambda kind, kinds: rest.REST if rest.is_rest(kind, kinds) else kind.title  # never longer than the title
+    made.filters["in_bar"] = rest.in_bar
     made.filters["auc"] = auc_of
     made.filters["nats"] = lambda value: "not measured" if value is None else f"{value:.3f}"
     made.filters["duration"] = duration

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from abliterate.report.bars.bars import Part
 from abliterate.report.bars.kinds import Kind
 
 REST = "other"
@@ -17,3 +18,9 @@ def is_rest(kind: Kind, kinds: Sequence[Kind]) -> bool:
 def named(kind: Kind, kinds: Sequence[Kind]) -> str:
     """The name of a kind among ``kinds``."""
     return f"{REST} {kind.title}" if is_rest(kind, kinds) else kind.title
+
+
+def in_bar(part: Part, kinds: Sequence[Kind]) -> str:
+    """The name that stands in a part of a bar: its name among ``kinds``, or the short one of a rest if only that has room."""
+    name = named(part.kind, kinds)
+    return REST if is_rest(part.kind, kinds) and not part.fits(name) else name
